@@ -1,0 +1,161 @@
+"""Means and spread over cases worked out by hand, the written files, and label images from disk to report."""
+
+import json
+import math
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+
+from volseg.errors import GridError, InputError, UsageError
+from volseg.evaluation.overlap import ABSENT, POLICY, Overlap
+from volseg.evaluation.pairs import Pair, Pairs, match_pairs
+from volseg.evaluation.report import MEASURES, evaluate_pairs, summarise, write_report
+
+
+def overlap(dice: float, prediction_ml: float = 1.0) -> Overlap:
+    return Overlap(dice, dice / (2 - dice), dice, dice, 1.0, prediction_ml, prediction_ml - 1.0)
+
+
+CASES = {
+    "one": {"a": overlap(0.9), "b": overlap(0.5), "never": ABSENT},
+    "two": {"a": overlap(0.7, 2.0), "b": ABSENT, "never": ABSENT},
+    "three": {"a": overlap(0.2, 3.0), "b": ABSENT, "never": ABSENT},
+}
+
+
+def test_means_and_spread_by_hand() -> None:
+    document = summarise(CASES, ("four",))
+    mean, spread = document["mean"]["labels"], document["spread"]["labels"]
+    assert mean["a"]["dice"] == pytest.approx(0.6)
+    assert mean["a"]["iou"] == pytest.approx((0.9 / 1.1 + 0.7 / 1.3 + 0.2 / 1.8) / 3)
+    assert (mean["a"]["prediction_ml"], mean["a"]["volume_difference_ml"], mean["a"]["cases"]) == (2.0, 1.0, 3)
+    assert spread["a"]["dice"] == pytest.approx(math.sqrt((0.3**2 + 0.1**2 + 0.4**2) / 2))
+    assert spread["a"]["prediction_ml"] == 1.0
+    # Present in one case only: that case is the mean, and one case has no spread.
+    assert (mean["b"]["dice"], mean["b"]["reference_ml"], mean["b"]["cases"]) == (0.5, 1.0, 1)
+    assert mean["never"] == {**dict.fromkeys(MEASURES), "cases": 0}
+    assert spread["b"] == spread["never"] == dict.fromkeys(MEASURES)
+    # Over cases per label, then over labels: not the mean of all four numbers, and 'never' does not count.
+    assert document["mean"]["foreground_dice"] == pytest.approx((0.6 + 0.5) / 2)
+    assert document["unmatched_references"] == ["four"]
+    assert document["policy"] == POLICY
+
+
+def test_cases_are_given_in_full() -> None:
+    document = summarise(CASES)
+    assert [case["name"] for case in document["cases"]] == ["one", "two", "three"]
+    assert document["cases"][1]["labels"]["b"] == {
+        **dict.fromkeys(("dice", "iou", "precision", "recall")),
+        "reference_ml": 0.0,
+        "prediction_ml": 0.0,
+        "volume_difference_ml": 0.0,
+    }
+    assert document["cases"][1]["labels"]["a"]["dice"] == 0.7
+
+
+@pytest.mark.parametrize("cases", [{}, {"one": {}}, {"one": {"a": ABSENT}}])
+def test_nothing_that_counts(cases: dict[str, dict[str, Overlap]]) -> None:
+    assert summarise(cases)["mean"]["foreground_dice"] is None
+
+
+def test_written_files(tmp_path: Path) -> None:
+    cases = {"one, first": {"a": Overlap(0.5, 0.25, 1.0, 0.0, 2.0, 3.0, 1.0)}, "two": {"a": ABSENT}}
+    document = summarise(cases)
+    write_report(document, tmp_path / "out" / "report.json")
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == document
+    assert (tmp_path / "out" / "report.csv").read_text() == (
+        "case,label,dice,iou,precision,recall,reference_ml,prediction_ml,volume_difference_ml\n"
+        '"one, first",a,0.5,0.25,1.0,0.0,2.0,3.0,1.0\n'
+        "two,a,,,,,0.0,0.0,0.0\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["report", "report.csv"])
+def test_the_report_is_json(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"ending in \.json"):
+        write_report(summarise({}), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def save_nifti(path: Path, labels: np.ndarray, spacing_mm: tuple[float, float, float] = (1.0, 2.0, 5.0)) -> None:
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(labels.astype(np.uint8), np.diag([*spacing_mm, 1.0])), path)
+
+
+def box(value: int, length: int) -> np.ndarray:
+    labels = np.zeros((4, 3, 2), dtype=np.uint8)
+    labels[:length, 0, 0] = value
+    return labels
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Three references; predictions for two of them, one exact."""
+    for name, labels in {"a": box(1, 4), "b": box(10, 2), "c": box(1, 1)}.items():
+        save_nifti(tmp_path / "references" / f"{name}.nii.gz", labels)
+    save_nifti(tmp_path / "predictions" / "a.nii.gz", box(1, 2))
+    save_nifti(tmp_path / "predictions" / "b.nii.gz", box(10, 2) + box(2, 4) * (box(10, 2) == 0))
+    return tmp_path / "predictions", tmp_path / "references"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_folders_with_given_labels(folders: tuple[Path, Path], workers: int) -> None:
+    document = evaluate_pairs(match_pairs(*folders), {"ten": 10, "one": 1}, workers)
+    first, second = document["cases"]
+    assert (first["name"], first["labels"]["ten"]["dice"]) == ("a", None)
+    assert first["labels"]["one"] == {
+        "dice": pytest.approx(4 / 6),
+        "iou": 0.5,
+        "precision": 1.0,
+        "recall": 0.5,
+        "reference_ml": pytest.approx(0.04),
+        "prediction_ml": pytest.approx(0.02),
+        "volume_difference_ml": pytest.approx(-0.02),
+    }
+    assert (second["labels"]["ten"]["dice"], second["labels"]["one"]["dice"]) == (1.0, None)
+    assert document["mean"]["foreground_dice"] == pytest.approx((1.0 + 4 / 6) / 2)
+    assert document["unmatched_references"] == ["c"]
+
+
+def test_labels_are_found_in_either_image_and_sorted_by_value(folders: tuple[Path, Path]) -> None:
+    document = evaluate_pairs(match_pairs(*folders))
+    assert [list(case["labels"]) for case in document["cases"]] == [["label_1", "label_2", "label_10"]] * 2
+    means = {name: mean["dice"] for name, mean in document["mean"]["labels"].items()}
+    assert means == {"label_1": pytest.approx(4 / 6), "label_2": 0.0, "label_10": 1.0}
+    assert [case["labels"]["label_2"]["dice"] for case in document["cases"]] == [None, 0.0]
+
+
+def test_formats_may_differ(tmp_path: Path) -> None:
+    labels = box(3, 3)
+    save_nifti(tmp_path / "references" / "a.nii.gz", labels)
+    image = SimpleITK.GetImageFromArray(labels.T)
+    image.SetSpacing((1.0, 2.0, 5.0))
+    # The same RAS+ axes, said in LPS+.
+    image.SetDirection((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
+    (tmp_path / "predictions").mkdir()
+    SimpleITK.WriteImage(image, str(tmp_path / "predictions" / "a.mha"))
+    document = evaluate_pairs(match_pairs(tmp_path / "predictions", tmp_path / "references"))
+    assert document["mean"]["foreground_dice"] == 1.0
+    assert document["mean"]["labels"]["label_3"]["reference_ml"] == pytest.approx(0.03)
+
+
+def test_other_grid_and_unreadable_file(tmp_path: Path) -> None:
+    save_nifti(tmp_path / "r" / "case_7.nii.gz", box(1, 2))
+    save_nifti(tmp_path / "p" / "case_7.nii.gz", box(1, 2), spacing_mm=(1.0, 2.0, 4.0))
+    with pytest.raises(GridError, match="case_7"):
+        evaluate_pairs(match_pairs(tmp_path / "p", tmp_path / "r"))
+    (tmp_path / "p" / "case_7.nii.gz").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="case_7"):
+        evaluate_pairs(match_pairs(tmp_path / "p", tmp_path / "r"))
+
+
+@pytest.mark.needs_data
+def test_real_references_against_themselves(data_folder: Path) -> None:
+    files = sorted((data_folder / "Task04_Hippocampus" / "labelsTr").glob("*.nii.gz"))[:3]
+    pairs = Pairs(tuple(Pair(file.name, file, file) for file in files))
+    document = evaluate_pairs(pairs, {"Anterior": 1, "Posterior": 2})
+    assert document["mean"]["foreground_dice"] == 1.0
+    assert all(0.5 < document["mean"]["labels"][name]["reference_ml"] < 4.0 for name in ("Anterior", "Posterior"))

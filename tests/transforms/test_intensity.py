@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+
+from volseg.transforms import RandBlurd, RandLowResolutiond
+from volseg.transforms.intensity import at_low_resolution, blurred
+
+
+def noise(channels: int = 2) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(channels, 9, 10, 11)).astype(np.float32))
+
+
+def test_blurring_is_scipys_gaussian_filter_channel_by_channel():
+    image, sigma = noise(), np.array([[0.5, 0.7, 1.0], [1.0, 0.6, 0.9]])
+    for channel in range(2):
+        expected = scipy.ndimage.gaussian_filter(image[channel].numpy(), sigma[channel], mode="nearest", radius=3)
+        assert np.allclose(blurred(image, sigma)[channel], expected, atol=1e-5)
+
+
+def test_low_resolution_is_torchs_nearest_down_and_linear_up():
+    image, zooms = noise(), np.array([[0.5, 0.5, 0.5], [0.8, 0.8, 0.8]])
+    found = at_low_resolution(image, zooms)
+    for channel, size in enumerate([(4, 5, 6), (7, 8, 9)]):
+        small = F.interpolate(image[None, channel, None], size, mode="nearest-exact")
+        expected = F.interpolate(small, image.shape[1:], mode="trilinear", align_corners=False)
+        assert torch.allclose(found[channel], expected[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "transform", [RandBlurd("image", 1, (0.5, 1.0)), RandLowResolutiond("image", 1, (0.5, 1.0))], ids=lambda t: type(t).__name__
+)
+class TestBoth:
+    def test_a_constant_stays_constant_to_the_edge(self, transform):
+        constant = torch.full((2, 8, 8, 8), -1.3)
+        assert torch.allclose(transform({"image": constant})["image"], constant, atol=1e-6)
+
+    def test_it_smooths_and_leaves_its_input_alone(self, transform):
+        image = noise()
+        before = image.clone()
+        out = transform.set_random_state(0)({"image": image})["image"]
+        assert torch.equal(image, before)
+        assert (out.std(dim=(1, 2, 3)) < 0.9 * image.std(dim=(1, 2, 3))).all()
+
+    def test_a_seed_repeats_it(self, transform):
+        one, two = (transform.set_random_state(3)({"image": noise()})["image"] for _ in range(2))
+        assert torch.equal(one, two)
+        assert not torch.equal(one, transform({"image": noise()})["image"])
+
+
+@pytest.mark.parametrize("kind", [RandBlurd, RandLowResolutiond])
+def test_it_happens_as_often_as_asked_for(kind):
+    transform = kind("image", 0.3, (0.5, 0.6)).set_random_state(0)
+    image = noise(1)
+    share = np.mean([transform({"image": image})["image"] is not image for _ in range(500)])
+    assert share == pytest.approx(0.3, abs=0.06)
+
+
+def test_a_coarse_axis_is_left_alone():
+    image = torch.arange(9.0).reshape(1, 9, 1, 1).expand(1, 9, 10, 11) ** 2
+    assert torch.equal(RandLowResolutiond("image", 1, (0.5, 0.6), axes=(1, 2))({"image": image})["image"], image)
+    assert not torch.equal(RandLowResolutiond("image", 1, (0.5, 0.6))({"image": image})["image"], image)

@@ -1,0 +1,170 @@
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import volseg.transforms
+from tests.data.small_cases import AFFINE, small_plan, write_cases
+from volseg.config import AugmentationConfig, Channel, NetworkConfig
+from volseg.data.geometry import Geometry
+from volseg.data.preprocess import image_to_network, label_to_network
+from volseg.errors import InputError
+from volseg.transforms import augmentation, preprocessing
+
+OFF = dict.fromkeys(
+    ["rotation", "scaling", "mirror", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"],
+    0.0,
+)
+
+
+def only(**changes: float) -> AugmentationConfig:
+    return AugmentationConfig(**{**OFF, **changes})
+
+
+def case(channels: int = 1, size: int = 24) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.normal(size=(channels, size, size, size)).astype(np.float32),
+        "label": rng.integers(0, 3, (1, size, size, size), dtype=np.uint8),
+    }
+
+
+def patch_of(name: str) -> torch.Tensor:
+    return torch.from_numpy(case()[name][:, 8:16, 8:16, 8:16])
+
+
+def test_the_public_names_are_sorted_and_there():
+    assert volseg.transforms.__all__ == sorted(volseg.transforms.__all__)
+    assert all(hasattr(volseg.transforms, name) for name in volseg.transforms.__all__)
+
+
+def test_preprocessing_is_the_plain_functions(tmp_path):
+    one, plan = write_cases(tmp_path, 1)[0], small_plan(spacing_mm=(1.0, 1.2, 0.9))
+    out = preprocessing(plan)({"image": one.images[0], "label": str(one.label)})
+    image, label = (np.asarray(nib.load(path).dataobj) for path in (one.images[0], one.label))
+    geometry = Geometry(image.shape, AFFINE)
+    expected, _ = image_to_network([image], geometry, plan)
+    assert type(out["image"]) is torch.Tensor
+    assert torch.equal(out["image"], expected)
+    assert torch.equal(out["label"], label_to_network(label, geometry, plan)[None])
+    assert out["label"].dtype == torch.uint8
+    assert out["label"].unique().tolist() == [0, 1, 2]
+
+
+def test_preprocessing_takes_one_path_per_channel(tmp_path):
+    one = write_cases(tmp_path, 1)[0]
+    network = small_plan().network.model_dump() | {"in_channels": 2}
+    channels = (Channel(name="a"), Channel(name="b", normalisation="none"))
+    plan = small_plan(channels=channels, network=NetworkConfig(**network))
+    out = preprocessing(plan)({"image": one.images * 2, "label": one.label})["image"]
+    assert out.shape == (2, 9, 12, 10)
+    assert out.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, 100], abs=1)
+
+
+def test_preprocessing_says_which_case_is_wrong(tmp_path):
+    one = write_cases(tmp_path, 1)[0]
+    with pytest.raises(RuntimeError) as caught:
+        preprocessing(small_plan())({"image": tmp_path / "missing.nii.gz", "label": one.label})
+    assert isinstance(caught.value.__cause__, InputError)
+    assert "Case label_0" in str(caught.value.__cause__)
+
+
+def test_augmentation_gives_plain_tensors_and_keeps_label_values():
+    pipeline = augmentation(small_plan(mirror_axes=(0, 1, 2)), AugmentationConfig())
+    for seed in range(30):
+        out = pipeline.set_random_state(seed)(case())
+        assert type(out["image"]) is torch.Tensor
+        assert type(out["label"]) is torch.Tensor
+        assert (out["image"].dtype, out["image"].shape) == (torch.float32, (1, 8, 8, 8))
+        assert (out["label"].dtype, out["label"].shape) == (torch.uint8, (1, 8, 8, 8))
+        assert torch.isfinite(out["image"]).all()
+        assert set(out["label"].unique().tolist()) <= {0, 1, 2}
+
+
+def test_without_chances_the_patch_is_the_exact_crop():
+    out = augmentation(small_plan(), only())(case())
+    assert torch.equal(out["image"], patch_of("image"))
+    assert torch.equal(out["label"], patch_of("label"))
+
+
+@pytest.mark.parametrize("name", sorted(set(OFF) - {"rotation", "scaling", "mirror"}))
+def test_each_intensity_step_changes_the_image_and_not_the_label(name):
+    out = augmentation(small_plan(), only(**{name: 1.0})).set_random_state(1)(case())
+    assert not torch.equal(out["image"], patch_of("image"))
+    assert torch.equal(out["label"], patch_of("label"))
+
+
+def test_a_seed_repeats_everything_also_after_pickling():
+    pipeline = augmentation(small_plan(mirror_axes=(0, 1, 2)), AugmentationConfig(**dict.fromkeys(OFF, 0.5)))
+    copy = pickle.loads(pickle.dumps(pipeline))
+    for seed in range(10):
+        one = pipeline.set_random_state(seed)(case())
+        pipeline(case())
+        two = pipeline.set_random_state(seed)(case())
+        three = copy.set_random_state(seed)(case())
+        assert torch.equal(one["image"], two["image"])
+        assert torch.equal(one["image"], three["image"])
+        assert torch.equal(one["label"], three["label"])
+
+
+def test_the_steps_are_drawn_independently():
+    pipeline = augmentation(small_plan(), only(noise=0.5, blur=0.5)).set_random_state(0)
+    noise, blur = pipeline.transforms[1:3]
+    drawn = []
+    for _ in range(400):
+        pipeline(case(size=8))
+        drawn.append((noise._do_transform, blur._do_transform))
+    assert np.mean(drawn, axis=0) == pytest.approx([0.5, 0.5], abs=0.08)
+    assert np.corrcoef(np.array(drawn).T)[0, 1] == pytest.approx(0, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["gamma", "gamma_inverted"])
+def test_gamma_keeps_mean_deviation_and_order(name):
+    before = patch_of("image").flatten()
+    after = augmentation(small_plan(), only(**{name: 1.0})).set_random_state(2)(case())["image"].flatten()
+    assert after.mean() == pytest.approx(before.mean(), abs=1e-5)
+    assert after.std() == pytest.approx(before.std(), rel=1e-5)
+    assert torch.equal(after.argsort(), before.argsort())
+
+
+def test_inverted_gamma_is_the_gamma_of_the_inverted_image():
+    plain = augmentation(small_plan(), only(gamma=1)).set_random_state(4)
+    inverted = augmentation(small_plan(), only(gamma_inverted=1)).set_random_state(4)
+    one = case()
+    two = {**one, "image": -one["image"]}
+    for pipeline in (plain, inverted):
+        pipeline.transforms[-3 if pipeline is inverted else -2].adjust_contrast.gamma = 1.3
+        pipeline.transforms[-3 if pipeline is inverted else -2].randomize = lambda data: None
+    # Both draw their gamma from equal generators, the first step that draws.
+    assert torch.isfinite(inverted(one)["image"]).all()
+    assert torch.isfinite(plain(two)["image"]).all()
+
+
+def test_noise_has_zero_mean_and_at_most_the_configured_variance():
+    flat = {"image": np.zeros((1, 24, 24, 24), np.float32), "label": np.zeros((1, 24, 24, 24), np.uint8)}
+    plan = small_plan(patch_size=(24, 24, 24))
+    pipeline = augmentation(plan, only(noise=1.0)).set_random_state(0)
+    patches = torch.stack([pipeline(flat)["image"] for _ in range(200)])
+    deviations = patches.std(dim=(1, 2, 3, 4)).numpy()
+    # The deviation is uniform between 0 and the square root of 0.1.
+    assert patches.mean() == pytest.approx(0, abs=1e-3)
+    assert deviations.max() == pytest.approx(np.sqrt(0.1), rel=0.03)
+    assert deviations.mean() == pytest.approx(np.sqrt(0.1) / 2, rel=0.1)
+
+
+def test_brightness_scales_each_channel_and_contrast_about_its_mean():
+    network = NetworkConfig(**(small_plan().network.model_dump() | {"in_channels": 2}))
+    plan = small_plan(channels=(Channel(name="a"), Channel(name="b")), network=network)
+    two = case(channels=2)
+    before = torch.from_numpy(two["image"][:, 8:16, 8:16, 8:16])
+    ratio = augmentation(plan, only(brightness=1)).set_random_state(0)(two)["image"] / before
+    assert torch.allclose(ratio, ratio[:, :1, :1, :1].expand_as(ratio), rtol=1e-4)
+    assert 0.75 < ratio.min() < ratio.max() < 1.25
+
+    wide = only(contrast=1.0).model_copy(update={"contrast_range": (0.5, 0.6)})
+    after = augmentation(plan, wide).set_random_state(0)(two)["image"]
+    for channel in range(2):
+        assert after[channel].mean() == pytest.approx(before[channel].mean(), abs=1e-5)
+        assert 0.5 <= after[channel].std() / before[channel].std() <= 0.6

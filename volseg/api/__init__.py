@@ -1,0 +1,1 @@
+"""What users call: the only place that wires the packages together."""

@@ -1,0 +1,58 @@
+"""Many scans into many files: reading, computing and writing overlap, and one bad case stops no other."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from volseg.api.result import Result
+from volseg.api.segmenter import Segmenter
+from volseg.data.formats import stem_of
+from volseg.data.inputs import Case
+from volseg.errors import VolsegError
+from volseg.progress import Progress, silent
+from volseg.report.preview import save_preview
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one case: a label image at `output`, or the error that kept it from one."""
+
+    case: Case
+    output: Path
+    result: Result | None
+    error: VolsegError | None
+
+
+def segment_files(
+    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], preview: bool = False, progress: Progress = silent
+) -> Iterator[Written]:
+    """Segment each case into its file, with the record, and the preview if asked for, beside it.
+
+    One scan is read ahead and one result is written behind; no more than that is held.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
+        behind: Future[Written] | None = None
+        outcomes = segmenter.map((case for case, _ in jobs), progress)
+        for (case, output), outcome in zip(jobs, outcomes, strict=True):
+            following = writer.submit(_write, Written(case, output, outcome.result, outcome.error), preview)
+            if behind:
+                yield behind.result()
+            behind = following
+        if behind:
+            yield behind.result()
+
+
+def _write(done: Written, preview: bool) -> Written:
+    """Write what was computed; a disk that refuses it is the case's error."""
+    if done.result is None:
+        return done
+    try:
+        done.result.save(done.output)
+        if preview:
+            picture = done.output.with_name(stem_of(done.output) + ".png")
+            scan = done.result.scan
+            save_preview(scan.channels[0], done.result.labels, scan.geometry, done.result.shown, picture)
+    except VolsegError as error:
+        return Written(done.case, done.output, None, error)
+    return done

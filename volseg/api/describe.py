@@ -1,0 +1,122 @@
+"""Saying what something is: a model, an image, a run, and what a network costs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from volseg.api.segmenter import find_model
+from volseg.api.settings import is_run
+from volseg.config import load_config
+from volseg.data.reading import read_scan
+from volseg.errors import UsageError
+from volseg.files import sha256_of
+from volseg.modelfile import read_card
+from volseg.networks.profile import compare_blocks
+from volseg.planning.planner import network_of_choices
+
+MIB = 2**20
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `path` is: a run folder, a model (or a bundled name), or an image; "what" says which.
+
+    Raises:
+        InputError: it cannot be read as any of them.
+    """
+    if is_run(path):
+        return _describe_run(path)
+    if path.suffix == ".safetensors" or not path.exists():
+        return _describe_model(find_model(path))
+    return _describe_image(path)
+
+
+def profile_document(config: Path | None, model: str | None) -> dict[str, Any]:
+    """The cost of a network per stage, with each kind of block: {"patch_size", "blocks": {name: {"stages", "total"}}}.
+
+    Args:
+        config: a configuration whose plan fixes patch_size and spacing_mm, or
+        model: a bundled name or a model file.
+    """
+    if (config is None) == (model is None):
+        raise UsageError("Give either --config or --model.")
+    if model is not None:
+        plan = read_card(find_model(model)).plan
+        network, patch_size = plan.network, plan.patch_size
+    else:
+        network, patch_size = network_of_choices(load_config(config).plan)
+    profiles = compare_blocks(network, patch_size)
+    return {
+        "patch_size": list(patch_size),
+        "blocks": {
+            name: {"stages": [*map(_cost, profile.stages), _cost(profile.total)]} for name, profile in profiles.items()
+        },
+    }
+
+
+def _cost(stage: Any) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "parameters": stage.parameters,
+        "gflops": stage.flops / 1e9,
+        "activation_mib": stage.activation_bytes / MIB,
+    }
+
+
+def _describe_model(path: Path) -> dict[str, Any]:
+    card = read_card(path)
+    plan, network = card.plan, card.plan.network
+    return {
+        "what": f"model {card.name}",
+        "file": str(path),
+        "sha256": sha256_of(path),
+        "size_mb": round(path.stat().st_size / 1e6, 2),
+        "volseg_version": card.volseg_version,
+        "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.channels),
+        "labels": ", ".join(f"{label.value} {label.name}" for label in plan.labels),
+        "spacing_mm": _by(plan.spacing_mm),
+        "patch_size": _by(plan.patch_size),
+        "network": f"{network.encoder} U-Net of {network.block} blocks, features {', '.join(map(str, network.features))}",
+        "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
+        "trained_on": ", ".join(f"{key} {value}" for key, value in card.training.items() if value is not None),
+        "foreground_dice": card.scores.get("foreground_dice"),
+    }
+
+
+def _describe_image(path: Path) -> dict[str, Any]:
+    scan = read_scan(path)
+    array, geometry = scan.channels[0], scan.geometry
+    return {
+        "what": "image",
+        "file": str(path),
+        "shape": _by(geometry.shape),
+        "dtype": str(array.dtype),
+        "spacing_mm": _by(tuple(round(spacing, 4) for spacing in geometry.spacing_mm)),
+        "axes": geometry.axis_codes,
+        "voxel_ml": geometry.voxel_ml,
+        "minimum": float(array.min()),
+        "maximum": float(array.max()),
+        "warnings": "; ".join(scan.warnings) or "none",
+    }
+
+
+def _describe_run(path: Path) -> dict[str, Any]:
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    last = json.loads(lines[-1]) if lines else {}
+    scores = path / "validation.json"
+    mean = json.loads(scores.read_text(encoding="utf-8"))["mean"] if scores.exists() else {}
+    return {
+        "what": "run",
+        "folder": str(path),
+        "step": last.get("step", 0),
+        "minutes": round(last.get("seconds", 0) / 60, 2),
+        "progress": last.get("progress", 0),
+        "loss": last.get("loss"),
+        "model": str(path / "model.safetensors") if (path / "model.safetensors").exists() else "not finished",
+        "foreground_dice": mean.get("foreground_dice"),
+        "dice": ", ".join(f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"]) or None,
+    }
+
+
+def _by(sizes: tuple[float, ...]) -> str:
+    return " x ".join(str(size) for size in sizes)

@@ -1,0 +1,36 @@
+"""Comparing label images with references, as a user asks for it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from volseg.evaluation.pairs import match_pairs, read_labels_file
+from volseg.evaluation.report import evaluate_pairs, write_report
+
+
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    labels: str | Path | Mapping[str, int] | None = None,
+    output: str | Path | None = None,
+) -> dict[str, Any]:
+    """Compare label images with their references.
+
+    Args:
+        predictions: a label image, or a folder of them.
+        references: its reference, or a folder of them; matched by name without suffix.
+        labels: {name: stored value}, or a file that holds it (a dataset.json, JSON or YAML); None: the values found.
+        output: where to write the report as JSON, and a CSV beside it.
+
+    Returns:
+        The report: per case and label Dice, IoU, precision, recall and volumes in millilitres; mean and spread.
+        What is stated about empty masks is in its "policy".
+
+    Raises:
+        InputError: a prediction without a reference, grids that differ, or an image that is no label image.
+    """
+    values = read_labels_file(Path(labels)) if isinstance(labels, str | Path) else labels
+    document = evaluate_pairs(match_pairs(Path(predictions), Path(references)), values)
+    if output:
+        write_report(document, Path(output))
+    return document

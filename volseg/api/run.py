@@ -1,0 +1,209 @@
+"""Training as a user asks for it: a data set in, a run folder out."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from volseg.api.settings import RunSettings, begin, settle
+from volseg.api.validation import validate_from_files, validator
+from volseg.config import Config, Plan
+from volseg.data.batches import BatchDataset, batch_loader
+from volseg.data.cache import cache_cases
+from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.device import choose_device, choose_precision
+from volseg.errors import Stopped
+from volseg.files import write_json
+from volseg.modelfile import ModelCard, save_model
+from volseg.networks import UNet
+from volseg.planning.fingerprint import take_fingerprint
+from volseg.planning.planner import make_plan, read_plan, write_plan
+from volseg.progress import Progress, silent
+from volseg.report.run_report import write_run_report
+from volseg.training.loop import fit
+from volseg.training.metrics import MetricsLog
+from volseg.training.schedule import Budget
+from volseg.training.state import TrainingState, has_checkpoint
+from volseg.training.stop import stop_requests
+from volseg.transforms import augmentation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train."""
+
+    folder: Path
+    settings: RunSettings
+    config: Config
+    data: DataSet
+    plan: Plan
+    device: torch.device
+    training: list[TrainingCase]
+    validation: list[TrainingCase]
+
+
+def train(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    fold: int | str | None = None,
+    folds: int | None = None,
+    seed: int | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Path:
+    """Train a network on a data set and leave a run folder with the model, its scores and a report.
+
+    Args:
+        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/.
+        output: the run folder; must not exist unless `resume` or `overwrite`.
+        config: a YAML file, see `volseg.config.Config`.
+        overrides: "key=value" changes to it.
+        fold: 0 to folds - 1, or "all" to train on every case and validate on none. Default 0.
+        folds: number of folds. Default 5.
+        seed: of the weights and of all random draws. Default 0.
+        minutes: wall-clock budget from the first step to the last; what is left of it after a resume.
+        steps: exact number of steps instead. Without either: the plan's.
+        resume: go on with the run in `output`, or begin it when there is none.
+        overwrite: replace the run in `output`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        progress: told how far the run is.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM; the checkpoint is on disk.
+        VolsegError: see `volseg.errors`.
+    """
+    asked = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
+    folder = Path(output)
+    settings, configuration = settle(folder, Path(config) if config else None, overrides, asked, resume, overwrite)
+    place = choose_device(device)
+    run = _prepare(folder, settings, configuration, open_dataset(Path(dataset)), place, resume)
+    with _log_file(folder / "log.txt"):
+        network, done = _fit(run, progress)
+        if not done:
+            raise Stopped(
+                f"Stopped; what was reached is safe in {folder}. "
+                f"Go on with: volseg train {dataset} --output {folder} --resume"
+            )
+        _finish(run, network, progress)
+    return folder
+
+
+def _prepare(
+    folder: Path, settings: RunSettings, config: Config, data: DataSet, device: torch.device, resume: bool
+) -> Run:
+    """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data."""
+    planned = resume and (folder / "plan.yaml").exists()
+    splits = read_splits(folder / "splits.json", data) if planned else split_folds(data, settings.folds)
+    split = choose_fold(splits, settings.fold)
+    by_name = {case.name: case for case in data.cases}
+    training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
+    if planned:
+        plan = read_plan(folder / "plan.yaml")
+    else:
+        fingerprint = take_fingerprint(replace(data, cases=tuple(training)))
+        plan, reasons = make_plan(data, fingerprint, config.plan, accelerated=device.type != "cpu")
+        begin(folder, settings, config)
+        write_json(folder / "splits.json", splits)
+        write_plan(plan, reasons, folder / "plan.yaml")
+    return Run(folder, settings, config, data, plan, device, training, validation)
+
+
+def _fit(run: Run, progress: Progress) -> tuple[torch.nn.Module, bool]:
+    """Train from the checkpoint, or from the seed; the averaged network, and whether the budget is spent."""
+    training_cases, validation_cases = (
+        cache_cases(cases, run.plan, run.folder / "cache", partial(_show_cached, progress, stage))
+        for stage, cases in (("prepare", run.training), ("prepare validation", run.validation))
+    )
+    torch.manual_seed(run.settings.seed)
+    training, checkpoint = run.config.training, run.folder / "checkpoint"
+    state = TrainingState(UNet(run.plan.network).to(run.device), training)
+    if has_checkpoint(checkpoint):
+        state.load(checkpoint)
+        logger.info("Going on after step %d", state.step)
+    steps = run.settings.steps or (None if run.settings.minutes else run.plan.steps)
+    budget = Budget(steps=steps, seconds=None if steps else 60 * (run.settings.minutes or 0))
+    batches = BatchDataset(
+        training_cases,
+        run.plan,
+        training.foreground,
+        augmentation(run.plan, run.config.augmentation),
+        run.settings.seed,
+    )
+    metrics = MetricsLog(run.folder, state.step)
+    saved = time.monotonic()
+    dice = ""
+
+    def report(record: dict[str, Any]) -> None:
+        nonlocal saved, dice
+        metrics.append(record)
+        if "foreground_dice" in record:
+            dice = f", Dice {record['foreground_dice']:.3f}"
+            logger.info("step %d: validation Dice %.4f", record["step"], record["foreground_dice"])
+        progress("train", min(record["progress"], 1.0), f"step {record['step']}, loss {record['loss']:.3f}{dice}")
+        if time.monotonic() - saved > training.checkpoint_seconds:
+            state.save(checkpoint)
+            saved = time.monotonic()
+
+    dtype = choose_precision(training.precision, run.device)
+    validate = validator(run.plan, validation_cases, dtype)
+    loader = batch_loader(batches, state.step, training.workers)
+    with closing(metrics), stop_requests() as stopped:
+        done = fit(state, loader, budget, training, dtype, validate, report, stopped)
+        state.save(checkpoint)
+    return state.average, done
+
+
+def _finish(run: Run, network: torch.nn.Module, progress: Progress) -> None:
+    """Write the model, score it on the validation cases from written files, and report."""
+    card = ModelCard(
+        name=f"{run.data.name}-fold{run.settings.fold}",
+        plan=run.plan,
+        training={
+            "dataset": run.data.name,
+            "licence": run.data.licence,
+            "cases": len(run.training),
+            **run.settings.model_dump(),
+        },
+    )
+    model = run.folder / "model.safetensors"
+    save_model(model, card, network.state_dict())
+    if run.validation:
+        scores = validate_from_files(model, run.data, run.validation, run.folder, str(run.device), progress)
+        save_model(model, card.model_copy(update={"scores": scores}), network.state_dict())
+    write_run_report(run.folder)
+
+
+def _show_cached(progress: Progress, stage: str, done: int, total: int) -> None:
+    progress(stage, done / total, f"case {done} of {total}")
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Send the package's log lines to a file as well."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("volseg")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,240 @@
+"""A model loaded once, and scans that go through it."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from volseg.api.result import Result
+from volseg.config import Plan
+from volseg.data.geometry import GridMap
+from volseg.data.preprocess import image_to_network
+from volseg.data.inputs import Case
+from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
+from volseg.device import DTYPES, autocast, choose_device, choose_precision
+from volseg.errors import InputError, UsageError, VolsegError
+from volseg.files import sha256_of
+from volseg.inference.engine import Windows, segment
+from volseg.inference.quality import measure
+from volseg.modelfile import ModelCard, load_model
+from volseg.networks import UNet
+from volseg.progress import Progress, silent
+
+BUNDLED = Path(__file__).parent.parent / "models"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scan: a result, or the error that kept it from one."""
+
+    input: Any
+    result: Result | None = None
+    error: VolsegError | None = None
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A model on a device, ready for scans; holds no state between them, so threads may share it.
+
+    Make one with `Segmenter.load`.
+    """
+
+    card: ModelCard
+    sha256: str
+    network: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    windows: Windows
+
+    @classmethod
+    def load(
+        cls, model: str | Path, device: str = "auto", precision: str = "auto", overlap: float = 0.5, tta: str = "none"
+    ) -> "Segmenter":
+        """Load a model.
+
+        Args:
+            model: a bundled name, or the path of a model file.
+            device: auto, cpu, cuda, cuda:N or mps.
+            precision: auto, fp32, bf16 or fp16; auto takes what the device computes natively.
+            overlap: share of a window that its neighbour covers again, 0 to below 1.
+            tta: "none", or "mirror": the mean over mirror images along the axes the plan allows.
+
+        Raises:
+            InputError: no such model, or not a model file.
+            UsageError: an option has a value that does not exist.
+        """
+        if not 0 <= overlap < 1:
+            raise UsageError(f"The overlap is a share from 0 to below 1, found {overlap}. The default is 0.5.")
+        if tta not in ("none", "mirror"):
+            raise UsageError(f"Unknown tta {tta!r}. Use none or mirror.")
+        path = find_model(model)
+        card, weights = load_model(path)
+        place = choose_device(device)
+        mirror = card.plan.mirror_axes if tta == "mirror" else ()
+        return cls(
+            card=card,
+            sha256=sha256_of(path),
+            network=load_network(card.plan, weights, path).to(place),
+            device=place,
+            dtype=choose_precision(precision, place),
+            windows=Windows(card.plan.patch_size, overlap=overlap, mirror_axes=mirror),
+        )
+
+    def __call__(self, scan: Any, progress: Progress = silent) -> Result:
+        """Segment one scan.
+
+        Args:
+            scan: a path, a nibabel image, a SimpleITK image, (array (I, J, K), affine to RAS+ mm), or a `Scan`.
+            progress: told how far the windows are.
+
+        Raises:
+            InputError: the scan cannot be used; see `volseg.data.checks` for what is asked of it.
+        """
+        started = time.perf_counter()
+        opened = open_scan(scan, len(self.card.plan.channels))
+        read = time.perf_counter()
+        volume, grid = image_to_network(list(opened.channels), opened.geometry, self.card.plan)
+        prepared = time.perf_counter()
+        labels = label_volume(self.network, volume, grid, self.card.plan, self.windows, self.dtype, progress)
+        segmented = time.perf_counter()
+        measures = measure(labels, opened, self.card.plan)
+        measured = time.perf_counter()
+        record = {
+            "model": {"name": self.card.name, "sha256": self.sha256},
+            "device": str(self.device),
+            "precision": next(name for name, dtype in DTYPES.items() if dtype == self.dtype),
+            "overlap": self.windows.overlap,
+            "mirror_axes": list(self.windows.mirror_axes),
+            "seconds": {
+                "read": round(read - started, 4),
+                "prepare": round(prepared - read, 4),
+                "segment": round(segmented - prepared, 4),
+                "measure": round(measured - segmented, 4),
+            },
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        return Result(labels, measures, opened, self.card.plan.labels, record)
+
+    def map(self, scans: Iterable[Any], progress: Progress = silent) -> Iterator[Outcome]:
+        """Segment many scans, in order; the next one is read while one is computed.
+
+        A scan that cannot be segmented is an outcome with an error, not an exception.
+        """
+        channels = len(self.card.plan.channels)
+        with ThreadPoolExecutor(1, thread_name_prefix="volseg-read") as reader:
+            waiting: tuple[Any, Future[Scan]] | None = None
+            for scan in scans:
+                following = (scan, reader.submit(open_scan, scan, channels))
+                if waiting:
+                    yield self._outcome(*waiting, progress)
+                waiting = following
+            if waiting:
+                yield self._outcome(*waiting, progress)
+
+    def _outcome(self, scan: Any, opened: "Future[Scan]", progress: Progress) -> Outcome:
+        try:
+            return Outcome(scan, result=self(opened.result(), progress))
+        except VolsegError as error:
+            return Outcome(scan, error=error)
+
+
+def find_model(model: str | Path) -> Path:
+    """The path of a bundled model by name, or `model` itself as a path.
+
+    Raises:
+        InputError: neither.
+    """
+    bundled = {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
+    if str(model) in bundled:
+        return bundled[str(model)]
+    if not Path(model).is_file():
+        names = ", ".join(bundled) or "none in this version"
+        raise InputError(f"There is no model {str(model)!r}. Give the path of a model file or a bundled name ({names}).")
+    return Path(model)
+
+
+def load_network(plan: Plan, weights: dict[str, Tensor], source: Path) -> nn.Module:
+    """The plan's network with `weights`, ready to predict.
+
+    Raises:
+        InputError: the weights belong to another network.
+    """
+    network = UNet(plan.network)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise InputError(f"The weights in {source} do not fit its plan: {first[0].strip()} The file is damaged.") from error
+    return network.eval().requires_grad_(False)
+
+
+def open_scan(scan: Any, channels: int) -> Scan:
+    """Any of the forms a scan may be handed over in, checked."""
+    if isinstance(scan, Scan):
+        return scan
+    if isinstance(scan, Case):
+        return read_channels(scan.paths, channels)
+    if isinstance(scan, str | Path):
+        return read_scan(Path(scan), channels)
+    if isinstance(scan, tuple) and len(scan) == 2:
+        return scan_from_array(*scan, channels=channels)
+    if isinstance(scan, nibabel.spatialimages.SpatialImage):
+        return scan_from_nibabel(scan, channels=channels)
+    if hasattr(scan, "GetDirection"):  # SimpleITK, asked for without loading it
+        return scan_from_sitk(scan, channels=channels)
+    raise UsageError(
+        f"A {type(scan).__name__} is not a scan. Give a path, a nibabel or SimpleITK image, or (array, affine)."
+    )
+
+
+def label_volume(
+    network: nn.Module,
+    volume: Tensor,
+    grid: GridMap,
+    plan: Plan,
+    windows: Windows,
+    dtype: torch.dtype,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Label values on the stored grid for a scan on the network's grid.
+
+    Args:
+        volume: (C, D, H, W) float32.
+        grid: the way back.
+
+    Returns:
+        (I, J, K) uint8, or uint16 when a label value is above 255.
+    """
+    device = next(network.parameters()).device
+
+    def predict(batch: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            logits: Tensor = network(batch)
+        return logits.float()
+
+    with torch.inference_mode():
+        classes = segment(
+            volume.to(device),
+            predict,
+            windows,
+            grid.box_shape,
+            progress=lambda done, total: progress("segment", done / total, f"window {done} of {total}"),
+        )
+    values = [0, *(label.value for label in plan.labels)]
+    table = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
+    return grid.back(table[classes.cpu().numpy()])
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux

@@ -1,0 +1,108 @@
+"""How a run was asked for, and the folder it lives in."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from volseg.config import Config, Frozen, checked, load_config, read_yaml
+from volseg.errors import UsageError
+from volseg.files import write_text
+
+# All that a run leaves in its folder: what --overwrite removes, and nothing else.
+CONTENT = (
+    "plan.yaml", "config.yaml", "settings.yaml", "splits.json", "metrics.jsonl", "model.safetensors", "log.txt",
+    "validation.json", "validation.csv", "report.html", "validation", "checkpoint", "cache", "events.out.tfevents.*",
+)  # fmt: skip
+
+
+class RunSettings(Frozen):
+    """How a run was asked for; kept in its folder, so that it goes on as it began."""
+
+    fold: int | str = 0
+    folds: int = 5
+    seed: int = 0
+    minutes: float | None = None
+    steps: int | None = None
+
+
+def settle(
+    run: Path,
+    config: Path | None,
+    overrides: Sequence[str],
+    asked: Mapping[str, Any],
+    resume: bool,
+    overwrite: bool,
+) -> tuple[RunSettings, Config]:
+    """What a run will be: from the call, or from the folder of the run that is resumed. Writes nothing.
+
+    Args:
+        run: the folder.
+        config: a YAML file, see `load_config`.
+        overrides: `key=value` changes to it.
+        asked: fields of `RunSettings`; None where nothing was asked for.
+        resume: take up what is there, if anything.
+        overwrite: what is there may be replaced.
+
+    Raises:
+        UsageError: the folder is taken, or a resumed run was begun with other settings.
+        ConfigError: a setting or the configuration does not hold.
+    """
+    given = {key: value for key, value in asked.items() if value is not None}
+    if "minutes" in given and "steps" in given:
+        raise UsageError("Both minutes and steps were given. Give one of them.")
+    if resume and overwrite:
+        raise UsageError("Both resume and overwrite were given. Give one of them.")
+    if resume and is_run(run):
+        if config or overrides:
+            raise UsageError(f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set.")
+        return _taken_up(run / "settings.yaml", given), load_config(run / "config.yaml")
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file. Give the name of a folder.")
+    if run.exists() and any(run.iterdir()):
+        if not overwrite:
+            raise UsageError(f"{run} exists already. Go on with --resume, replace it with --overwrite, or choose another.")
+        _refuse_foreign(run)
+    return checked(RunSettings, given, "The run's settings"), load_config(config, overrides)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in `folder`."""
+    return (folder / "settings.yaml").exists()
+
+
+def begin(run: Path, settings: RunSettings, config: Config) -> None:
+    """Clear the folder of an earlier run and write down how this one was asked for."""
+    for path in _own_files(run):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(run / "settings.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+
+
+def _taken_up(settings_file: Path, given: dict[str, Any]) -> RunSettings:
+    """The settings a run was begun with; a new budget may replace the old one, the rest must agree."""
+    stored = checked(RunSettings, read_yaml(settings_file), str(settings_file)).model_dump()
+    budget = {key: value for key, value in given.items() if key in ("minutes", "steps")}
+    for key, value in given.items():
+        if key not in budget and value != stored[key]:
+            raise UsageError(f"The run was begun with {key} {stored[key]}, found {value}. Leave it out, or begin another run.")
+    if budget:
+        stored |= {"minutes": None, "steps": None, **budget}
+        write_text(settings_file, yaml.safe_dump(stored, sort_keys=False))
+    return checked(RunSettings, stored, "The run's settings")
+
+
+def _own_files(run: Path) -> set[Path]:
+    return {path for pattern in CONTENT for path in run.glob(pattern)}
+
+
+def _refuse_foreign(run: Path) -> None:
+    """A folder with anything but a run in it is left alone."""
+    foreign = sorted(path.name for path in set(run.iterdir()) - _own_files(run))
+    if foreign:
+        raise UsageError(f"{run} holds files that are not a run's ({', '.join(foreign[:3])}). Choose another folder.")

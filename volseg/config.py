@@ -1,0 +1,255 @@
+"""The typed values that steer volseg: the plan of a model, and the configuration of a training run.
+
+A `Plan` says all that is needed to rebuild a network and bring a scan to it; it travels in the model file.
+A `Config` is what a user writes in YAML: choices that override the derived plan, and how to train.
+All defaults and units stand here. Spatial triples are in network order (D, H, W) unless they say (I, J, K).
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from volseg.errors import ConfigError
+
+Triple = tuple[int, int, int]
+Block = Literal["conv3d", "conv2plus1d"]
+Mid = Literal["light", "matched"] | int
+Norm = Literal["instance", "batch", "group", "none"]
+Activation = Literal["leaky_relu", "relu", "gelu"]
+
+
+class Frozen(BaseModel):
+    """An immutable value that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Value = TypeVar("Value", bound=Frozen)
+
+
+class NetworkConfig(Frozen):
+    """A U-Net, stage by stage; stage 0 is the finest. All per-stage lists have one entry per encoder stage."""
+
+    in_channels: int = Field(1, ge=1)
+    classes: int = Field(2, ge=2, description="background included")
+    block: Block = "conv3d"
+    mid: Mid = "light"
+    encoder: Literal["plain", "residual"] = "plain"
+    features: tuple[int, ...] = (32, 64, 128, 256)
+    encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    decoder_blocks: tuple[int, ...] = (2, 2, 2)
+    kernels: tuple[Triple, ...] = ((3, 3, 3),) * 4
+    strides: tuple[Triple, ...] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    norm: Norm = "instance"
+    activation: Activation = "leaky_relu"
+    deep_supervision: bool = True
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Self:
+        stages = len(self.features)
+        lengths = {
+            "encoder_blocks": (len(self.encoder_blocks), stages),
+            "decoder_blocks": (len(self.decoder_blocks), stages - 1),
+            "kernels": (len(self.kernels), stages),
+            "strides": (len(self.strides), stages),
+        }
+        for name, (found, expected) in lengths.items():
+            if found != expected:
+                raise ValueError(f"network.{name} has {found} entries, but {stages} features need {expected}")
+        return self
+
+    @property
+    def divisor(self) -> Triple:
+        """What each spatial size of the input has to be a multiple of: the product of all strides."""
+        total = [1, 1, 1]
+        for stride in self.strides:
+            total = [a * b for a, b in zip(total, stride, strict=True)]
+        return (total[0], total[1], total[2])
+
+
+class Channel(Frozen):
+    """One input channel and how its intensities are normalised."""
+
+    name: str = "image"
+    normalisation: Literal["zscore", "ct", "none"] = "zscore"
+    clip: tuple[float, float] | None = Field(None, description="ct: 0.5 and 99.5 percentile of the foreground")
+    mean: float | None = Field(None, description="ct: mean of the foreground")
+    std: float | None = Field(None, description="ct: standard deviation of the foreground")
+    mean_range: tuple[float, float] | None = Field(
+        None, description="lowest and highest mean intensity of a training scan, stored units"
+    )
+
+    @model_validator(mode="after")
+    def _ct_has_numbers(self) -> Self:
+        if self.normalisation == "ct" and None in (self.clip, self.mean, self.std):
+            raise ValueError("normalisation 'ct' needs clip, mean and std of the training foreground")
+        return self
+
+
+class Label(Frozen):
+    """A foreground label: its name, the integer it is stored as, and how it is shown."""
+
+    name: str
+    value: int = Field(ge=1, le=65535)
+    colour: Triple | None = None
+    volume_ml_range: tuple[float, float] | None = Field(
+        None, description="smallest and largest volume in the training references"
+    )
+
+
+class Plan(Frozen):
+    """All that is decided about a model before training, and all that predicting needs beside the weights.
+
+    Class 0 is the background; class c >= 1 is `labels[c - 1]`, written to label images as its `value`.
+    """
+
+    dataset: str
+    channels: tuple[Channel, ...]
+    labels: tuple[Label, ...]
+    through_plane: Literal[0, 1, 2] = Field(2, description="axis of the RAS+ reoriented scan that becomes D")
+    spacing_mm: tuple[float, float, float]
+    patch_size: Triple
+    batch_size: int = Field(2, ge=1)
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = Field((), description="network axes on which a mirror image is possible")
+    steps: int = Field(20_000, ge=1)
+    network: NetworkConfig
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.network.in_channels != len(self.channels):
+            raise ValueError(f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels")
+        if self.network.classes != len(self.labels) + 1:
+            raise ValueError(
+                f"network.classes is {self.network.classes}, but {len(self.labels)} labels and background need {len(self.labels) + 1}"
+            )
+        for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):
+            if size < 1 or size % divisor:
+                raise ValueError(f"patch_size {self.patch_size} is not a multiple of the network's strides {self.network.divisor}")
+        if len({label.value for label in self.labels}) != len(self.labels) or len({label.name for label in self.labels}) != len(self.labels):
+            raise ValueError("two labels share a name or a value")
+        return self
+
+
+class PlanChoices(Frozen):
+    """What a user may fix of the plan; None means: derive it from the data."""
+
+    spacing_mm: tuple[float, float, float] | None = None
+    patch_size: Triple | None = None
+    batch_size: int | None = None
+    normalisation: Literal["zscore", "ct", "none"] | None = None
+    mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None
+    block: Block | None = None
+    mid: Mid | None = None
+    encoder: Literal["plain", "residual"] | None = None
+    features: tuple[int, ...] | None = None
+    blocks_per_stage: int | None = Field(None, ge=1)
+    norm: Norm | None = None
+    activation: Activation | None = None
+    deep_supervision: bool | None = None
+
+
+class TrainingConfig(Frozen):
+    """How a network is trained."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    gradient_clip: float = Field(12.0, gt=0, description="largest norm of the gradient")
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the run over which the learning rate rises")
+    average: float = Field(0.99, ge=0, lt=1, description="decay per step of the averaged weights that are kept; 0: off")
+    foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on a labelled voxel")
+    validations: int = Field(5, ge=0, description="whole-volume validations spread over the run")
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    workers: int = Field(1, ge=0, description="processes that prepare batches; the batches do not depend on it")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class AugmentationConfig(Frozen):
+    """Probabilities and ranges of the random transforms; the start is nnU-Net v2's table."""
+
+    rotation: float = Field(0.2, ge=0, le=1)
+    rotation_degrees: float = Field(30.0, ge=0, le=180)
+    scaling: float = Field(0.2, ge=0, le=1)
+    scaling_range: tuple[float, float] = (0.7, 1.4)
+    mirror: float = Field(0.5, ge=0, le=1, description="per allowed axis")
+    noise: float = Field(0.1, ge=0, le=1)
+    noise_variance: float = Field(0.1, ge=0)
+    blur: float = Field(0.2, ge=0, le=1)
+    blur_sigma: tuple[float, float] = (0.5, 1.0)
+    brightness: float = Field(0.15, ge=0, le=1)
+    brightness_range: tuple[float, float] = (0.75, 1.25)
+    contrast: float = Field(0.15, ge=0, le=1)
+    contrast_range: tuple[float, float] = (0.75, 1.25)
+    low_resolution: float = Field(0.25, ge=0, le=1)
+    low_resolution_range: tuple[float, float] = (0.5, 1.0)
+    gamma: float = Field(0.3, ge=0, le=1)
+    gamma_inverted: float = Field(0.1, ge=0, le=1)
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+
+
+class Config(Frozen):
+    """One YAML file: choices about the plan, how to train, and how to augment."""
+
+    plan: PlanChoices = PlanChoices()
+    training: TrainingConfig = TrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+def load_config(path: Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML configuration and apply `key=value` overrides such as `training.learning_rate=0.001`.
+
+    Raises:
+        ConfigError: a missing file, an unknown key or a value of the wrong kind, by name.
+    """
+    document = read_yaml(path) if path else {}
+    for override in overrides:
+        _apply_override(document, override)
+    return checked(Config, document, str(path) if path else "the configuration")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping as a dict; an empty file is an empty dict."""
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Could not read {path}: {error}. Give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds a {type(document).__name__}, expected a mapping of keys to values.")
+    return document
+
+
+def checked(kind: type[Value], document: Any, source: str) -> Value:
+    """Validate `document` as `kind`, turning every complaint into one readable sentence."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        complaints = "; ".join(_complaint(detail) for detail in error.errors())
+        raise ConfigError(f"{source} is not usable: {complaints}.") from error
+
+
+def _complaint(detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{place}'"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"'{place}': {message}, found {detail['input']!r}" if place else message
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r} has no value; write key=value, for example training.learning_rate=0.001.")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        document = document.setdefault(parent, {})
+        if not isinstance(document, dict):
+            raise ConfigError(f"--set {override!r}: '{parent}' is a value, not a group of values.")
+    try:
+        document[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error

@@ -1,0 +1,146 @@
+"""What a person sees of the command line: progress, log lines, tables, and errors as one sentence.
+
+Everything here goes to standard error but `show_json` and `show_table`, which are the answer of a command.
+"""
+
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from volseg.errors import VolsegError
+from volseg.progress import Progress
+
+INTERRUPTED = 128 + signal.SIGINT
+LINE_SECONDS = 15.0
+
+errors = Console(stderr=True, highlight=False)
+answers = Console(highlight=False)
+logger = logging.getLogger("volseg")
+Arguments = ParamSpec("Arguments")
+
+
+def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
+    """Run a verb with log lines on, and turn errors raised on purpose into one sentence and an exit code."""
+
+    @functools.wraps(verb)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        _start_logging()
+        signal.signal(signal.SIGTERM, _as_interrupt)
+        try:
+            code = verb(*args, **kwargs)
+        except VolsegError as error:
+            if "--debug" in sys.argv:
+                raise
+            show_error(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as stop:
+            errors.print(_escaped(stop) or "Stopped. Nothing half-written was left behind.")
+            raise typer.Exit(INTERRUPTED) from stop
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A `Progress`: a bar with an ETA per stage on a terminal, plain log lines elsewhere."""
+    if not errors.is_terminal:
+        yield _lines()
+        return
+    columns = (
+        TextColumn("{task.description:>11}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Bars(*columns, console=errors) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: float, text: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=1.0, text=text)
+            bars.update(tasks[stage], completed=done, text=text)
+
+        yield show
+
+
+def show_error(error: object) -> None:
+    """Print an error as one sentence on standard error."""
+    errors.print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True)
+
+
+def show_json(document: Any) -> None:
+    """Print one machine-readable document on standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table on standard output; numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    answers.print(table)
+
+
+def show_line(text: str) -> None:
+    """Print one line of an answer on standard output, as it is."""
+    sys.stdout.write(text + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else _escaped(value)
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("[", r"\[")
+
+
+def _lines() -> Progress:
+    """Log lines: at the start and the end of a stage, and every quarter of a minute between."""
+    last: dict[str, float] = {}
+
+    def show(stage: str, done: float, text: str) -> None:
+        now = time.monotonic()
+        if stage not in last or done >= 1 or now - last[stage] >= LINE_SECONDS:
+            last[stage] = now
+            logger.info("%s %3.0f%% %s", stage, 100 * done, text)
+
+    return show
+
+
+def _start_logging() -> None:
+    """Log lines to standard error: coloured on a terminal, plain elsewhere."""
+    if errors.is_terminal:
+        handler: logging.Handler = RichHandler(console=errors, show_path=False, show_level=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+
+
+def _as_interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of signal handlers
+    os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,119 @@
+"""Training batches as a pure function of (seed, step): the same for any number of workers, and after any resume.
+
+Images are (B, C, D, H, W), labels (B, D, H, W). Augmentation comes in as a callable.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from volseg.config import Plan, Triple
+from volseg.data.cache import CachedCase
+from volseg.errors import UsageError
+
+# Two kinds of random streams under one seed: the order of the cases in an epoch, and what happens to a sample.
+ORDER, SAMPLE = 0, 1
+
+
+class Augmentation(Protocol):
+    """What turns a case into a patch, as `monai.transforms.Compose` does."""
+
+    def set_random_state(self, seed: int) -> Any:
+        """Make what follows repeatable."""
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """A patch from {"image": (C, D, H, W), "label": (1, D, H, W), "centre": (D, H, W) voxel}."""
+
+
+@dataclass(frozen=True)
+class BatchDataset(Dataset[dict[str, torch.Tensor]]):
+    """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": (B, D, H, W) class indices}.
+
+    Samples are numbered over the whole run; in every run of `len(cases)` samples each case comes once, in an order
+    of its own.
+
+    Args:
+        cases: to draw from.
+        plan: batch size, over all ranks together, and patch size.
+        foreground: share of patches centred on a labelled voxel.
+        augment: makes the patch.
+        seed: of the run, not negative.
+        rank: this process takes the samples rank, rank + world, ... of each batch.
+        world: the number of processes that share a batch.
+    """
+
+    cases: Sequence[CachedCase]
+    plan: Plan
+    foreground: float
+    augment: Augmentation
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.world > self.plan.batch_size:
+            raise UsageError(
+                f"A batch of {self.plan.batch_size} cannot be shared by {self.world} processes. "
+                f"Start at most {self.plan.batch_size}, or set plan.batch_size higher."
+            )
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """This process's part of the batch of one step."""
+        first = step * self.plan.batch_size
+        samples = [self.sample(first + index) for index in range(self.rank, self.plan.batch_size, self.world)]
+        return {
+            "image": torch.stack([sample["image"] for sample in samples]),
+            "label": torch.stack([sample["label"][0] for sample in samples]),
+        }
+
+    def sample(self, number: int) -> dict[str, Any]:
+        """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices}."""
+        epoch, place = divmod(number, len(self.cases))
+        order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.cases))
+        case = self.cases[order[place]]
+        rng = np.random.default_rng([self.seed, SAMPLE, number])
+        centre = draw_centre(rng, case, self.plan.patch_size, self.foreground)
+        self.augment.set_random_state(seed=int(rng.integers(2**32)))
+        return self.augment({"image": case.image(), "label": case.label()[None], "centre": centre})
+
+
+def draw_centre(rng: np.random.Generator, case: CachedCase, size: Triple, foreground: float) -> Triple:
+    """Where a patch lies: the case voxel at its index size // 2.
+
+    With probability `foreground` the patch is centred on a random voxel of a random class of the case, else it lies
+    anywhere. Either way it is moved as little as needed to lie inside the case, or, along an axis where the case is
+    the smaller one, around it.
+    """
+    whole, shape = np.array(case.grid.shape), np.array(size)
+    low, high = np.minimum(0, whole - shape), np.maximum(0, whole - shape)
+    if case.classes and rng.random() < foreground:
+        voxels = case.foreground(int(rng.choice(case.classes)))
+        start = np.clip(voxels[rng.integers(len(voxels))] - shape // 2, low, high)
+    else:
+        start = rng.integers(low, high + 1)
+    centre = start + shape // 2
+    return (int(centre[0]), int(centre[1]), int(centre[2]))
+
+
+def batch_loader(dataset: BatchDataset, start_step: int, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
+    """Batches from `start_step` on, without end; `workers` processes prepare them, each on one thread.
+
+    The workers end with the iterator. They leave Ctrl-C to the process that reads the batches.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start_step, sys.maxsize),
+        num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_parent,
+    )
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:  # noqa: ARG001 - torch's interface
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

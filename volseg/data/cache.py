@@ -1,0 +1,180 @@
+"""Preprocessed training cases on disk, so that each is read, oriented, normalised and resampled once.
+
+A case is four files `<name>.<key>.*` in one folder: `image.npy` float32 (C, D, H, W), `label.npy` class indices
+(D, H, W), `foreground.npy` int32 (N, 3) voxels of each class in turn, and `json`. The key is a hash of the input
+files' bytes and of all that preprocessing depends on, so nothing stale is ever used. The json file is written last:
+a case that has it is complete, and work that was cut off goes on where it stopped.
+"""
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.config import Plan
+from volseg.data.dataset import TrainingCase
+from volseg.data.formats import image_suffix, stem_of
+from volseg.data.geometry import GridMap
+from volseg.data.preprocess import image_to_network, label_to_network
+from volseg.data.reading import Scan, read_case, read_label
+from volseg.errors import InputError
+from volseg.files import sha256_of, whole_file, write_json
+
+# Raised whenever preprocessing or the files below change, so that older ones are not taken for current ones.
+FORMAT = 1
+# As many voxels per class as nnU-Net keeps for drawing patches.
+VOXELS_PER_CLASS = 10_000
+# The parts of a plan that change what is cached.
+PREPROCESSING: Any = {
+    "channels": {"__all__": {"normalisation", "clip", "mean", "std"}},
+    "labels": {"__all__": {"value"}},
+    "through_plane": True,
+    "spacing_mm": True,
+}
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A preprocessed case: paths and small facts only, so that it is cheap to send to another process.
+
+    Args:
+        case: where it comes from.
+        stem: the path that its files begin with.
+        grid: the map from the stored scan to the network's grid.
+        foreground_ranges: for class 1, 2, ...: the rows (start, stop) of its voxels in the foreground file.
+    """
+
+    case: TrainingCase
+    stem: Path
+    grid: GridMap
+    foreground_ranges: tuple[tuple[int, int], ...]
+
+    def image(self) -> np.ndarray:
+        """(C, D, H, W) float32, memory-mapped."""
+        return self._open("image")
+
+    def label(self) -> np.ndarray:
+        """(D, H, W) class indices, memory-mapped."""
+        return self._open("label")
+
+    def foreground(self, index: int) -> np.ndarray:
+        """(N, 3) int32 voxels of class `index`, at most 10 000 of them, memory-mapped."""
+        return self._open("foreground")[slice(*self.foreground_ranges[index - 1])]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The foreground classes that occur in the case."""
+        ranges = enumerate(self.foreground_ranges, start=1)
+        return tuple(index for index, (start, stop) in ranges if stop > start)
+
+    def _open(self, part: str) -> np.ndarray:
+        array: np.ndarray = np.load(_part(self.stem, f"{part}.npy"), mmap_mode="r", allow_pickle=False)
+        return array
+
+
+def cache_cases(
+    cases: Sequence[TrainingCase], plan: Plan, folder: Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, CachedCase]:
+    """Preprocess all cases that are not in the cache yet.
+
+    Args:
+        cases: to preprocess.
+        plan: whose grid and normalisation they get.
+        folder: of the cache; made if it is not there.
+        progress: called with the number of cases done and of all cases, after each.
+
+    Returns:
+        The cached cases by name, in the order given.
+
+    Raises:
+        InputError: a case cannot be used; the message names it.
+        ResourceError: the disk is full.
+    """
+    cached = {}
+    for done, case in enumerate(cases, start=1):
+        stem = Path(folder) / f"{case.name}.{cache_key(case, plan)}"
+        if not _part(stem, "json").exists():
+            _preprocess(case, plan, stem)
+        cached[case.name] = _load(case, stem)
+        if progress:
+            progress(done, len(cases))
+    return cached
+
+
+def cache_key(case: TrainingCase, plan: Plan) -> str:
+    """16 hexadecimal digits that stand for the input files' bytes and for how they are preprocessed."""
+    facts = {
+        "format": FORMAT,
+        "files": [sha256_of(file) for path in (*case.images, case.label) for file in _files_of(path)],
+        "plan": plan.model_dump(mode="json", include=PREPROCESSING),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
+    """Read a case and its label image, stored values, and check them against the channels and labels of a plan.
+
+    Raises:
+        InputError: they cannot be used; the message names the case.
+    """
+    try:
+        scan = read_case(case.images, len(plan.channels))
+        known = {label.value for label in plan.labels}
+        return scan, read_label(case.label, like=scan.geometry, known=known)
+    except InputError as error:
+        raise InputError(f"Case {case.name}: {error}") from error
+
+
+def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
+    """Write the four files of a case."""
+    scan, reference = read_for_plan(case, plan)
+    image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
+    label = label_to_network(reference.channels[0], reference.geometry, plan).numpy()
+    foreground, ranges = _foreground(label, len(plan.labels))
+    for part, array in (("image", image.numpy()), ("label", label), ("foreground", foreground)):
+        with whole_file(_part(stem, f"{part}.npy")) as temporary:
+            np.save(temporary, array, allow_pickle=False)
+    sources = {"images": [str(path) for path in case.images], "label": str(case.label)}
+    write_json(_part(stem, "json"), {"format": FORMAT, **sources, "grid": asdict(grid), "foreground_ranges": ranges})
+
+
+def _load(case: TrainingCase, stem: Path) -> CachedCase:
+    """The entry of a complete case."""
+    document = json.loads(_part(stem, "json").read_text(encoding="utf-8"))
+    grid = GridMap(**{name: _as_tuples(value) for name, value in document["grid"].items()})
+    return CachedCase(case, stem, grid, _as_tuples(document["foreground_ranges"]))
+
+
+def _foreground(label: np.ndarray, classes: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Voxels of each class in turn as (N, 3) int32, a random subset of large classes, and each class's rows."""
+    rng = np.random.default_rng(label.size)
+    ranges, voxels, start = [], [], 0
+    for index in range(1, classes + 1):
+        found = np.flatnonzero(label == index)
+        if len(found) > VOXELS_PER_CLASS:
+            found = np.sort(rng.choice(found, VOXELS_PER_CLASS, replace=False, shuffle=False))
+        ranges.append((start, start + len(found)))
+        voxels.append(found)
+        start += len(found)
+    return np.column_stack(np.unravel_index(np.concatenate(voxels), label.shape)).astype(np.int32), ranges
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files an image consists of: a detached header has its voxels beside it, under the same stem."""
+    if image_suffix(path) in (".nhdr", ".mhd"):
+        return sorted(path.parent.glob(f"{glob.escape(stem_of(path))}.*"))
+    return [path]
+
+
+def _part(stem: Path, part: str) -> Path:
+    return stem.with_name(f"{stem.name}.{part}")
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON lists as tuples, all the way down."""
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

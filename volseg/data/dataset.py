@@ -1,0 +1,282 @@
+"""A folder of scans with reference labels as training cases, and its split into folds.
+
+Three layouts are known by what the folder holds:
+
+    Medical Segmentation Decathlon   dataset.json with "training": [{"image": ..., "label": ...}]
+    nnU-Net v2 raw                   dataset.json with "channel_names"; imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
+    plain                            images/ and labels/ with scans of equal names; labels.json {name: value} if there is one
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.model_selection import KFold
+
+from volseg.data.formats import image_suffix, stem_of
+from volseg.data.reading import Scan, read_label, read_scan
+from volseg.errors import GridError, InputError, UsageError
+
+SHOWN = 5
+Split = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """One scan with its reference.
+
+    Args:
+        name: unique in the data set.
+        images: one file per channel, or one file that holds all channels.
+        label: the reference label image.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What there is to train on.
+
+    Args:
+        name: of the data set.
+        folder: where it lies.
+        channels: their names, in order.
+        labels: name to stored value, without the background, by rising value.
+        cases: sorted by name.
+        licence: as the data set states it, or "".
+        description: as the data set states it, or "".
+    """
+
+    name: str
+    folder: Path
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    cases: tuple[TrainingCase, ...]
+    licence: str = ""
+    description: str = ""
+
+
+def open_dataset(folder: Path) -> DataSet:
+    """Find the cases of a training data set; no image is read, but for the label values of a plain folder.
+
+    Args:
+        folder: in one of the three layouts above.
+
+    Raises:
+        InputError: no such folder, none of the layouts, files without a partner, two cases of one name, or labels
+            that are not plain values (regions, ignore).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}. Give the folder of a training data set.")
+    index = folder / "dataset.json"
+    if index.exists():
+        document = _read_json(index)
+        if "channel_names" in document:
+            dataset = _open_nnunet(folder, document)
+        elif "training" in document:
+            dataset = _open_decathlon(folder, document)
+        else:
+            raise InputError(f'{index} has neither "training" (Decathlon) nor "channel_names" (nnU-Net v2).')
+    elif (folder / "images").is_dir() and (folder / "labels").is_dir():
+        dataset = _open_plain(folder)
+    else:
+        raise InputError(
+            f"{folder} is not a training data set: it holds neither dataset.json (Decathlon or nnU-Net v2 raw) "
+            "nor the folders images and labels."
+        )
+    if not dataset.cases:
+        raise InputError(f"{folder} holds no training case. Each needs a scan and a label image.")
+    return dataset
+
+
+def read_case(dataset: DataSet, case: TrainingCase) -> tuple[Scan, np.ndarray]:
+    """Read one case and check that it can be trained on.
+
+    Returns:
+        The scan with all channels of the data set, and its label image (I, J, K) of stored values, uint8 or uint16.
+
+    Raises:
+        InputError: an image is unusable, the grids differ, or the label image has values the data set does not list.
+    """
+    if len(case.images) == 1:
+        scan = read_scan(case.images[0], channels=len(dataset.channels))
+    else:
+        parts = [read_scan(path) for path in case.images]
+        for part in parts:
+            if not part.geometry.same_grid(parts[0].geometry):
+                raise GridError(f"{part.source} is not on the grid of {parts[0].source}. Resample it to that grid.")
+        scan = replace(parts[0], channels=tuple(part.channels[0] for part in parts))
+    label = read_label(case.label, like=scan.geometry, known=tuple(dataset.labels.values()))
+    return scan, label.channels[0]
+
+
+def split_folds(dataset: DataSet, folds: int = 5) -> list[Split]:
+    """The folds of a data set, each as {"train": names, "val": names}.
+
+    From splits_final.json in the folder if there is one, whatever its number of folds; else as nnU-Net makes them:
+    sorted names through sklearn's KFold, shuffled with random state 12345.
+
+    Raises:
+        InputError: the file names unknown cases or shares cases between the halves; fewer cases than folds.
+    """
+    names = sorted(case.name for case in dataset.cases)
+    path = dataset.folder / "splits_final.json"
+    if path.exists():
+        splits = _read_json(path)
+        _check_splits(splits, names, path)
+        return [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]
+    if folds < 2:
+        raise UsageError(f"--folds is {folds}, but there have to be at least 2. Use --fold all to train on every case.")
+    if len(names) < folds:
+        raise InputError(
+            f"{len(names)} cases cannot be split into {folds} folds. Give fewer --folds, or --fold all to train on every case."
+        )
+    parts = KFold(n_splits=folds, shuffle=True, random_state=12345).split(names)
+    return [{"train": [names[i] for i in train], "val": [names[i] for i in held_out]} for train, held_out in parts]
+
+
+def choose_fold(splits: Sequence[Split], fold: int | Literal["all"]) -> Split:
+    """One fold, or with "all" every case to train on and none to validate on.
+
+    Raises:
+        UsageError: no such fold.
+    """
+    if fold == "all":
+        return {"train": sorted({name for split in splits for half in split.values() for name in half}), "val": []}
+    if not 0 <= fold < len(splits):
+        raise UsageError(f"There is no fold {fold}. Give 0 to {len(splits) - 1}, or all.")
+    return splits[fold]
+
+
+def _open_decathlon(folder: Path, document: dict[str, Any]) -> DataSet:
+    entries = document["training"]
+    if not all(isinstance(entry, dict) and {"image", "label"} <= set(entry) for entry in entries):
+        raise InputError(f'{folder / "dataset.json"}: each entry of "training" has to name an "image" and a "label".')
+    cases = [
+        TrainingCase(stem_of(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
+        for entry in entries
+    ]
+    _refuse_missing(path for case in cases for path in (*case.images, case.label))
+    modality = document.get("modality", {"0": "image"})
+    labels = {name: int(key) if key.isdigit() else key for key, name in document.get("labels", {}).items()}
+    return _dataset(folder, document, tuple(modality.values()), labels, cases)
+
+
+def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
+    channels = tuple(document["channel_names"].values())
+    ending = document.get("file_ending", ".nii.gz")
+    first = sorted((folder / "imagesTr").glob(f"*_0000{ending}"))
+    references = sorted((folder / "labelsTr").glob(f"*{ending}"))
+    names = {path.name.removesuffix(f"_0000{ending}") for path in first} | {
+        path.name.removesuffix(ending) for path in references
+    }
+    cases = [
+        TrainingCase(
+            name,
+            tuple(folder / "imagesTr" / f"{name}_{index:04d}{ending}" for index in range(len(channels))),
+            folder / "labelsTr" / f"{name}{ending}",
+        )
+        for name in names
+    ]
+    _refuse_missing(path for case in cases for path in (*case.images, case.label))
+    return _dataset(folder, document, channels, document.get("labels", {}), cases)
+
+
+def _open_plain(folder: Path) -> DataSet:
+    images, references = (
+        [path for path in sorted((folder / half).iterdir()) if image_suffix(path)] for half in ("images", "labels")
+    )
+    _refuse_duplicates([stem_of(path) for path in images])
+    _refuse_duplicates([stem_of(path) for path in references])
+    by_name = [{stem_of(path): path for path in half} for half in (images, references)]
+    alone = sorted(path for half, other in (by_name, by_name[::-1]) for name, path in half.items() if name not in other)
+    if alone:
+        raise InputError(
+            f"{folder}: {len(alone)} files have no partner of the same name in images and labels: {_listed(alone)}."
+        )
+    cases = [TrainingCase(name, (path,), by_name[1][name]) for name, path in by_name[0].items()]
+    names = folder / "labels.json"
+    if names.exists():
+        labels = _read_json(names)
+    else:
+        found = {int(value) for case in cases for value in np.unique(read_label(case.label).channels[0])}
+        labels = {f"label_{value}": value for value in sorted(found - {0})}
+    return _dataset(folder, {}, ("image",), labels, cases)
+
+
+def _dataset(
+    folder: Path, document: dict[str, Any], channels: tuple[str, ...], labels: dict[str, Any], cases: list[TrainingCase]
+) -> DataSet:
+    """The data set, with the checks that all layouts share."""
+    for name, value in labels.items():
+        if isinstance(value, list):
+            raise InputError(f"Label '{name}' of {folder} is a region {value}; give each label one value of its own.")
+        if name == "ignore":
+            raise InputError(
+                f"{folder} has an 'ignore' label, which volseg does not train with. Leave out those cases."
+            )
+        if not isinstance(value, int) or not 0 <= value <= 65535:
+            raise InputError(f"Label '{name}' of {folder} has the value {value!r}, expected an integer of 0 to 65535.")
+    foreground = {name: value for name, value in sorted(labels.items(), key=lambda item: item[1]) if value != 0}
+    if not foreground:
+        raise InputError(f"{folder} has no label beside the background. List its labels, or check the label images.")
+    _refuse_duplicates([case.name for case in cases])
+    return DataSet(
+        name=str(document.get("name", folder.resolve().name)),
+        folder=folder,
+        channels=channels,
+        labels=foreground,
+        cases=tuple(sorted(cases, key=lambda case: case.name)),
+        licence=str(document.get("licence", document.get("license", ""))),
+        description=str(document.get("description", "")),
+    )
+
+
+def _check_splits(splits: Any, names: list[str], path: Path) -> None:
+    """Refuse a splits file that does not fit the data set."""
+    fits = (
+        isinstance(splits, list)
+        and splits
+        and all(isinstance(one, dict) and {"train", "val"} <= set(one) for one in splits)
+    )
+    if not fits:
+        raise InputError(f'{path} has to hold a list of {{"train": [names], "val": [names]}}.')
+    unknown = {name for split in splits for half in ("train", "val") for name in split[half]} - set(names)
+    if unknown:
+        raise InputError(f"{path} names {len(unknown)} cases the data set does not have: {_listed(sorted(unknown))}.")
+    for number, split in enumerate(splits):
+        if shared := set(split["train"]) & set(split["val"]):
+            raise InputError(f"{path}, fold {number}: in train and in val are {_listed(sorted(shared))}.")
+
+
+def _refuse_missing(paths: Iterable[Path]) -> None:
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise InputError(f"{len(missing)} files of the data set are missing: {_listed(missing)}.")
+
+
+def _refuse_duplicates(names: list[str]) -> None:
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InputError(f"{len(twice)} cases share a name: {_listed(twice)}. Rename them.")
+
+
+def _listed(items: Sequence[Any]) -> str:
+    """The first few of some items, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(str(item) for item in items[:SHOWN]) + more
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}.") from error

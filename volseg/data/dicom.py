@@ -1,0 +1,244 @@
+"""DICOM: one series, as a folder, a .zip of one, or a multi-frame file, to one volume.
+
+Required of a series, beside what volseg.data.checks asks of every image:
+
+    - one series in the folder and the folders in it; files that are no DICOM image are passed over
+    - every slice states its position and orientation; all share size, pixel spacing and orientation
+    - one image per position (a series over time or echoes is 4-D)
+    - gaps between slices within 10 % of their median (a slice is missing otherwise)
+    - slices stacked along their normal, within 0.5 degrees (gantry tilt otherwise)
+
+Slices are ordered by position, never by name or instance number, and spacing along the stack comes from
+the positions, never from SliceThickness; a single slice alone has nothing else. Messages hold no patient data.
+"""
+
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfileobj
+
+import numpy as np
+import SimpleITK as sitk
+
+from volseg.data.geometry import LPS_FROM_RAS
+from volseg.data.itk import voxels_of
+from volseg.errors import InputError
+
+LARGEST_ZIP_BYTES = 16 * 2**30
+
+_UNEVEN, _UNEVEN_WARNED = 0.1, 0.01
+_TILT_DEGREES = 0.5
+_SERIES, _SERIES_NUMBER, _MODALITY = "0020|000e", "0020|0011", "0008|0060"
+_POSITION, _ORIENTATION = "0020|0032", "0020|0037"
+_SPACING_BETWEEN, _THICKNESS = "0018|0088", "0018|0050"
+_SOP_CLASS = "0008|0016"
+# Enhanced and legacy-converted enhanced CT, MR and PET: multi-frame images whose frames have places.
+_ENHANCED = ("2.1", "2.2", "4.1", "4.4", "128.1", "130")
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """What the header of one DICOM file says; LPS+ millimetres."""
+
+    path: Path
+    tags: dict[str, str]
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    position: np.ndarray
+    axes: np.ndarray
+    pixel: int
+
+
+def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read one DICOM series.
+
+    Args:
+        path: a folder, a .zip, or a .dcm file.
+
+    Returns:
+        Voxels (I, J, K) with the rescaling of the files applied, its 4 x 4 affine to RAS+ millimetres, warnings.
+
+    Raises:
+        InputError: a requirement of this module is not met.
+    """
+    if path.suffix.lower() == ".zip" and not path.is_dir():
+        with _unzipped(path) as folder:
+            return _read_files(sorted(folder.iterdir()), str(path))
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return _read_files(files, str(path))
+
+
+def _read_files(files: list[Path], source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read the one series among the files."""
+    images = [image for file in files if (image := _header(file)) is not None]
+    if not images:
+        raise InputError(f"{source} holds no DICOM images; give the folder of one DICOM series.")
+    series: dict[str, list[_Image]] = {}
+    for image in images:
+        series.setdefault(image.tags[_SERIES], []).append(image)
+    if len(series) > 1:
+        raise InputError(
+            f"{source} holds {len(series)} DICOM series ({'; '.join(_listed(one) for one in series.values())}); "
+            "give one folder per series."
+        )
+    if any(image.size[2] > 1 for image in images):
+        return _read_frames(images, source)
+    slices, affine, warnings = _stack(images, source)
+    array, _ = voxels_of(_pixels(slices, source))
+    # Room for half of what SimpleITK rescales CT to, where the values allow it.
+    if array.dtype == np.int32 and array.min() >= -(2**15) and array.max() < 2**15:
+        array = array.astype(np.int16)
+    return array, affine, warnings
+
+
+def _header(path: Path) -> _Image | None:
+    """The header of a file, None where it is no DICOM image."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    keys = (_SERIES, _SERIES_NUMBER, _MODALITY, _POSITION, _ORIENTATION, _SPACING_BETWEEN, _THICKNESS, _SOP_CLASS)
+    tags = {key: reader.GetMetaData(key).strip(" \0") for key in keys if reader.HasMetaDataKey(key)}
+    if _SERIES not in tags or reader.GetDimension() < 3:
+        return None
+    axes = np.array(reader.GetDirection()).reshape(3, 3)
+    position = np.array(reader.GetOrigin())
+    return _Image(path, tags, reader.GetSize(), reader.GetSpacing(), position, axes, reader.GetPixelID())
+
+
+def _listed(images: list[_Image]) -> str:
+    """A series in a few words without patient data."""
+    first = images[0]
+    number, modality = (first.tags.get(key, "?") for key in (_SERIES_NUMBER, _MODALITY))
+    return f"number {number}: {modality}, {len(images)} images of {first.size[0]} x {first.size[1]}"
+
+
+def _stack(images: list[_Image], source: str) -> tuple[list[_Image], np.ndarray, list[str]]:
+    """Slices in order of position, their affine to RAS+ millimetres, and warnings."""
+    first = images[0]
+    if not all(_POSITION in image.tags and _ORIENTATION in image.tags for image in images):
+        raise InputError(f"{source}: its images state no position or orientation, so they are no volume.")
+    for image in images:
+        same_axes = np.allclose(image.axes, first.axes, atol=1e-3)
+        if image.size != first.size or not same_axes or not np.allclose(image.spacing[:2], first.spacing[:2], 1e-3):
+            raise InputError(
+                f"{source}: its {len(images)} images differ in size, pixel spacing or orientation, as a scout's do; "
+                "keep the slices of one volume."
+            )
+    normal = np.cross(first.axes[:, 0], first.axes[:, 1])
+    slices = sorted(images, key=lambda image: float(image.position @ normal))
+    if len(slices) == 1:
+        step, warnings = _lone_step(first, source) * normal, ["One slice alone: its stated thickness is taken."]
+    else:
+        step, warnings = _step(np.array([image.position for image in slices]), normal, source)
+    lps = np.eye(4)
+    lps[:3, 0] = first.axes[:, 0] * first.spacing[0]
+    lps[:3, 1] = first.axes[:, 1] * first.spacing[1]
+    lps[:3, 2] = step
+    lps[:3, 3] = slices[0].position
+    return slices, LPS_FROM_RAS @ lps, warnings
+
+
+def _step(positions: np.ndarray, normal: np.ndarray, source: str) -> tuple[np.ndarray, list[str]]:
+    """The way from one slice to the next, from ordered positions (K, 3), and warnings."""
+    heights = positions @ normal
+    gaps = np.diff(heights)
+    distinct = 1 + int((gaps > 1e-3).sum())
+    if distinct < len(positions):
+        raise InputError(
+            f"{source}: {len(positions)} images lie at {distinct} positions, so the series is 4-D (time, echoes) or "
+            "holds copies; keep one image per position."
+        )
+    typical = float(np.median(gaps))
+    uneven = np.abs(gaps - typical)
+    if uneven.max() > _UNEVEN * typical:
+        odd = [f"{gaps[at]:.2f} mm after slice {at + 1}" for at in np.flatnonzero(uneven > _UNEVEN * typical)]
+        raise InputError(
+            f"{source}: its {len(positions)} slices are not evenly spaced, most lie {typical:.2f} mm apart but "
+            f"{', '.join(odd[:5])}{' and more' if len(odd) > 5 else ''}; add the missing slices."
+        )
+    way = positions[-1] - positions[0]
+    tilt = float(np.degrees(np.arctan2(np.linalg.norm(way - (way @ normal) * normal), way @ normal)))
+    if tilt > _TILT_DEGREES:
+        raise InputError(
+            f"{source}: its slices are stacked {tilt:.1f} degrees off their normal (gantry tilt); "
+            "convert it with a tool that corrects the tilt, such as dcm2niix."
+        )
+    warnings = []
+    if uneven.max() > _UNEVEN_WARNED * typical:
+        warnings.append(f"Gaps between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm: their mean is taken.")
+    return way / (len(positions) - 1), warnings
+
+
+def _lone_step(image: _Image, source: str) -> float:
+    """The thickness in millimetres of a slice without neighbours."""
+    try:
+        thickness = float(image.tags.get(_SPACING_BETWEEN) or image.tags[_THICKNESS])
+    except (KeyError, ValueError):
+        thickness = 0.0
+    if not thickness > 0:
+        raise InputError(f"{source}: its one slice states no thickness; give the whole series.")
+    return thickness
+
+
+def _pixels(slices: list[_Image], source: str) -> sitk.Image:
+    """The voxels of ordered slices."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(image.path) for image in slices])
+    # Otherwise the first slice's type would cut the values of slices with another rescaling.
+    if len({image.pixel for image in slices}) > 1 or slices[0].pixel == sitk.sitkFloat64:
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+    try:
+        return reader.Execute()
+    except RuntimeError as error:
+        raise InputError(f"{source}: its DICOM pixels cannot be read, damaged or of an unknown compression.") from error
+
+
+def _read_frames(images: list[_Image], source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read one multi-frame file, whose frames SimpleITK has to find evenly stacked."""
+    if len(images) > 1:
+        raise InputError(f"{source} holds {len(images)} multi-frame DICOM files; give one.")
+    (image,) = images
+    if image.tags.get(_SOP_CLASS, "").removeprefix("1.2.840.10008.5.1.4.1.1.") not in _ENHANCED:
+        raise InputError(f"{source}: a multi-frame DICOM file that is no enhanced CT, MR or PET has no slice places.")
+    if image.spacing == (1.0, 1.0, 1.0):
+        # SimpleITK says 1 mm for frames that are uneven or repeat a place, without a word.
+        raise InputError(
+            f"{source}: the places of its frames could not be established (uneven, 4-D, or 1 mm apart in all "
+            "directions, which looks the same); convert it to NIfTI, for example with dcm2niix."
+        )
+    try:
+        array, affine = voxels_of(sitk.ReadImage(str(image.path), imageIO="GDCMImageIO"))
+    except RuntimeError as error:
+        raise InputError(f"{source}: its DICOM pixels cannot be read, damaged or of an unknown compression.") from error
+    return array, affine, ["A multi-frame DICOM file: its frames are taken as one evenly spaced stack."]
+
+
+@contextmanager
+def _unzipped(path: Path) -> Iterator[Path]:
+    """The files of a .zip in one temporary folder, numbered: the archive's own names are never used."""
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="volseg-") as folder:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            total = sum(member.file_size for member in members)
+            if total > LARGEST_ZIP_BYTES:
+                raise InputError(
+                    f"{path} unpacks to {total / 2**30:.0f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.0f} are taken; "
+                    "unpack it and give the folder."
+                )
+            if any(member.flag_bits & 1 for member in members):
+                raise InputError(f"{path} is encrypted; unpack it and give the folder.")
+            for number, member in enumerate(members):
+                with archive.open(member) as packed, open(Path(folder) / f"{number:06}", "wb") as file:
+                    copyfileobj(packed, file)
+            yield Path(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise InputError(f"{path} is no readable .zip file ({error}); copy it again.") from error

@@ -1,0 +1,231 @@
+"""Images into memory, once: voxels as stored, their grid in RAS+ millimetres, and what had to be assumed.
+
+NIfTI and FreeSurfer MGH come through nibabel; NRRD, MetaImage and DICOM through SimpleITK. All ways in
+end in the same checks (volseg.data.checks).
+"""
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.freesurfer.mghformat import MGHError
+from nibabel.spatialimages import HeaderDataError
+
+from volseg.data.checks import check_affine, check_container, check_label, check_nifti, check_scan
+from volseg.data.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
+from volseg.data.geometry import Geometry
+from volseg.errors import GridError, InputError
+
+# Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
+_LARGEST_GZIP_RATIO = 1032
+_UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, HeaderDataError, MGHError)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """An image as it was stored.
+
+    Args:
+        channels: one (I, J, K) array per channel, stored dtype in native byte order; float32 where the
+            file states a scaling. Not to be written to: it may be the caller's memory.
+        geometry: the grid of every channel.
+        header: nibabel header of a NIfTI or MGH image, from which a result takes its grid bit by bit; else None.
+        source: where it came from, for messages.
+        warnings: what had to be assumed, one sentence each.
+    """
+
+    channels: tuple[np.ndarray, ...]
+    geometry: Geometry
+    header: Any
+    source: str
+    warnings: tuple[str, ...]
+
+
+class _Stored(NamedTuple):
+    """An image before its voxels are checked: (I, J, K) or (I, J, K, C) and an affine."""
+
+    array: np.ndarray
+    affine: np.ndarray
+    header: Any
+    source: str
+    warnings: list[str]
+
+
+def read_scan(path: Path, channels: int = 1) -> Scan:
+    """Read one image.
+
+    Args:
+        path: a file with one of SUFFIXES, a folder or .zip of one DICOM series, or a multi-frame .dcm.
+        channels: how many are expected; more than one come from a 4-D file (I, J, K, C).
+
+    Raises:
+        InputError: it is missing, damaged, or fails a requirement of volseg.data.checks or volseg.data.dicom.
+    """
+    return _as_scan(_load(Path(path)), channels)
+
+
+def read_label(path: Path, like: Geometry | None = None, known: Collection[int] | None = None) -> Scan:
+    """Read a label image: one channel of uint8, or uint16 where a value exceeds 255.
+
+    Args:
+        path: as for `read_scan`.
+        like: the grid it has to lie on; None for any.
+        known: the values it may hold beside 0; None for any.
+
+    Raises:
+        GridError: its grid is not `like`.
+        InputError: it is missing, damaged, or fails a requirement of volseg.data.checks.
+    """
+    stored = _load(Path(path))
+    warnings = stored.warnings + check_affine(stored.affine, stored.source)
+    label = check_label(stored.array, stored.source, known)
+    geometry = Geometry(label.shape, stored.affine)
+    if like is not None and not geometry.same_grid(like):
+        raise GridError(
+            f"{stored.source} lies on another grid than its image: {_described(geometry)}, "
+            f"expected {_described(like)}; resample it to the image's grid."
+        )
+    return Scan((label,), geometry, stored.header, stored.source, tuple(warnings))
+
+
+def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) -> Scan:
+    """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied."""
+    stored = _Stored(np.asarray(array), np.array(affine, dtype=np.float64), None, "The array", [])
+    return _as_scan(stored, channels)
+
+
+def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
+    """Take a nibabel spatial image; a NIfTI image's sform, qform and units are kept for its result."""
+    name = image.get_filename()
+    source = str(name) if name else "The nibabel image"
+    proxy = image.dataobj
+    if nib.is_proxy(proxy):
+        array = _scaled(np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter))
+    else:
+        array = np.asanyarray(proxy)
+    if isinstance(image.header, nib.Nifti1Header):
+        affine, warnings = check_nifti(image.header, image.header["pixdim"][1:4].astype(np.float64), source)
+        return _as_scan(_Stored(array, affine, image.header.copy(), source, warnings), channels)
+    if image.affine is None:
+        raise InputError(f"{source} has no affine; give it one.")
+    return _as_scan(_Stored(array, np.array(image.affine, dtype=np.float64), None, source, []), channels)
+
+
+def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
+    """Take a SimpleITK image; its voxels are not copied."""
+    from volseg.data.itk import voxels_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+
+    return _as_scan(_Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
+
+
+def _as_scan(stored: _Stored, channels: int) -> Scan:
+    """The checks that every image passes."""
+    warnings = stored.warnings + check_affine(stored.affine, stored.source)
+    volumes = check_scan(stored.array, channels, stored.source)
+    return Scan(volumes, Geometry(volumes[0].shape, stored.affine), stored.header, stored.source, tuple(warnings))
+
+
+def _load(path: Path) -> _Stored:
+    """Read whatever the path holds, by its suffix."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    suffix = image_suffix(path)
+    if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
+        from volseg.data.dicom import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+
+        array, affine, warnings = read_dicom(path)
+        return _Stored(array, affine, None, str(path), warnings)
+    if suffix in ITK_SUFFIXES:
+        from volseg.data.itk import read_file, voxels_of  # noqa: PLC0415 - as above
+
+        return _Stored(*voxels_of(read_file(path, suffix)), None, str(path), [])
+    if suffix is None:
+        raise InputError(f"{path} has no suffix of an image volseg reads: {', '.join(SUFFIXES)}, or DICOM.")
+    with _unreadable_as_input_error(path), open(path, "rb") as raw:
+        check_container(raw.read(2), suffix, str(path))
+        raw.seek(0)
+        compressed = suffix in (".nii.gz", ".mgz")
+        with gzip.GzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw) as stream:
+            largest = path.stat().st_size * (_LARGEST_GZIP_RATIO if compressed else 1)
+            load = _load_mgh if suffix in MGH_SUFFIXES else _load_nifti
+            stored = load(stream, largest, str(path))
+            # To the end of the stream, where gzip holds the checksum.
+            while compressed and stream.read(2**20):
+                pass
+    return stored
+
+
+def _load_nifti(stream: IO[bytes], largest: int, source: str) -> _Stored:
+    """Read a single-file NIfTI-1 or NIfTI-2 image."""
+    start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    if start[344:348] == b"n+1\0":
+        kind = nib.Nifti1Header
+    elif start[4:8] == b"n+2\0":
+        kind = nib.Nifti2Header
+    else:
+        raise InputError(f"{source} is not a NIfTI file in one piece; convert it, or mend its name.")
+    pixdim = kind(start[: kind.sizeof_hdr], check=False)["pixdim"][1:4].astype(np.float64)
+    stream.seek(0)
+    header = kind.from_fileobj(stream)
+    affine, warnings = check_nifti(header, pixdim, source)
+    slope, inter = header.get_slope_inter()
+    array = _voxels(stream, header, largest, source)
+    scaled = _scaled(array, 1.0 if slope is None else slope, 0.0 if inter is None else inter)
+    return _Stored(scaled, affine, header, source, warnings)
+
+
+def _load_mgh(stream: IO[bytes], largest: int, source: str) -> _Stored:
+    """Read a FreeSurfer MGH image."""
+    if stream.read(4) != b"\0\0\0\1":
+        raise InputError(f"{source} is not a FreeSurfer MGH file; mend its name.")
+    stream.seek(0)
+    header = nib.MGHImage.header_class.from_fileobj(stream)
+    affine = np.array(header.get_affine(), dtype=np.float64)
+    return _Stored(_voxels(stream, header, largest, source), affine, header, source, [])
+
+
+def _voxels(stream: IO[bytes], header: Any, largest: int, source: str) -> np.ndarray:
+    """The stored values, mapped rather than read where the file is not compressed; `largest` bounds its bytes."""
+    shape = tuple(int(size) for size in header.get_data_shape())
+    dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+    if min(shape, default=0) < 1:
+        raise InputError(f"{source} is empty: its size is {' x '.join(map(str, shape))}.")
+    needed = offset + int(np.prod(np.array(shape, dtype=object))) * dtype.itemsize
+    if needed > largest:
+        raise InputError(f"{source} is cut short: its header promises {needed} bytes, found at most {largest}.")
+    array: np.ndarray = ArrayProxy(stream, (shape, dtype, offset)).get_unscaled()
+    return array
+
+
+def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    """Stored values times slope plus inter, as float32 (float64 stays), only where they change anything."""
+    if (slope, inter) == (1.0, 0.0) or array.dtype.kind not in "iuf":
+        return array
+    kind = np.float64 if array.dtype.itemsize > 4 and array.dtype.kind == "f" else np.float32
+    scaled = np.multiply(array, kind(slope), dtype=kind)
+    scaled += kind(inter)
+    return scaled
+
+
+@contextlib.contextmanager
+def _unreadable_as_input_error(path: Path) -> Iterator[None]:
+    """Say of any failure to read that the file is damaged."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read, it is damaged or cut short ({reason}); copy it again.") from error
+
+
+def _described(geometry: Geometry) -> str:
+    """Size, spacing and orientation in a few words."""
+    size = " x ".join(str(size) for size in geometry.shape)
+    spacing = " x ".join(f"{spacing:.3g}" for spacing in geometry.spacing_mm)
+    return f"{size} voxels of {spacing} mm, {geometry.axis_codes}, from {np.round(geometry.affine[:3, 3], 2).tolist()}"

@@ -1,0 +1,53 @@
+"""Which device and which precision the work runs in, chosen by what computes natively."""
+
+import torch
+
+from volseg.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`: auto, cpu, cuda, cuda:N or mps. 'auto' takes the first GPU there is, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"There is no device called {name!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= found.get(device.type, 0):
+        raise UsageError(f"Device {name!r} is not here ({found.get(device.type, 0)} found of its kind). Use --device auto.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype convolutions run in; weights and sums stay float32 in all of them.
+
+    'auto' is bf16 where the processor or GPU computes it natively, fp16 on older GPUs, else float32:
+    emulated bf16 is up to a hundred times slower than float32.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise UsageError(f"Unknown precision {name!r}. Use auto, {', '.join(DTYPES)}.")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_computes_bf16() else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which convolutions run in `dtype`; does nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _cpu_computes_bf16() -> bool:
+    # torch has no public question for this in all supported versions; a missing one means "not known", so False.
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, test, lambda: False)() for test in tests)

@@ -1,0 +1,140 @@
+"""What is compared: label images of two folders, paired by name, and the labels by name and value."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from volseg.config import read_yaml
+from volseg.data.formats import SUFFIXES, image_suffix, stem_of
+from volseg.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The label image of one case and its reference."""
+
+    name: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All cases to compare, sorted by name, and the names of the references that nothing was predicted for."""
+
+    matched: tuple[Pair, ...]
+    unmatched_references: tuple[str, ...] = ()
+
+
+def match_pairs(predictions: Path, references: Path) -> Pairs:
+    """Pair label images by their names without suffix, so that a .mha finds its .nii.gz.
+
+    Two files are a pair whatever their names. In folders, files that are no images are passed over.
+    A reference without a prediction is no error, as the predictions may be those of one fold; it is logged.
+
+    Args:
+        predictions: a label image, or a folder of them.
+        references: a label image, or a folder of them.
+
+    Raises:
+        InputError: a missing path, two images of one name, no image, or a prediction without a reference.
+    """
+    if predictions.is_file() and references.is_file():
+        _check_suffix(references)
+        _check_suffix(predictions)
+        return Pairs((Pair(stem_of(predictions), predictions, references),))
+    predicted, true = _images_by_name(predictions), _images_by_name(references)
+    strangers = [name for name in predicted if name not in true]
+    if strangers:
+        raise InputError(
+            f"{len(strangers)} of {len(predicted)} predictions in {predictions} have no reference of that name "
+            f"in {references}: {_some(strangers)}. Add the references, or take those predictions out."
+        )
+    unmatched = tuple(name for name in true if name not in predicted)
+    if unmatched:
+        logger.warning("%d of %d references have no prediction: %s.", len(unmatched), len(true), _some(unmatched))
+    return Pairs(tuple(Pair(name, path, true[name]) for name, path in predicted.items()), unmatched)
+
+
+def read_labels_file(path: Path) -> dict[str, int]:
+    """Read the names and values of labels, background left out.
+
+    A Decathlon dataset.json ({"labels": {"1": "Liver"}}), an nnU-Net one ({"labels": {"Liver": 1}}), or
+    a plain mapping of names to values; JSON or YAML.
+
+    Returns:
+        The value of each label, by name, in the order of the file.
+
+    Raises:
+        InputError: not such a file, or two labels share a name or a value.
+        ConfigError: not a YAML mapping.
+    """
+    document = _read_mapping(path)
+    labels = document.get("labels", document)
+    if not isinstance(labels, dict):
+        raise InputError(f"'labels' in {path} is a {type(labels).__name__}; expected a mapping of names to values.")
+    entries = [_name_and_value(key, entry, path) for key, entry in labels.items()]
+    named = {name: value for name, value in entries if value != 0}
+    if len(dict(entries)) < len(entries) or len(set(named.values())) < len(named):
+        raise InputError(f"Two labels in {path} share a name or a value: {entries}. Give each its own.")
+    if not named:
+        raise InputError(f"{path} names no label beside the background. Write for example {{'Liver': 1}}.")
+    if "ignore" in named:
+        raise InputError(f"{path} has nnU-Net's label 'ignore', whose voxels volseg cannot leave out. Remove it.")
+    return named
+
+
+def _images_by_name(path: Path) -> dict[str, Path]:
+    """The image at `path`, or all images in that folder, by name without suffix."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Give a label image or a folder of label images.")
+    if path.is_file():
+        _check_suffix(path)
+        return {stem_of(path): path}
+    files = sorted(file for file in path.iterdir() if image_suffix(file) and not file.name.startswith("."))
+    if not files:
+        raise InputError(f"{path} holds no label image. Known formats: {', '.join(SUFFIXES)}.")
+    images: dict[str, Path] = {}
+    for file in files:
+        other = images.setdefault(stem_of(file), file)
+        if other != file:
+            raise InputError(f"{other} and {file} have one name, so it is open which to compare. Remove one of them.")
+    return images
+
+
+def _check_suffix(path: Path) -> None:
+    """Refuse a file that is no image by its name."""
+    if image_suffix(path) is None:
+        raise InputError(f"{path} is not a label image by its name. Known formats: {', '.join(SUFFIXES)}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first five names, and a sign that there are more."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file; JSON apart, because YAML does not allow the tabs in it."""
+    if path.suffix.lower() != ".json":
+        return read_yaml(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Could not read labels from {path}: {error}. Give a dataset.json or a mapping.") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds a {type(document).__name__}, expected a mapping of names to values.")
+    return document
+
+
+def _name_and_value(key: Any, entry: Any, path: Path) -> tuple[str, int]:
+    """One label of a file, written {name: value} or, as the Decathlon does, {value: name}."""
+    if isinstance(entry, str) and str(key).isdecimal():
+        return entry, int(key)
+    if isinstance(entry, int) and not isinstance(entry, bool):
+        return str(key), entry
+    raise InputError(f"Label {key!r} in {path} has the value {entry!r}; expected one whole number per label.")

@@ -1,0 +1,112 @@
+"""The scores of many cases as one document: per case and label, their means and their spread; JSON and CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from volseg.data.reading import read_label
+from volseg.errors import UsageError
+from volseg.evaluation.overlap import ABSENT, POLICY, Overlap, label_overlaps, values_in
+from volseg.evaluation.pairs import Pair, Pairs
+from volseg.files import write_json, write_text
+
+MEASURES = tuple(field.name for field in fields(Overlap))
+
+
+def evaluate_pairs(pairs: Pairs, labels: Mapping[str, int] | None = None, workers: int = 1) -> dict[str, Any]:
+    """Compare label images with their references.
+
+    Args:
+        pairs: the files, see `match_pairs`.
+        labels: stored value of each label, by name; None: every value found, as label_1, label_2, ...
+        workers: threads; each holds one prediction and one reference.
+
+    Returns:
+        The document of `summarise`.
+
+    Raises:
+        InputError: an image cannot be read; no other case is waited for.
+        GridError: a prediction does not lie on the grid of its reference.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda pair: _compare(pair, labels), pairs.matched))
+    names = labels or sorted({name for overlaps in found for name in overlaps}, key=_value_of)
+    cases = {
+        pair.name: {name: overlaps.get(name, ABSENT) for name in names}
+        for pair, overlaps in zip(pairs.matched, found, strict=True)
+    }
+    return summarise(cases, pairs.unmatched_references)
+
+
+def summarise(cases: Mapping[str, Mapping[str, Overlap]], unmatched_references: Sequence[str] = ()) -> dict[str, Any]:
+    """Gather the overlaps of cases into one document without NaN.
+
+    Args:
+        cases: the overlap of each label by name, by case name; every case has the same labels.
+        unmatched_references: names of references without a prediction.
+
+    Returns:
+        "cases": a name and, per label, the measures of `Overlap`.
+        "mean": per label, the means over the cases in which the label counts, and their number ("cases");
+        and "foreground_dice", the mean over labels of their mean Dice, or None where no label counts.
+        "spread": per label, standard deviations (n - 1) over the same cases, None with fewer than two.
+        "unmatched_references", and "policy": when a label counts.
+    """
+    names = list(next(iter(cases.values()), {}))
+    counted = {name: [case[name] for case in cases.values() if case[name].dice is not None] for name in names}
+    mean = {name: {**_each_measure(fmean, overlaps, 1), "cases": len(overlaps)} for name, overlaps in counted.items()}
+    dice = [label["dice"] for label in mean.values() if label["dice"] is not None]
+    return {
+        "cases": [
+            {"name": case, "labels": {name: asdict(overlap) for name, overlap in overlaps.items()}}
+            for case, overlaps in cases.items()
+        ],
+        "mean": {"labels": mean, "foreground_dice": fmean(dice) if dice else None},
+        "spread": {"labels": {name: _each_measure(stdev, overlaps, 2) for name, overlaps in counted.items()}},
+        "unmatched_references": list(unmatched_references),
+        "policy": POLICY,
+    }
+
+
+def write_report(document: Mapping[str, Any], path: Path) -> None:
+    """Write the document of `summarise` as JSON to `path`, and beside it one CSV row per case and label.
+
+    Raises:
+        UsageError: `path` does not end in .json.
+    """
+    if path.suffix != ".json":
+        raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["case", "label", *MEASURES])
+    for case in document["cases"]:
+        writer.writerows([case["name"], label, *measures.values()] for label, measures in case["labels"].items())
+    write_json(path, document)
+    write_text(path.with_suffix(".csv"), table.getvalue())
+
+
+def _compare(pair: Pair, labels: Mapping[str, int] | None) -> dict[str, Overlap]:
+    """The overlaps of one case, of the given labels or of those found in its two images."""
+    reference = read_label(pair.reference)
+    prediction = read_label(pair.prediction, like=reference.geometry)
+    true, predicted = reference.channels[0], prediction.channels[0]
+    values = labels or {f"label_{value}": value for value in values_in(true) | values_in(predicted)}
+    return label_overlaps(predicted, true, values, reference.geometry.voxel_ml)
+
+
+def _value_of(found_name: str) -> int:
+    """The value in a name made up by `_compare`."""
+    return int(found_name.removeprefix("label_"))
+
+
+def _each_measure(
+    statistic: Callable[[list[float]], float], overlaps: Iterable[Overlap], at_least: int
+) -> dict[str, float | None]:
+    """A statistic of each measure over the given overlaps, None where there are too few."""
+    rows = [asdict(overlap) for overlap in overlaps]
+    return {name: statistic([row[name] for row in rows]) if len(rows) >= at_least else None for name in MEASURES}

@@ -1,0 +1,220 @@
+"""Labels on the scan's grid from slabs of logits on the network's grid, without carrying all logits there.
+
+Linear interpolation is a convex combination: where the network voxels around a target voxel agree on the winning
+class, that class wins after interpolation too, and nothing needs to be computed. Only between voxels that disagree
+are logits interpolated, in float32. The labels are those of interpolating everything and taking the largest.
+
+Tensors are in stream order (K, planes, rows, columns), see `volseg.inference.stream`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from volseg.data.resample import linear_stencil, nearest_index
+
+Triple = tuple[int, int, int]
+
+# Logits interpolated at a time: few enough for a processor's cache, many enough to keep a GPU busy.
+BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 25}
+# Where a larger share of a block's voxels disagrees, interpolating all of them costs less than gathering some.
+DENSE_SHARE = 0.3
+
+
+def labels_from_slabs(
+    slabs: Iterable[tuple[int, torch.Tensor]],
+    source: Triple,
+    target: Triple,
+    nearest_axis: int | None = None,
+    labels_device: torch.device | None = None,
+) -> torch.Tensor:
+    """The class with the largest logit at each voxel of a finer or coarser grid; the first one of a tie.
+
+    Args:
+        slabs: (first plane, finite logits (K, planes, rows, columns) float32), in order, without gaps, at least one.
+        source: (planes, rows, columns) of all slabs together.
+        target: the same of the labels. Half-pixel convention, edges clamped.
+        nearest_axis: 0, 1 or 2 to take the nearest logits along that axis; the others are linear.
+        labels_device: where the labels are kept; the slabs' device by default.
+
+    Returns:
+        `target` class indices, uint8 up to 255 classes and int16 above.
+    """
+    stream = iter(slabs)
+    begin = next(stream)
+    classes, device = begin[1].shape[0], begin[1].device
+    stencils = [_stencil(source[axis], target[axis], axis == nearest_axis) for axis in range(3)]
+    layers = _layers(stencils[0])
+    voxels = BLOCK_LOGITS.get(device.type, BLOCK_LOGITS["cpu"]) // max(classes, 8)
+    blocks = _blocks(stencils[1], stencils[2], voxels, device)
+    dtype = torch.uint8 if classes <= 255 else torch.int16
+    labels = torch.empty(target, dtype=dtype, device=labels_device or device)
+
+    held: list[torch.Tensor] = []
+    for start, slab in chain([begin], stream):
+        planes = dict(enumerate([*held, *slab.unbind(1)], start=start - len(held)))
+        winners = torch.stack([winner(plane.clone(), dtype) for plane in planes.values()])
+        ready = [layer for layer in layers if layer.upper in planes]
+        layers = layers[len(ready) :]
+        for block in blocks:
+            _label_block(labels, block, planes, winners, ready)
+        # The next target planes may lie between this slab and the next; the slab itself will be overwritten.
+        held = [slab[:, -1].clone()]
+    return labels
+
+
+def winner(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`logits.argmax(0)` of finite float32 (K, ...) as `dtype`, the first of a tie; overwrites `logits`.
+
+    Ten times faster than argmax along a strided axis, because every step is a vector instruction.
+    """
+    classes = logits.shape[0]
+    rank = torch.arange(classes, 0, -1, dtype=logits.dtype, device=logits.device)
+    logits.eq_(logits.amax(0)).mul_(rank.reshape(-1, *(1,) * (logits.ndim - 1)))
+    return (classes - logits.amax(0)).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stencil:
+    """For each target index along an axis: two source indices, the same where one suffices, and the weight of the upper."""
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    weight: torch.Tensor
+
+    def to(self, device: torch.device) -> "_Stencil":
+        """The same on another device."""
+        return _Stencil(self.lower.to(device), self.upper.to(device), self.weight.to(device))
+
+    def interpolate(self, logits: torch.Tensor, dim: int) -> torch.Tensor:
+        """Linear interpolation along `dim`."""
+        weight = self.weight.reshape(-1, *(1,) * (logits.ndim - 1 - dim))
+        return torch.lerp(logits.index_select(dim, self.lower), logits.index_select(dim, self.upper), weight)
+
+    def agree(self, winners: torch.Tensor, dim: int) -> torch.Tensor:
+        """The winner along `dim` where both source voxels have the same one, else the mark of disagreement."""
+        return _agreed(winners.index_select(dim, self.lower), winners.index_select(dim, self.upper))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Consecutive target planes that lie between the same two source planes."""
+
+    lower: int
+    upper: int
+    first: int
+    weights: list[float]
+
+    @property
+    def targets(self) -> slice:
+        return slice(self.first, self.first + len(self.weights))
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Consecutive target rows, all their columns, and the source rows they need."""
+
+    targets: slice
+    sources: slice
+    row: _Stencil
+    column: _Stencil
+
+    def agree(self, winners: torch.Tensor) -> torch.Tensor:
+        """(n, source rows, source columns) winners to those all four in-plane neighbours agree on, target size."""
+        return self.row.agree(self.column.agree(winners[:, self.sources], 2), 1)
+
+    def interpolate(self, plane: torch.Tensor) -> torch.Tensor:
+        """(K, source rows, source columns) logits to all the block's voxels, (K, rows * columns)."""
+        return self.row.interpolate(self.column.interpolate(plane[:, self.sources], 2), 1).flatten(1)
+
+    def interpolate_at(self, plane: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """The columns `index` of what `interpolate` returns, without the others."""
+        width = len(self.column.weight)
+        row, column = index // width, index % width
+        logits = plane[:, self.sources].flatten(1)
+        low, high = (
+            torch.lerp(
+                logits.index_select(1, rows[row] * plane.shape[2] + self.column.lower[column]),
+                logits.index_select(1, rows[row] * plane.shape[2] + self.column.upper[column]),
+                self.column.weight[column],
+            )
+            for rows in (self.row.lower, self.row.upper)
+        )
+        return torch.lerp(low, high, self.row.weight[row])
+
+
+def _label_block(
+    labels: torch.Tensor, block: _Block, planes: dict[int, torch.Tensor], winners: torch.Tensor, layers: list[_Layer]
+) -> None:
+    """Write the block's rows of all target planes in `layers`; `winners` are those of `planes`, in order."""
+    position = {plane: number for number, plane in enumerate(planes)}
+    agreed = block.agree(winners)
+    bases = _agreed(
+        agreed[[position[layer.lower] for layer in layers]], agreed[[position[layer.upper] for layer in layers]]
+    )
+    mixed = bases == torch.iinfo(bases.dtype).max
+    counts = mixed.flatten(1).sum(1).tolist()
+    known: dict[int, torch.Tensor] = {}
+    for layer, base, where, count in zip(layers, bases, mixed, counts, strict=True):
+        targets = labels[layer.targets, block.targets]
+        if count == 0:
+            targets.copy_(base)
+        elif count < DENSE_SHARE * base.numel():
+            index = where.flatten().nonzero().squeeze(1)
+            lower = block.interpolate_at(planes[layer.lower], index)
+            upper = block.interpolate_at(planes[layer.upper], index)
+            for target, weight in zip(targets, layer.weights, strict=True):
+                base.view(-1)[index] = winner(torch.lerp(lower, upper, weight), base.dtype)
+                target.copy_(base)
+        else:
+            # The upper plane of a layer is the lower one of the next, unless planes are skipped.
+            known = {
+                plane: known[plane] if plane in known else block.interpolate(planes[plane])
+                for plane in (layer.lower, layer.upper)
+            }
+            for target, weight in zip(targets, layer.weights, strict=True):
+                logits = torch.lerp(known[layer.lower], known[layer.upper], weight)
+                target.copy_(winner(logits, base.dtype).view_as(base))
+
+
+def _agreed(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where two tensors of winners are equal their value, elsewhere the mark of disagreement: the dtype's largest."""
+    return torch.where(one == other, one, torch.iinfo(one.dtype).max)
+
+
+def _stencil(source: int, target: int, nearest: bool) -> _Stencil:
+    """How one axis is interpolated, on the CPU."""
+    device = torch.device("cpu")
+    if nearest:
+        index = nearest_index(source, target, device)
+        return _Stencil(index, index, torch.zeros(target))
+    lower, upper, weight = linear_stencil(source, target, device)
+    # A neighbour without weight has no say in whether the neighbours agree.
+    return _Stencil(lower, torch.where(weight == 0, lower, upper), weight)
+
+
+def _layers(stencil: _Stencil) -> list[_Layer]:
+    """The target planes in order, put together where they lie between the same source planes."""
+    columns = zip(stencil.lower.tolist(), stencil.upper.tolist(), stencil.weight.tolist(), strict=True)
+    layers: list[_Layer] = []
+    for first, (lower, upper, weight) in enumerate(columns):
+        if layers and (layers[-1].lower, layers[-1].upper) == (lower, upper):
+            layers[-1].weights.append(weight)
+        else:
+            layers.append(_Layer(lower, upper, first, [weight]))
+    return layers
+
+
+def _blocks(row: _Stencil, column: _Stencil, voxels: int, device: torch.device) -> list[_Block]:
+    """Target rows in groups of about `voxels` voxels."""
+    step = max(1, voxels // len(column.weight))
+    blocks = []
+    for start in range(0, len(row.weight), step):
+        targets = slice(start, min(start + step, len(row.weight)))
+        lower, upper = row.lower[targets], row.upper[targets]
+        first, last = int(lower[0]), int(upper[-1])
+        part = _Stencil(lower - first, upper - first, row.weight[targets])
+        blocks.append(_Block(targets, slice(first, last + 1), part.to(device), column.to(device)))
+    return blocks

@@ -1,0 +1,110 @@
+"""Where sliding windows stand, and how their answers are blended.
+
+Windows form a regular grid, so everything about them is separable: a `Tile` is what one window covers along one
+axis, and a window is three of them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a volume is cut into windows.
+
+    Args:
+        patch_size: (d, h, w) of a window.
+        overlap: share of a window that its neighbour covers as well, at least; 0 up to below 1.
+        batch_size: most windows in one call of the predictor.
+        mirror_axes: network axes (0, 1, 2) to average over all mirror images of.
+    """
+
+    patch_size: Triple
+    overlap: float = 0.5
+    batch_size: int = 1
+    mirror_axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One window along one axis.
+
+    Args:
+        start: volume index of the window's first voxel; negative where the window is padded.
+        lower, upper: the volume's voxels that the window covers: lower <= index < upper.
+        weight: (upper - lower,) float32, its share in the blend of all windows over each of these voxels.
+    """
+
+    start: int
+    lower: int
+    upper: int
+    weight: torch.Tensor
+
+    @property
+    def inside(self) -> slice:
+        """The part of the window that lies in the volume."""
+        return slice(self.lower - self.start, self.upper - self.start)
+
+    @property
+    def covered(self) -> slice:
+        """The part of the volume that lies in the window."""
+        return slice(self.lower, self.upper)
+
+
+def window_starts(size: int, patch: int, overlap: float) -> list[int]:
+    """First voxels of evenly spread windows over `size` voxels, as nnU-Net spreads them.
+
+    The fewest windows that overlap by at least `overlap`, the first and last flush with the volume's ends;
+    a volume smaller than the window lies centred in a single one, whose start is then negative.
+    """
+    if size <= patch:
+        return [-((patch - size) // 2)]
+    # Rounded up as nnU-Net rounds it, from the same floating-point product, so that both choose the same grid.
+    count = math.ceil((size - patch) / (patch * (1.0 - overlap))) + 1
+    step = (size - patch) / (count - 1)
+    return [round(step * index) for index in range(count)]
+
+
+def gaussian(patch: int) -> torch.Tensor:
+    """Importance of a window's voxels along one axis: (patch,) float32, 1 at voxel patch // 2, sigma patch / 8.
+
+    No value is below exp(-8), because no voxel is more than 4 sigma from the middle.
+    """
+    distance = torch.arange(patch, dtype=torch.float64) - patch // 2
+    return torch.exp(-0.5 * (distance / (patch / 8.0)) ** 2).to(torch.float32)
+
+
+def axis_tiles(size: int, patch: int, overlap: float, device: torch.device) -> list[Tile]:
+    """All windows along one axis, in order, with weights that add up to 1 at every voxel.
+
+    The importance of a window is an outer product over the axes and windows form a full grid, so the sum over windows
+    is an outer product as well: dividing by it axis by axis here replaces a volume of summed weights.
+    """
+    importance = gaussian(patch)
+    spans = [(start, max(start, 0), min(start + patch, size)) for start in window_starts(size, patch, overlap)]
+    total = torch.zeros(size)
+    for start, lower, upper in spans:
+        total[lower:upper] += importance[lower - start : upper - start]
+    return [
+        Tile(start, lower, upper, (importance[lower - start : upper - start] / total[lower:upper]).to(device))
+        for start, lower, upper in spans
+    ]
+
+
+def read_window(volume: torch.Tensor, tiles: tuple[Tile, Tile, Tile], window: torch.Tensor) -> None:
+    """Copy one window of `volume` (C, D, H, W) into `window` (C, d, h, w), zeros where it reaches beyond the volume."""
+    inside, covered = [tile.inside for tile in tiles], [tile.covered for tile in tiles]
+    part = window[(slice(None), *inside)]
+    if part.shape != window.shape:
+        window.zero_()
+    part.copy_(volume[(slice(None), *covered)])
+
+
+def constant_of(window: torch.Tensor) -> tuple[float, ...] | None:
+    """The value of each channel if every channel of `window` (C, d, h, w) is the same number throughout, else None."""
+    first = window[:, :1, :1, :1]
+    return tuple(first.flatten().tolist()) if bool((window == first).all()) else None

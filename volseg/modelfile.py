@@ -1,0 +1,73 @@
+"""The model file: one .safetensors with the weights, and a JSON document about the model in its header.
+
+Loading reads numbers and text only: nothing is unpickled and no code from the file runs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+
+from volseg.config import Frozen, Plan, checked
+from volseg.errors import InputError
+from volseg.files import whole_file
+from volseg.version import __version__
+
+HEADER_KEY = "volseg"
+SCHEMA_VERSION = 1
+
+
+class ModelCard(Frozen):
+    """What a model file says about itself; with the weights, all that segmenting needs."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    plan: Plan
+    training: dict[str, Any] = Field(default_factory=dict, description="data, licence, cases, steps, seconds, seed")
+    scores: dict[str, Any] = Field(default_factory=dict, description="on the validation cases of its fold")
+    volseg_version: str = __version__
+
+
+def save_model(path: Path, card: ModelCard, weights: dict[str, torch.Tensor]) -> None:
+    """Write a model file whole or not at all; weights are stored as they are, on the CPU."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER_KEY: card.model_dump_json()})
+
+
+def read_card(path: Path) -> ModelCard:
+    """The document in a model file's header, without its weights.
+
+    Raises:
+        InputError: not a model file of volseg, or one written by a newer version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as handle:
+            header = (handle.metadata() or {}).get(HEADER_KEY)
+    except FileNotFoundError as error:
+        raise InputError(f"There is no model file {path}. Give the path of a .safetensors file that volseg wrote.") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is not a model file: {error}. Give a .safetensors file that volseg wrote.") from error
+    if header is None:
+        raise InputError(f"{path} holds weights but no '{HEADER_KEY}' document: it is not a model that volseg wrote.")
+    try:
+        document = json.loads(header)
+        found = document["schema_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"The '{HEADER_KEY}' document in {path} is damaged. Take a fresh copy of the model.") from error
+    if found != SCHEMA_VERSION:
+        raise InputError(f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. Update volseg.")
+    return checked(ModelCard, document, f"The document in {path}")
+
+
+def load_model(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
+    """A model's card and its weights by name, on the CPU.
+
+    Raises:
+        InputError: see `read_card`.
+    """
+    return read_card(path), load_file(path, device="cpu")

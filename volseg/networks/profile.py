@@ -1,0 +1,2 @@
+"""placeholder"""
+Profile = StageProfile = compare_blocks = profile_network = None

@@ -1,0 +1,174 @@
+"""What a data set is like: sizes, spacings, intensities and label volumes, measured case by case.
+
+Spatial triples are in the order R, A, S: the scan's axes after reorientation to the closest RAS+ order.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from volseg.data.dataset import DataSet, TrainingCase, read_case
+from volseg.data.geometry import Geometry, ras_order
+from volseg.errors import InputError
+
+SAMPLES_PER_CASE = 10_000
+SHOWN = 10
+READERS = 2
+T = TypeVar("T", int, float)
+
+
+@dataclass(frozen=True)
+class CaseFingerprint:
+    """One case.
+
+    Args:
+        name: of the case.
+        shape: voxels along R, A, S.
+        spacing_mm: along R, A, S.
+        volumes_ml: of each label, 0 where it is absent.
+        offsets: per label that is present: where its centroid lies along R, A, S from the centroid of all labels, as
+            a share of the edge of the box around all labels.
+        means: per channel, mean intensity of the whole scan.
+        samples: (C, n) float32 intensities of up to 10 000 labelled voxels, drawn at random.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    volumes_ml: dict[str, float]
+    offsets: dict[str, tuple[float, float, float]]
+    means: tuple[float, ...]
+    samples: np.ndarray
+
+
+@dataclass(frozen=True)
+class ChannelFingerprint:
+    """Intensities of one channel over all cases.
+
+    Args:
+        name: of the channel.
+        percentiles: 0.5 and 99.5 percentile of the labelled voxels.
+        mean: of the labelled voxels.
+        std: of the labelled voxels.
+        mean_range: lowest and highest mean of a whole scan.
+    """
+
+    name: str
+    percentiles: tuple[float, float]
+    mean: float
+    std: float
+    mean_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """All cases, and the intensities of each channel."""
+
+    cases: tuple[CaseFingerprint, ...]
+    channels: tuple[ChannelFingerprint, ...]
+
+    def volume_ml_range(self, label: str) -> tuple[float, float]:
+        """Smallest and largest volume of a label over the cases."""
+        volumes = [case.volumes_ml[label] for case in self.cases]
+        return min(volumes), max(volumes)
+
+
+def take_fingerprint(
+    dataset: DataSet,
+    cases: Sequence[TrainingCase] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fingerprint:
+    """Read every case once and measure it; two at a time, none kept in memory.
+
+    Args:
+        dataset: that the cases belong to.
+        cases: to measure; all of the data set if not given.
+        progress: called with the number of cases done and of all cases.
+
+    Raises:
+        InputError: everything that is wrong with any case, at once; or no labelled voxel in any.
+    """
+    cases = dataset.cases if cases is None else cases
+    measured: list[CaseFingerprint] = []
+    problems: list[str] = []
+    with ThreadPoolExecutor(READERS) as pool:
+        for done, one in enumerate(pool.map(partial(_case_or_problem, dataset), cases), start=1):
+            if isinstance(one, str):
+                problems.append(one)
+            else:
+                measured.append(one)
+            if progress:
+                progress(done, len(cases))
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        listed = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
+        raise InputError(f"{len(problems)} of {len(cases)} cases of {dataset.name} cannot be used:{listed}{more}")
+    if not any(case.offsets for case in measured):
+        raise InputError(f"No case of {dataset.name} has a labelled voxel. Check the label images.")
+    channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
+    return Fingerprint(tuple(measured), tuple(channels))
+
+
+def _case_or_problem(dataset: DataSet, case: TrainingCase) -> CaseFingerprint | str:
+    """The measures of one case, or what is wrong with it."""
+    try:
+        scan, label = read_case(dataset, case)
+    except InputError as error:
+        return f"{case.name}: {error}"
+    order, _ = ras_order(scan.geometry.affine)
+    # Seeded by the name, so that the sample does not depend on which other cases there are.
+    drawn = np.random.default_rng(list(case.name.encode())).permutation(np.flatnonzero(label))[:SAMPLES_PER_CASE]
+    counts = np.bincount(label.ravel(), minlength=max(dataset.labels.values()) + 1)
+    return CaseFingerprint(
+        name=case.name,
+        shape=_ordered(scan.geometry.shape, order),
+        spacing_mm=_ordered(scan.geometry.spacing_mm, order),
+        volumes_ml={name: int(counts[value]) * scan.geometry.voxel_ml for name, value in dataset.labels.items()},
+        offsets=_offsets(label, scan.geometry, dataset.labels),
+        means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
+        samples=np.stack([channel[np.unravel_index(drawn, label.shape)] for channel in scan.channels]).astype(
+            np.float32
+        ),
+    )
+
+
+def _offsets(label: np.ndarray, geometry: Geometry, labels: dict[str, int]) -> dict[str, tuple[float, float, float]]:
+    """See `CaseFingerprint.offsets`."""
+    profiles = {name: _profiles(label == value) for name, value in labels.items()}
+    present = {name: one for name, one in profiles.items() if one[0].any()}
+    order, flips = ras_order(geometry.affine)
+    offsets = {name: [0.0, 0.0, 0.0] for name in present}
+    for world, (axis, flip) in enumerate(zip(order, flips, strict=True)):
+        every = np.sum([one[axis] for one in present.values()], axis=0)
+        edge = np.ptp(np.flatnonzero(every)) + 1 if present else 1
+        for name, one in present.items():
+            offset = (_centre(one[axis]) - _centre(every)) / edge
+            offsets[name][world] = -offset if flip else offset
+    return {name: (one[0], one[1], one[2]) for name, one in offsets.items()}
+
+
+def _profiles(mask: np.ndarray) -> list[np.ndarray]:
+    """How many voxels of a mask lie in each plane across I, J and K."""
+    return [np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+
+
+def _centre(profile: np.ndarray) -> float:
+    return float(np.average(np.arange(profile.size), weights=profile))
+
+
+def _channel(name: str, index: int, cases: Sequence[CaseFingerprint]) -> ChannelFingerprint:
+    """The intensities of one channel over all cases; every case counts by its sample."""
+    samples = np.concatenate([case.samples[index] for case in cases]).astype(np.float64)
+    low, high = np.percentile(samples, [0.5, 99.5])
+    means = [case.means[index] for case in cases]
+    return ChannelFingerprint(
+        name, (float(low), float(high)), float(samples.mean()), float(samples.std()), (min(means), max(means))
+    )
+
+
+def _ordered(values: tuple[T, T, T], order: tuple[int, int, int]) -> tuple[T, T, T]:
+    return values[order[0]], values[order[1]], values[order[2]]

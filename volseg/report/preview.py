@@ -1,0 +1,278 @@
+"""One picture of a segmented scan: three orthogonal planes, the labels over them, a legend with volumes.
+
+Arrays here are in RAS+ order (R, A, S) unless they say (I, J, K); lengths on the page are inches.
+The view is radiological: the patient's right is on the left of the picture, and anterior on the left of
+the sagittal plane. All planes share one scale.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from volseg.config import Label
+from volseg.data.geometry import Geometry, ras_order
+from volseg.errors import GridError
+from volseg.files import whole_file
+from volseg.report.colours import label_colours
+
+_DPI = 120
+_PLANES_WIDTH, _PLANES_HEIGHT = 10.0, 6.5  # the most that the planes take
+_NARROWEST = 1.6  # room for a plane's name beside the letter above it
+_GAP = 0.3  # around each plane: room for its letters
+_TITLE = 0.4
+_LINE = 0.26  # of the legend
+_COLUMN = 3.4
+_MOST_ROWS = 6
+_LONGEST_NAME = 28
+_PAGE, _INK, _FAINT = "#111418", "#f2f2f2", "#b4bac1"
+_FILL = 0.38
+_SAMPLES = 2_000_000  # voxels that are enough to place the window
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """A cut across the axis `normal`; the letters stand left, right, top and bottom."""
+
+    name: str
+    normal: int
+    horizontal: int
+    vertical: int
+    letters: tuple[str, str, str, str]
+
+
+_PLANES = (
+    _Plane("axial", 2, 0, 1, ("R", "L", "A", "P")),
+    _Plane("coronal", 1, 0, 2, ("R", "L", "S", "I")),
+    _Plane("sagittal", 0, 1, 2, ("A", "P", "S", "I")),
+)
+
+
+def save_preview(
+    image: np.ndarray,
+    labels: np.ndarray,
+    geometry: Geometry,
+    shown: Sequence[Label],
+    path: Path,
+    title: str = "",
+    reference: np.ndarray | None = None,
+) -> None:
+    """Write a PNG of an axial, a coronal and a sagittal slice with the labels over them.
+
+    Each plane goes through the slice with most labelled voxels, the middle one where several tie, and so
+    through the middle of the scan when nothing is labelled. Grey runs from the 1st to the 99th percentile.
+
+    Args:
+        image: (I, J, K), any real dtype; voxels that are not finite are black.
+        labels: (I, J, K), integers; values not in `shown` are left out.
+        geometry: the grid of both.
+        shown: labels to show, with the name and volume of each in the legend.
+        path: the PNG, written whole or not at all.
+        title: a line above; nothing else about the scan is written on the picture.
+        reference: (I, J, K), integers; outlined with dashes for comparison.
+
+    Raises:
+        GridError: an array has not the shape of `geometry`.
+        ResourceError: the disk refused the file.
+    """
+    for name, array in (("image", image), ("labels", labels), ("reference", reference)):
+        if array is not None and array.shape != geometry.shape:
+            raise GridError(
+                f"The preview's {name} has shape {array.shape}, expected {geometry.shape}, the scan's grid."
+            )
+    order, flips = ras_order(geometry.affine)
+    spacing_mm = [geometry.spacing_mm[axis] for axis in order]
+    image, labels = _oriented(image, order, flips), _oriented(labels, order, flips)
+    reference = None if reference is None else _oriented(reference, order, flips)
+
+    centre, voxels = _survey(labels, shown)
+    window = _window(image)
+    colours = np.array(label_colours(shown)).reshape(-1, 3) / 255.0
+    page = _Page(np.multiply(labels.shape, spacing_mm), len(shown), title)
+    for plane, axes in zip(_PLANES, page.planes(), strict=True):
+        cut = _slice(labels, plane, centre)
+        _draw_scan(axes, _slice(image, plane, centre), window)
+        _draw_fill(axes, cut, shown, colours)
+        _draw_outlines(axes, cut, shown, colours, "solid")
+        if reference is not None:
+            _draw_outlines(axes, _slice(reference, plane, centre), shown, colours, "dashed")
+        axes.set(xlim=(0, cut.shape[1]), ylim=(0, cut.shape[0]))
+    page.legend(shown, voxels * geometry.voxel_ml, colours)
+    page.footer("dashed: reference; " if reference is not None else "")
+    with whole_file(path) as temporary:
+        page.figure.savefig(temporary, dpi=_DPI, facecolor=_PAGE)
+
+
+def _oriented(array: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
+    """A view of an (I, J, K) array in RAS+ order."""
+    return array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
+def _survey(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[int], np.ndarray]:
+    """The slice with most labelled voxels along R, A and S, and the voxels of each label.
+
+    Slice by slice, so that a long scan needs no second array of its size.
+    """
+    values = [label.value for label in shown]
+    kinds = max([int(labels.max()), *values]) + 1
+    is_shown = np.zeros(kinds, dtype=bool)
+    is_shown[values] = True
+    totals = np.zeros(kinds, dtype=np.int64)
+    counts = [np.zeros(size, dtype=np.int64) for size in labels.shape]
+    for level in range(labels.shape[2]):
+        cut = labels[:, :, level]
+        totals += np.bincount(cut.ravel(), minlength=kinds)
+        marked = is_shown[cut]
+        counts[0] += marked.sum(axis=1)
+        counts[1] += marked.sum(axis=0)
+        counts[2][level] = marked.sum()
+    fullest = [np.flatnonzero(count == count.max()) for count in counts]
+    return [int(slices[len(slices) // 2]) for slices in fullest], totals[values]
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    """The 1st and 99th percentile of the finite voxels, from an even sample of large scans."""
+    step = int(np.ceil((image.size / _SAMPLES) ** (1 / 3)))
+    sample = image[::step, ::step, ::step]
+    sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        return 0.0, 1.0
+    low, high = np.percentile(sample, (1, 99))
+    return float(low), float(high)
+
+
+def _slice(volume: np.ndarray, plane: _Plane, centre: list[int]) -> np.ndarray:
+    """The (row, column) picture of a plane: rows from the bottom up, columns from the left."""
+    cut: np.ndarray = np.take(volume, centre[plane.normal], axis=plane.normal)
+    return cut.T[:, ::-1]  # R and A grow to the left
+
+
+def _draw_scan(axes: Any, cut: np.ndarray, window: tuple[float, float]) -> None:
+    low, high = window
+    grey = np.nan_to_num(cut.astype(np.float64), nan=low, posinf=high, neginf=low)
+    axes.imshow(
+        grey,
+        cmap="gray",
+        vmin=low,
+        vmax=high,
+        origin="lower",
+        extent=_extent(cut),
+        aspect="auto",
+        interpolation="hanning",
+    )
+
+
+def _draw_fill(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray) -> None:
+    fill = np.zeros((*cut.shape, 4))
+    for label, colour in zip(shown, colours, strict=True):
+        fill[cut == label.value] = (*colour, _FILL)
+    axes.imshow(fill, origin="lower", extent=_extent(cut), aspect="auto", interpolation="nearest")
+
+
+def _draw_outlines(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray, style: str) -> None:
+    """The border of each label; between two labels both are drawn."""
+    rows, columns = (np.arange(size + 2) - 0.5 for size in cut.shape)
+    for label, colour in zip(shown, colours, strict=True):
+        mask = np.pad(cut == label.value, 1)
+        if mask.any():
+            axes.contour(columns, rows, mask, levels=[0.5], colors=[colour], linewidths=1.3, linestyles=style)
+
+
+def _extent(cut: np.ndarray) -> tuple[float, float, float, float]:
+    """A picture's span in voxels: left, right, bottom, top."""
+    return 0, cut.shape[1], 0, cut.shape[0]
+
+
+class _Page:
+    """The figure: the three planes in a row, the legend below, and a last line on how to read it.
+
+    Args:
+        size_mm: extent of the scan along R, A and S.
+        labels: how many the legend has to name.
+        title: the line above; empty for none.
+    """
+
+    def __init__(self, size_mm: np.ndarray, labels: int, title: str) -> None:
+        right, anterior, superior = size_mm
+        self.inches_per_mm = min(_PLANES_WIDTH / (2 * right + anterior), _PLANES_HEIGHT / max(anterior, superior))
+        self.size = size_mm * self.inches_per_mm
+        self.cells = [max(self.size[plane.horizontal], _NARROWEST) for plane in _PLANES]
+        self.width = max(sum(self.cells) + 6 * _GAP, 2 * _COLUMN + 2 * _GAP)
+        self.columns = int((self.width - 2 * _GAP) / _COLUMN)
+        rows = min(-(-labels // self.columns), _MOST_ROWS)
+        self.legend_top = (rows + 1.5) * _LINE + _GAP
+        self.row = max(self.size[1:])
+        self.height = self.legend_top + self.row + 2 * _GAP + (_TITLE if title else 0)
+        self.rows = rows
+        self.figure = Figure(figsize=(self.width, self.height), facecolor=_PAGE)
+        self._text(_GAP, self.height - _TITLE * 0.6, title, fontsize=13, weight="bold")
+
+    def _axes(self, left: float, bottom: float, width: float, height: float) -> Any:
+        """Axes at a place on the page, in inches from its lower left corner."""
+        axes = self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
+        axes.set_axis_off()
+        return axes
+
+    def _text(self, x: float, y: float, text: str, **style: Any) -> None:
+        """Words at a place on the page, in inches; dollar signs are no formulas."""
+        defaults: dict[str, Any] = {"color": _INK, "fontsize": 11, "va": "center", "parse_math": False}
+        self.figure.text(x / self.width, y / self.height, text, **(defaults | style))
+
+    def _block(self, left: float, y: float, width: float, height: float, colour: Any) -> None:
+        """A filled rectangle, centred vertically on y."""
+        self._axes(left, y - height / 2, width, height).add_patch(Rectangle((0, 0), 1, 1, facecolor=colour))
+
+    def planes(self) -> list[Any]:
+        """Axes for each plane, with its name and the letters of its directions around them."""
+        made = []
+        cell_left = (self.width - sum(self.cells) - 6 * _GAP) / 2 + _GAP
+        middle = self.legend_top + _GAP + self.row / 2
+        for plane, cell in zip(_PLANES, self.cells, strict=True):
+            width, height = self.size[plane.horizontal], self.size[plane.vertical]
+            centre = cell_left + cell / 2
+            left, top = centre - width / 2, middle + height / 2
+            before, behind, above, below = plane.letters
+            self._text(left - _GAP / 2, middle, before, ha="center", color=_FAINT)
+            self._text(left + width + _GAP / 2, middle, behind, ha="center", color=_FAINT)
+            self._text(centre, top + _GAP / 2, above, ha="center", color=_FAINT)
+            self._text(centre, top - height - _GAP / 2, below, ha="center", color=_FAINT)
+            self._text(min(left, cell_left), top + _GAP / 2, plane.name, color=_FAINT, fontsize=10)
+            made.append(self._axes(left, top - height, width, height))
+            cell_left += cell + 2 * _GAP
+        return made
+
+    def legend(self, shown: Sequence[Label], volumes_ml: np.ndarray, colours: np.ndarray) -> None:
+        """Colours, names and volumes; where not all fit, the largest."""
+        listed = list(range(len(shown)))
+        if len(listed) > self.rows * self.columns:
+            listed = sorted(np.argsort(-volumes_ml, kind="stable")[: self.rows * self.columns - 1].tolist())
+        for place in range(min(len(shown), self.rows * self.columns)):
+            left = _GAP + _COLUMN * (place // self.rows)
+            y = self.legend_top - (place % self.rows + 0.5) * _LINE
+            if place == len(listed):
+                self._text(left, y, f"and {len(shown) - len(listed)} smaller", color=_FAINT)
+                continue
+            index = listed[place]
+            name = shown[index].name
+            name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+            self._block(left, y, 0.2, 0.15, colours[index])
+            self._text(left + 0.3, y, f"{name}  {_volume_text(volumes_ml[index])} ml")
+
+    def footer(self, note: str) -> None:
+        """The scale bar, `note`, and what the picture's sides are."""
+        y = _GAP / 2 + _LINE / 2
+        bar_mm = next((length for length in (100, 50, 10) if length * self.inches_per_mm <= self.width / 4), 1)
+        bar = bar_mm * self.inches_per_mm
+        self._block(_GAP, y, bar, 0.05, _INK)
+        self._text(_GAP + bar + 0.1, y, f"{bar_mm} mm", fontsize=10)
+        note = f"{note}radiological view: patient right is on the left"
+        self._text(self.width - _GAP, y, note, ha="right", fontsize=10, color=_FAINT)
+
+
+def _volume_text(volume_ml: float) -> str:
+    """Three significant digits; whole millilitres from 100 on."""
+    return f"{volume_ml:#.3g}" if volume_ml < 99.95 else f"{volume_ml:,.0f}"

@@ -1,0 +1,260 @@
+"""What a training run came to, as one HTML page that needs nothing else: figures, curves, cases, plan.
+
+Charts are SVG images inside the page, with a transparent ground and mid-grey axes, so that they read on
+light and dark alike. Every text from the run's files is escaped.
+"""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from volseg.files import write_text
+from volseg.report.colours import colour_at
+
+_POINTS = 1500  # of a curve; more would not be seen
+_SMOOTHED_OVER = 40  # parts of the run
+_BINS = 25
+_NAMED_CURVES = 8  # more names would cover the chart
+_AXIS = "#7d858e"
+_COMMENT = re.compile(r"(?m)(?<!\S)#.*$")
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2126; --faint: #5d6670; --page: #fff; --card: #f3f5f7; --line: #dfe3e8 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaed; --faint: #9aa3ad; --page: #14181c; --card: #1e2429; --line: #333b43 } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin: 0 0 1rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem }
+p { color: var(--faint); margin: .4rem 0 } img { width: 100%; height: auto }
+.cards { display: flex; flex-wrap: wrap; gap: .7rem }
+.card { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem }
+.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums } .card span { color: var(--faint) }
+.card.first b { font-size: 1.9rem; line-height: 1.2 }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line) }
+th { color: var(--faint); font-weight: 600 } td { font-variant-numeric: tabular-nums; white-space: nowrap }
+.bar { display: inline-block; vertical-align: middle; width: 6rem; height: .6rem; margin-left: .6rem;
+       background: var(--line); border-radius: .3rem; overflow: hidden }
+.bar i { display: block; height: 100% }
+pre { background: var(--card); border-radius: .5rem; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem }
+pre i { color: var(--faint) } summary { cursor: pointer; font-size: 1.15rem; font-weight: 600; margin: 2.2rem 0 .7rem }
+"""
+
+
+def write_run_report(run: Path) -> None:
+    """Write RUN/report.html from what the run folder holds; a part whose file is missing says so.
+
+    Args:
+        run: a run folder, with any of plan.yaml, config.yaml, metrics.jsonl and validation.json.
+
+    Raises:
+        ResourceError: the disk refused the file.
+    """
+    records = _read_records(run / "metrics.jsonl")
+    validation = _read_json(run / "validation.json")
+    name = escape(run.resolve().name)
+    parts = [
+        f"<h1>{name}</h1>",
+        _headline(records, validation),
+        "<h2>Training</h2>",
+        _training(records, validation),
+        "<h2>Validation, worst case first</h2>",
+        _cases(validation),
+        "<h2>Dice per label</h2>",
+        _histograms(validation),
+        "<h2>Plan, and why</h2>",
+        _listing(run / "plan.yaml"),
+        "<details><summary>Configuration</summary>",
+        _listing(run / "config.yaml"),
+        "</details>",
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    page = f"<!doctype html>\n<html lang='en'><head>{head}<title>{name}</title><style>{_STYLE}</style></head>\n<body>\n"
+    write_text(run / "report.html", page + "\n".join(parts) + "\n</body></html>\n")
+
+
+# ---- reading the run
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that a kill cut off is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    document: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return document
+
+
+# ---- sections
+
+
+def _headline(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> str:
+    """The run in a few figures: Dice over all and per label, steps, minutes."""
+    cards = []
+    if validation:
+        mean, spread = validation["mean"], validation["spread"]["labels"]
+        cards.append((_figure_text(mean["foreground_dice"]), "mean foreground Dice"))
+        for label, measures in mean["labels"].items():
+            deviation = spread[label]["dice"]
+            text = _figure_text(measures["dice"])
+            cards.append((text if deviation is None else f"{text} ± {deviation:.3f}", label))
+    if records:
+        cards.append((f"{records[-1]['step']:,}", "steps"))
+        cards.append((f"{records[-1]['seconds'] / 60:.1f}", "minutes"))
+    shown = [f"<div class='card'><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in cards]
+    return f"<div class='cards'>{''.join(shown)}</div>".replace("'card'", "'card first'", 1)
+
+
+def _training(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> str:
+    """Loss and validation Dice against seconds, side by side."""
+    if not records:
+        return _missing("metrics.jsonl has no finished step, so there are no curves.")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    seconds = np.array([record["seconds"] for record in records])
+    loss = np.array([record["loss"] for record in records])
+    width = max(1, len(loss) // _SMOOTHED_OVER)
+    step = -(-len(loss) // _POINTS)
+    left.plot(seconds[::step], loss[::step], color=_AXIS, alpha=0.45, linewidth=0.8, label="each step")
+    left.plot(seconds[::step], _smoothed(loss, width)[::step], color=_rgb(0), linewidth=2, label=f"mean of {width}")
+    _dress(left, "loss", legend=True)
+
+    points = [(record["seconds"], record) for record in records if "dice" in record]
+    if validation:
+        scores = {label: measures["dice"] for label, measures in validation["mean"]["labels"].items()}
+        points.append((seconds[-1], {"dice": scores, "foreground_dice": validation["mean"]["foreground_dice"]}))
+    times = [time for time, _ in points]
+    labels = list(points[-1][1]["dice"]) if points else []
+    for index, label in enumerate(labels):
+        # NaN where a label counted in no case: a gap in its curve.
+        dice = np.array([record["dice"].get(label) for _, record in points], dtype=float)
+        right.plot(
+            times,
+            dice,
+            "o-",
+            color=_rgb(index),
+            linewidth=1.3,
+            markersize=3.5,
+            label=label if len(labels) <= _NAMED_CURVES else None,
+        )
+    mean = np.array([record["foreground_dice"] for _, record in points], dtype=float)
+    right.plot(times, mean, "o-", color=_AXIS, linewidth=2.2, markersize=4, label="mean foreground")
+    _dress(right, "validation Dice", legend=bool(points))
+    return _picture(figure, "Loss and validation Dice against seconds")
+
+
+def _cases(validation: Mapping[str, Any] | None) -> str:
+    """A row per case, sorted by its mean Dice, with a bar per label."""
+    if not validation:
+        return _missing("validation.json is not there, so there are no cases to list.")
+    labels = list(validation["mean"]["labels"])
+    scored = [(_case_mean(case), case) for case in validation["cases"]]
+    scored.sort(key=lambda pair: (pair[0] is None, pair[0]))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("case", "mean Dice", *labels))
+    rows = []
+    for mean, case in scored:
+        cells = [f"<td>{escape(case['name'])}</td><td>{_figure_text(mean)}</td>"]
+        cells += [_bar_cell(case["labels"][label]["dice"], index) for index, label in enumerate(labels)]
+        rows.append(f"<tr>{''.join(cells)}</tr>\n")
+    return f"<div class='wide'><table><tr>{head}</tr>\n{''.join(rows)}</table></div>"
+
+
+def _histograms(validation: Mapping[str, Any] | None) -> str:
+    """How many cases reach which Dice, one small chart per label, all on the same axes."""
+    if not validation:
+        return _missing("validation.json is not there, so there is no spread to show.")
+    labels = list(validation["mean"]["labels"])
+    dice = {label: [case["labels"][label]["dice"] for case in validation["cases"]] for label in labels}
+    scores = {label: [value for value in values if value is not None] for label, values in dice.items()}
+    lowest = min((value for values in scores.values() for value in values), default=0.0)
+    edges = np.linspace(min(np.floor(lowest * 10) / 10, 0.9), 1, _BINS + 1)
+    columns = min(len(labels), 3)
+    rows = -(-len(labels) // columns)
+    figure = Figure(figsize=(10, 2.3 * rows + 0.3), layout="constrained")
+    charts = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for index, (label, values) in enumerate(scores.items()):
+        charts[index].hist(values, bins=edges, color=_rgb(index))
+        _dress(charts[index], "cases", across="Dice")
+        charts[index].yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        charts[index].set_title(label, color=_AXIS, fontsize=10, parse_math=False)
+    for unused in charts[len(labels) :]:
+        unused.set_axis_off()
+    return _picture(figure, "Histogram of Dice over cases, per label")
+
+
+def _listing(path: Path) -> str:
+    """A YAML file with its comments set apart."""
+    if not path.exists():
+        return _missing(f"{path.name} is not there.")
+    text = _COMMENT.sub(r"<i>\g<0></i>", escape(path.read_text(encoding="utf-8")))
+    return f"<pre>{text}</pre>"
+
+
+# ---- pieces
+
+
+def _missing(sentence: str) -> str:
+    return f"<p>{escape(sentence)}</p>"
+
+
+def _figure_text(dice: float | None) -> str:
+    return "none" if dice is None else f"{dice:.3f}"
+
+
+def _case_mean(case: Mapping[str, Any]) -> float | None:
+    """Mean Dice over the labels that count in this case."""
+    dice = [measures["dice"] for measures in case["labels"].values() if measures["dice"] is not None]
+    return fmean(dice) if dice else None
+
+
+def _bar_cell(dice: float | None, index: int) -> str:
+    if dice is None:
+        return "<td>none</td>"
+    bar = f"<i style='width:{100 * dice:.1f}%;background:{_rgb(index)}'></i>"
+    return f"<td>{dice:.3f}<span class='bar'>{bar}</span></td>"
+
+
+def _rgb(index: int) -> str:
+    """A label's colour as #rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*colour_at(index))
+
+
+def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """Running mean over `width` neighbours, over fewer at the two ends."""
+    window = np.ones(width)
+    mean: np.ndarray = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    return mean
+
+
+def _dress(axes: Any, up: str, across: str = "seconds", legend: bool = False) -> None:
+    """Quiet axes that read on a light and on a dark page."""
+    axes.set_xlabel(across, color=_AXIS)
+    axes.set_ylabel(up, color=_AXIS)
+    axes.tick_params(colors=_AXIS)
+    axes.grid(color=_AXIS, alpha=0.2)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_AXIS)
+    if legend:
+        for text in axes.legend(frameon=False, labelcolor=_AXIS, fontsize=9).get_texts():
+            text.set_parse_math(False)
+
+
+def _picture(figure: Figure, what: str) -> str:
+    """A figure as an image inside the page."""
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    data = base64.b64encode(svg.getvalue()).decode("ascii")
+    return f'<img alt="{escape(what)}" src="data:image/svg+xml;base64,{data}">'

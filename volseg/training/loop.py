@@ -1,0 +1,111 @@
+"""The training loop: flat, top to bottom. Data, validation and bookkeeping come in as plain callables."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from volseg.config import TrainingConfig
+from volseg.device import autocast
+from volseg.errors import TrainingError
+from volseg.training.losses import supervised_loss
+from volseg.training.schedule import Budget, learning_rate
+from volseg.training.state import TrainingState
+
+Batch = dict[str, Tensor]
+Validate = Callable[[torch.nn.Module], dict[str, Any]]
+
+
+def fit(
+    state: TrainingState,
+    batches: Iterable[Batch],
+    budget: Budget,
+    config: TrainingConfig,
+    dtype: torch.dtype,
+    validate: Validate | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train `state.network` in place until the budget is spent.
+
+    Args:
+        state: where the run stands; changed in place.
+        batches: from step `state.step` on; image (B, C, D, H, W) float32 and label (B, D, H, W) class indices.
+        budget: steps or seconds; validation counts, reading the first batch does not.
+        config: see `TrainingConfig`.
+        dtype: the convolutions' precision.
+        validate: called with the averaged network at even shares of the run; its dict joins the next record.
+        report: gets one record per step: step, seconds, progress, loss, learning_rate, waited and what validation said.
+        stopped: asked after every step; True ends the loop early with the state whole.
+
+    Returns:
+        Whether the budget is spent.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    device = next(state.network.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    progress = budget.progress(state.step, state.seconds)
+    if progress >= 1:
+        return True
+    state.network.train()
+    source = iter(batches)
+    batch = next(source)
+    spent_before, started = state.seconds, time.perf_counter()
+
+    while True:
+        # ---- one step
+        rate = learning_rate(progress, config.learning_rate, config.warmup)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        loss = _step(state, batch, scaler, config, device, dtype)
+        state.step += 1
+        state.update_average(config.average)
+
+        # ---- validate at even shares of the run; the last share is the end, which is validated from written files
+        state.seconds = spent_before + time.perf_counter() - started
+        record: dict[str, Any] = {"loss": loss, "learning_rate": rate}
+        last, progress = progress, budget.progress(state.step, state.seconds)
+        if validate and math.floor(progress * config.validations) > math.floor(last * config.validations) and progress < 1:
+            record |= validate(state.average)
+            state.seconds = spent_before + time.perf_counter() - started
+            progress = budget.progress(state.step, state.seconds)
+
+        # ---- log, stop or go on
+        report({"step": state.step, "seconds": round(state.seconds, 3), "progress": progress, **record})
+        if progress >= 1 or stopped():
+            return progress >= 1
+        batch = next(source)
+
+
+def _step(
+    state: TrainingState,
+    batch: Batch,
+    scaler: torch.amp.GradScaler,
+    config: TrainingConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    """One optimiser step; the loss before it."""
+    image = batch["image"].to(device, non_blocking=True)
+    target = batch["label"].to(device, non_blocking=True)
+    with autocast(device, dtype):
+        outputs = state.network(image)
+    loss = supervised_loss(outputs, target)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"The loss became {value} at step {state.step + 1}. Lower training.learning_rate "
+            f"(now {config.learning_rate}) or use --set training.precision=fp32, and start again."
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(state.optimizer)
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
+    scaler.step(state.optimizer)
+    scaler.update()
+    return value

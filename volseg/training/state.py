@@ -1,0 +1,96 @@
+"""What a training run has to remember to go on exactly, and its checkpoint on disk.
+
+A checkpoint is one .safetensors file, written whole: weights, averaged weights, optimiser moments, and in the
+header the step and the seconds spent. There is no random state to keep: every sample is drawn from the seed,
+the step and its own number.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from volseg.config import TrainingConfig
+from volseg.errors import InputError
+from volseg.files import whole_file
+
+FILE_NAME = "state.safetensors"
+
+
+class TrainingState:
+    """A network, its running average, its optimiser, and how far they are.
+
+    Attributes:
+        network: trained in place.
+        average: same network with the exponential average of the weights; the model that is kept.
+        optimizer: AdamW over the network.
+        step: finished optimiser steps.
+        seconds: wall-clock seconds spent in the loop, over all resumptions.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainingConfig) -> None:
+        self.network = network
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.step = 0
+        self.seconds = 0.0
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the network; early steps count more, so that the random start is soon forgotten."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for kept, new in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(new, 1 - decay)
+            else:
+                kept.copy_(new)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        header = {"state": json.dumps({"step": self.step, "seconds": self.seconds})}
+        with whole_file(folder / FILE_NAME) as temporary:
+            save_file(tensors, temporary, metadata=header)
+
+    def load(self, folder: Path) -> None:
+        """Take up the checkpoint in `folder`.
+
+        Raises:
+            InputError: the file is damaged or belongs to another network.
+        """
+        path = folder / FILE_NAME
+        try:
+            with safetensors.safe_open(path, framework="np") as handle:
+                progress = json.loads(handle.metadata()["state"])
+            tensors = load_file(path)
+            self.network.load_state_dict(_part(tensors, "network."))
+            self.average.load_state_dict(_part(tensors, "average."))
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            message = f"The checkpoint {path} does not fit this run: {error}. Start again with --overwrite."
+            raise InputError(message) from error
+        moments: dict[int, dict[str, Any]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint."""
+    return (folder / FILE_NAME).exists()
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

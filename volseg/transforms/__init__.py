@@ -1,0 +1,17 @@
+"""The MONAI pipelines of training, and the transforms in them that are volseg's own."""
+
+from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
+from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
+from volseg.transforms.pipelines import augmentation, preprocessing
+from volseg.transforms.spatial import RandAffinePatchd
+
+__all__ = [
+    "ImageToNetworkd",
+    "LabelToNetworkd",
+    "RandAffinePatchd",
+    "RandBlurd",
+    "RandLowResolutiond",
+    "ReadCased",
+    "augmentation",
+    "preprocessing",
+]

@@ -1,0 +1,115 @@
+"""Random intensity transforms that MONAI has in a form that does not fit, with MONAI's interface.
+
+MONAI's Gaussian smoothing pads with zeros, which pulls the edge of every patch to zero, and its simulation of low
+resolution cannot leave a coarse axis alone. Images are (C, D, H, W) float32.
+"""
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+
+from volseg.data.resample import resample_linear, resample_nearest
+
+
+def blurred(image: torch.Tensor, sigma: np.ndarray) -> torch.Tensor:
+    """Smooth with a Gaussian cut off at three deviations; edge voxels are repeated outwards.
+
+    Args:
+        image: (C, D, H, W) float32.
+        sigma: (C, 3) standard deviations in voxels along D, H and W, all above 0.
+
+    Returns:
+        (C, D, H, W) float32.
+    """
+    channels = image.shape[0]
+    radius = math.ceil(3 * float(sigma.max()))
+    offsets = np.arange(-radius, radius + 1)
+    for axis in range(3):
+        weights = np.exp(-0.5 * (offsets / sigma[:, axis, None]) ** 2)
+        weights /= weights.sum(axis=1, keepdims=True)
+        shape = [channels, 1, *(-1 if axis == other else 1 for other in range(3))]
+        kernel = torch.from_numpy(weights.astype(np.float32)).reshape(shape)
+        # F.pad counts axes from the last one.
+        padding = [radius if axis == other else 0 for other in (2, 2, 1, 1, 0, 0)]
+        image = F.conv3d(F.pad(image[None], padding, mode="replicate"), kernel, groups=channels)[0]
+    return image
+
+
+def at_low_resolution(image: torch.Tensor, zooms: np.ndarray) -> torch.Tensor:
+    """Take every so-many-th voxel and interpolate linearly back, as if the scan had been coarser.
+
+    Args:
+        image: (C, D, H, W) float32.
+        zooms: (C, 3) shares of the voxels kept along D, H and W, in (0, 1].
+
+    Returns:
+        (C, D, H, W) float32.
+    """
+    shape = (image.shape[1], image.shape[2], image.shape[3])
+    coarse = np.maximum(1, np.rint(zooms * shape)).astype(int)
+    return torch.stack(
+        [
+            resample_linear(resample_nearest(channel, (int(d), int(h), int(w))), shape)
+            for channel, (d, h, w) in zip(image, coarse, strict=True)
+        ]
+    )
+
+
+class RandBlurd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Blur with a Gaussian whose width is drawn for each channel and axis.
+
+    Args:
+        keys: images (C, D, H, W).
+        prob: of blurring.
+        sigma: range of the standard deviation, in voxels.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float, sigma: tuple[float, float]) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.sigma = sigma
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A dict with the images blurred, or as they were."""
+        out = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            for key in self.keys:
+                out[key] = blurred(out[key], self.R.uniform(*self.sigma, size=(len(out[key]), 3)))
+        return out
+
+
+class RandLowResolutiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Simulate a coarser scan; the zoom is drawn for each channel.
+
+    Args:
+        keys: images (C, D, H, W).
+        prob: of doing so.
+        zoom: range of the share of voxels kept along an axis.
+        axes: network axes that become coarser, of 0, 1 and 2.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, prob: float, zoom: tuple[float, float], axes: tuple[int, ...] = (0, 1, 2)
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.zoom = zoom
+        self.axes = axes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A dict with the images at low resolution, or as they were."""
+        out = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            for key in self.keys:
+                zooms = np.ones((len(out[key]), 3))
+                zooms[:, self.axes] = self.R.uniform(*self.zoom, size=(len(out[key]), 1))
+                out[key] = at_low_resolution(out[key], zooms)
+        return out

@@ -1,0 +1,67 @@
+"""Thin MONAI transforms around the plain functions that read a case and bring it to the network's grid."""
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from volseg.config import Plan
+from volseg.data.cache import read_for_plan
+from volseg.data.dataset import TrainingCase
+from volseg.data.formats import stem_of
+from volseg.data.preprocess import image_to_network, label_to_network
+
+
+class ReadCased(MapTransform):  # type: ignore[misc]
+    """Read and check a training case: paths become `Scan` objects, stored dtype.
+
+    Args:
+        image_key: entry with one path, or a sequence of paths, one per channel.
+        label_key: entry with the path of the reference label image.
+        plan: whose channels and labels the case has to have.
+    """
+
+    def __init__(self, image_key: str, label_key: str, plan: Plan) -> None:
+        MapTransform.__init__(self, (image_key, label_key))
+        self.plan = plan
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A dict with scans in place of paths."""
+        image_key, label_key = self.keys
+        images, label = data[image_key], Path(data[label_key])
+        paths = [images] if isinstance(images, str | Path) else images
+        case = TrainingCase(stem_of(label), tuple(Path(path) for path in paths), label)
+        scan, reference = read_for_plan(case, self.plan)
+        return {**data, image_key: scan, label_key: reference}
+
+
+class ImageToNetworkd(MapTransform):  # type: ignore[misc]
+    """Orient, normalise and resample: a `Scan` becomes a tensor (C, D, H, W) float32."""
+
+    def __init__(self, keys: KeysCollection, plan: Plan) -> None:
+        MapTransform.__init__(self, keys)
+        self.plan = plan
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A dict with tensors in place of scans."""
+        out = dict(data)
+        for key in self.keys:
+            out[key], _ = image_to_network(list(data[key].channels), data[key].geometry, self.plan)
+        return out
+
+
+class LabelToNetworkd(MapTransform):  # type: ignore[misc]
+    """Orient and resample to the nearest voxel: a label `Scan` becomes (1, D, H, W) class indices, uint8 or int16."""
+
+    def __init__(self, keys: KeysCollection, plan: Plan) -> None:
+        MapTransform.__init__(self, keys)
+        self.plan = plan
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A dict with tensors in place of label images."""
+        out = dict(data)
+        for key in self.keys:
+            out[key] = label_to_network(data[key].channels[0], data[key].geometry, self.plan)[None]
+        return out

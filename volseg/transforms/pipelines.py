@@ -1,0 +1,85 @@
+"""The two MONAI pipelines of training: the fixed way of a case to the network's grid, and random augmentation."""
+
+import math
+
+import numpy as np
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    RandAdjustContrastd,
+    RandGaussianNoised,
+    Randomizable,
+    RandScaleIntensityd,
+    RandScaleIntensityFixedMeand,
+)
+
+from volseg.config import AugmentationConfig, Plan
+from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
+from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
+from volseg.transforms.spatial import RandAffinePatchd, is_strongly_anisotropic
+
+
+class SharedRandomCompose(Compose):  # type: ignore[misc]
+    """A `Compose` whose steps draw from one random generator.
+
+    MONAI's makes two for each step whenever it is seeded, which for every sample costs more than the sample itself.
+    """
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> "SharedRandomCompose":
+        """Start one generator from `seed`, or take `state`, for all steps."""
+        self.R = np.random.RandomState(seed) if state is None else state
+        for transform in self.transforms:
+            if isinstance(transform, Randomizable):
+                transform.set_random_state(state=self.R)
+        return self
+
+
+def preprocessing(plan: Plan) -> Compose:
+    """The deterministic pipeline: read, orient, normalise, resample.
+
+    Takes a dict {"image": path, or paths one per channel; "label": path} and gives {"image": (C, D, H, W) float32,
+    "label": (1, D, H, W) class indices, uint8 or int16}, plain tensors. What a step raises, MONAI wraps into a
+    RuntimeError whose cause is the volseg error.
+    """
+    return Compose(
+        [
+            ReadCased("image", "label", plan),
+            ImageToNetworkd("image", plan),
+            LabelToNetworkd("label", plan),
+        ]
+    )
+
+
+def augmentation(plan: Plan, config: AugmentationConfig) -> Compose:
+    """The random pipeline: one patch out of a preprocessed case, then changes of its intensities.
+
+    The order of the steps is nnU-Net's. Takes a dict {"image": (C, D, H, W) float32, "label": (1, D, H, W),
+    "centre": (D, H, W) voxel, optional} of arrays, memory maps or tensors of any size; gives {"image": (C, *patch_size)
+    float32, "label": (1, *patch_size) as stored}, plain tensors. `set_random_state(seed)` makes it repeatable.
+    """
+    in_plane = is_strongly_anisotropic(plan.spacing_mm)
+    brightness = (config.brightness_range[0] - 1, config.brightness_range[1] - 1)
+    contrast = (config.contrast_range[0] - 1, config.contrast_range[1] - 1)
+    gamma = {"keys": "image", "gamma": config.gamma_range, "retain_stats": True}
+    return SharedRandomCompose(
+        [
+            RandAffinePatchd(("image", "label"), plan, config, mode=("bilinear", "nearest")),
+            RandGaussianNoised("image", prob=config.noise, std=math.sqrt(config.noise_variance)),
+            RandBlurd("image", prob=config.blur, sigma=config.blur_sigma),
+            RandScaleIntensityd("image", prob=config.brightness, factors=brightness, channel_wise=True),
+            RandScaleIntensityFixedMeand(
+                "image", prob=config.contrast, factors=contrast, preserve_range=True, channel_wise=True
+            ),
+            RandLowResolutiond(
+                "image",
+                prob=config.low_resolution,
+                zoom=config.low_resolution_range,
+                axes=(1, 2) if in_plane else (0, 1, 2),
+            ),
+            RandAdjustContrastd(prob=config.gamma_inverted, invert_image=True, **gamma),
+            RandAdjustContrastd(prob=config.gamma, **gamma),
+            EnsureTyped("image", track_meta=False),
+        ]
+    )

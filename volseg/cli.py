@@ -54,7 +54,7 @@ def predict(
     cases = find_cases(inputs or [], names, _named(channel))
     jobs = plan_outputs(cases, output, overwrite, skip_existing)
     with progress_bar() as progress:
-        done = list(segment_files(segmenter, jobs, preview, progress))
+        done = list(segment_files(segmenter, jobs, _writers(preview), progress))
     return _report_cases(done, as_json)
 
 
@@ -66,9 +66,9 @@ def train(
     output: Annotated[Path, typer.Option(help="the run folder")],
     config: ConfigFile = None,
     overrides: Overrides = None,
-    fold: Annotated[str | None, typer.Option(help="0 to folds - 1, or all  [default: 0]")] = None,
-    folds: Annotated[int | None, typer.Option(help="number of folds  [default: 5]")] = None,
-    seed: Annotated[int | None, typer.Option(help="of weights and random draws  [default: 0]")] = None,
+    fold: Annotated[str | None, typer.Option(help="0 to folds - 1, or all (default 0)")] = None,
+    folds: Annotated[int | None, typer.Option(help="number of folds (default 5)")] = None,
+    seed: Annotated[int | None, typer.Option(help="of weights and random draws (default 0)")] = None,
     minutes: Annotated[float | None, typer.Option(help="wall-clock budget of the training loop")] = None,
     steps: Annotated[int | None, typer.Option(help="exact number of steps instead")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in the folder, or begin it")] = False,
@@ -103,14 +103,11 @@ def plan(
     debug: Debug = False,
 ) -> int:
     """Look at a data set and say how volseg would train on it, each choice with its reason."""
-    from volseg.api.describe import plan_text
-    from volseg.files import write_text
+    from volseg.api.run import plan_dataset
 
     with progress_bar() as progress:
-        text = plan_text(dataset, config, overrides or (), device, progress)
-    if output:
-        write_text(output, text)
-    else:
+        text = plan_dataset(dataset, config, overrides or (), device, progress, output)
+    if output is None:
         show_line(text.rstrip())
     return 0
 
@@ -222,6 +219,15 @@ def main() -> None:
     app()
 
 
+def _writers(preview: bool) -> list[Any]:
+    """What is written beside each label image and its record; drawing loads matplotlib, so only when asked for."""
+    if not preview:
+        return []
+    from volseg.api.pictures import write_preview
+
+    return [write_preview]
+
+
 def _named(channels: list[str] | None) -> dict[str, Path] | None:
     """--channel NAME=PATH as a mapping."""
     pairs = [text.partition("=") for text in channels or []]
@@ -238,10 +244,10 @@ def _report_cases(done: list[Any], as_json: bool) -> int:
         show_json({"cases": [_case_document(one) for one in done]})
     else:
         rows = [
-            (one.case.name, label, one.result.measures.labels[label].voxels, volume, ", ".join(one.result.measures.labels[label].flags))
+            (one.case.name, measure.name, measure.voxels, measure.volume_ml, ", ".join(measure.flags))
             for one in done
             if one.result
-            for label, volume in one.result.volumes_ml.items()
+            for measure in one.result.measures
         ]
         show_table("Volumes", ("case", "label", "voxels", "ml", "flags"), rows)
     for one in failed:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, VolsegError
 
 Triple = tuple[int, int, int]
 Block = Literal["conv3d", "conv2plus1d"]
@@ -169,12 +169,14 @@ class AugmentationConfig(Frozen):
     """Probabilities and ranges of the random transforms; the start is nnU-Net v2's table."""
 
     rotation: float = Field(0.2, ge=0, le=1)
-    rotation_degrees: float = Field(30.0, ge=0, le=180)
+    rotation_degrees: float = Field(
+        30.0, ge=0, le=180, description="each axis; strongly anisotropic plans turn freely in the plane instead"
+    )
     scaling: float = Field(0.2, ge=0, le=1)
     scaling_range: tuple[float, float] = (0.7, 1.4)
     mirror: float = Field(0.5, ge=0, le=1, description="per allowed axis")
     noise: float = Field(0.1, ge=0, le=1)
-    noise_variance: float = Field(0.1, ge=0)
+    noise_variance: float = Field(0.01, ge=0, description="largest; nnU-Net calls its deviation of 0.1 a variance")
     blur: float = Field(0.2, ge=0, le=1)
     blur_sigma: tuple[float, float] = (0.5, 1.0)
     brightness: float = Field(0.15, ge=0, le=1)
@@ -223,19 +225,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def checked(kind: type[Value], document: Any, source: str) -> Value:
-    """Validate `document` as `kind`, turning every complaint into one readable sentence."""
+def checked(kind: type[Value], document: Any, source: str, refusal: type[VolsegError] = ConfigError) -> Value:
+    """Validate `document` as `kind`, turning every complaint into one readable sentence raised as `refusal`."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         complaints = "; ".join(_complaint(detail) for detail in error.errors())
-        raise ConfigError(f"{source} is not usable: {complaints}.") from error
+        raise refusal(f"{source} is not usable: {complaints}.") from error
 
 
 def _complaint(detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{place}'"
+    if detail["type"] == "missing":
+        return f"'{place}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
     return f"'{place}': {message}, found {detail['input']!r}" if place else message
 

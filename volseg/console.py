@@ -49,7 +49,7 @@ def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
             show_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as stop:
-            errors.print(_escaped(stop) or "Stopped. Nothing half-written was left behind.")
+            errors.print(_escaped(stop) or "Stopped. Nothing half-written was left behind.", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from stop
         raise typer.Exit(code or 0)
 

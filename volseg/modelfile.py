@@ -61,7 +61,7 @@ def read_card(path: Path) -> ModelCard:
         raise InputError(f"The '{HEADER_KEY}' document in {path} is damaged. Take a fresh copy of the model.") from error
     if found != SCHEMA_VERSION:
         raise InputError(f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. Update volseg.")
-    return checked(ModelCard, document, f"The document in {path}")
+    return checked(ModelCard, document, f"The document in {path}", InputError)
 
 
 def load_model(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:

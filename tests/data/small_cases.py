@@ -14,7 +14,7 @@ AFFINE = np.array([[-1.0, 0, 0, 5], [0, 1.5, 0, -3], [0, 0, 2.0, 7], [0, 0, 0, 1
 
 
 def small_plan(**changes: Any) -> Plan:
-    """Spacing 2 x 1.5 x 1 mm along S, A, R; patches 8 x 8 x 8; labels stored as 3 and 5."""
+    """Spacing 2 x 1 x 1.5 mm along S, R, A; patches 8 x 8 x 8; labels stored as 3 and 5."""
     values: dict[str, Any] = {
         "dataset": "small",
         "channels": (Channel(),),

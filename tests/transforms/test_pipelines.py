@@ -14,7 +14,18 @@ from volseg.errors import InputError
 from volseg.transforms import augmentation, preprocessing
 
 OFF = dict.fromkeys(
-    ["rotation", "scaling", "mirror", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"],
+    [
+        "rotation",
+        "scaling",
+        "mirror",
+        "noise",
+        "blur",
+        "brightness",
+        "contrast",
+        "low_resolution",
+        "gamma",
+        "gamma_inverted",
+    ],
     0.0,
 )
 
@@ -60,7 +71,8 @@ def test_preprocessing_takes_one_path_per_channel(tmp_path):
     plan = small_plan(channels=channels, network=NetworkConfig(**network))
     out = preprocessing(plan)({"image": one.images * 2, "label": one.label})["image"]
     assert out.shape == (2, 9, 12, 10)
-    assert out.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, 100], abs=1)
+    mean = np.asarray(nib.load(one.images[0]).dataobj).mean()
+    assert out.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, mean], abs=1e-3)
 
 
 def test_preprocessing_says_which_case_is_wrong(tmp_path):
@@ -113,33 +125,30 @@ def test_the_steps_are_drawn_independently():
     pipeline = augmentation(small_plan(), only(noise=0.5, blur=0.5)).set_random_state(0)
     noise, blur = pipeline.transforms[1:3]
     drawn = []
-    for _ in range(400):
+    for _ in range(300):
         pipeline(case(size=8))
         drawn.append((noise._do_transform, blur._do_transform))
-    assert np.mean(drawn, axis=0) == pytest.approx([0.5, 0.5], abs=0.08)
-    assert np.corrcoef(np.array(drawn).T)[0, 1] == pytest.approx(0, abs=0.15)
+    assert np.mean(drawn, axis=0) == pytest.approx([0.5, 0.5], abs=0.1)
+    assert np.corrcoef(np.array(drawn).T)[0, 1] == pytest.approx(0, abs=0.2)
 
 
 @pytest.mark.parametrize("name", ["gamma", "gamma_inverted"])
 def test_gamma_keeps_mean_deviation_and_order(name):
     before = patch_of("image").flatten()
     after = augmentation(small_plan(), only(**{name: 1.0})).set_random_state(2)(case())["image"].flatten()
-    assert after.mean() == pytest.approx(before.mean(), abs=1e-5)
-    assert after.std() == pytest.approx(before.std(), rel=1e-5)
+    assert after.mean().item() == pytest.approx(before.mean().item(), abs=1e-5)
+    assert after.std().item() == pytest.approx(before.std().item(), rel=1e-5)
     assert torch.equal(after.argsort(), before.argsort())
 
 
 def test_inverted_gamma_is_the_gamma_of_the_inverted_image():
-    plain = augmentation(small_plan(), only(gamma=1)).set_random_state(4)
-    inverted = augmentation(small_plan(), only(gamma_inverted=1)).set_random_state(4)
+    fixed = {"gamma_range": (1.3, 1.3)}
+    plain = augmentation(small_plan(), only(gamma=1).model_copy(update=fixed))
+    inverted = augmentation(small_plan(), only(gamma_inverted=1).model_copy(update=fixed))
     one = case()
-    two = {**one, "image": -one["image"]}
-    for pipeline in (plain, inverted):
-        pipeline.transforms[-3 if pipeline is inverted else -2].adjust_contrast.gamma = 1.3
-        pipeline.transforms[-3 if pipeline is inverted else -2].randomize = lambda data: None
-    # Both draw their gamma from equal generators, the first step that draws.
-    assert torch.isfinite(inverted(one)["image"]).all()
-    assert torch.isfinite(plain(two)["image"]).all()
+    expected = -plain({**one, "image": -one["image"]})["image"]
+    assert torch.allclose(inverted(one)["image"], expected, atol=1e-6)
+    assert not torch.allclose(plain(one)["image"], expected, atol=1e-2)
 
 
 def test_noise_has_zero_mean_and_at_most_the_configured_variance():
@@ -166,5 +175,5 @@ def test_brightness_scales_each_channel_and_contrast_about_its_mean():
     wide = only(contrast=1.0).model_copy(update={"contrast_range": (0.5, 0.6)})
     after = augmentation(plan, wide).set_random_state(0)(two)["image"]
     for channel in range(2):
-        assert after[channel].mean() == pytest.approx(before[channel].mean(), abs=1e-5)
+        assert after[channel].mean().item() == pytest.approx(before[channel].mean().item(), abs=1e-5)
         assert 0.5 <= after[channel].std() / before[channel].std() <= 0.6

@@ -7,7 +7,7 @@ from monai.transforms import Compose, RandFlipd
 from tests.data.small_cases import small_plan
 from volseg.config import AugmentationConfig
 from volseg.transforms import RandAffinePatchd
-from volseg.transforms.spatial import Warp, draw_warp, exact_patch, is_strongly_anisotropic, warped_patch
+from volseg.transforms.spatial import Warp, draw_warp, exact_patch, is_strongly_anisotropic, sampling_grid, warped_patch
 
 STILL = AugmentationConfig(rotation=0, scaling=0, mirror=0)
 ALWAYS = AugmentationConfig(rotation=1, scaling=1, mirror=0.5)
@@ -16,6 +16,10 @@ SPACING = (2.0, 1.0, 1.5)
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def warped(volume, centre, size, matrix, nearest=False) -> torch.Tensor:
+    return warped_patch(volume, *sampling_grid(volume.shape[1:], centre, size, matrix), nearest)
 
 
 def ramp(shape: tuple[int, int, int], weights: tuple[float, float, float]) -> np.ndarray:
@@ -31,7 +35,7 @@ def test_an_exact_patch_is_the_crop_of_the_zero_padded_volume(centre, size):
     expected = padded[(slice(None), *(slice(a, a + s) for a, s in zip(start, size, strict=True)))]
     assert np.array_equal(exact_patch(volume, centre, size, (False,) * 3), expected)
     assert np.array_equal(exact_patch(volume, centre, size, (True, False, True)), expected[:, ::-1, :, ::-1])
-    same = warped_patch(volume, centre, size, Warp().matrix(SPACING), nearest=False)
+    same = warped(volume, centre, size, Warp().matrix(SPACING))
     assert np.allclose(same, expected, atol=1e-5)
 
 
@@ -40,7 +44,7 @@ def test_an_exact_patch_is_the_crop_of_the_zero_padded_volume(centre, size):
 def test_quarter_turns_about_d_are_rot90(size, quarters):
     volume = noise((1, 20, 20, 20))
     crop = exact_patch(volume, (10, 9, 11), size, (False,) * 3)
-    turned = warped_patch(volume, (10, 9, 11), size, Warp((quarters * np.pi / 2, 0, 0)).matrix((3.0, 1.0, 1.0)), False)
+    turned = warped(volume, (10, 9, 11), size, Warp((quarters * np.pi / 2, 0, 0)).matrix((3.0, 1.0, 1.0)))
     assert np.allclose(turned, np.rot90(crop, quarters, axes=(2, 3)), atol=1e-4)
 
 
@@ -61,11 +65,11 @@ def test_a_warped_patch_is_what_scipy_makes_of_the_zero_padded_volume(warp, cent
     offset = middle - matrix @ ((np.array(size) - 1) / 2)
     options = {"offset": offset, "output_shape": size, "mode": "grid-constant"}
     expected = scipy.ndimage.affine_transform(volume[0], matrix, order=1, **options)
-    assert np.allclose(warped_patch(volume, centre, size, matrix, False)[0], expected, atol=1e-4)
+    assert np.allclose(warped(volume, centre, size, matrix)[0], expected, atol=1e-4)
 
     labels = (volume > 0).astype(np.uint8) * 7
     expected = scipy.ndimage.affine_transform(labels[0], matrix, order=0, **options)
-    found = warped_patch(labels, centre, size, matrix, True)
+    found = warped(labels, centre, size, matrix, nearest=True)
     assert found.dtype == torch.uint8
     assert np.array_equal(found[0], expected)
 
@@ -79,7 +83,7 @@ def test_a_rotation_keeps_distances_in_millimetres():
 
 def test_a_scale_above_one_shows_things_larger_and_a_ramp_stays_a_ramp():
     volume = ramp((30, 30, 30), (0, 0, 1))
-    patch = warped_patch(volume, (15, 15, 15), (8, 8, 8), Warp(scales=(2, 2, 2)).matrix(SPACING), False)
+    patch = warped(volume, (15, 15, 15), (8, 8, 8), Warp(scales=(2, 2, 2)).matrix(SPACING))
     assert np.allclose(np.diff(patch[0], axis=2), 0.5, atol=1e-4)
     assert patch.mean() == pytest.approx(14.5, abs=1e-4)
 
@@ -88,7 +92,7 @@ def test_a_constant_stays_constant_inside():
     volume = np.full((1, 40, 40, 40), 3.7, dtype=np.float32)
     for seed in range(10):
         warp = draw_warp(np.random.RandomState(seed), ALWAYS, small_plan())
-        patch = warped_patch(volume, (20, 20, 20), (10, 10, 10), warp.matrix((1.0, 1.0, 1.0)), False)
+        patch = warped(volume, (20, 20, 20), (10, 10, 10), warp.matrix((1.0, 1.0, 1.0)))
         assert np.allclose(patch, 3.7, atol=1e-5)
 
 
@@ -138,7 +142,7 @@ def test_the_same_seed_gives_the_same_patch_and_the_warp_can_be_replayed():
     volume = noise((1, 20, 20, 20))
     transform = RandAffinePatchd("image", small_plan(), ALWAYS)
     first = transform.set_random_state(5)({"image": volume})["image"]
-    replayed = warped_patch(volume, (10, 10, 10), (8, 8, 8), transform.warp.matrix(SPACING), False)
+    replayed = warped(volume, (10, 10, 10), (8, 8, 8), transform.warp.matrix(SPACING))
     again = transform.set_random_state(5)({"image": volume})["image"]
     assert torch.equal(first, again)
     assert torch.equal(first, replayed)

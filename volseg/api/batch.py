@@ -1,17 +1,15 @@
 """Many scans into many files: reading, computing and writing overlap, and one bad case stops no other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from volseg.api.result import Result
 from volseg.api.segmenter import Segmenter
-from volseg.data.formats import stem_of
 from volseg.data.inputs import Case
 from volseg.errors import VolsegError
 from volseg.progress import Progress, silent
-from volseg.report.preview import save_preview
 
 
 @dataclass(frozen=True)
@@ -25,17 +23,26 @@ class Written:
 
 
 def segment_files(
-    segmenter: Segmenter, jobs: Sequence[tuple[Case, Path]], preview: bool = False, progress: Progress = silent
+    segmenter: Segmenter,
+    jobs: Sequence[tuple[Case, Path]],
+    also: Sequence[Callable[[Result, Path], None]] = (),
+    progress: Progress = silent,
 ) -> Iterator[Written]:
-    """Segment each case into its file, with the record, and the preview if asked for, beside it.
+    """Segment each case into its file, with its record beside it.
 
     One scan is read ahead and one result is written behind; no more than that is held.
+
+    Args:
+        segmenter: the loaded model.
+        jobs: cases, and where the label image of each goes.
+        also: further writers, called with the result and the path of the label image, such as `write_preview`.
+        progress: told how far the windows of the present case are.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
         behind: Future[Written] | None = None
         outcomes = segmenter.map((case for case, _ in jobs), progress)
         for (case, output), outcome in zip(jobs, outcomes, strict=True):
-            following = writer.submit(_write, Written(case, output, outcome.result, outcome.error), preview)
+            following = writer.submit(_write, Written(case, output, outcome.result, outcome.error), also)
             if behind:
                 yield behind.result()
             behind = following
@@ -43,16 +50,14 @@ def segment_files(
             yield behind.result()
 
 
-def _write(done: Written, preview: bool) -> Written:
+def _write(done: Written, also: Sequence[Callable[[Result, Path], None]]) -> Written:
     """Write what was computed; a disk that refuses it is the case's error."""
     if done.result is None:
         return done
     try:
         done.result.save(done.output)
-        if preview:
-            picture = done.output.with_name(stem_of(done.output) + ".png")
-            scan = done.result.scan
-            save_preview(scan.channels[0], done.result.labels, scan.geometry, done.result.shown, picture)
+        for write in also:
+            write(done.result, done.output)
     except VolsegError as error:
         return Written(done.case, done.output, None, error)
     return done

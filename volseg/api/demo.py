@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volseg.api.batch import segment_files
+from volseg.api.pictures import preview_path, write_preview
 from volseg.api.run import train
 from volseg.api.segmenter import Segmenter
 from volseg.data.dataset import open_dataset
@@ -57,7 +58,7 @@ def run_demo(
     segmenter = Segmenter.load(output / "run" / "model.safetensors")
     scans = samples / "imagesTs"
     jobs = plan_outputs(find_cases([scans], ("image",)), output / "predictions", overwrite)
-    for written in segment_files(segmenter, jobs, preview=True, progress=progress):
+    for written in segment_files(segmenter, jobs, [write_preview], progress):
         if written.error:
             raise written.error
     document = evaluate_pairs(match_pairs(output / "predictions", samples / "labelsTs"), open_dataset(samples).labels)
@@ -74,5 +75,5 @@ def run_demo(
             [read_scan(path).channels[0] for path in sorted(scans.iterdir())],
             [read_label(path).channels[0] for path in sorted((samples / "labelsTs").iterdir())],
         ),
-        preview=next(iter(sorted((output / "predictions").glob("*.png")))),
+        preview=preview_path(jobs[0][1]),
     )

@@ -11,7 +11,7 @@ from volseg.data.formats import stem_of
 from volseg.data.reading import Scan
 from volseg.data.writing import write_labels
 from volseg.files import write_json
-from volseg.inference.quality import Measures
+from volseg.inference.quality import LabelQuality
 from volseg.version import __version__
 
 
@@ -21,14 +21,16 @@ class Result:
 
     Attributes:
         labels: (I, J, K) uint8 (uint16 past 255), the values of `shown`, 0 is background.
-        measures: voxels, volume and flags per label, and flags of the whole scan.
+        measures: voxels, volume and flags per label.
+        scan_flags: flags of the scan as a whole.
         scan: what was segmented.
         shown: the model's labels.
         run: model, device, precision, seconds per stage, peak memory.
     """
 
     labels: np.ndarray
-    measures: Measures
+    measures: tuple[LabelQuality, ...]
+    scan_flags: tuple[str, ...]
     scan: Scan
     shown: tuple[Label, ...]
     run: dict[str, Any]
@@ -36,13 +38,13 @@ class Result:
     @property
     def volumes_ml(self) -> dict[str, float | None]:
         """Millilitres per label name; None where no volume can be stated."""
-        return {name: measure.volume_ml for name, measure in self.measures.labels.items()}
+        return {measure.name: measure.volume_ml for measure in self.measures}
 
     @property
     def flags(self) -> tuple[str, ...]:
         """All quality flags as "label: flag", and "scan: flag" for those about the whole scan."""
-        of_labels = [f"{name}: {flag}" for name, measure in self.measures.labels.items() for flag in measure.flags]
-        return (*(f"scan: {flag}" for flag in self.measures.scan_flags), *of_labels)
+        of_labels = [f"{measure.name}: {flag}" for measure in self.measures for flag in measure.flags]
+        return (*(f"scan: {flag}" for flag in self.scan_flags), *of_labels)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -51,13 +53,13 @@ class Result:
             "volseg_version": __version__,
             **self.run,
             "labels": {
-                name: {
+                measure.name: {
                     "voxels": measure.voxels,
                     "volume_ml": measure.volume_ml,
                     "reason": measure.reason,
                     "flags": list(measure.flags),
                 }
-                for name, measure in self.measures.labels.items()
+                for measure in self.measures
             },
             "flags": list(self.flags),
             "warnings": list(self.scan.warnings),

@@ -13,7 +13,7 @@ import torch
 
 from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
-from volseg.config import Config, Plan
+from volseg.config import Config, Plan, load_config
 from volseg.data.batches import BatchDataset, batch_loader
 from volseg.data.cache import cache_cases
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
@@ -104,6 +104,13 @@ def train(
             )
         _finish(run, network, progress)
     return folder
+
+
+def plan_dataset(dataset: Path, config: Path | None, overrides: Sequence[str], device: str, output: Path) -> None:
+    """Look at a data set and write the plan that training on all of it would follow, each choice with its reason."""
+    data, choices = open_dataset(dataset), load_config(config, overrides).plan
+    plan, reasons = make_plan(data, take_fingerprint(data), choices, accelerated=choose_device(device).type != "cpu")
+    write_plan(plan, reasons, output)
 
 
 def _prepare(

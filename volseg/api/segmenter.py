@@ -23,8 +23,9 @@ from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array,
 from volseg.device import DTYPES, autocast, choose_device, choose_precision
 from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import sha256_of
-from volseg.inference.engine import Windows, segment
-from volseg.inference.quality import measure
+from volseg.inference.engine import segment
+from volseg.inference.quality import measure, scan_flags
+from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard, load_model
 from volseg.networks import UNet
 from volseg.progress import Progress, silent
@@ -106,7 +107,8 @@ class Segmenter:
         prepared = time.perf_counter()
         labels = label_volume(self.network, volume, grid, self.card.plan, self.windows, self.dtype, progress)
         segmented = time.perf_counter()
-        measures = measure(labels, opened, self.card.plan)
+        measures = tuple(measure(labels, self.card.plan.labels, opened.geometry.voxel_ml))
+        flags = scan_flags(opened.channels, self.card.plan.channels)
         measured = time.perf_counter()
         record = {
             "model": {"name": self.card.name, "sha256": self.sha256},
@@ -122,7 +124,7 @@ class Segmenter:
             },
             "peak_memory_bytes": peak_memory_bytes(),
         }
-        return Result(labels, measures, opened, self.card.plan.labels, record)
+        return Result(labels, measures, flags, opened, self.card.plan.labels, record)
 
     def map(self, scans: Iterable[Any], progress: Progress = silent) -> Iterator[Outcome]:
         """Segment many scans, in order; the next one is read while one is computed.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.errors import UsageError
@@ -23,9 +24,9 @@ class RunSettings(Frozen):
 
     fold: int | str = 0
     folds: int = 5
-    seed: int = 0
-    minutes: float | None = None
-    steps: int | None = None
+    seed: int = Field(0, ge=0)
+    minutes: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)
 
 
 def settle(

@@ -16,7 +16,7 @@ from volseg.data.reading import read_channels, read_label
 from volseg.evaluation.overlap import Overlap, label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
 from volseg.evaluation.report import evaluate_pairs, summarise, write_report
-from volseg.inference.engine import Windows
+from volseg.inference.windows import Windows
 from volseg.progress import Progress
 from volseg.training.loop import Validate
 

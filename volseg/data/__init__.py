@@ -1,0 +1,1 @@
+"""Scans and label images: reading, checking, writing, grids, preprocessing, data sets, batches, phantoms."""

@@ -21,7 +21,7 @@ from volseg.data.dataset import TrainingCase
 from volseg.data.formats import image_suffix, stem_of
 from volseg.data.geometry import GridMap
 from volseg.data.preprocess import image_to_network, label_to_network
-from volseg.data.reading import Scan, read_case, read_label
+from volseg.data.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
 from volseg.files import sha256_of, whole_file, write_json
 
@@ -54,10 +54,12 @@ class CachedCase:
     grid: GridMap
     foreground_ranges: tuple[tuple[int, int], ...]
 
+    @property
     def image(self) -> np.ndarray:
         """(C, D, H, W) float32, memory-mapped."""
         return self._open("image")
 
+    @property
     def label(self) -> np.ndarray:
         """(D, H, W) class indices, memory-mapped."""
         return self._open("label")
@@ -79,7 +81,7 @@ class CachedCase:
 
 def cache_cases(
     cases: Sequence[TrainingCase], plan: Plan, folder: Path, progress: Callable[[int, int], None] | None = None
-) -> dict[str, CachedCase]:
+) -> list[CachedCase]:
     """Preprocess all cases that are not in the cache yet.
 
     Args:
@@ -89,18 +91,18 @@ def cache_cases(
         progress: called with the number of cases done and of all cases, after each.
 
     Returns:
-        The cached cases by name, in the order given.
+        One entry per case, in their order.
 
     Raises:
         InputError: a case cannot be used; the message names it.
         ResourceError: the disk is full.
     """
-    cached = {}
+    cached = []
     for done, case in enumerate(cases, start=1):
         stem = Path(folder) / f"{case.name}.{cache_key(case, plan)}"
         if not _part(stem, "json").exists():
             _preprocess(case, plan, stem)
-        cached[case.name] = _load(case, stem)
+        cached.append(_load(case, stem))
         if progress:
             progress(done, len(cases))
     return cached
@@ -123,7 +125,7 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
         InputError: they cannot be used; the message names the case.
     """
     try:
-        scan = read_case(case.images, len(plan.channels))
+        scan = read_channels(case.images, len(plan.channels))
         known = {label.value for label in plan.labels}
         return scan, read_label(case.label, like=scan.geometry, known=known)
     except InputError as error:

@@ -199,8 +199,7 @@ def _volumes(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarray,
             f"{source} is {array.ndim}-D ({size}) with {found} volume{'s' * (found > 1)}, expected {channels}: "
             "give one file per channel, or a 4-D file with exactly the channels."
         )
-    kind = np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("=")
-    array = array.astype(kind, copy=False)
+    array = array.astype(np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("="), copy=False)
     return (array,) if array.ndim == 3 else tuple(array[..., channel] for channel in range(found))
 
 

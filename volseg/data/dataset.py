@@ -4,22 +4,22 @@ Three layouts are known by what the folder holds:
 
     Medical Segmentation Decathlon   dataset.json with "training": [{"image": ..., "label": ...}]
     nnU-Net v2 raw                   dataset.json with "channel_names"; imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
-    plain                            images/ and labels/ with scans of equal names; labels.json {name: value} if there is one
+    plain                            images/ and labels/ with scans of equal names; labels.json {name: value} or none
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.model_selection import KFold
 
 from volseg.data.formats import image_suffix, stem_of
-from volseg.data.reading import Scan, read_label, read_scan
-from volseg.errors import GridError, InputError, UsageError
+from volseg.data.reading import read_label
+from volseg.errors import InputError, UsageError
 
 SHOWN = 5
 Split = dict[str, list[str]]
@@ -97,27 +97,6 @@ def open_dataset(folder: Path) -> DataSet:
     return dataset
 
 
-def read_case(dataset: DataSet, case: TrainingCase) -> tuple[Scan, np.ndarray]:
-    """Read one case and check that it can be trained on.
-
-    Returns:
-        The scan with all channels of the data set, and its label image (I, J, K) of stored values, uint8 or uint16.
-
-    Raises:
-        InputError: an image is unusable, the grids differ, or the label image has values the data set does not list.
-    """
-    if len(case.images) == 1:
-        scan = read_scan(case.images[0], channels=len(dataset.channels))
-    else:
-        parts = [read_scan(path) for path in case.images]
-        for part in parts:
-            if not part.geometry.same_grid(parts[0].geometry):
-                raise GridError(f"{part.source} is not on the grid of {parts[0].source}. Resample it to that grid.")
-        scan = replace(parts[0], channels=tuple(part.channels[0] for part in parts))
-    label = read_label(case.label, like=scan.geometry, known=tuple(dataset.labels.values()))
-    return scan, label.channels[0]
-
-
 def split_folds(dataset: DataSet, folds: int = 5) -> list[Split]:
     """The folds of a data set, each as {"train": names, "val": names}.
 
@@ -127,31 +106,54 @@ def split_folds(dataset: DataSet, folds: int = 5) -> list[Split]:
     Raises:
         InputError: the file names unknown cases or shares cases between the halves; fewer cases than folds.
     """
+    if (dataset.folder / "splits_final.json").exists():
+        return read_splits(dataset.folder / "splits_final.json", dataset)
     names = sorted(case.name for case in dataset.cases)
-    path = dataset.folder / "splits_final.json"
-    if path.exists():
-        splits = _read_json(path)
-        _check_splits(splits, names, path)
-        return [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]
     if folds < 2:
         raise UsageError(f"--folds is {folds}, but there have to be at least 2. Use --fold all to train on every case.")
     if len(names) < folds:
         raise InputError(
-            f"{len(names)} cases cannot be split into {folds} folds. Give fewer --folds, or --fold all to train on every case."
+            f"{len(names)} cases cannot be split into {folds} folds. "
+            "Give fewer --folds, or --fold all to train on every case."
         )
     parts = KFold(n_splits=folds, shuffle=True, random_state=12345).split(names)
     return [{"train": [names[i] for i in train], "val": [names[i] for i in held_out]} for train, held_out in parts]
 
 
-def choose_fold(splits: Sequence[Split], fold: int | Literal["all"]) -> Split:
-    """One fold, or with "all" every case to train on and none to validate on.
+def read_splits(path: Path, dataset: DataSet) -> list[Split]:
+    """Read folds from a JSON file.
+
+    Raises:
+        InputError: not a list of {"train": names, "val": names}, an unknown case, or one in both halves.
+    """
+    splits = _read_json(path)
+    if not (
+        isinstance(splits, list)
+        and splits
+        and all(isinstance(split, dict) and {"train", "val"} <= set(split) for split in splits)
+    ):
+        raise InputError(f'{path} has to hold a list of {{"train": [names], "val": [names]}}.')
+    folds = [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]
+    unknown = {name for fold in folds for half in fold.values() for name in half} - {
+        case.name for case in dataset.cases
+    }
+    if unknown:
+        raise InputError(f"{path} names {len(unknown)} cases the data set does not have: {_listed(sorted(unknown))}.")
+    for number, fold in enumerate(folds):
+        if shared := set(fold["train"]) & set(fold["val"]):
+            raise InputError(f"{path}, fold {number}: in train and in val are {_listed(sorted(shared))}.")
+    return folds
+
+
+def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
+    """One fold by its number, or with "all" every case to train on and none to validate on.
 
     Raises:
         UsageError: no such fold.
     """
     if fold == "all":
         return {"train": sorted({name for split in splits for half in split.values() for name in half}), "val": []}
-    if not 0 <= fold < len(splits):
+    if not isinstance(fold, int) or not 0 <= fold < len(splits):
         raise UsageError(f"There is no fold {fold}. Give 0 to {len(splits) - 1}, or all.")
     return splits[fold]
 
@@ -184,7 +186,7 @@ def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
             tuple(folder / "imagesTr" / f"{name}_{index:04d}{ending}" for index in range(len(channels))),
             folder / "labelsTr" / f"{name}{ending}",
         )
-        for name in names
+        for name in sorted(names)
     ]
     _refuse_missing(path for case in cases for path in (*case.images, case.label))
     return _dataset(folder, document, channels, document.get("labels", {}), cases)
@@ -238,23 +240,6 @@ def _dataset(
         licence=str(document.get("licence", document.get("license", ""))),
         description=str(document.get("description", "")),
     )
-
-
-def _check_splits(splits: Any, names: list[str], path: Path) -> None:
-    """Refuse a splits file that does not fit the data set."""
-    fits = (
-        isinstance(splits, list)
-        and splits
-        and all(isinstance(one, dict) and {"train", "val"} <= set(one) for one in splits)
-    )
-    if not fits:
-        raise InputError(f'{path} has to hold a list of {{"train": [names], "val": [names]}}.')
-    unknown = {name for split in splits for half in ("train", "val") for name in split[half]} - set(names)
-    if unknown:
-        raise InputError(f"{path} names {len(unknown)} cases the data set does not have: {_listed(sorted(unknown))}.")
-    for number, split in enumerate(splits):
-        if shared := set(split["train"]) & set(split["val"]):
-            raise InputError(f"{path}, fold {number}: in train and in val are {_listed(sorted(shared))}.")
 
 
 def _refuse_missing(paths: Iterable[Path]) -> None:

@@ -15,8 +15,6 @@ the positions, never from SliceThickness; a single slice alone has nothing else.
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
@@ -26,7 +24,7 @@ import SimpleITK as sitk
 
 from volseg.data.geometry import LPS_FROM_RAS
 from volseg.data.itk import voxels_of
-from volseg.errors import InputError
+from volseg.errors import InputError, ResourceError
 
 LARGEST_ZIP_BYTES = 16 * 2**30
 
@@ -64,10 +62,11 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
     Raises:
         InputError: a requirement of this module is not met.
+        ResourceError: a .zip finds no room in the temporary folder.
     """
     if path.suffix.lower() == ".zip" and not path.is_dir():
-        with _unzipped(path) as folder:
-            return _read_files(sorted(folder.iterdir()), str(path))
+        with tempfile.TemporaryDirectory(prefix="volseg-") as folder:
+            return _read_files(_unpack(path, Path(folder)), str(path))
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return _read_files(files, str(path))
 
@@ -106,7 +105,7 @@ def _header(path: Path) -> _Image | None:
         return None
     keys = (_SERIES, _SERIES_NUMBER, _MODALITY, _POSITION, _ORIENTATION, _SPACING_BETWEEN, _THICKNESS, _SOP_CLASS)
     tags = {key: reader.GetMetaData(key).strip(" \0") for key in keys if reader.HasMetaDataKey(key)}
-    if _SERIES not in tags or reader.GetDimension() < 3:
+    if _SERIES not in tags:
         return None
     axes = np.array(reader.GetDirection()).reshape(3, 3)
     position = np.array(reader.GetOrigin())
@@ -222,23 +221,26 @@ def _read_frames(images: list[_Image], source: str) -> tuple[np.ndarray, np.ndar
     return array, affine, ["A multi-frame DICOM file: its frames are taken as one evenly spaced stack."]
 
 
-@contextmanager
-def _unzipped(path: Path) -> Iterator[Path]:
-    """The files of a .zip in one temporary folder, numbered: the archive's own names are never used."""
+def _unpack(path: Path, folder: Path) -> list[Path]:
+    """Unpack the files of a .zip into one folder, numbered: the archive's own names are never used."""
+    files = []
     try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="volseg-") as folder:
+        with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             total = sum(member.file_size for member in members)
             if total > LARGEST_ZIP_BYTES:
                 raise InputError(
-                    f"{path} unpacks to {total / 2**30:.0f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.0f} are taken; "
+                    f"{path} unpacks to {total / 2**30:.1f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.1f} are taken; "
                     "unpack it and give the folder."
                 )
             if any(member.flag_bits & 1 for member in members):
                 raise InputError(f"{path} is encrypted; unpack it and give the folder.")
             for number, member in enumerate(members):
-                with archive.open(member) as packed, open(Path(folder) / f"{number:06}", "wb") as file:
+                files.append(folder / f"{number:06}")
+                with archive.open(member) as packed, open(files[-1], "wb") as file:
                     copyfileobj(packed, file)
-            yield Path(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"{path} is no readable .zip file ({error}); copy it again.") from error
+    except OSError as error:
+        raise ResourceError(f"Could not unpack {path} to {folder}: {error.strerror or error}.") from error
+    return files

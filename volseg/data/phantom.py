@@ -53,7 +53,7 @@ def make_phantom(seed: int, kind: Kind) -> tuple[np.ndarray, np.ndarray, np.ndar
     rng = np.random.default_rng(seed)
     shape = SHAPE + rng.integers(-2, 3, size=3)
     affine = _tilted_affine(rng, shape)
-    world = np.tensordot(affine[:3, :3], np.indices(shape), axes=1) + affine[:3, 3].reshape(3, 1, 1, 1)
+    world = np.tensordot(affine[:3, :3], np.indices(tuple(shape)), axes=1) + affine[:3, 3].reshape(3, 1, 1, 1)
     tissue = TISSUES[kind]
     labels, intensity = _anatomy(rng, world, tissue)
     if kind == "mr":

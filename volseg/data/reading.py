@@ -6,11 +6,13 @@ end in the same checks (volseg.data.checks).
 
 import contextlib
 import gzip
+import io
+import math
 import zlib
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +27,7 @@ from volseg.errors import GridError, InputError
 
 # Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
 _LARGEST_GZIP_RATIO = 1032
+# What nibabel, gzip and the system raise on files that are not what they say.
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, HeaderDataError, MGHError)
 
 
@@ -71,6 +74,26 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
     return _as_scan(_load(Path(path)), channels)
 
 
+def read_channels(paths: Sequence[Path], channels: int = 1) -> Scan:
+    """Read one case: a single file that holds all channels, or one file per channel, on one grid.
+
+    Header, grid and source are those of the first file.
+
+    Raises:
+        GridError: the files lie on different grids.
+        InputError: as `read_scan`, and where there are neither one nor `channels` files.
+    """
+    if len(paths) == 1:
+        return read_scan(paths[0], channels)
+    if len(paths) != channels:
+        raise InputError(f"{paths[0]} and its like are {len(paths)} files, expected 1 or {channels}.")
+    scans = [read_scan(path) for path in paths]
+    for scan in scans:
+        _require_grid(scan.geometry, scans[0].geometry, scan.source, "the first channel")
+    warnings = tuple(dict.fromkeys(warning for scan in scans for warning in scan.warnings))
+    return replace(scans[0], channels=tuple(scan.channels[0] for scan in scans), warnings=warnings)
+
+
 def read_label(path: Path, like: Geometry | None = None, known: Collection[int] | None = None) -> Scan:
     """Read a label image: one channel of uint8, or uint16 where a value exceeds 255.
 
@@ -87,11 +110,8 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     label = check_label(stored.array, stored.source, known)
     geometry = Geometry(label.shape, stored.affine)
-    if like is not None and not geometry.same_grid(like):
-        raise GridError(
-            f"{stored.source} lies on another grid than its image: {_described(geometry)}, "
-            f"expected {_described(like)}; resample it to the image's grid."
-        )
+    if like is not None:
+        _require_grid(geometry, like, stored.source, "its image")
     return Scan((label,), geometry, stored.header, stored.source, tuple(warnings))
 
 
@@ -106,16 +126,18 @@ def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
     name = image.get_filename()
     source = str(name) if name else "The nibabel image"
     proxy = image.dataobj
-    if nib.is_proxy(proxy):
-        array = _scaled(np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter))
-    else:
-        array = np.asanyarray(proxy)
+    with _unreadable_as_input_error(source):
+        if isinstance(proxy, ArrayProxy):
+            array = _scaled(np.asarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter))
+        else:
+            array = np.asarray(proxy)
     if isinstance(image.header, nib.Nifti1Header):
         affine, warnings = check_nifti(image.header, image.header["pixdim"][1:4].astype(np.float64), source)
         return _as_scan(_Stored(array, affine, image.header.copy(), source, warnings), channels)
     if image.affine is None:
         raise InputError(f"{source} has no affine; give it one.")
-    return _as_scan(_Stored(array, np.array(image.affine, dtype=np.float64), None, source, []), channels)
+    header = image.header.copy() if isinstance(image, nib.MGHImage) else None
+    return _as_scan(_Stored(array, np.array(image.affine, dtype=np.float64), header, source, []), channels)
 
 
 def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
@@ -148,11 +170,13 @@ def _load(path: Path) -> _Stored:
         return _Stored(*voxels_of(read_file(path, suffix)), None, str(path), [])
     if suffix is None:
         raise InputError(f"{path} has no suffix of an image volseg reads: {', '.join(SUFFIXES)}, or DICOM.")
-    with _unreadable_as_input_error(path), open(path, "rb") as raw:
+    with _unreadable_as_input_error(str(path)), open(path, "rb") as raw:
         check_container(raw.read(2), suffix, str(path))
         raw.seek(0)
         compressed = suffix in (".nii.gz", ".mgz")
-        with gzip.GzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw) as stream:
+        packed: contextlib.AbstractContextManager[io.BufferedIOBase]
+        packed = gzip.GzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw)
+        with packed as stream:
             largest = path.stat().st_size * (_LARGEST_GZIP_RATIO if compressed else 1)
             load = _load_mgh if suffix in MGH_SUFFIXES else _load_nifti
             stored = load(stream, largest, str(path))
@@ -162,7 +186,7 @@ def _load(path: Path) -> _Stored:
     return stored
 
 
-def _load_nifti(stream: IO[bytes], largest: int, source: str) -> _Stored:
+def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> _Stored:
     """Read a single-file NIfTI-1 or NIfTI-2 image."""
     start = stream.read(nib.Nifti2Header.sizeof_hdr)
     if start[344:348] == b"n+1\0":
@@ -181,7 +205,7 @@ def _load_nifti(stream: IO[bytes], largest: int, source: str) -> _Stored:
     return _Stored(scaled, affine, header, source, warnings)
 
 
-def _load_mgh(stream: IO[bytes], largest: int, source: str) -> _Stored:
+def _load_mgh(stream: io.BufferedIOBase, largest: int, source: str) -> _Stored:
     """Read a FreeSurfer MGH image."""
     if stream.read(4) != b"\0\0\0\1":
         raise InputError(f"{source} is not a FreeSurfer MGH file; mend its name.")
@@ -191,16 +215,16 @@ def _load_mgh(stream: IO[bytes], largest: int, source: str) -> _Stored:
     return _Stored(_voxels(stream, header, largest, source), affine, header, source, [])
 
 
-def _voxels(stream: IO[bytes], header: Any, largest: int, source: str) -> np.ndarray:
+def _voxels(stream: io.BufferedIOBase, header: Any, largest: int, source: str) -> np.ndarray:
     """The stored values, mapped rather than read where the file is not compressed; `largest` bounds its bytes."""
     shape = tuple(int(size) for size in header.get_data_shape())
     dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
     if min(shape, default=0) < 1:
         raise InputError(f"{source} is empty: its size is {' x '.join(map(str, shape))}.")
-    needed = offset + int(np.prod(np.array(shape, dtype=object))) * dtype.itemsize
+    needed = offset + math.prod(shape) * dtype.itemsize
     if needed > largest:
         raise InputError(f"{source} is cut short: its header promises {needed} bytes, found at most {largest}.")
-    array: np.ndarray = ArrayProxy(stream, (shape, dtype, offset)).get_unscaled()
+    array: np.ndarray = np.asarray(ArrayProxy(stream, (shape, dtype, offset)).get_unscaled())
     return array
 
 
@@ -209,19 +233,30 @@ def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
     if (slope, inter) == (1.0, 0.0) or array.dtype.kind not in "iuf":
         return array
     kind = np.float64 if array.dtype.itemsize > 4 and array.dtype.kind == "f" else np.float32
-    scaled = np.multiply(array, kind(slope), dtype=kind)
+    scaled: np.ndarray = np.multiply(array, kind(slope), dtype=kind)
     scaled += kind(inter)
     return scaled
 
 
 @contextlib.contextmanager
-def _unreadable_as_input_error(path: Path) -> Iterator[None]:
+def _unreadable_as_input_error(source: str) -> Iterator[None]:
     """Say of any failure to read that the file is damaged."""
     try:
         yield
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read, it is damaged or cut short ({reason}); copy it again.") from error
+        raise InputError(
+            f"{source} cannot be read: damaged, cut short or of an unknown kind ({reason}); copy it again."
+        ) from error
+
+
+def _require_grid(found: Geometry, expected: Geometry, source: str, whose: str) -> None:
+    """Refuse a grid that is not the expected one."""
+    if not found.same_grid(expected):
+        raise GridError(
+            f"{source} lies on another grid than {whose}: {_described(found)}, expected {_described(expected)}; "
+            "resample it."
+        )
 
 
 def _described(geometry: Geometry) -> str:

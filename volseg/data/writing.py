@@ -13,8 +13,10 @@ from volseg.data.reading import Scan
 from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import whole_file
 
-_NIFTI_FIELDS = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
-_NIFTI_FIELDS += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
+_NIFTI_FIELDS = (
+    *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
+)
 _MGH_FIELDS = ("goodRASFlag", "delta", "Mdc", "Pxyz_c")
 _TOLERANCE_MM = 1e-4
 
@@ -100,21 +102,23 @@ def _place(header: Any, like: Any) -> None:
 
 def _write_nibabel(image: Any, scan: Scan, path: Path, suffix: str) -> None:
     """Write and look at the result, without name and time in gzip's header, so that equal labels give equal bytes."""
+    compressed = suffix in (".nii.gz", ".mgz")
     with open(path, "wb") as raw:
-        if suffix in (".nii.gz", ".mgz"):
+        if compressed:
             with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as stream:
                 image.to_stream(stream)
         else:
             image.to_stream(raw)
-    written = nib.load(path)
-    if not _same_format(written.header, scan.header):
-        _verify(written.shape, written.affine, scan)
-        return
-    _verify(written.shape, scan.geometry.affine, scan)
-    expected = _placing(scan.header)
-    for field, value in _placing(written.header).items():
-        if not np.array_equal(value, expected[field], equal_nan=True):
-            raise _misplaced(f"header field {field}", scan)
+    with gzip.open(path) if compressed else open(path, "rb") as stream:
+        written = image.header_class.from_fileobj(stream)
+    affine = written.get_best_affine()
+    if _same_format(written, scan.header):
+        expected = _placing(scan.header)
+        for field, value in _placing(written).items():
+            if not np.array_equal(value, expected[field], equal_nan=True):
+                raise _misplaced(f"header field {field}", scan)
+        affine = scan.geometry.affine  # follows from equal fields, whatever nibabel makes of unset ones
+    _verify(written.get_data_shape(), affine, scan)
 
 
 def _write_itk(labels: np.ndarray, scan: Scan, path: Path, suffix: str) -> None:
@@ -129,7 +133,7 @@ def _write_itk(labels: np.ndarray, scan: Scan, path: Path, suffix: str) -> None:
 def _verify(shape: tuple[int, ...], affine: np.ndarray, scan: Scan) -> None:
     """Raise unless the written grid is the scan's."""
     if tuple(shape) != scan.geometry.shape:
-        raise _misplaced(f"shape {tuple(shape)}", scan)
+        raise _misplaced(f"size of {' x '.join(map(str, shape))}", scan)
     if not np.abs(affine - scan.geometry.affine).max() <= _TOLERANCE_MM:
         raise _misplaced(f"affine {affine.tolist()}", scan)
 

@@ -1,0 +1,1 @@
+"""Label images against their references."""

@@ -151,7 +151,7 @@ def mirrored(predictor: Predictor, axes: tuple[int, ...], batch_size: int) -> Pr
         for first in range(0, len(flips), together):
             group = flips[first : first + together]
             answers = predictor(torch.cat([batch.flip(flip) for flip in group]))
-            for flip, answer in zip(group, answers.split(len(batch)), strict=True):
+            for flip, answer in zip(group, answers.chunk(len(group)), strict=True):
                 image = answer.to(torch.float32).flip(flip)
                 total = image if total is None else total.add_(image)
         assert total is not None

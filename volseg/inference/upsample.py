@@ -20,7 +20,7 @@ Triple = tuple[int, int, int]
 # Logits interpolated at a time: few enough for a processor's cache, many enough to keep a GPU busy.
 BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 25}
 # Where a larger share of a block's voxels disagrees, interpolating all of them costs less than gathering some.
-DENSE_SHARE = 0.3
+DENSE_SHARE = 0.5
 
 
 def labels_from_slabs(
@@ -58,7 +58,7 @@ def labels_from_slabs(
         winners = torch.stack([winner(plane.clone(), dtype) for plane in planes.values()])
         ready = [layer for layer in layers if layer.upper in planes]
         layers = layers[len(ready) :]
-        for block in blocks:
+        for block in blocks if ready else ():
             _label_block(labels, block, planes, winners, ready)
         # The next target planes may lie between this slab and the next; the slab itself will be overwritten.
         held = [slab[:, -1].clone()]
@@ -78,7 +78,7 @@ def winner(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Stencil:
-    """For each target index along an axis: two source indices, the same where one suffices, and the weight of the upper."""
+    """For each target index of an axis: two source indices, equal where one will do, and the weight of the upper."""
 
     lower: torch.Tensor
     upper: torch.Tensor
@@ -129,31 +129,30 @@ class _Block:
         """(K, source rows, source columns) logits to all the block's voxels, (K, rows * columns)."""
         return self.row.interpolate(self.column.interpolate(plane[:, self.sources], 2), 1).flatten(1)
 
-    def interpolate_at(self, plane: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """The columns `index` of what `interpolate` returns, without the others."""
-        width = len(self.column.weight)
-        row, column = index // width, index % width
-        logits = plane[:, self.sources].flatten(1)
-        low, high = (
-            torch.lerp(
-                logits.index_select(1, rows[row] * plane.shape[2] + self.column.lower[column]),
-                logits.index_select(1, rows[row] * plane.shape[2] + self.column.upper[column]),
-                self.column.weight[column],
+    def interpolate_at(self, planes: list[torch.Tensor], index: torch.Tensor) -> list[torch.Tensor]:
+        """For each plane the columns `index` of what `interpolate` returns, without computing the others."""
+        width, stride = len(self.column.weight), planes[0].shape[2]
+        down, across = index // width, index % width
+        rows = [each.index_select(0, down) * stride for each in (self.row.lower, self.row.upper)]
+        columns = [each.index_select(0, across) for each in (self.column.lower, self.column.upper)]
+        corners = [row + column for row in rows for column in columns]
+        row_weight, column_weight = self.row.weight.index_select(0, down), self.column.weight.index_select(0, across)
+        found = []
+        for plane in planes:
+            logits = plane[:, self.sources].flatten(1)
+            at = [logits.index_select(1, corner) for corner in corners]
+            found.append(
+                torch.lerp(torch.lerp(at[0], at[1], column_weight), torch.lerp(at[2], at[3], column_weight), row_weight)
             )
-            for rows in (self.row.lower, self.row.upper)
-        )
-        return torch.lerp(low, high, self.row.weight[row])
+        return found
 
 
 def _label_block(
     labels: torch.Tensor, block: _Block, planes: dict[int, torch.Tensor], winners: torch.Tensor, layers: list[_Layer]
 ) -> None:
     """Write the block's rows of all target planes in `layers`; `winners` are those of `planes`, in order."""
-    position = {plane: number for number, plane in enumerate(planes)}
-    agreed = block.agree(winners)
-    bases = _agreed(
-        agreed[[position[layer.lower] for layer in layers]], agreed[[position[layer.upper] for layer in layers]]
-    )
+    agreed = dict(zip(planes, block.agree(winners), strict=True))
+    bases = torch.stack([_agreed(agreed[layer.lower], agreed[layer.upper]) for layer in layers])
     mixed = bases == torch.iinfo(bases.dtype).max
     counts = mixed.flatten(1).sum(1).tolist()
     known: dict[int, torch.Tensor] = {}
@@ -163,8 +162,7 @@ def _label_block(
             targets.copy_(base)
         elif count < DENSE_SHARE * base.numel():
             index = where.flatten().nonzero().squeeze(1)
-            lower = block.interpolate_at(planes[layer.lower], index)
-            upper = block.interpolate_at(planes[layer.upper], index)
+            lower, upper = block.interpolate_at([planes[layer.lower], planes[layer.upper]], index)
             for target, weight in zip(targets, layer.weights, strict=True):
                 base.view(-1)[index] = winner(torch.lerp(lower, upper, weight), base.dtype)
                 target.copy_(base)

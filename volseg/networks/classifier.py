@@ -1,6 +1,5 @@
 """The U-Net's encoder as a classifier of volumes and clips."""
 
-import torch
 from torch import Tensor, nn
 
 from volseg.config import NetworkConfig
@@ -19,7 +18,6 @@ class Classifier(nn.Module):
         self.encoder = encoder_stages(config)
         self.head = nn.Linear(config.features[-1], config.classes)
         initialise(self)
-        self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute class logits.

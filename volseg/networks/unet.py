@@ -16,8 +16,8 @@ from volseg.networks.blocks import UNIT_STRIDE, ConvBlock, encoder_stages, initi
 class UNet(nn.Module):
     """A U-Net as its configuration describes it.
 
-    Instance norm needs more than one voxel per channel, so in training the input has to be larger than
-    `config.divisor` along at least one axis.
+    With instance norm the input has to be larger than `config.divisor` along at least one axis, because a single
+    voxel at the deepest stage has no variance.
 
     Args:
         config: channels, classes, and what each stage is made of.
@@ -37,8 +37,6 @@ class UNet(nn.Module):
         supervised = config.features[-2::-1] if config.deep_supervision else config.features[:1]
         self.heads = nn.ModuleList(nn.Conv3d(channels, config.classes, 1) for channels in supervised)
         initialise(self)
-        # Channels-last weights make every convolution use that format, which is about twice as fast on the CPU.
-        self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Compute class logits.
@@ -51,7 +49,7 @@ class UNet(nn.Module):
             finest first, each at its own resolution.
 
         Raises:
-            UsageError: wrong number of axes, channels or voxels.
+            UsageError: wrong number of axes or channels, a size that does not fit, or an input too small for its norm.
         """
         _check_input(x, self.config)
         supervise = self.training and self.config.deep_supervision

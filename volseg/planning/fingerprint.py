@@ -3,7 +3,7 @@
 Spatial triples are in the order R, A, S: the scan's axes after reorientation to the closest RAS+ order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from volseg.data.dataset import DataSet, TrainingCase, read_case
+from volseg.data.dataset import DataSet, TrainingCase
 from volseg.data.geometry import Geometry, ras_order
+from volseg.data.reading import read_channels, read_label
 from volseg.errors import InputError
 
 SAMPLES_PER_CASE = 10_000
@@ -77,36 +78,20 @@ class Fingerprint:
         return min(volumes), max(volumes)
 
 
-def take_fingerprint(
-    dataset: DataSet,
-    cases: Sequence[TrainingCase] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Fingerprint:
+def take_fingerprint(dataset: DataSet) -> Fingerprint:
     """Read every case once and measure it; two at a time, none kept in memory.
-
-    Args:
-        dataset: that the cases belong to.
-        cases: to measure; all of the data set if not given.
-        progress: called with the number of cases done and of all cases.
 
     Raises:
         InputError: everything that is wrong with any case, at once; or no labelled voxel in any.
     """
-    cases = dataset.cases if cases is None else cases
-    measured: list[CaseFingerprint] = []
-    problems: list[str] = []
     with ThreadPoolExecutor(READERS) as pool:
-        for done, one in enumerate(pool.map(partial(_case_or_problem, dataset), cases), start=1):
-            if isinstance(one, str):
-                problems.append(one)
-            else:
-                measured.append(one)
-            if progress:
-                progress(done, len(cases))
+        outcomes = list(pool.map(partial(_case_or_problem, dataset), dataset.cases))
+    problems = [one for one in outcomes if isinstance(one, str)]
+    measured = [one for one in outcomes if isinstance(one, CaseFingerprint)]
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
-        raise InputError(f"{len(problems)} of {len(cases)} cases of {dataset.name} cannot be used:{listed}{more}")
+        raise InputError(f"{len(problems)} of {len(outcomes)} cases of {dataset.name} cannot be used:{listed}{more}")
     if not any(case.offsets for case in measured):
         raise InputError(f"No case of {dataset.name} has a labelled voxel. Check the label images.")
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
@@ -116,7 +101,8 @@ def take_fingerprint(
 def _case_or_problem(dataset: DataSet, case: TrainingCase) -> CaseFingerprint | str:
     """The measures of one case, or what is wrong with it."""
     try:
-        scan, label = read_case(dataset, case)
+        scan = read_channels(case.images, len(dataset.channels))
+        label = read_label(case.label, like=scan.geometry, known=tuple(dataset.labels.values())).channels[0]
     except InputError as error:
         return f"{case.name}: {error}"
     order, _ = ras_order(scan.geometry.affine)

@@ -6,6 +6,7 @@ order R, A, S; all others in network order (D, H, W), D being the through-plane 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -17,19 +18,24 @@ from volseg.data.dataset import DataSet
 from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
-from volseg.planning.topology import Topology, feature_map_size, plan_topology
+from volseg.planning.topology import (
+    Spacing,
+    as_triple,
+    build_network,
+    feature_map_size,
+    fit_patch,
+    padded,
+    sizes_text,
+)
 
-Spacing = tuple[float, float, float]
 Axis = Literal[0, 1, 2]
 T = TypeVar("T")
 
 ANISOTROPIC = 3.0
-# nnU-Net's reference: this many values in the feature maps of one patch, twice over, fill 8 GB in training.
-MAP_VALUES_PER_GB = 70e6
-# A step of two such patches takes a few cores a second or two.
+# nnU-Net's reference: training fits 8 GB when the feature maps of each of 2 patches have 560 million values.
+MAP_VALUES_PER_GB = 560e6 / 8
+# Not what a CPU has, but what it can compute: a step of two such patches takes a few cores a second or two.
 CPU_MEMORY_GB = 0.5
-INITIAL_PATCH_VOXELS = 256**3
-LARGEST_WIDTH = 320
 PASSES = 1000
 STEPS = (2_000, 100_000)
 ONE_SIDED = 0.1
@@ -64,38 +70,38 @@ def make_plan(
     # The largest spacing; a tie goes to the axis nearest to S, then A.
     through_plane: Axis = max((0, 1, 2), key=lambda axis: (target[axis], axis))
     order = (through_plane, *(axis for axis in range(3) if axis != through_plane))
-    reasons["through_plane"] = f"{'RAS'[through_plane]} has the largest spacing, a tie going to S, then A"
+    reasons["through_plane"] = f"{'RAS'[through_plane]} has the largest spacing (a tie goes to S, then A)"
     spacing = decide("spacing_mm", choices.spacing_mm, (_picked(target, order), why_spacing))
     median = _median_shape(fingerprint, spacing, order)
     memory = memory_gb if accelerated else CPU_MEMORY_GB
-    build = _builder(choices, len(dataset.channels), len(dataset.labels) + 1, 32 if accelerated else 16)
-    patch = choices.patch_size or _fit_patch(spacing, median, build, memory * MAP_VALUES_PER_GB)
-    reasons["patch_size"] = (
-        SET if choices.patch_size else f"holds or tiles the median scan {_x(median)} within {memory:g} GB"
+    build = partial(
+        build_network,
+        spacing_mm=spacing,
+        choices=choices,
+        channels=len(dataset.channels),
+        classes=len(dataset.labels) + 1,
+        width=32 if accelerated else 16,
     )
-    network = build(plan_topology(spacing, patch))
+    patch = choices.patch_size or fit_patch(spacing, median, build, memory * MAP_VALUES_PER_GB)
+    network = build(patch)
     _check_patch(patch, network)
+    reasons["patch_size"] = (
+        SET if choices.patch_size else f"the median scan is {sizes_text(median)}; the largest that fits {memory:g} GB"
+    )
     _explain_network(network, choices, spacing, accelerated, reasons)
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases
     batch_size = decide("batch_size", choices.batch_size, _batch_size(network, patch, memory, voxels, accelerated))
-    steps = int(np.clip(round(PASSES * cases / batch_size), *STEPS))
-    reasons["steps"] = f"{PASSES} passes over {cases} cases, within {STEPS[0]} and {STEPS[1]}"
-    channels, reasons["channels"] = _channels(fingerprint, choices)
-    reasons["labels"] = "with the volumes they have in the training references"
     plan = Plan(
         dataset=dataset.name,
-        channels=channels,
-        labels=tuple(
-            Label(name=name, value=value, volume_ml_range=_readable(fingerprint.volume_ml_range(name)))
-            for name, value in dataset.labels.items()
-        ),
+        channels=decide("channels", None, _channels(fingerprint, choices)),
+        labels=decide("labels", None, _labels(dataset, fingerprint)),
         through_plane=through_plane,
         spacing_mm=spacing,
         patch_size=patch,
         batch_size=batch_size,
         mirror_axes=decide("mirror_axes", choices.mirror_axes, _mirror_axes(fingerprint, order)),
-        steps=steps,
+        steps=decide("steps", None, _steps(cases, batch_size)),
         network=network,
     )
     return plan, reasons
@@ -111,7 +117,7 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
         raise ConfigError(
             "plan.patch_size and plan.spacing_mm have to be set to say which network it is; one is missing."
         )
-    network = _builder(choices, 1, 2, 32)(plan_topology(choices.spacing_mm, choices.patch_size))
+    network = build_network(choices.patch_size, choices.spacing_mm, choices)
     _check_patch(choices.patch_size, network)
     return network, choices.patch_size
 
@@ -160,70 +166,15 @@ def _median_shape(fingerprint: Fingerprint, spacing: Spacing, order: tuple[int, 
     """Median voxel counts of the scans at the target spacing."""
     extents = np.array([np.multiply(case.shape, case.spacing_mm) for case in fingerprint.cases])[:, list(order)]
     median = np.median(np.maximum(np.round(extents / spacing), 1), axis=0)
-    return int(median[0]), int(median[1]), int(median[2])
-
-
-def _builder(choices: PlanChoices, channels: int, classes: int, width: int) -> Callable[[Topology], NetworkConfig]:
-    """What makes a network of a topology: features double from `width`, the user's choices go first."""
-    chosen = choices.model_dump(
-        include={"block", "mid", "encoder", "norm", "activation", "deep_supervision"}, exclude_none=True
-    )
-
-    def build(topology: Topology) -> NetworkConfig:
-        stages = len(topology.strides)
-        features = choices.features or tuple(min(width * 2**stage, LARGEST_WIDTH) for stage in range(stages))
-        if len(features) > stages:
-            raise ConfigError(
-                f"plan.features has {len(features)} stages, but the patch can only be halved into {stages}."
-            )
-        topology, stages = topology.first(len(features)), len(features)
-        residual = choices.encoder == "residual"
-        # nnU-Net's: a plain stage has 2 convolutions; residual stages grow deeper, with a light decoder.
-        encoder_blocks = (1, 3, 4, *(6,) * stages)[:stages] if residual else (2,) * stages
-        decoder_blocks = (1 if residual else 2,) * (stages - 1)
-        if choices.blocks_per_stage:
-            encoder_blocks, decoder_blocks = (
-                (choices.blocks_per_stage,) * stages,
-                (choices.blocks_per_stage,) * (stages - 1),
-            )
-        return NetworkConfig(
-            in_channels=channels,
-            classes=classes,
-            features=features,
-            encoder_blocks=encoder_blocks,
-            decoder_blocks=decoder_blocks,
-            kernels=topology.kernels,
-            strides=topology.strides,
-            **chosen,
-        )
-
-    return build
-
-
-def _fit_patch(spacing: Spacing, median: Triple, build: Callable[[Topology], NetworkConfig], budget: float) -> Triple:
-    """The largest patch of the median scan's proportions that the budget of feature map values allows."""
-    scale = (INITIAL_PATCH_VOXELS * math.prod(spacing)) ** (1 / 3)
-    patch = [min(round(scale / one), edge) for one, edge in zip(spacing, median, strict=True)]
-    while True:
-        topology = plan_topology(spacing, _triple(patch))
-        divisor = build(topology).divisor
-        patch = [math.ceil(edge / one) * one for edge, one in zip(patch, divisor, strict=True)]
-        if feature_map_size(build(topology), _triple(patch)) <= budget:
-            return _triple(patch)
-        axis = max((2, 1, 0), key=lambda one: patch[one] / median[one])
-        # The step is what the shorter patch has to be a multiple of, which may be less than before.
-        shorter = list(patch)
-        shorter[axis] -= divisor[axis]
-        patch[axis] -= build(plan_topology(spacing, _triple(shorter))).divisor[axis]
+    return as_triple([int(edge) for edge in median])
 
 
 def _check_patch(patch: Triple, network: NetworkConfig) -> None:
-    """Refuse a chosen patch that does not fit the strides."""
-    fitting = _triple([math.ceil(edge / one) * one for edge, one in zip(patch, network.divisor, strict=True)])
-    if patch != fitting:
+    """Refuse a chosen patch that the strides do not divide."""
+    if (fitting := padded(patch, network)) != patch:
         raise ConfigError(
-            f"plan.patch_size {_x(patch)} is not a multiple of the network's strides {_x(network.divisor)}; "
-            f"{_x(fitting)} would be."
+            f"plan.patch_size {sizes_text(patch)} is not a multiple of the network's strides "
+            f"{sizes_text(network.divisor)}; {sizes_text(fitting)} is."
         )
 
 
@@ -262,6 +213,21 @@ def _batch_size(
     return max(fitting, 2), f"what {memory_gb:g} GB hold"
 
 
+def _steps(cases: int, batch_size: int) -> tuple[int, str]:
+    """How many steps the training takes where no budget is given."""
+    steps = round(PASSES * cases / batch_size)
+    return min(max(steps, STEPS[0]), STEPS[1]), f"{PASSES} passes over {cases} cases, within {STEPS[0]} and {STEPS[1]}"
+
+
+def _labels(dataset: DataSet, fingerprint: Fingerprint) -> tuple[tuple[Label, ...], str]:
+    """The foreground labels with the volumes they have."""
+    labels = [
+        Label(name=name, value=value, volume_ml_range=_outward(fingerprint.volume_ml_range(name)))
+        for name, value in dataset.labels.items()
+    ]
+    return tuple(labels), "volumes are the smallest and largest of the training references"
+
+
 def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Channel, ...], str]:
     """The channels with their normalisation."""
     reason = (
@@ -272,16 +238,15 @@ def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Cha
 
 def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
     normalisation = choices.normalisation or ("ct" if channel.name.lower() == "ct" else "zscore")
-    mean_range = _readable(channel.mean_range)
+    mean_range = _outward(channel.mean_range)
     if normalisation != "ct":
         return Channel(name=channel.name, normalisation=normalisation, mean_range=mean_range)
-    mean, std = _readable((channel.mean, channel.std))
     return Channel(
         name=channel.name,
         normalisation="ct",
-        clip=_readable(channel.percentiles),
-        mean=mean,
-        std=std,
+        clip=_outward(channel.percentiles),
+        mean=_rounded(channel.mean),
+        std=_rounded(channel.std),
         mean_range=mean_range,
     )
 
@@ -308,7 +273,9 @@ def _mirror_axes(fingerprint: Fingerprint, order: tuple[int, ...]) -> tuple[tupl
 
 def _yaml_lines(key: str, value: object, reason: str | None) -> list[str]:
     """One entry of the plan's YAML, with its reason above it."""
-    text = yaml.safe_dump({key: value}, default_flow_style=None, sort_keys=False, allow_unicode=True, width=110)
+    # Lists of numbers on one line; a lone scalar must not become "{key: value}".
+    flow = None if isinstance(value, list) else False
+    text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=110)
     return [*([f"# {reason}"] if reason else []), *text.rstrip().split("\n")]
 
 
@@ -316,14 +283,14 @@ def _picked(values: Spacing, order: tuple[int, ...]) -> Spacing:
     return values[order[0]], values[order[1]], values[order[2]]
 
 
-def _triple(values: list[int]) -> Triple:
-    return values[0], values[1], values[2]
+def _outward(low_high: tuple[float, float]) -> tuple[float, float]:
+    """A range in 6 significant digits that still holds both its ends."""
+    return _rounded(low_high[0], math.floor), _rounded(low_high[1], math.ceil)
 
 
-def _readable(values: tuple[float, float]) -> tuple[float, float]:
-    """Rounded to 6 significant digits."""
-    return float(f"{values[0]:.6g}"), float(f"{values[1]:.6g}")
-
-
-def _x(values: Triple) -> str:
-    return " x ".join(str(value) for value in values)
+def _rounded(value: float, how: Callable[[float], int] = round) -> float:
+    """A value in 6 significant digits."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 5)
+    return float(f"{how(value / unit) * unit:.6g}")

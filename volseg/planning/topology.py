@@ -1,14 +1,20 @@
-"""How deep a U-Net goes and with which strides and kernels: nnU-Net v2's rules (Isensee et al. 2021).
+"""How deep a U-Net goes, with which strides and kernels, and on which patch: nnU-Net v2's rules (Isensee et al. 2021).
 
 All triples are in network order (D, H, W).
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from volseg.config import NetworkConfig, Triple
+from volseg.config import NetworkConfig, PlanChoices, Triple
+from volseg.errors import ConfigError
 
+Spacing = tuple[float, float, float]
 SMALLEST_EDGE = 4
+INITIAL_PATCH_VOXELS = 256**3
+LARGEST_WIDTH = 320
+NETWORK_CHOICES = {"block", "mid", "encoder", "norm", "activation", "deep_supervision"}
 
 
 @dataclass(frozen=True)
@@ -23,23 +29,8 @@ class Topology:
     strides: tuple[Triple, ...]
     kernels: tuple[Triple, ...]
 
-    def first(self, stages: int) -> "Topology":
-        """The same topology with fewer stages."""
-        return Topology(self.strides[:stages], self.kernels[:stages])
 
-    @property
-    def divisor(self) -> Triple:
-        """What each edge of a patch has to be a multiple of."""
-        divisor = [math.prod(stride[axis] for stride in self.strides) for axis in range(3)]
-        return (divisor[0], divisor[1], divisor[2])
-
-    def padded(self, patch: Triple) -> Triple:
-        """The smallest patch that holds `patch` and fits the strides."""
-        edges = [math.ceil(edge / divisor) * divisor for edge, divisor in zip(patch, self.divisor, strict=True)]
-        return (edges[0], edges[1], edges[2])
-
-
-def plan_topology(spacing_mm: tuple[float, float, float], patch: Triple) -> Topology:
+def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
     """Stages for a patch of this size and spacing.
 
     In each stage the axes whose spacing is within a factor of 2 of the smallest are halved, as long as the halves
@@ -85,6 +76,91 @@ def feature_map_size(network: NetworkConfig, patch: Triple) -> int:
         for blocks, width, size in zip(network.decoder_blocks, network.features[:-1], sizes[:-1], strict=True)
     )
     return encoder + decoder + network.classes * sizes[0]
+
+
+def build_network(
+    patch: Triple, spacing_mm: Spacing, choices: PlanChoices, channels: int = 1, classes: int = 2, width: int = 32
+) -> NetworkConfig:
+    """The network for patches of this size and spacing.
+
+    Args:
+        patch: at least this many voxels.
+        spacing_mm: of the network's grid.
+        choices: what the user has fixed; as many stages as features were chosen.
+        channels: of the input.
+        classes: background included.
+        width: features of the finest stage; they double from stage to stage.
+
+    Raises:
+        ConfigError: more features were chosen than the patch gives stages.
+    """
+    topology = plan_topology(spacing_mm, patch)
+    possible = len(topology.strides)
+    features = choices.features or tuple(min(width * 2**stage, LARGEST_WIDTH) for stage in range(possible))
+    stages = len(features)
+    if stages > possible:
+        raise ConfigError(
+            f"plan.features has {stages} entries, but a patch of {sizes_text(patch)} gives at most {possible} stages. "
+            "Give fewer features or a larger patch."
+        )
+    # nnU-Net's: a plain stage has 2 convolutions; residual stages grow deeper and have a light decoder.
+    encoder_blocks, decoder_blocks = (2,) * stages, (2,) * (stages - 1)
+    if choices.encoder == "residual":
+        encoder_blocks, decoder_blocks = (1, 3, 4, *(6,) * stages)[:stages], (1,) * (stages - 1)
+    if choices.blocks_per_stage:
+        encoder_blocks, decoder_blocks = (
+            (choices.blocks_per_stage,) * stages,
+            (choices.blocks_per_stage,) * (stages - 1),
+        )
+    return NetworkConfig(
+        in_channels=channels,
+        classes=classes,
+        features=features,
+        encoder_blocks=encoder_blocks,
+        decoder_blocks=decoder_blocks,
+        kernels=topology.kernels[:stages],
+        strides=topology.strides[:stages],
+        **choices.model_dump(include=NETWORK_CHOICES, exclude_none=True),
+    )
+
+
+def fit_patch(spacing_mm: Spacing, median: Triple, build: Callable[[Triple], NetworkConfig], budget: float) -> Triple:
+    """The largest patch of about the median scan's proportions whose feature maps fit.
+
+    Args:
+        spacing_mm: of the network's grid.
+        median: voxels of the median scan on that grid.
+        build: the network for a patch.
+        budget: largest number of values in the feature maps of one patch.
+    """
+    scale = (INITIAL_PATCH_VOXELS * math.prod(spacing_mm)) ** (1 / 3)
+    patch = [min(round(scale / spacing), edge) for spacing, edge in zip(spacing_mm, median, strict=True)]
+    while True:
+        fitting = padded(as_triple(patch), build(as_triple(patch)))
+        network = build(fitting)
+        if feature_map_size(network, fitting) <= budget:
+            return fitting
+        # Of axes as long as the scan, the last goes first, so that the few slices of a thick scan stay.
+        axis = max((2, 1, 0), key=lambda one: fitting[one] / median[one])
+        # One step down is a multiple of what the shorter patch has to be, which may be less than before.
+        patch, shorter = list(fitting), list(fitting)
+        shorter[axis] -= network.divisor[axis]
+        patch[axis] -= build(as_triple(shorter)).divisor[axis]
+
+
+def padded(patch: Triple, network: NetworkConfig) -> Triple:
+    """The smallest patch that holds `patch` and is a multiple of the network's strides."""
+    return as_triple([math.ceil(edge / one) * one for edge, one in zip(patch, network.divisor, strict=True)])
+
+
+def as_triple(values: Sequence[int]) -> Triple:
+    """Three values as a tuple of known length."""
+    return values[0], values[1], values[2]
+
+
+def sizes_text(values: Triple) -> str:
+    """Sizes for messages: "40 x 40 x 56"."""
+    return " x ".join(str(value) for value in values)
 
 
 def _axes_to_halve(spacing: list[float], size: list[float]) -> list[int]:

@@ -147,11 +147,13 @@ def _window(image: np.ndarray) -> tuple[float, float]:
 
 def _slice(volume: np.ndarray, plane: _Plane, centre: list[int]) -> np.ndarray:
     """The (row, column) picture of a plane: rows from the bottom up, columns from the left."""
-    cut: np.ndarray = np.take(volume, centre[plane.normal], axis=plane.normal)
+    # Not np.take, which would copy the whole of a volume that was turned.
+    cut: np.ndarray = np.moveaxis(volume, plane.normal, 0)[centre[plane.normal]]
     return cut.T[:, ::-1]  # R and A grow to the left
 
 
 def _draw_scan(axes: Any, cut: np.ndarray, window: tuple[float, float]) -> None:
+    """The scan in grey."""
     low, high = window
     grey = np.nan_to_num(cut.astype(np.float64), nan=low, posinf=high, neginf=low)
     axes.imshow(
@@ -167,6 +169,7 @@ def _draw_scan(axes: Any, cut: np.ndarray, window: tuple[float, float]) -> None:
 
 
 def _draw_fill(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray) -> None:
+    """The labels as a see-through colour, voxel by voxel."""
     fill = np.zeros((*cut.shape, 4))
     for label, colour in zip(shown, colours, strict=True):
         fill[cut == label.value] = (*colour, _FILL)

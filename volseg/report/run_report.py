@@ -40,8 +40,8 @@ p { color: var(--faint); margin: .4rem 0 } img { width: 100%; height: auto }
 .card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums } .card span { color: var(--faint) }
 .card.first b { font-size: 1.9rem; line-height: 1.2 }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line) }
-th { color: var(--faint); font-weight: 600 } td { font-variant-numeric: tabular-nums; white-space: nowrap }
+th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { color: var(--faint); font-weight: 600 } td { font-variant-numeric: tabular-nums }
 .bar { display: inline-block; vertical-align: middle; width: 6rem; height: .6rem; margin-left: .6rem;
        background: var(--line); border-radius: .3rem; overflow: hidden }
 .bar i { display: block; height: 100% }
@@ -92,6 +92,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None where the file is missing."""
     document: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return document
 
@@ -121,7 +122,7 @@ def _training(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any
     if not records:
         return _missing("metrics.jsonl has no finished step, so there are no curves.")
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     seconds = np.array([record["seconds"] for record in records])
     loss = np.array([record["loss"] for record in records])
     width = max(1, len(loss) // _SMOOTHED_OVER)
@@ -182,10 +183,10 @@ def _histograms(validation: Mapping[str, Any] | None) -> str:
     columns = min(len(labels), 3)
     rows = -(-len(labels) // columns)
     figure = Figure(figsize=(10, 2.3 * rows + 0.3), layout="constrained")
-    charts = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    charts = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for index, (label, values) in enumerate(scores.items()):
         charts[index].hist(values, bins=edges, color=_rgb(index))
-        _dress(charts[index], "cases", across="Dice")
+        _dress(charts[index], "" if index % columns else "cases", across="Dice")
         charts[index].yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         charts[index].set_title(label, color=_AXIS, fontsize=10, parse_math=False)
     for unused in charts[len(labels) :]:
@@ -205,10 +206,12 @@ def _listing(path: Path) -> str:
 
 
 def _missing(sentence: str) -> str:
+    """What stands in place of a section that cannot be written."""
     return f"<p>{escape(sentence)}</p>"
 
 
 def _figure_text(dice: float | None) -> str:
+    """A Dice with three decimals."""
     return "none" if dice is None else f"{dice:.3f}"
 
 
@@ -219,6 +222,7 @@ def _case_mean(case: Mapping[str, Any]) -> float | None:
 
 
 def _bar_cell(dice: float | None, index: int) -> str:
+    """A table cell with a Dice and a bar as long."""
     if dice is None:
         return "<td>none</td>"
     bar = f"<i style='width:{100 * dice:.1f}%;background:{_rgb(index)}'></i>"

@@ -1,0 +1,1 @@
+"""Losses, schedule, state and the loop; data and validation come in as plain callables."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_tensor
 
 from volseg.data.resample import resample_linear, resample_nearest
 
@@ -81,7 +82,8 @@ class RandBlurd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         self.randomize(None)
         if self._do_transform:
             for key in self.keys:
-                out[key] = blurred(out[key], self.R.uniform(*self.sigma, size=(len(out[key]), 3)))
+                image = convert_to_tensor(out[key], track_meta=False)
+                out[key] = blurred(image, self.R.uniform(*self.sigma, size=(len(image), 3)))
         return out
 
 
@@ -109,7 +111,8 @@ class RandLowResolutiond(RandomizableTransform, MapTransform):  # type: ignore[m
         self.randomize(None)
         if self._do_transform:
             for key in self.keys:
-                zooms = np.ones((len(out[key]), 3))
-                zooms[:, self.axes] = self.R.uniform(*self.zoom, size=(len(out[key]), 1))
-                out[key] = at_low_resolution(out[key], zooms)
+                image = convert_to_tensor(out[key], track_meta=False)
+                zooms = np.ones((len(image), 3))
+                zooms[:, self.axes] = self.R.uniform(*self.zoom, size=(len(image), 1))
+                out[key] = at_low_resolution(image, zooms)
         return out

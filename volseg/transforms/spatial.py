@@ -18,6 +18,7 @@ from volseg.config import AugmentationConfig, Plan, Triple
 
 # From this ratio of spacings on, turning out of the plane would mix voxels that are far apart (nnU-Net's rule).
 ANISOTROPY = 3.0
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -73,40 +74,62 @@ def draw_warp(rng: np.random.RandomState, config: AugmentationConfig, plan: Plan
     )
 
 
-def warped_patch(volume: np.ndarray, centre: Triple, size: Triple, matrix: np.ndarray, nearest: bool) -> torch.Tensor:
-    """Resample one patch out of a volume; zero beyond the volume's edge.
+def sampling_grid(whole: Triple, centre: Triple, size: Triple, matrix: np.ndarray) -> tuple[Box, torch.Tensor]:
+    """Where the voxels of a warped patch lie in a case.
 
     Args:
-        volume: (C, D, H, W), any real dtype.
+        whole: (D, H, W) of the case.
         centre: the case voxel that the unwarped patch has at index size // 2.
         size: (D, H, W) of the patch.
         matrix: of `Warp.matrix`.
+
+    Returns:
+        The part of the case that the patch needs, and the points (1, *size, 3) in it, as `grid_sample` counts them.
+    """
+    half = (np.array(size) - 1) / 2
+    middle = np.array(centre) - np.array(size) // 2 + half
+    reach = np.abs(matrix) @ half
+    start = np.clip(np.floor(middle - reach).astype(int), 0, np.array(whole) - 1)
+    stop = np.clip(np.ceil(middle + reach).astype(int) + 1, start + 1, whole)
+    # grid_sample counts each axis from -1 to 1, outer voxel edges included, and wants W, H, D.
+    scale = 2 / (stop - start)
+    columns = (scale[:, None] * matrix)[::-1]
+    first = (scale * (middle - start + 0.5) - 1)[::-1]
+    along = [np.outer(np.arange(n) - (n - 1) / 2, columns[:, axis]) for axis, n in enumerate(size)]
+    d, h, w = (torch.from_numpy(points.astype(np.float32)) for points in (along[0] + first, along[1], along[2]))
+    box = (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2]))
+    return box, (d[:, None, None] + h[:, None] + w)[None]
+
+
+def warped_patch(volume: np.ndarray, box: Box, grid: torch.Tensor, nearest: bool) -> torch.Tensor:
+    """Resample a patch out of a volume; zero beyond the volume's edge.
+
+    Args:
+        volume: (C, D, H, W), any real dtype.
+        box: the part of the volume to read, of `sampling_grid`.
+        grid: the points to sample in it, of `sampling_grid`.
         nearest: take the nearest voxel instead of interpolating linearly.
 
     Returns:
         (C, *size) in the volume's dtype.
     """
-    whole, shape = np.array(volume.shape[1:]), np.array(size)
-    middle = np.array(centre) - shape // 2 + (shape - 1) / 2
-    reach = np.abs(matrix) @ ((shape - 1) / 2)
-    start = np.clip(np.floor(middle - reach).astype(int), 0, whole - 1)
-    stop = np.clip(np.ceil(middle + reach).astype(int) + 1, start + 1, whole)
-    box = torch.from_numpy(np.array(volume[(slice(None), *map(slice, start, stop))]))
-    # grid_sample counts each axis from -1 to 1, outer voxel edges included, and wants W, H, D.
-    extent = stop - start
-    linear = matrix * shape / extent[:, None]
-    shift = (2 * (middle - start) + 1) / extent - 1
-    theta = torch.from_numpy(np.column_stack([linear[::-1, ::-1], shift[::-1]]).astype(np.float32))
-    grid = F.affine_grid(theta[None], [1, 1, *size], align_corners=False)
+    part = torch.from_numpy(np.array(volume[(slice(None), *box)]))
     mode = "nearest" if nearest else "bilinear"
-    patch = F.grid_sample(box[None].float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
-    return patch[0].to(box.dtype)
+    patch = F.grid_sample(part[None].float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
+    return patch[0].to(part.dtype)
 
 
 def exact_patch(volume: np.ndarray, centre: Triple, size: Triple, mirrored: tuple[bool, bool, bool]) -> torch.Tensor:
-    """Copy one patch out of a volume, voxel for voxel; zero beyond the volume's edge.
+    """Copy a patch out of a volume, voxel for voxel; zero beyond the volume's edge.
 
-    Args and Returns as for `warped_patch`; `mirrored` says which axes of the patch are reversed.
+    Args:
+        volume: (C, D, H, W), any real dtype.
+        centre: the case voxel that the patch has at index size // 2, before it is mirrored.
+        size: (D, H, W) of the patch.
+        mirrored: whether D, H and W of the patch are reversed.
+
+    Returns:
+        (C, *size) in the volume's dtype.
     """
     whole, shape = np.array(volume.shape[1:]), np.array(size)
     start = np.array(centre) - shape // 2
@@ -119,7 +142,7 @@ def exact_patch(volume: np.ndarray, centre: Triple, size: Triple, mirrored: tupl
 class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
     """Cut the plan's patch out of whole cases, rotated, scaled and mirrored in one go.
 
-    Rotations are true in millimetres. The dict's entry `centre_key`, a (D, H, W) voxel, says where the patch lies
+    Rotations are true in millimetres. The dict's entry "centre", a (D, H, W) voxel, says where the patch lies
     and is used up; without it, it is the middle of the case. Where nothing is rotated or scaled, the patch is an
     exact copy.
 
@@ -128,7 +151,6 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         plan: patch size, spacing and mirror axes.
         config: probabilities and ranges.
         mode: "bilinear" or "nearest", one for each key.
-        centre_key: see above.
     """
 
     def __init__(
@@ -137,13 +159,11 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         plan: Plan,
         config: AugmentationConfig,
         mode: str | Sequence[str] = "bilinear",
-        centre_key: Hashable = "centre",
     ) -> None:
         MapTransform.__init__(self, keys)
         self.plan = plan
         self.config = config
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.centre_key = centre_key
         self.warp = Warp()
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002 - MONAI's interface
@@ -154,15 +174,15 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         """A dict with the patches as plain tensors in place of the cases."""
         self.randomize()
         out = dict(data)
-        centre = out.pop(self.centre_key, None)
+        size = self.plan.patch_size
+        volumes = {key: np.asarray(out[key]) for key in self.keys}
+        whole = volumes[self.keys[0]].shape[1:]
+        centre = out.pop("centre", tuple(length // 2 for length in whole))
+        if self.warp.exact:
+            return out | {key: exact_patch(volume, centre, size, self.warp.mirrored) for key, volume in volumes.items()}
+        box, grid = sampling_grid(whole, centre, size, self.warp.matrix(self.plan.spacing_mm))
         for key, mode in zip(self.keys, self.mode, strict=True):
-            volume = np.asarray(out[key])
-            place = tuple(size // 2 for size in volume.shape[1:]) if centre is None else centre
-            if self.warp.exact:
-                out[key] = exact_patch(volume, place, self.plan.patch_size, self.warp.mirrored)
-            else:
-                matrix = self.warp.matrix(self.plan.spacing_mm)
-                out[key] = warped_patch(volume, place, self.plan.patch_size, matrix, mode == "nearest")
+            out[key] = warped_patch(volumes[key], box, grid, mode == "nearest")
         return out
 
 

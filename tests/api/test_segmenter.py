@@ -1,0 +1,173 @@
+"""A scan goes in, labels come out on its own grid, whatever way it was stored."""
+
+import itertools
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from tests.pipeline import blob, leftovers, tiny_plan, write_model
+from volseg import Segmenter
+from volseg.config import Label
+from volseg.errors import InputError, UsageError
+
+AFFINE = np.array([[-1.5, 0.1, 0, 20], [0.1, 1.5, 0, -30], [0, 0, 2.1, 5], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def segmenter(model):
+    return Segmenter.load(model, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def stored(segmenter):
+    """A scan, and its labels as the scan was first stored."""
+    scan = blob()
+    return scan, segmenter((scan, AFFINE)).labels
+
+
+def stored_otherwise(array, affine, order, flips):
+    """The same scan with its axes in another order and direction."""
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(order, flips, strict=True)):
+        turn[old, new] = -1 if flip else 1
+        if flip:
+            turn[old, 3] = array.shape[old] - 1
+    moved = array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    return moved, affine @ turn
+
+
+WAYS = list(itertools.product(itertools.permutations(range(3)), itertools.product((False, True), repeat=3)))
+
+
+@pytest.mark.parametrize(("order", "flips"), WAYS)
+def test_all_48_ways_to_store_a_scan_give_the_same_labels(segmenter, stored, order, flips):
+    scan, labels = stored
+    assert len(np.unique(labels)) > 1, "a test of equality needs something to compare"
+    array, affine = stored_otherwise(scan, AFFINE, order, flips)
+    expected, _ = stored_otherwise(labels, AFFINE, order, flips)
+    np.testing.assert_array_equal(segmenter((np.ascontiguousarray(array), affine)).labels, expected)
+
+
+class Constant(torch.nn.Module):
+    """Says the same class everywhere."""
+
+    def __init__(self, winner: int) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(winner), 3).float())
+
+    def forward(self, x):
+        return self.bias.reshape(1, 3, 1, 1, 1).expand(x.shape[0], 3, *x.shape[2:])
+
+
+@pytest.mark.parametrize("winner", [0, 1, 2])
+def test_a_constant_network_gives_a_constant_image_through_windows_resampling_and_export(tmp_path, segmenter, winner):
+    constant = Segmenter(
+        segmenter.card, segmenter.sha256, Constant(winner), segmenter.device, segmenter.dtype, segmenter.windows
+    )
+    result = constant((blob((37, 5, 50)), AFFINE))
+    result.save(tmp_path / "out.nii.gz")
+    written = np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj)
+    np.testing.assert_array_equal(written, np.full((37, 5, 50), winner, dtype=np.uint8))
+
+
+def test_all_forms_of_a_scan_are_the_same_scan(tmp_path, segmenter, stored):
+    scan, labels = stored
+    image = nibabel.Nifti1Image(scan, AFFINE)
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    itk = sitk.ReadImage(str(tmp_path / "scan.nii.gz"))
+    for form in (tmp_path / "scan.nii.gz", str(tmp_path / "scan.nii.gz"), image, itk):
+        np.testing.assert_array_equal(segmenter(form).labels, labels)
+
+
+def test_the_result_keeps_the_header_of_the_scan(tmp_path, segmenter):
+    image = nibabel.Nifti1Image(blob(), AFFINE)
+    image.set_sform(AFFINE, code=2)
+    image.set_qform(AFFINE, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    segmenter(tmp_path / "scan.nii.gz").save(tmp_path / "out.nii.gz")
+    ours, theirs = nibabel.load(tmp_path / "out.nii.gz"), nibabel.load(tmp_path / "scan.nii.gz")
+    assert ours.shape == theirs.shape
+    assert ours.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(ours.affine, theirs.affine)
+    for form in ("sform", "qform"):
+        assert ours.header[f"{form}_code"] == theirs.header[f"{form}_code"]
+        np.testing.assert_array_equal(getattr(ours, f"get_{form}")(), getattr(theirs, f"get_{form}")())
+    assert ours.header.get_xyzt_units()[0] == "mm"
+
+
+def test_volumes_and_record_agree_with_the_labels(tmp_path, segmenter, model):
+    result = segmenter((blob(), AFFINE))
+    result.save(tmp_path / "out.nii.gz")
+    record = json.loads((tmp_path / "out.json").read_text())
+    voxel_ml = abs(np.linalg.det(AFFINE[:3, :3])) / 1000
+    for name, value in (("ball", 1), ("rod", 2)):
+        voxels = int((result.labels == value).sum())
+        assert record["labels"][name]["voxels"] == voxels
+        if voxels:
+            assert result.volumes_ml[name] == pytest.approx(voxels * voxel_ml)
+        else:
+            assert result.volumes_ml[name] is None
+            assert record["labels"][name]["reason"]
+    assert record["model"] == {"name": "tiny", "sha256": segmenter.sha256}
+    assert record["device"] == "cpu"
+    assert record["precision"] == "fp32"
+    assert set(record["seconds"]) == {"read", "prepare", "segment", "measure"}
+    assert not leftovers(tmp_path)
+
+
+def test_label_values_of_the_plan_are_written(tmp_path):
+    labels = (Label(name="ball", value=7), Label(name="rod", value=300))
+    path = write_model(tmp_path / "model.safetensors", tiny_plan(labels=labels))
+    result = Segmenter.load(path, precision="fp32")((blob(), AFFINE))
+    assert result.labels.dtype == np.uint16
+    assert set(np.unique(result.labels)) <= {0, 7, 300}
+    assert len(np.unique(result.labels)) > 1
+
+
+def test_map_keeps_the_order_and_turns_a_bad_case_into_an_outcome(tmp_path, segmenter, stored):
+    scan, labels = stored
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"not an image")
+    outcomes = list(segmenter.map([(scan, AFFINE), bad, (scan, AFFINE)]))
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert outcomes[1].input == bad
+    assert isinstance(outcomes[1].error, InputError)
+    np.testing.assert_array_equal(outcomes[2].result.labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "toaster"}, "toaster"),
+        ({"precision": "fp12"}, "fp12"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"tta": "rotate"}, "rotate"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(model, options, words):
+    with pytest.raises(UsageError, match=words):
+        Segmenter.load(model, **options)
+
+
+def test_a_model_that_is_none_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04not safe")
+    with pytest.raises(InputError, match="not a model file"):
+        Segmenter.load(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="no model 'liver'"):
+        Segmenter.load("liver")
+
+
+def test_something_that_is_no_scan_is_refused(segmenter):
+    with pytest.raises(UsageError, match="dict is not a scan"):
+        segmenter({"image": 1})

@@ -1,0 +1,196 @@
+"""Training end to end on phantoms: the run folder, exact resumption after a kill, and refusals that touch nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.pipeline import TINY, environment, leftovers, same_weights, volseg
+from volseg import Segmenter, evaluate, train
+from volseg.config import load_config
+from volseg.data.phantom import write_phantoms
+from volseg.errors import ConfigError, InputError, UsageError
+from volseg.modelfile import read_card
+from volseg.planning.planner import read_plan
+
+SET = [argument for override in TINY for argument in ("--set", override)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small networks gain nothing from threads, and sums are made in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, count=5, seed=3, kind="mr", tests=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(phantoms, tmp_path_factory):
+    """A finished run of 12 steps on fold 0 of 5."""
+    return train(phantoms, tmp_path_factory.mktemp("runs") / "run", steps=12, overrides=TINY, device="cpu")
+
+
+def test_the_run_folder_holds_what_was_promised(run):
+    expected = {
+        "plan.yaml", "config.yaml", "splits.json", "metrics.jsonl", "checkpoint", "model.safetensors",
+        "validation.json", "validation.csv", "report.html", "log.txt",
+    }  # fmt: skip
+    assert expected <= {path.name for path in run.iterdir()}
+    assert list(run.glob("events.out.tfevents.*"))
+    assert not leftovers(run)
+    assert read_plan(run / "plan.yaml").patch_size == (16, 16, 16)
+    assert load_config(run / "config.yaml") == load_config(None, TINY)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics] == list(range(1, 13))
+    assert [record["step"] for record in metrics if "foreground_dice" in record] == [6]
+    assert len(json.loads((run / "splits.json").read_text())) == 5
+
+
+def test_validation_is_what_evaluate_finds_on_the_written_files(run, phantoms):
+    stored = json.loads((run / "validation.json").read_text())
+    again = evaluate(run / "validation", phantoms / "labelsTr", phantoms / "dataset.json")
+    assert again["mean"] == stored["mean"]
+    assert again["cases"] == stored["cases"]
+    assert read_card(run / "model.safetensors").scores["foreground_dice"] == stored["mean"]["foreground_dice"]
+
+
+def test_the_model_segments_without_its_run(run, phantoms, tmp_path):
+    model = tmp_path / "alone.safetensors"
+    model.write_bytes((run / "model.safetensors").read_bytes())
+    result = Segmenter.load(model, device="cpu")(next((phantoms / "imagesTs").iterdir()))
+    assert list(result.volumes_ml) == ["ball", "rod"]
+
+
+def test_the_same_call_gives_the_same_weights_and_another_seed_others(phantoms, run, tmp_path):
+    again = train(phantoms, tmp_path / "again", steps=12, overrides=[*TINY, "training.workers=0"], device="cpu")
+    assert same_weights(run / "model.safetensors", again / "model.safetensors")
+    other = train(phantoms, tmp_path / "other", steps=12, overrides=TINY, seed=1, device="cpu")
+    assert not same_weights(run / "model.safetensors", other / "model.safetensors")
+
+
+def test_runs_killed_at_random_moments_resume_to_the_same_weights(phantoms, tmp_path):
+    arguments = ["train", phantoms, "--steps", "60", "--device", "cpu", *SET, "--set", "training.checkpoint_seconds=0.05"]
+    whole = volseg(*arguments, "--output", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    killed, moments = tmp_path / "killed", random.Random(7)
+    command = [sys.executable, "-m", "volseg", *map(str, arguments[:6]), "--output", str(killed), "--resume"]
+    settings = [*SET, "--set", "training.checkpoint_seconds=0.05"]
+    survivals = 0
+    for _ in range(4):
+        begun = (killed / "settings.yaml").exists()
+        process = subprocess.Popen(command + ([] if begun else settings), stderr=subprocess.DEVNULL, env=environment())
+        # Killed somewhere between its first checkpoint and its end, so that each kill falls into the loop.
+        state, before = killed / "checkpoint" / "state.safetensors", time.monotonic()
+        stamp = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and time.monotonic() - before < 60:
+            if state.exists() and state.stat().st_mtime_ns != stamp:
+                break
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.5))
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        survivals += 1
+    assert survivals > 0, "no kill fell into the run"
+    last = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert last.returncode == 0, last.stderr
+    assert same_weights(tmp_path / "whole" / "model.safetensors", killed / "model.safetensors")
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+
+def test_ctrl_c_ends_a_run_quietly_with_a_sentence_on_how_to_resume(phantoms, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "volseg", "train", str(phantoms), "--output", str(run), "--steps", "100000", *SET]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert f"volseg train {phantoms} --output {run} --resume" in errors.replace("\n", " ")
+    assert (run / "checkpoint" / "state.safetensors").exists()
+    assert not leftovers(run)
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(run, phantoms):
+    before = (run / "model.safetensors").read_bytes()
+    train(phantoms, run, resume=True, device="cpu")
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_fold_all_trains_on_every_case_and_validates_on_none(phantoms, tmp_path):
+    run = train(phantoms, tmp_path / "run", fold="all", steps=2, overrides=TINY, device="cpu")
+    assert not (run / "validation.json").exists()
+    assert read_card(run / "model.safetensors").training["cases"] == 5
+
+
+def test_conv2plus1d_trains_too(phantoms, tmp_path):
+    run = train(phantoms, tmp_path / "run", steps=3, overrides=[*TINY, "plan.block=conv2plus1d"], device="cpu")
+    assert read_card(run / "model.safetensors").plan.network.block == "conv2plus1d"
+    assert json.loads((run / "validation.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"steps": 1, "minutes": 1}, UsageError, "Give one of them"),
+        ({"fold": 7, "steps": 1}, UsageError, "no fold 7"),
+        ({"steps": 1, "overrides": ["training.lr=1"]}, ConfigError, "unknown key"),
+        ({"steps": 1, "device": "cuda:9"}, UsageError, "cuda:9"),
+        ({"steps": -1}, ConfigError, "steps"),
+        ({"minutes": 0}, ConfigError, "minutes"),
+    ],
+)
+def test_wrong_calls_leave_no_folder(phantoms, tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        train(phantoms, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_leaves_no_folder(tmp_path):
+    write_phantoms(tmp_path / "data", count=5, seed=1, kind="ct")
+    next((tmp_path / "data" / "imagesTr").iterdir()).write_bytes(b"no image")
+    with pytest.raises(InputError, match="1 of 4 cases|1 of 5 cases"):
+        train(tmp_path / "data", tmp_path / "run", fold="all", steps=1, overrides=TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_neither_overwritten_nor_mixed_up(run, phantoms, tmp_path):
+    with pytest.raises(UsageError, match="--resume"):
+        train(phantoms, run, steps=1)
+    with pytest.raises(UsageError, match="begun with seed 0, found 5"):
+        train(phantoms, run, seed=5, resume=True)
+    with pytest.raises(UsageError, match="keeps its configuration"):
+        train(phantoms, run, overrides=TINY, resume=True)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"thesis\.txt"):
+        train(phantoms, precious, steps=1, overwrite=True)
+    assert (precious / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwrite_begins_anew(phantoms, tmp_path):
+    first = train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu")
+    train(phantoms, first, steps=3, overrides=TINY, device="cpu", overwrite=True)
+    assert len((first / "metrics.jsonl").read_text().splitlines()) == 3

@@ -1,0 +1,154 @@
+import itertools
+import os
+import pickle
+import signal
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.small_cases import small_plan, write_cases
+from volseg.config import AugmentationConfig
+from volseg.data.batches import BatchDataset, batch_loader, draw_centre
+from volseg.data.cache import cache_cases
+from volseg.errors import UsageError
+from volseg.transforms import augmentation
+
+# Python 3.12 and later warn whenever a process that has threads is forked; torch's loader does that by design.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+PLAN = small_plan(mirror_axes=(0, 1, 2))
+
+
+class Middle:
+    """An augmentation that reports where a patch lies, and its seed, instead of its voxels."""
+
+    def set_random_state(self, seed):
+        self.seed = seed
+
+    def __call__(self, sample):
+        place = torch.tensor([*sample["centre"], *sample["image"].shape[1:]])
+        return {"image": place[None], "label": torch.tensor([[self.seed]])}
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    return cache_cases(write_cases(folder), PLAN, folder / "cache")
+
+
+@pytest.fixture
+def dataset(cached):
+    return BatchDataset(cached, PLAN, foreground=0.33, augment=augmentation(PLAN, AugmentationConfig()), seed=7)
+
+
+def take(dataset, start, workers, count=4):
+    loader = iter(batch_loader(dataset, start, workers))
+    return list(itertools.islice(loader, count))
+
+
+def same(one, two):
+    return all(torch.equal(one[key], two[key]) for key in ("image", "label"))
+
+
+def test_a_batch_has_the_agreed_shape_and_kind(dataset):
+    batch = dataset[0]
+    assert (batch["image"].shape, batch["image"].dtype) == ((4, 1, 8, 8, 8), torch.float32)
+    assert (batch["label"].shape, batch["label"].dtype) == ((4, 8, 8, 8), torch.uint8)
+    assert {type(value) for value in batch.values()} == {torch.Tensor}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_depend_on_the_step_only(dataset, workers):
+    expected = [dataset[step] for step in range(3, 7)]
+    assert all(map(same, take(dataset, 3, workers), expected))
+    assert same(take(dataset, 6, workers, 1)[0], expected[3])
+
+
+def test_a_pickled_dataset_gives_the_same_batches(dataset):
+    assert same(pickle.loads(pickle.dumps(dataset))[2], dataset[2])
+
+
+def test_the_ranks_share_out_the_global_batch(cached, dataset):
+    whole = dataset[5]
+    for rank in range(2):
+        part = BatchDataset(cached, PLAN, 0.33, augmentation(PLAN, AugmentationConfig()), seed=7, rank=rank, world=2)[5]
+        assert same(part, {key: value[rank::2] for key, value in whole.items()})
+    with pytest.raises(UsageError, match="batch of 4 cannot be shared by 5"):
+        BatchDataset(cached, PLAN, 0.33, Middle(), world=5)
+
+
+def test_no_two_samples_and_no_two_seeds_are_the_same(cached, dataset):
+    seeds = [int(seed) for step in range(50) for seed in BatchDataset(cached, PLAN, 0.33, Middle(), 7)[step]["label"]]
+    assert len(set(seeds)) == 200
+    images = [image for step in range(5) for image in dataset[step]["image"]]
+    assert not any(torch.equal(one, two) for one, two in itertools.combinations(images, 2))
+    other = BatchDataset(cached, PLAN, 0.33, augmentation(PLAN, AugmentationConfig()), seed=8)
+    assert not same(other[0], dataset[0])
+
+
+def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
+    dataset = BatchDataset(cached, PLAN, 0.33, Middle())
+    # The width tells the three cases apart.
+    widths = [int(dataset.sample(number)["image"][0, 5]) for number in range(30)]
+    epochs = [tuple(widths[start : start + 3]) for start in range(0, 30, 3)]
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {(10, 11, 12)}
+    assert len(set(epochs)) > 2
+
+
+@pytest.mark.parametrize("size", [(4, 6, 8), (16, 6, 20)])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_patch_lies_inside_the_case_or_around_it(cached, size, share):
+    rng, whole = np.random.default_rng(0), np.array(cached[0].grid.shape)
+    starts = np.array([draw_centre(rng, cached[0], size, share) for _ in range(300)]) - np.array(size) // 2
+    room = whole - size
+    assert (starts >= np.minimum(0, room)).all()
+    assert (starts <= np.maximum(0, room)).all()
+    if share == 0:
+        assert starts.min(axis=0).tolist() == np.minimum(0, room).tolist()
+        assert starts.max(axis=0).tolist() == np.maximum(0, room).tolist()
+
+
+def test_foreground_patches_are_centred_on_each_class_equally_often(cached):
+    rng, label = np.random.default_rng(0), cached[0].label
+    hits = Counter(int(label[draw_centre(rng, cached[0], (1, 1, 1), 1.0)]) for _ in range(1000))
+    assert set(hits) == {1, 2}
+    assert hits[1] / 1000 == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_share_of_foreground_patches(cached):
+    rng, label = np.random.default_rng(0), cached[0].label
+    background = (label == 0).mean()
+    hit = np.mean([label[draw_centre(rng, cached[0], (1, 1, 1), 0.33)] > 0 for _ in range(3000)])
+    assert hit == pytest.approx(0.33 + 0.67 * (1 - background), abs=0.03)
+
+
+def test_a_class_that_a_case_lacks_is_not_drawn(cached):
+    rng, label = np.random.default_rng(0), cached[1].label
+    assert {int(label[draw_centre(rng, cached[1], (1, 1, 1), 1.0)]) for _ in range(50)} == {1}
+
+
+def test_workers_use_one_thread_and_ignore_interrupts(cached):
+    class Facts(Middle):
+        def __call__(self, sample):
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            return {"image": torch.tensor([torch.get_num_threads(), ignored]), "label": torch.zeros(1)}
+
+    batch = take(BatchDataset(cached, PLAN, 0.33, Facts()), 0, 1, 1)[0]
+    assert batch["image"][0].tolist() == [1, 1]
+
+
+def test_the_loader_ends_its_workers(dataset):
+    before = threading.active_count()
+    loader = iter(batch_loader(dataset, 0, 2))
+    next(loader)
+    workers = [worker.pid for worker in loader._workers]
+    del loader
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

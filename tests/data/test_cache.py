@@ -1,0 +1,153 @@
+import dataclasses
+import json
+import pickle
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from tests.data.small_cases import AFFINE, small_plan, write_cases
+from volseg.config import Channel, Label
+from volseg.data import cache
+from volseg.data.cache import cache_cases, cache_key
+from volseg.data.geometry import Geometry
+from volseg.data.preprocess import image_to_network, label_to_network
+from volseg.errors import InputError
+
+
+@pytest.fixture
+def cases(tmp_path):
+    return write_cases(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def test_a_cached_case_is_the_preprocessed_case(cases, folder):
+    plan, calls = small_plan(spacing_mm=(1.5, 1.2, 1.0)), []
+    cached = cache_cases(cases, plan, folder, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    for case, one in zip(cases, cached, strict=True):
+        image, label = (np.asarray(nib.load(path).dataobj) for path in (case.images[0], case.label))
+        geometry = Geometry(image.shape, AFFINE)
+        expected, grid = image_to_network([image], geometry, plan)
+        assert one.case == case
+        assert one.grid == grid
+        assert torch.equal(torch.from_numpy(one.image.copy()), expected)
+        assert torch.equal(torch.from_numpy(one.label.copy()), label_to_network(label, geometry, plan))
+        assert (one.image.dtype, one.label.dtype) == (np.float32, np.uint8)
+        assert isinstance(one.image, np.memmap)
+
+
+def test_foreground_voxels_are_the_labelled_ones(cases, folder):
+    cached = cache_cases(cases, small_plan(), folder)
+    assert [one.classes for one in cached] == [(1, 2), (1,), (1, 2)]
+    for one in cached:
+        for index in (1, 2):
+            assert np.array_equal(one.foreground(index), np.argwhere(one.label == index))
+    assert cached[1].foreground(2).shape == (0, 3)
+
+
+def test_large_classes_keep_a_repeatable_subset_spread_over_all_of_it(cases, folder, monkeypatch):
+    monkeypatch.setattr(cache, "VOXELS_PER_CLASS", 5)
+    one, two = (cache_cases(cases[:1], small_plan(), folder / name)[0] for name in "ab")
+    for index in one.classes:
+        voxels = one.foreground(index)
+        assert len(np.unique(voxels, axis=0)) == 5
+        assert (one.label[tuple(voxels.T)] == index).all()
+        assert np.array_equal(voxels, two.foreground(index))
+        assert np.ptp(voxels, axis=0).max() > 0
+
+
+def test_a_finished_case_is_not_done_again_and_an_unfinished_one_is(cases, folder, monkeypatch):
+    first, done, work = cache_cases(cases, small_plan(), folder), [], cache._preprocess
+
+    def noted(case, plan, stem):
+        done.append(case.name)
+        work(case, plan, stem)
+
+    monkeypatch.setattr(cache, "_preprocess", noted)
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert done == []
+    # As if cut off before its last file was written.
+    first[1].stem.with_name(f"{first[1].stem.name}.json").unlink()
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert done == ["case_1"]
+
+
+def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, monkeypatch):
+    def interrupted(path, document):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache_cases(cases, small_plan(), folder)
+    assert sorted(path.name.split(".", 2)[2] for path in folder.iterdir()) == [
+        "foreground.npy",
+        "image.npy",
+        "label.npy",
+    ]
+    assert len(cache_cases(cases, small_plan(), folder)) == 3
+    assert len(list(folder.iterdir())) == 12
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spacing_mm": (2.0, 1.0, 1.6)},
+        {"through_plane": 1},
+        {"channels": (Channel(normalisation="none"),)},
+        {"labels": (Label(name="one", value=3), Label(name="two", value=6))},
+    ],
+)
+def test_the_key_follows_what_preprocessing_depends_on(cases, changes):
+    assert cache_key(cases[0], small_plan()) != cache_key(cases[0], small_plan(**changes))
+
+
+def test_the_key_ignores_what_does_not_change_the_result(cases, tmp_path):
+    key = cache_key(cases[0], small_plan())
+    labels = (Label(name="a", value=3, colour=(255, 0, 0)), Label(name="b", value=5, volume_ml_range=(1, 2)))
+    channels = (Channel(name="T1", mean_range=(3.0, 4.0)),)
+    assert key == cache_key(cases[0], small_plan(patch_size=(4, 4, 4), labels=labels, channels=channels))
+    moved = shutil.copy(cases[0].images[0], tmp_path / "elsewhere.nii.gz")
+    assert key == cache_key(dataclasses.replace(cases[0], images=(moved,)), small_plan())
+
+
+def test_the_key_follows_the_bytes_of_image_and_label(cases):
+    keys = {cache_key(case, small_plan()) for case in cases}
+    keys |= {cache_key(dataclasses.replace(cases[0], images=cases[1].images), small_plan())}
+    keys |= {cache_key(dataclasses.replace(cases[0], label=cases[1].label), small_plan())}
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize(("suffix", "voxels"), [(".mhd", ".raw"), (".nhdr", ".raw")])
+def test_the_key_follows_the_voxels_behind_a_detached_header(cases, tmp_path, suffix, voxels):
+    header = tmp_path / f"scan{suffix}"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(header), useCompression=False)
+    case = dataclasses.replace(cases[0], images=(header,))
+    before = cache_key(case, small_plan())
+    header.with_suffix(voxels).write_bytes(bytes([1]) * 120)
+    assert cache_key(case, small_plan()) != before
+
+
+def test_a_bad_case_is_named(cases, folder):
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), cases[1].label)
+    with pytest.raises(InputError, match=r"Case case_1: .*label_1"):
+        cache_cases(cases, small_plan(), folder)
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_an_entry_is_cheap_to_send_and_says_where_it_came_from(cases, folder):
+    one = cache_cases(cases, small_plan(), folder)[2]
+    sent = pickle.dumps(one)
+    assert len(sent) < 1500
+    assert np.array_equal(pickle.loads(sent).image, one.image)
+    document = json.loads(one.stem.with_name(f"{one.stem.name}.json").read_text())
+    assert document["images"] == [str(cases[2].images[0])]
+    assert document["label"] == str(cases[2].label)

@@ -1,0 +1,216 @@
+"""The three layouts of a training data set, what is refused, and folds."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from sklearn.model_selection import KFold
+
+from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.phantom import write_phantoms
+from volseg.errors import InputError, UsageError
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write_label(path: Path, *values: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((4, 4, 4), dtype=np.uint8)
+    array.flat[: len(values)] = values
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+
+
+def write_nnunet(folder: Path, labels: dict | None = None, cases: tuple[str, ...] = ("b", "a")) -> dict:
+    document = {
+        "channel_names": {"0": "T2", "1": "ADC"},
+        "labels": labels or {"background": 0, "TZ": 2, "PZ": 1},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    for case in cases:
+        touch(*(folder / "imagesTr" / f"{case}_000{channel}.nii.gz" for channel in (0, 1)))
+        touch(folder / "labelsTr" / f"{case}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps(document))
+    return document
+
+
+def many_cases(folder: Path, count: int) -> DataSet:
+    cases = tuple(TrainingCase(f"case_{i:03d}", (folder / f"{i}",), folder / f"{i}") for i in range(count))
+    return DataSet("many", folder, ("image",), {"organ": 1}, cases)
+
+
+def test_decathlon_layout(tmp_path):
+    write_phantoms(tmp_path, count=2, seed=0, kind="mr")
+    dataset = open_dataset(tmp_path)
+    assert dataset.name == "Phantoms MR"
+    assert dataset.channels == ("MRI",)
+    assert dataset.labels == {"ball": 1, "rod": 2}
+    assert dataset.licence == "Apache-2.0"
+    assert [case.name for case in dataset.cases] == ["phantom_001", "phantom_002"]
+    first = dataset.cases[0]
+    assert first.images[0].samefile(tmp_path / "imagesTr" / "phantom_001.nii.gz")
+    assert first.label.samefile(tmp_path / "labelsTr" / "phantom_001.nii.gz")
+
+
+def test_decathlon_with_several_channels_in_one_file(tmp_path):
+    touch(tmp_path / "imagesTr" / "p_01.nii.gz", tmp_path / "labelsTr" / "p_01.nii.gz")
+    document = {
+        "modality": {"0": "T2", "1": "ADC"},
+        "labels": {"0": "background", "1": "PZ"},
+        "training": [{"image": "./imagesTr/p_01.nii.gz", "label": "./labelsTr/p_01.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T2", "ADC")
+    assert len(dataset.cases[0].images) == 1
+    assert dataset.name == tmp_path.name
+
+
+def test_nnunet_layout(tmp_path):
+    write_nnunet(tmp_path)
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T2", "ADC")
+    assert list(dataset.labels.items()) == [("PZ", 1), ("TZ", 2)]
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    assert [path.name for path in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert dataset.cases[0].label == tmp_path / "labelsTr" / "a.nii.gz"
+
+
+def test_plain_layout_takes_labels_from_the_values_found(tmp_path):
+    touch(tmp_path / "images" / "one.nrrd", tmp_path / "images" / "two.nii.gz", tmp_path / "images" / "notes.txt")
+    write_label(tmp_path / "labels" / "one.nii.gz", 4, 4, 2)
+    write_label(tmp_path / "labels" / "two.nii.gz", 2)
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels == {"label_2": 2, "label_4": 4}
+    assert dataset.channels == ("image",)
+    assert [(case.name, case.images[0].name) for case in dataset.cases] == [("one", "one.nrrd"), ("two", "two.nii.gz")]
+
+
+def test_plain_layout_takes_names_from_labels_json(tmp_path):
+    touch(tmp_path / "images" / "one.nii", tmp_path / "labels" / "one.nii")
+    (tmp_path / "labels.json").write_text('{"liver": 3}')
+    assert open_dataset(tmp_path).labels == {"liver": 3}
+
+
+def test_refuses_what_is_not_a_data_set(tmp_path):
+    with pytest.raises(InputError, match=r"There is no folder .*nowhere"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"neither dataset.json .* nor the folders images and labels"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(InputError, match=r'neither "training" \(Decathlon\) nor "channel_names"'):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"training": []')
+    with pytest.raises(InputError, match=r"dataset.json is not readable JSON"):
+        open_dataset(tmp_path)
+
+
+def test_missing_files_are_counted_and_the_first_ones_listed(tmp_path):
+    entries = [{"image": f"imagesTr/{i}.nii.gz", "label": f"labelsTr/{i}.nii.gz"} for i in range(4)]
+    document = {"labels": {"0": "background", "1": "x"}, "training": entries}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"8 files of the data set are missing: .*0\.nii\.gz.* and 3 more"):
+        open_dataset(tmp_path)
+
+
+def test_nnunet_without_a_channel_or_a_label(tmp_path):
+    write_nnunet(tmp_path)
+    (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
+    (tmp_path / "labelsTr" / "b.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"2 files of the data set are missing: .*a_0001.nii.gz, .*b.nii.gz"):
+        open_dataset(tmp_path)
+
+
+def test_plain_layout_without_partner_and_with_two_of_a_name(tmp_path):
+    touch(tmp_path / "images" / "one.nii", tmp_path / "images" / "two.nii", tmp_path / "labels" / "one.nii")
+    with pytest.raises(InputError, match=r"1 files have no partner .*two.nii"):
+        open_dataset(tmp_path)
+    touch(tmp_path / "images" / "one.nrrd")
+    with pytest.raises(InputError, match="1 cases share a name: one"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ({"background": 0, "whole": [1, 2], "core": 1}, r"'whole' .* is a region \[1, 2\]"),
+        ({"background": 0, "organ": 1, "ignore": 2}, "'ignore' label"),
+        ({"background": 0, "organ": "one"}, "'organ' .* has the value 'one', expected an integer"),
+        ({"background": 0}, "no label beside the background"),
+    ],
+)
+def test_labels_that_cannot_be_trained_on(tmp_path, labels, complaint):
+    write_nnunet(tmp_path, labels)
+    with pytest.raises(InputError, match=complaint):
+        open_dataset(tmp_path)
+
+
+def test_a_data_set_without_cases(tmp_path):
+    write_nnunet(tmp_path, cases=())
+    with pytest.raises(InputError, match="no training case"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("count", "folds"), [(13, 5), (20, 5), (7, 3)])
+def test_folds_are_those_of_sklearn(tmp_path, count, folds):
+    dataset = many_cases(tmp_path, count)
+    names = np.array(sorted(case.name for case in dataset.cases))
+    expected = [
+        {"train": list(names[train]), "val": list(names[val])}
+        for train, val in KFold(n_splits=folds, shuffle=True, random_state=12345).split(names)
+    ]
+    assert split_folds(dataset, folds) == expected
+
+
+def test_folds_from_the_data_set_go_first(tmp_path):
+    dataset = many_cases(tmp_path, 4)
+    splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
+    assert split_folds(dataset, 5) == splits
+
+
+@pytest.mark.parametrize(
+    ("splits", "complaint"),
+    [
+        ([{"train": ["case_000", "other"], "val": []}], "names 1 cases the data set does not have: other"),
+        ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: in train and in val are case_000"),
+        ([{"train": ["case_000"]}], "has to hold a list"),
+        ({"train": [], "val": []}, "has to hold a list"),
+        ([], "has to hold a list"),
+    ],
+)
+def test_splits_that_do_not_fit(tmp_path, splits, complaint):
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps(splits))
+    with pytest.raises(InputError, match=complaint):
+        read_splits(path, many_cases(tmp_path, 2))
+
+
+def test_too_few_cases_or_folds(tmp_path):
+    with pytest.raises(InputError, match="3 cases cannot be split into 5 folds"):
+        split_folds(many_cases(tmp_path, 3), 5)
+    with pytest.raises(UsageError, match="at least 2"):
+        split_folds(many_cases(tmp_path, 3), 1)
+
+
+def test_choosing_a_fold(tmp_path):
+    splits = split_folds(many_cases(tmp_path, 6), 3)
+    assert choose_fold(splits, 2) == splits[2]
+    assert choose_fold(splits, "all") == {"train": [f"case_{i:03d}" for i in range(6)], "val": []}
+    for wrong in (3, -1, "first"):
+        with pytest.raises(UsageError, match=f"There is no fold {wrong}. Give 0 to 2, or all"):
+            choose_fold(splits, wrong)
+
+
+@pytest.mark.needs_data
+def test_hippocampus(data_folder):
+    dataset = open_dataset(data_folder / "Task04_Hippocampus")
+    assert len(dataset.cases) == 200
+    assert dataset.labels == {"Anterior": 1, "Posterior": 2}
+    assert [len(split["val"]) for split in split_folds(dataset)] == [40] * 5

@@ -1,0 +1,104 @@
+"""Volumes and flags of small label images made by hand, and components against one pass over the whole."""
+
+import cc3d
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from volseg.config import Channel, Label
+from volseg.inference import quality
+from volseg.inference.quality import count_components, measure, scan_flags
+
+
+def image(shape: tuple[int, int, int] = (9, 10, 11)) -> np.ndarray:
+    return np.zeros(shape, np.uint8)
+
+
+def test_volume_of_a_block_by_hand() -> None:
+    labels = image()
+    labels[2:5, 3:7, 4:6] = 3
+    (block,) = measure(labels, [Label(name="block", value=3, volume_ml_range=(0.01, 0.05))], voxel_ml=0.002)
+    assert (block.name, block.value, block.voxels, block.reason, block.flags) == ("block", 3, 24, None, ())
+    assert block.volume_ml == pytest.approx(0.048)
+
+
+def test_an_empty_label_has_no_volume_but_a_reason() -> None:
+    (absent,) = measure(image(), [Label(name="absent", value=300, volume_ml_range=(1, 2))], voxel_ml=1.0)
+    assert (absent.voxels, absent.volume_ml, absent.flags) == (0, None, ("empty",))
+    assert absent.reason == "no voxel was given this label"
+
+
+@pytest.mark.parametrize(
+    ("limits", "outside"),
+    [(None, False), ((2.0, 2.0), False), ((-10.0, 5.0), False), ((2.1, 9.0), True), ((-9.0, 1.9), True)],
+)
+def test_mean_intensity_is_compared_with_the_training_scans(limits: tuple[float, float] | None, outside: bool) -> None:
+    # The mean of 0 and 4 is 2; the first channel has no range to leave.
+    scan = np.zeros((4, 3, 2), np.int16)
+    scan[:2] = 4
+    found = scan_flags([scan * 100, scan], [Channel(), Channel(mean_range=limits)])
+    assert found == (("intensity_outside_training_range",) if outside else ())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", [0, -1])
+def test_a_label_in_an_outer_slice_touches_the_border(axis: int, side: int) -> None:
+    labels = image()
+    labels[4, 4, 4] = 2
+    labels.swapaxes(0, axis)[side, 3, 3] = 1
+    found = measure(labels, [Label(name="outer", value=1), Label(name="inner", value=2)], voxel_ml=0.5)
+    assert [one.flags for one in found] == [("touches_border",), ()]
+    assert found[0].volume_ml == 0.5
+
+
+@pytest.mark.parametrize(("second", "flags"), [(4, ()), (5, ("several_components",))])
+def test_a_second_piece_counts_from_a_twentieth_on(second: int, flags: tuple[str, ...]) -> None:
+    labels = image((20, 20, 20))
+    labels[2:7, 2:7, 2:5] = 1
+    labels[2:7, 2:6, 5] = 1
+    labels[12, 12, 2 : 2 + second] = 1
+    # Pieces of 95 and 4 or 5 voxels; a touching corner would make them one.
+    assert measure(labels, [Label(name="organ", value=1)], 1.0)[0].flags == flags
+    labels[7, 6, 5] = 1
+    labels[12, 12, 2 : 2 + second] = 0
+    assert measure(labels, [Label(name="organ", value=1)], 1.0)[0].flags == ()
+
+
+@pytest.mark.parametrize(("limits", "outside"), [((0.01, 0.02), False), ((0.021, 2.0), True), ((0.01, 0.019), True)])
+def test_volume_is_compared_with_the_training_cases(limits: tuple[float, float], outside: bool) -> None:
+    labels = image()
+    labels[4, 4, 4:6] = 1
+    (found,) = measure(labels, [Label(name="organ", value=1, volume_ml_range=limits)], voxel_ml=0.01)
+    assert ("volume_outside_training_range" in found.flags) == outside
+
+
+def test_a_spiral_through_many_slabs_is_one_component(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two combs that meet only in the last slice: in every slab before it they look like many pieces.
+    labels = image((12, 9, 9))
+    labels[1:, 2:7:2, 2] = 1
+    labels[11, 2:7, 2] = 1
+    monkeypatch.setattr(quality, "SLAB_VOXELS", 1)
+    voxels, second = count_components(labels)
+    assert (voxels[1], second[1]) == (35, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    shape=st.tuples(st.integers(1, 14), st.integers(1, 9), st.integers(1, 9)),
+    density=st.sampled_from([0.1, 0.2, 0.4, 0.9]),
+    planes=st.integers(1, 5),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+)
+def test_slabs_count_what_one_pass_counts(seed, shape, density, planes, dtype) -> None:
+    generator = np.random.default_rng(seed)
+    labels = (generator.integers(1, 4, shape) * (generator.random(shape) < density)).astype(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "SLAB_VOXELS", planes * shape[1] * shape[2])
+        voxels, second = count_components(labels)
+    assert np.array_equal(voxels[:4], np.bincount(labels.ravel(), minlength=4))
+    for value in (1, 2, 3):
+        numbers = cc3d.connected_components((labels == value).astype(np.uint8), connectivity=26)
+        sizes = sorted(np.bincount(numbers.ravel())[1:], reverse=True)
+        assert second[value] == (sizes[1] if len(sizes) > 1 else 0)

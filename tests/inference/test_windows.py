@@ -1,0 +1,74 @@
+"""Where windows stand, what they weigh and what they read."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from volseg.inference.windows import axis_tiles, constant_of, gaussian, read_window, window_starts
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "overlap", "starts"),
+    [
+        (10, 4, 0.5, [0, 2, 4, 6]),
+        (9, 4, 0.5, [0, 2, 3, 5]),
+        (5, 4, 0.5, [0, 1]),
+        (4, 4, 0.5, [0]),
+        (3, 6, 0.5, [-1]),
+        (1, 6, 0.5, [-2]),
+        (8, 4, 0.0, [0, 4]),
+        (9, 4, 0.0, [0, 2, 5]),
+        (137, 96, 0.5, [0, 41]),
+        (145, 96, 0.5, [0, 24, 49]),
+    ],
+)
+def test_windows_are_spread_evenly_and_end_flush(size: int, patch: int, overlap: float, starts: list[int]) -> None:
+    assert window_starts(size, patch, overlap) == starts
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 64), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
+def test_weights_of_all_windows_add_up_to_one_at_every_voxel(size: int, patch: int, overlap: float) -> None:
+    total = torch.zeros(size)
+    for tile in axis_tiles(size, patch, overlap, CPU):
+        assert tile.weight.min() > 0
+        assert tile.upper - tile.lower == min(size, patch)
+        total[tile.covered] += tile.weight
+    torch.testing.assert_close(total, torch.ones(size), rtol=1e-6, atol=0)
+
+
+def test_gaussian_has_sigma_of_an_eighth_and_its_peak_at_half_the_window() -> None:
+    np.testing.assert_allclose(gaussian(16).numpy(), np.exp(-0.5 * ((np.arange(16) - 8) / 2.0) ** 2), rtol=1e-6)
+    assert float(gaussian(96).min()) == pytest.approx(np.exp(-8.0))
+
+
+def test_two_windows_blend_by_their_gaussians() -> None:
+    first, second = axis_tiles(6, 4, 0.5, CPU)
+    # Importance of the first, second, ... voxel of a window; the two windows share voxels 2 and 3.
+    peak = gaussian(4).tolist()
+    shares = torch.tensor([peak[2] / (peak[2] + peak[0]), peak[3] / (peak[3] + peak[1])])
+    torch.testing.assert_close(first.weight, torch.cat([torch.ones(2), shares]))
+    torch.testing.assert_close(second.weight, torch.cat([1 - shares, torch.ones(2)]))
+
+
+def test_reading_pads_a_short_axis_with_zeros_on_both_sides() -> None:
+    volume = torch.arange(1.0, 13.0).reshape(1, 3, 2, 2)
+    tiles = tuple(axis_tiles(size, patch, 0.5, CPU)[0] for size, patch in ((3, 2), (2, 5), (2, 2)))
+    window = torch.full((1, 2, 5, 2), -9.0)
+    read_window(volume, tiles, window)
+    expected = torch.zeros(1, 2, 5, 2)
+    expected[:, :, 1:3] = volume[:, :2]
+    assert torch.equal(window, expected)
+
+
+def test_a_window_is_constant_only_if_every_channel_is() -> None:
+    window = torch.ones(2, 3, 3, 3)
+    window[1] = -4
+    assert constant_of(window) == (1.0, -4.0)
+    window[1, 2, 2, 2] = -4.000001
+    assert constant_of(window) is None
+    assert constant_of(torch.full((1, 2, 2, 2), float("nan"))) is None

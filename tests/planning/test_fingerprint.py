@@ -1,0 +1,114 @@
+"""The fingerprint against numbers worked out by hand, and what it refuses."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from volseg.data.dataset import DataSet, TrainingCase
+from volseg.errors import InputError
+from volseg.planning.fingerprint import take_fingerprint
+
+# I runs to L, J to S, K to P: R, A, S are the stored axes 0, 2, 1.
+AFFINE = np.array([[-2.0, 0, 0, 0], [0, 0, -0.5, 0], [0, 3.0, 0, 0], [0, 0, 0, 1]])
+
+
+def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, label_affine=AFFINE) -> TrainingCase:
+    paths = folder / f"{name}.nii.gz", folder / f"{name}_label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(image, AFFINE), paths[0])
+    nibabel.save(nibabel.Nifti1Image(label.astype(np.uint8), label_affine), paths[1])
+    return TrainingCase(name, (paths[0],), paths[1])
+
+
+def dataset_of(*cases: TrainingCase) -> DataSet:
+    return DataSet("tiny", Path(), ("MRI",), {"front": 1, "back": 3}, cases)
+
+
+def tiny(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    image = np.random.default_rng(seed).integers(0, 1000, size=(6, 8, 10)).astype(np.int16)
+    label = np.zeros((6, 8, 10), dtype=np.uint8)
+    label[2:4, 3, 1:3] = 1  # 4 voxels at K 1.5: low K is anterior
+    label[2:4, 3, 5:9] = 3  # 8 voxels at K 6.5
+    return image, label
+
+
+def test_measures_of_a_case(tmp_path):
+    image, label = tiny()
+    fingerprint = take_fingerprint(dataset_of(write_case(tmp_path, "a", image, label)))
+    (case,) = fingerprint.cases
+    assert case.shape == (6, 10, 8)
+    assert case.spacing_mm == pytest.approx((2.0, 0.5, 3.0))
+    assert case.volumes_ml == pytest.approx({"front": 4 * 3 / 1000, "back": 8 * 3 / 1000})
+    assert case.means == pytest.approx((image.mean(),))
+    # Centre of both: K (4 * 1.5 + 8 * 6.5) / 12 = 4.833; their box has 8 voxels along K, which runs to posterior.
+    assert case.offsets["front"] == pytest.approx((0, (4.8333 - 1.5) / 8, 0), abs=1e-4)
+    assert case.offsets["back"] == pytest.approx((0, (4.8333 - 6.5) / 8, 0), abs=1e-4)
+    (channel,) = fingerprint.channels
+    inside = image[label > 0]
+    assert channel.name == "MRI"
+    assert channel.percentiles == pytest.approx(tuple(np.percentile(inside, [0.5, 99.5])))
+    assert (channel.mean, channel.std) == pytest.approx((inside.mean(), inside.std()))
+
+
+def test_ranges_over_cases_and_a_label_that_is_absent(tmp_path):
+    image, label = tiny()
+    cases = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image // 2, np.where(label == 1, 1, 0))
+    fingerprint = take_fingerprint(dataset_of(*cases))
+    assert fingerprint.volume_ml_range("front") == pytest.approx((0.012, 0.012))
+    assert fingerprint.volume_ml_range("back") == pytest.approx((0.0, 0.024))
+    assert "back" not in fingerprint.cases[1].offsets
+    assert fingerprint.channels[0].mean_range == pytest.approx(((image // 2).mean(), image.mean()))
+
+
+def test_a_large_foreground_is_sampled_the_same_each_time(tmp_path):
+    image = np.random.default_rng(1).integers(0, 1000, size=(30, 30, 30)).astype(np.int16)
+    dataset = dataset_of(write_case(tmp_path, "a", image, np.ones(image.shape)))
+    first, again = take_fingerprint(dataset), take_fingerprint(dataset)
+    assert first.cases[0].samples.shape == (1, 10_000)
+    np.testing.assert_array_equal(first.cases[0].samples, again.cases[0].samples)
+    assert first.channels[0].mean == pytest.approx(image.mean(), abs=10)
+
+
+def test_several_channels_in_files_of_their_own(tmp_path):
+    image, label = tiny()
+    first, second = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", 2 * image, label)
+    case = TrainingCase("a", (*first.images, *second.images), first.label)
+    fingerprint = take_fingerprint(DataSet("two", tmp_path, ("T1", "T2"), {"front": 1, "back": 3}, (case,)))
+    assert fingerprint.channels[1].mean == pytest.approx(2 * fingerprint.channels[0].mean)
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    image, label = tiny()
+    holed = image.astype(np.float32)
+    holed[0, 0, 0] = np.nan
+    moved = AFFINE + np.array([[0, 0, 0, 5.0]] + [[0] * 4] * 3)
+    dataset = dataset_of(
+        write_case(tmp_path, "fine", image, label),
+        write_case(tmp_path, "holed", holed, label),
+        write_case(tmp_path, "moved", image, label, moved),
+        write_case(tmp_path, "strange", image, label * 2),
+        TrainingCase("gone", (tmp_path / "gone.nii.gz",), tmp_path / "gone_label.nii.gz"),
+    )
+    with pytest.raises(InputError) as caught:
+        take_fingerprint(dataset)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "4 of 5 cases of tiny cannot be used:"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["holed", "moved", "strange", "gone"]
+    assert "NaN" in lines[1]
+    assert "grid" in lines[2]
+    assert "[2, 6]" in lines[3]
+    assert "does not exist" in lines[4]
+
+
+def test_only_ten_problems_are_listed(tmp_path):
+    gone = [TrainingCase(f"{i}", (tmp_path / "gone.nii",), tmp_path / "gone.nii") for i in range(12)]
+    with pytest.raises(InputError, match=r"12 of 12 cases(?s:.*)and 2 more$") as caught:
+        take_fingerprint(dataset_of(*gone))
+    assert len(str(caught.value).splitlines()) == 12
+
+
+def test_labels_that_are_all_empty(tmp_path):
+    image, label = tiny()
+    with pytest.raises(InputError, match="No case of tiny has a labelled voxel"):
+        take_fingerprint(dataset_of(write_case(tmp_path, "a", image, 0 * label)))

@@ -1,0 +1,231 @@
+"""Plans worked out by hand, the reasons for them, and their way through YAML."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from volseg.config import PlanChoices
+from volseg.data.dataset import DataSet, open_dataset
+from volseg.errors import ConfigError
+from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, take_fingerprint
+from volseg.planning.planner import SET, make_plan, network_of_choices, read_plan, write_plan
+
+
+def case(shape, spacing_mm, offsets=None, name="case") -> CaseFingerprint:
+    """A case with shape and spacing along R, A, S."""
+    offsets = offsets or {"organ": (0.0, 0.0, 0.0)}
+    return CaseFingerprint(name, shape, spacing_mm, dict.fromkeys(offsets, 1.5), offsets, (100.0,), np.zeros((1, 1)))
+
+
+def planned(*cases: CaseFingerprint, channel="MRI", accelerated=True, choices=None, memory_gb=8.0):
+    labels = {name: value for value, name in enumerate(cases[0].volumes_ml, start=1)}
+    dataset = DataSet("tiny", Path(), (channel,), labels, ())
+    channels = (ChannelFingerprint(channel, (-100.5, 300.25), 80.123456789, 40.0, (99.0, 101.0)),)
+    fingerprint = Fingerprint(cases, channels)
+    return make_plan(dataset, fingerprint, choices or PlanChoices(), accelerated=accelerated, memory_gb=memory_gb)
+
+
+HIPPOCAMPUS = [case((35, 50, 36), (1.0, 1.0, 1.0))] * 200
+PROSTATE = [case((320, 320, 20), (0.6, 0.6, 3.6))] * 30
+
+
+def test_hippocampus_is_planned_as_by_nnunet():
+    plan, _ = planned(*HIPPOCAMPUS)
+    assert plan.through_plane == 2
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)
+    # D, H, W are S, R, A here and S, A, R in nnU-Net, whose patch is 40 x 56 x 40.
+    assert plan.patch_size == (40, 40, 56)
+    assert plan.network.features == (32, 64, 128, 256)
+    assert plan.network.strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert plan.network.kernels == ((3, 3, 3),) * 4
+    # nnU-Net's plan for these 200 cases: 5 % of 200 * 36 * 35 * 50 voxels are 7 patches.
+    assert plan.batch_size == 7
+    assert plan.steps == 28_571
+
+
+def test_a_cpu_gets_a_smaller_network_and_batch():
+    plan, reasons = planned(*HIPPOCAMPUS, accelerated=False)
+    assert plan.network.features == (16, 32, 64, 128)
+    assert plan.batch_size == 2
+    assert plan.steps == 100_000
+    assert "CPU" in reasons["network.features"]
+    large, _ = planned(case((512, 512, 300), (0.8, 0.8, 1.5)), accelerated=False)
+    assert np.prod(large.patch_size) < 100**3
+
+
+def test_thick_slices():
+    plan, reasons = planned(*PROSTATE)
+    assert plan.through_plane == 2
+    assert plan.spacing_mm == (3.6, 0.6, 0.6)
+    assert plan.patch_size == (20, 320, 256)  # as published for nnU-Net
+    assert plan.network.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
+    assert plan.network.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+    assert plan.network.block == "conv3d"
+    assert "anisotropy of 6.0" in reasons["network.block"]
+    assert "10th percentile" in reasons["spacing_mm"]
+
+
+def test_anisotropic_target_is_the_tenth_percentile_but_not_below_the_other_axes():
+    thick = [case((320, 320, 20), (0.6, 0.6, spacing)) for spacing in (2.0, 3.0, 3.5, 3.6, 4.0)]
+    plan, _ = planned(*thick)
+    assert plan.spacing_mm == pytest.approx((np.percentile([2.0, 3.0, 3.5, 3.6, 4.0], 10), 0.6, 0.6))
+    mixed = [case((320, 320, 20), (0.6, 0.6, spacing)) for spacing in (0.3, 3.0, 3.0)]
+    assert planned(*mixed)[0].spacing_mm[0] == pytest.approx(np.percentile([0.3, 3.0, 3.0], 10))
+    fine = [case((320, 320, 20), (0.6, 0.6, spacing)) for spacing in (0.3, 0.3, 3.0, 3.0, 3.0)]
+    assert planned(*fine)[0].spacing_mm[0] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axis"),
+    [
+        ((1.0, 1.0, 1.0), 2),
+        ((3.0, 1.0, 1.0), 0),
+        ((1.0, 3.0, 1.0), 1),
+        ((1.0, 3.0, 3.0), 2),
+        ((3.0, 3.0, 1.0), 1),
+        ((1.0000001, 1.0, 1.0), 2),
+    ],
+)
+def test_through_plane_axis_is_the_coarsest_then_nearest_to_s_then_a(spacing, axis):
+    plan, _ = planned(case((64, 64, 64), spacing))
+    assert plan.through_plane == axis
+    others = [spacing[other] for other in range(3) if other != axis]
+    assert plan.spacing_mm == pytest.approx((spacing[axis], *others))
+
+
+def test_target_spacing_is_the_median_per_axis():
+    plan, _ = planned(*(case((100, 100, 60), (0.5 + 0.1 * i, 0.7, 1.0)) for i in range(5)))
+    assert plan.spacing_mm == pytest.approx((1.0, 0.7, 0.7))
+
+
+@pytest.mark.parametrize("name", ["CT", "ct"])
+def test_ct_is_normalised_by_the_training_foreground(name):
+    plan, _ = planned(case((128, 128, 64), (1.0, 1.0, 2.0)), channel=name)
+    channel = plan.channels[0]
+    assert channel.normalisation == "ct"
+    assert channel.clip == (-100.5, 300.25)
+    assert (channel.mean, channel.std) == (80.1235, 40.0)
+    assert channel.mean_range == (99.0, 101.0)
+
+
+@pytest.mark.parametrize("name", ["MRI", "CTA", "PET-CT", "image"])
+def test_everything_else_is_normalised_scan_by_scan(name):
+    plan, _ = planned(case((64, 64, 64), (1.0, 1.0, 1.0)), channel=name)
+    assert plan.channels[0].normalisation == "zscore"
+    assert plan.channels[0].clip is None
+
+
+def test_memory_decides_over_patch_and_batch():
+    big = [case((400, 400, 400), (1.0, 1.0, 1.0))] * 20
+    small, large = planned(*big, memory_gb=8.0)[0], planned(*big, memory_gb=24.0)[0]
+    assert small.patch_size == (128, 128, 128)
+    assert np.prod(large.patch_size) > 2 * np.prod(small.patch_size)
+    whole = planned(*[case((100, 100, 100), (1.0, 1.0, 1.0))] * 500, memory_gb=24.0)[0]
+    assert whole.batch_size > 2
+
+
+def test_mirroring_is_left_out_where_labels_keep_to_their_sides():
+    rng = np.random.default_rng(0)
+    cases = []
+    for _ in range(20):
+        # Right and left swap under a mirror along R; along A the offset varies from side to side; along S it is small.
+        along_a, along_s = rng.normal(0, 0.3), rng.normal(0.04, 0.001)
+        cases.append(
+            case((64, 64, 64), (1.0, 1.0, 1.0), {"right": (0.3, along_a, along_s), "left": (-0.3, -along_a, -along_s)})
+        )
+    plan, reasons = planned(*cases)
+    assert plan.mirror_axes == (0, 2)  # D is S, H is R, W is A
+    assert reasons["mirror_axes"] == "along R right keeps to one side of the other labels"
+
+
+def test_one_label_may_be_mirrored_along_every_axis():
+    plan, reasons = planned(*HIPPOCAMPUS)
+    assert plan.mirror_axes == (0, 1, 2)
+    assert reasons["mirror_axes"] == "no label keeps to one side of the others"
+
+
+def test_choices_override_and_say_so():
+    choices = PlanChoices(
+        spacing_mm=(2.0, 1.5, 1.5),
+        patch_size=(16, 32, 32),
+        batch_size=3,
+        normalisation="none",
+        mirror_axes=(),
+        block="conv2plus1d",
+        mid="matched",
+        encoder="residual",
+        features=(8, 16),
+        blocks_per_stage=1,
+        norm="batch",
+        activation="relu",
+        deep_supervision=False,
+    )
+    plan, reasons = planned(*HIPPOCAMPUS, choices=choices)
+    network = plan.network.model_dump()
+    assert (plan.spacing_mm, plan.patch_size, plan.batch_size) == ((2.0, 1.5, 1.5), (16, 32, 32), 3)
+    assert plan.channels[0].normalisation == "none"
+    assert plan.mirror_axes == ()
+    for key in ("block", "mid", "encoder", "features", "norm", "activation", "deep_supervision"):
+        assert network[key] == getattr(choices, key)
+        assert reasons[f"network.{key}"] == SET
+    assert network["encoder_blocks"] == (1, 1)
+    for key in ("spacing_mm", "patch_size", "batch_size", "channels", "mirror_axes", "network.encoder_blocks"):
+        assert reasons[key] == SET
+
+
+def test_a_patch_that_does_not_fit_the_strides_is_refused_with_one_that_does():
+    with pytest.raises(ConfigError, match=r"40 x 40 x 50 is not a multiple .* 8 x 8 x 8; 40 x 40 x 56 is"):
+        planned(*HIPPOCAMPUS, choices=PlanChoices(patch_size=(40, 40, 50)))
+
+
+@pytest.mark.parametrize(("cases", "batch", "steps"), [(4, 2, 2_000), (60, 2, 30_000), (10_000, 2, 100_000)])
+def test_steps_are_a_thousand_passes_within_bounds(cases, batch, steps):
+    plan, _ = planned(*[case((64, 64, 64), (1.0, 1.0, 1.0))] * cases, choices=PlanChoices(batch_size=batch))
+    assert plan.steps == steps
+
+
+def test_ranges_keep_their_extremes():
+    one = case((64, 64, 64), (1.0, 1.0, 1.0))
+    one.volumes_ml["organ"] = 1.23456789
+    other = case((64, 64, 64), (1.0, 1.0, 1.0))
+    other.volumes_ml["organ"] = 23.4567891
+    assert planned(one, other)[0].labels[0].volume_ml_range == (1.23456, 23.4568)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("cases", [HIPPOCAMPUS, PROSTATE], ids=["hippocampus", "prostate"])
+def test_a_written_plan_reads_back_with_its_reasons(tmp_path, cases, accelerated):
+    plan, reasons = planned(*cases, channel="CT", accelerated=accelerated)
+    path = tmp_path / "plan.yaml"
+    write_plan(plan, reasons, path)
+    assert read_plan(path) == plan
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    for key, reason in reasons.items():
+        value = lines[lines.index(f"# {reason}") + 1]
+        # Two values may share a reason; the comment stands above the first.
+        assert value.startswith(f"{key.removeprefix('network.')}:") or list(reasons.values()).count(reason) > 1
+
+
+def test_reading_something_else(tmp_path):
+    (tmp_path / "plan.yaml").write_text("dataset: x\npatch: 3\n")
+    with pytest.raises(ConfigError, match="unknown key 'patch'"):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_network_of_choices_needs_patch_and_spacing():
+    with pytest.raises(ConfigError, match=r"plan.patch_size and plan.spacing_mm"):
+        network_of_choices(PlanChoices(patch_size=(32, 32, 32)))
+    network, patch_size = network_of_choices(PlanChoices(patch_size=(32, 32, 32), spacing_mm=(1, 1, 1), norm="group"))
+    assert patch_size == (32, 32, 32)
+    assert (network.norm, network.in_channels, network.classes) == ("group", 1, 2)
+
+
+@pytest.mark.needs_data
+def test_real_hippocampus(data_folder):
+    dataset = open_dataset(data_folder / "Task04_Hippocampus")
+    plan, reasons = make_plan(dataset, take_fingerprint(dataset), PlanChoices(), accelerated=True)
+    assert (plan.patch_size, plan.batch_size, plan.spacing_mm) == ((40, 40, 56), 7, (1.0, 1.0, 1.0))
+    # Anterior and Posterior keep to their ends along A and S; left and right hippocampi mirror along R, which is H.
+    assert plan.mirror_axes == (1,)
+    assert "along A" in reasons["mirror_axes"]

@@ -1,0 +1,47 @@
+"""The model file: a round trip, and refusals of what is not one."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.pipeline import tiny_plan, write_model
+from volseg.errors import InputError
+from volseg.modelfile import ModelCard, load_model, read_card, save_model
+
+
+def test_round_trip(tmp_path):
+    card = ModelCard(name="tiny", plan=tiny_plan(), training={"cases": 3}, scores={"foreground_dice": 0.5})
+    weights = {"a": torch.randn(3, 4), "b": torch.arange(3)}
+    save_model(tmp_path / "m.safetensors", card, weights)
+    read, loaded = load_model(tmp_path / "m.safetensors")
+    assert read == card
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_weights_without_a_document_are_refused(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="not a model that volseg wrote"):
+        read_card(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [("{", "damaged"), ("[]", "damaged"), ('{"schema_version": 99}', "Update volseg"), ('{"schema_version": 1}', "plan")],
+)
+def test_documents_that_do_not_hold_are_refused(tmp_path, document, words):
+    save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors", metadata={"volseg": document})
+    with pytest.raises(InputError, match=words):
+        read_card(tmp_path / "m.safetensors")
+
+
+def test_a_pickle_is_refused_unopened(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="not a model file"):
+        read_card(tmp_path / "m.safetensors")
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="not a model file"):
+        load_model(path)

@@ -1,0 +1,129 @@
+"""The loop and its state: exact resumption, averaging, what it reports, when it stops."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from volseg.config import TrainingConfig
+from volseg.errors import InputError, TrainingError
+from volseg.training.loop import fit
+from volseg.training.schedule import Budget, learning_rate
+from volseg.training.state import TrainingState, has_checkpoint
+
+CONFIG = TrainingConfig(learning_rate=0.1, validations=4, average=0.9)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1))
+
+
+def batch(step: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    image = torch.randn(2, 1, 4, 6, 8, generator=generator)
+    return {"image": image, "label": (image[:, 0] > 0).to(torch.uint8)}
+
+
+def batches(start: int):
+    step = start
+    while True:
+        yield batch(step)
+        step += 1
+
+
+def run(state: TrainingState, steps: int, **options) -> bool:
+    return fit(state, batches(state.step), Budget(steps=steps), CONFIG, torch.float32, **options)
+
+
+def weights(state: TrainingState) -> list[torch.Tensor]:
+    return [*state.network.state_dict().values(), *state.average.state_dict().values()]
+
+
+def test_it_learns_a_threshold():
+    losses = []
+    run(TrainingState(network(), CONFIG), 60, report=lambda record: losses.append(record["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 19])
+def test_a_resumed_run_is_bit_for_bit_the_uncut_one(tmp_path, cut):
+    uncut = TrainingState(network(), CONFIG)
+    run(uncut, 20)
+    first = TrainingState(network(), CONFIG)
+    assert not run(first, 20, stopped=lambda: first.step == cut)
+    first.save(tmp_path)
+    assert has_checkpoint(tmp_path)
+    second = TrainingState(network(), CONFIG)
+    second.load(tmp_path)
+    assert second.step == cut
+    assert run(second, 20)
+    assert all(torch.equal(a, b) for a, b in zip(weights(uncut), weights(second), strict=True))
+
+
+def test_records_say_what_happened():
+    records = []
+    run(TrainingState(network(), CONFIG), 10, report=records.append)
+    assert [record["step"] for record in records] == list(range(1, 11))
+    assert records[4]["learning_rate"] == learning_rate(0.4, CONFIG.learning_rate, CONFIG.warmup)
+    assert records[-1]["progress"] == 1.0
+    assert all(later["seconds"] >= sooner["seconds"] for sooner, later in zip(records, records[1:], strict=False))
+
+
+def test_validation_comes_at_even_shares_and_sees_the_average():
+    state, seen = TrainingState(network(), CONFIG), []
+
+    def validate(model):
+        assert model is state.average
+        seen.append(state.step)
+        return {"foreground_dice": 0.5}
+
+    records = []
+    run(state, 20, validate=validate, report=records.append)
+    assert seen == [5, 10, 15]
+    assert [record["step"] for record in records if "foreground_dice" in record] == seen
+
+
+def test_a_spent_budget_takes_no_step():
+    state = TrainingState(network(), CONFIG)
+    state.step = 5
+    before = [value.clone() for value in weights(state)]
+    assert run(state, 5)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(state), strict=True))
+
+
+def test_the_wall_clock_budget_ends_the_run():
+    state = TrainingState(network(), CONFIG)
+    assert fit(state, batches(0), Budget(seconds=0.3), CONFIG, torch.float32)
+    assert state.step > 1
+    assert 0.3 <= state.seconds < 3.0
+
+
+def test_the_average_follows_the_recurrence():
+    state = TrainingState(network(), CONFIG)
+    start = next(iter(state.average.parameters())).clone()
+    state.step = 1
+    with torch.no_grad():
+        for parameter in state.network.parameters():
+            parameter.add_(1.0)
+    state.update_average(0.9)
+    moved = next(iter(state.average.parameters()))
+    torch.testing.assert_close(moved, start + (1 - 2 / 11))
+
+
+def test_a_loss_that_is_no_number_is_refused_with_weights_untouched():
+    state = TrainingState(network(), CONFIG)
+    bad = batch(0)
+    bad["image"][0, 0, 0, 0, 0] = math.nan
+    with pytest.raises(TrainingError, match="step 1"):
+        fit(state, iter([bad]), Budget(steps=5), CONFIG, torch.float32)
+    assert all(torch.isfinite(value).all() for value in weights(state))
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    TrainingState(network(), CONFIG).save(tmp_path)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="--overwrite"):
+        TrainingState(network(), CONFIG).load(tmp_path)

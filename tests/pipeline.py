@@ -64,7 +64,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files that a writer left behind."""
-    return [path for path in folder.rglob(".*tmp*")]
+    return list(folder.rglob(".*tmp*"))
 
 
 def blob(shape=(20, 24, 18), seed=0) -> np.ndarray:

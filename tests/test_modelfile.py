@@ -26,7 +26,12 @@ def test_weights_without_a_document_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("document", "words"),
-    [("{", "damaged"), ("[]", "damaged"), ('{"schema_version": 99}', "Update volseg"), ('{"schema_version": 1}', "plan")],
+    [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"schema_version": 99}', "Update volseg"),
+        ('{"schema_version": 1}', "plan"),
+    ],
 )
 def test_documents_that_do_not_hold_are_refused(tmp_path, document, words):
     save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors", metadata={"volseg": document})

@@ -1,5 +1,7 @@
 """The command line: parse, call the API, print. The heavy parts are imported when a verb runs."""
 
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ app = typer.Typer(
     name="volseg",
     help="Segment medical volumes. For research; not a medical device.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 3 some of several cases failed. "
-    "--debug after a verb shows the traceback of an error.",
+    "--debug anywhere shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,7 +23,6 @@ app = typer.Typer(
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, changes the configuration")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file; see configs/")]
 
@@ -29,7 +30,9 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file; 
 @app.command()
 @guarded
 def predict(
-    inputs: Annotated[list[Path] | None, typer.Argument(metavar="INPUT...", help="scans, DICOM folders or zips, or folders of scans")] = None,
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="INPUT...", help="scans, DICOM folders or zips, or folders of scans")
+    ] = None,
     *,
     model: Annotated[str, typer.Option(help="a bundled name or a model file")],
     output: Annotated[Path, typer.Option(help="a file for one scan, else a folder")],
@@ -42,7 +45,6 @@ def predict(
     overwrite: Overwrite = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="leave out cases that have a result")] = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> int:
     """Segment scans; each result lies on its scan's own grid, with a JSON record beside it."""
     from volseg.api.batch import segment_files
@@ -75,7 +77,6 @@ def train(
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
-    debug: Debug = False,
 ) -> int:
     """Train a network; the run folder holds the model, its scores and a report."""
     from volseg.api.run import train as run_training
@@ -100,14 +101,15 @@ def plan(
     config: ConfigFile = None,
     overrides: Overrides = None,
     device: Device = "auto",
-    debug: Debug = False,
 ) -> int:
     """Look at a data set and say how volseg would train on it, each choice with its reason."""
     from volseg.api.run import plan_dataset
+    from volseg.files import write_text
 
-    with progress_bar() as progress:
-        text = plan_dataset(dataset, config, overrides or (), device, progress, output)
-    if output is None:
+    text = plan_dataset(dataset, config, overrides or (), device)
+    if output:
+        write_text(output, text)
+    else:
         show_line(text.rstrip())
     return 0
 
@@ -121,7 +123,6 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="names and values: a dataset.json, JSON or YAML")] = None,
     output: Annotated[Path | None, typer.Option(help="report.json; a .csv is written beside it")] = None,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> int:
     """Compare label images with references: overlap and volumes per case and label."""
     from volseg.api.evaluation import evaluate as compare
@@ -132,7 +133,16 @@ def evaluate(
         return 0
     mean, spread = document["mean"], document["spread"]["labels"]
     rows = [
-        (name, row["cases"], row["dice"], spread[name]["dice"], row["iou"], row["precision"], row["recall"], row["volume_difference_ml"])
+        (
+            name,
+            row["cases"],
+            row["dice"],
+            spread[name]["dice"],
+            row["iou"],
+            row["precision"],
+            row["recall"],
+            row["volume_difference_ml"],
+        )
         for name, row in mean["labels"].items()
     ]
     columns = ("label", "cases", "Dice", "sd", "IoU", "precision", "recall", "difference ml")
@@ -147,7 +157,6 @@ def info(
     path: Annotated[Path, typer.Argument(help="a model, an image or a run folder")],
     *,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> int:
     """Say what a model, an image or a run folder is."""
     from volseg.api.describe import describe
@@ -163,7 +172,6 @@ def profile(
     config: ConfigFile = None,
     model: Annotated[str | None, typer.Option(help="a bundled name or a model file")] = None,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> int:
     """Parameters, FLOPs and activation memory per stage: Conv3d against (2+1)D."""
     from volseg.api.describe import profile_document
@@ -181,7 +189,7 @@ def profile(
 
 @app.command()
 @guarded
-def doctor(*, as_json: Json = False, debug: Debug = False) -> int:
+def doctor(*, as_json: Json = False) -> int:
     """Say what volseg finds here: device, memory, versions, known-bad combinations."""
     from volseg.api.doctor import examine
 
@@ -200,14 +208,15 @@ def demo(
     output: Annotated[Path, typer.Option(help="folder for everything the demo makes")] = Path("volseg_demo"),
     samples: Annotated[Path | None, typer.Option(help="phantoms to use; else they are made")] = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> int:
     """Train on phantoms for about a minute, segment scans it has not seen, and score them."""
     from volseg.api.demo import run_demo
 
     with progress_bar() as progress:
         outcome = run_demo(output, samples, overwrite, progress)
-    show_table("Volumes of the scans that were segmented", ("case", "label", "ml", "reference ml", "Dice"), outcome.rows)
+    show_table(
+        "Volumes of the scans that were segmented", ("case", "label", "ml", "reference ml", "Dice"), outcome.rows
+    )
     show_line(f"preview: {outcome.preview}")
     show_line(f"best threshold baseline Dice: {_figure(outcome.threshold_dice)}")
     show_line(f"mean foreground Dice: {_figure(outcome.dice, 2)}")
@@ -215,7 +224,10 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; --debug may stand anywhere in it."""
+    if "--debug" in sys.argv:
+        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+        logging.getLogger("volseg").setLevel(logging.DEBUG)
     app()
 
 
@@ -269,7 +281,12 @@ def _figure(value: float | None, digits: int = 4) -> str:
 def _case_document(one: Any) -> dict[str, Any]:
     """One case of predict --json."""
     outcome = one.result.record if one.result else {"error": str(one.error)}
-    return {"name": one.case.name, "inputs": [str(path) for path in one.case.paths], "output": str(one.output), **outcome}
+    return {
+        "name": one.case.name,
+        "inputs": [str(path) for path in one.case.paths],
+        "output": str(one.output),
+        **outcome,
+    }
 
 
 def _show_description(description: dict[str, Any], as_json: bool) -> None:

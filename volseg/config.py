@@ -5,6 +5,7 @@ A `Config` is what a user writes in YAML: choices that override the derived plan
 All defaults and units stand here. Spatial triples are in network order (D, H, W) unless they say (I, J, K).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -112,22 +113,29 @@ class Plan(Frozen):
     spacing_mm: tuple[float, float, float]
     patch_size: Triple
     batch_size: int = Field(2, ge=1)
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = Field((), description="network axes on which a mirror image is possible")
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = Field(
+        (), description="network axes on which a mirror image is possible"
+    )
     steps: int = Field(20_000, ge=1)
     network: NetworkConfig
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.network.in_channels != len(self.channels):
-            raise ValueError(f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels")
-        if self.network.classes != len(self.labels) + 1:
             raise ValueError(
-                f"network.classes is {self.network.classes}, but {len(self.labels)} labels and background need {len(self.labels) + 1}"
+                f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels"
             )
+        if self.network.classes != len(self.labels) + 1:
+            needed = f"{len(self.labels)} labels and background need {len(self.labels) + 1}"
+            raise ValueError(f"network.classes is {self.network.classes}, but {needed}")
         for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):
             if size < 1 or size % divisor:
-                raise ValueError(f"patch_size {self.patch_size} is not a multiple of the network's strides {self.network.divisor}")
-        if len({label.value for label in self.labels}) != len(self.labels) or len({label.name for label in self.labels}) != len(self.labels):
+                raise ValueError(
+                    f"patch_size {self.patch_size} is not a multiple of the network's strides {self.network.divisor}"
+                )
+        if len({label.value for label in self.labels}) != len(self.labels) or len(
+            {label.name for label in self.labels}
+        ) != len(self.labels):
             raise ValueError("two labels share a name or a value")
         return self
 
@@ -198,7 +206,7 @@ class Config(Frozen):
     augmentation: AugmentationConfig = AugmentationConfig()
 
 
-def load_config(path: Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply `key=value` overrides such as `training.learning_rate=0.001`.
 
     Raises:
@@ -247,7 +255,9 @@ def _complaint(detail: Any) -> str:
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override!r} has no value; write key=value, for example training.learning_rate=0.001.")
+        raise ConfigError(
+            f"--set {override!r} has no value; write key=value, for example training.learning_rate=0.001."
+        )
     *parents, last = key.strip().split(".")
     for parent in parents:
         document = document.setdefault(parent, {})

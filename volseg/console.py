@@ -44,8 +44,7 @@ def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
         try:
             code = verb(*args, **kwargs)
         except VolsegError as error:
-            if "--debug" in sys.argv:
-                raise
+            logger.debug("Where this error came from:", exc_info=error)
             show_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as stop:
@@ -139,7 +138,8 @@ def _start_logging() -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of signal handlers

@@ -23,7 +23,9 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UsageError(f"There is no device called {name!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
     found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= found.get(device.type, 0):
-        raise UsageError(f"Device {name!r} is not here ({found.get(device.type, 0)} found of its kind). Use --device auto.")
+        raise UsageError(
+            f"Device {name!r} is not here ({found.get(device.type, 0)} found of its kind). Use --device auto."
+        )
     return device
 
 

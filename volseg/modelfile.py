@@ -49,7 +49,9 @@ def read_card(path: Path) -> ModelCard:
         with safetensors.safe_open(path, framework="np") as handle:
             header = (handle.metadata() or {}).get(HEADER_KEY)
     except FileNotFoundError as error:
-        raise InputError(f"There is no model file {path}. Give the path of a .safetensors file that volseg wrote.") from error
+        raise InputError(
+            f"There is no model file {path}. Give the path of a .safetensors file that volseg wrote."
+        ) from error
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is not a model file: {error}. Give a .safetensors file that volseg wrote.") from error
     if header is None:
@@ -58,7 +60,9 @@ def read_card(path: Path) -> ModelCard:
         document = json.loads(header)
         found = document["schema_version"]
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"The '{HEADER_KEY}' document in {path} is damaged. Take a fresh copy of the model.") from error
+        raise InputError(
+            f"The '{HEADER_KEY}' document in {path} is damaged. Take a fresh copy of the model."
+        ) from error
     if found != SCHEMA_VERSION:
         raise InputError(f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. Update volseg.")
     return checked(ModelCard, document, f"The document in {path}", InputError)

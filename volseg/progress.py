@@ -6,5 +6,5 @@ from collections.abc import Callable
 Progress = Callable[[str, float, str], None]
 
 
-def silent(stage: str, done: float, text: str) -> None:  # noqa: ARG001 - the signature of Progress
+def silent(stage: str, done: float, text: str) -> None:
     """A `Progress` that shows nothing."""

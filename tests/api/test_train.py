@@ -83,7 +83,17 @@ def test_the_same_call_gives_the_same_weights_and_another_seed_others(phantoms, 
 
 
 def test_runs_killed_at_random_moments_resume_to_the_same_weights(phantoms, tmp_path):
-    arguments = ["train", phantoms, "--steps", "60", "--device", "cpu", *SET, "--set", "training.checkpoint_seconds=0.05"]
+    arguments = [
+        "train",
+        phantoms,
+        "--steps",
+        "60",
+        "--device",
+        "cpu",
+        *SET,
+        "--set",
+        "training.checkpoint_seconds=0.05",
+    ]
     whole = volseg(*arguments, "--output", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     killed, moments = tmp_path / "killed", random.Random(7)
@@ -170,7 +180,7 @@ def test_wrong_calls_leave_no_folder(phantoms, tmp_path, options, error, words):
 def test_bad_data_leaves_no_folder(tmp_path):
     write_phantoms(tmp_path / "data", count=5, seed=1, kind="ct")
     next((tmp_path / "data" / "imagesTr").iterdir()).write_bytes(b"no image")
-    with pytest.raises(InputError, match="1 of 4 cases|1 of 5 cases"):
+    with pytest.raises(InputError, match="1 of 5 cases"):
         train(tmp_path / "data", tmp_path / "run", fold="all", steps=1, overrides=TINY)
     assert not (tmp_path / "run").exists()
 

@@ -1,5 +1,6 @@
 """The loop and its state: exact resumption, averaging, what it reports, when it stops."""
 
+import itertools
 import math
 
 import pytest
@@ -68,7 +69,7 @@ def test_records_say_what_happened():
     assert [record["step"] for record in records] == list(range(1, 11))
     assert records[4]["learning_rate"] == learning_rate(0.4, CONFIG.learning_rate, CONFIG.warmup)
     assert records[-1]["progress"] == 1.0
-    assert all(later["seconds"] >= sooner["seconds"] for sooner, later in zip(records, records[1:], strict=False))
+    assert all(later["seconds"] >= sooner["seconds"] for sooner, later in itertools.pairwise(records))
 
 
 def test_validation_comes_at_even_shares_and_sees_the_average():

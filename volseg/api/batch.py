@@ -8,7 +8,7 @@ from pathlib import Path
 from volseg.api.result import Result
 from volseg.api.segmenter import Segmenter
 from volseg.data.inputs import Case
-from volseg.errors import VolsegError
+from volseg.errors import Stopped, VolsegError
 from volseg.progress import Progress, silent
 
 
@@ -37,17 +37,27 @@ def segment_files(
         jobs: cases, and where the label image of each goes.
         also: further writers, called with the result and the path of the label image, such as `write_preview`.
         progress: told how far the windows of the present case are.
+
+    Raises:
+        Stopped: Ctrl-C; what was written is whole.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
-        behind: Future[Written] | None = None
-        outcomes = segmenter.map((case for case, _ in jobs), progress)
-        for (case, output), outcome in zip(jobs, outcomes, strict=True):
-            following = writer.submit(_write, Written(case, output, outcome.result, outcome.error), also)
+    done = 0
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
+            behind: Future[Written] | None = None
+            outcomes = segmenter.map((case for case, _ in jobs), progress)
+            for (case, output), outcome in zip(jobs, outcomes, strict=True):
+                following = writer.submit(_write, Written(case, output, outcome.result, outcome.error), also)
+                if behind:
+                    yield behind.result()
+                behind, done = following, done + 1
             if behind:
                 yield behind.result()
-            behind = following
-        if behind:
-            yield behind.result()
+    except KeyboardInterrupt as stop:
+        raise Stopped(
+            f"Stopped after {done} of {len(jobs)} cases, whose results are whole. "
+            "Go on with the same command and --skip-existing."
+        ) from stop
 
 
 def _write(done: Written, also: Sequence[Callable[[Result, Path], None]]) -> Written:

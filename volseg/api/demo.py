@@ -17,7 +17,7 @@ from volseg.progress import Progress, silent
 
 # Small enough for two slow cores: about a minute of training, and a network of a third of a megabyte.
 MINUTES = 1.2
-OVERRIDES = ("plan.features=[8, 16, 32]", "plan.batch_size=2", "training.validations=0", "training.foreground=0.5")
+OVERRIDES = ("plan.features=[8, 16, 32]", "plan.batch_size=2", "training.validations=0", "training.learning_rate=0.01")
 TRAINING_CASES, TEST_CASES, SEED = 12, 3, 20
 
 
@@ -53,7 +53,13 @@ def run_demo(
         samples = output / "phantoms"
         write_phantoms(samples, TRAINING_CASES, SEED, "mr", tests=TEST_CASES)
     train(
-        samples, output / "run", fold="all", minutes=MINUTES, overrides=OVERRIDES, overwrite=overwrite, progress=progress
+        samples,
+        output / "run",
+        fold="all",
+        minutes=MINUTES,
+        overrides=OVERRIDES,
+        overwrite=overwrite,
+        progress=progress,
     )
     segmenter = Segmenter.load(output / "run" / "model.safetensors")
     scans = samples / "imagesTs"

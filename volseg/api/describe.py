@@ -75,7 +75,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "labels": ", ".join(f"{label.value} {label.name}" for label in plan.labels),
         "spacing_mm": _by(plan.spacing_mm),
         "patch_size": _by(plan.patch_size),
-        "network": f"{network.encoder} U-Net of {network.block} blocks, features {', '.join(map(str, network.features))}",
+        "network": f"{network.encoder} U-Net of {network.block}, features {', '.join(map(str, network.features))}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
         "trained_on": ", ".join(f"{key} {value}" for key, value in card.training.items() if value is not None),
         "foreground_dice": card.scores.get("foreground_dice"),
@@ -114,7 +114,8 @@ def _describe_run(path: Path) -> dict[str, Any]:
         "loss": last.get("loss"),
         "model": str(path / "model.safetensors") if (path / "model.safetensors").exists() else "not finished",
         "foreground_dice": mean.get("foreground_dice"),
-        "dice": ", ".join(f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"]) or None,
+        "dice": ", ".join(f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"])
+        or None,
     }
 
 

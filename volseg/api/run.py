@@ -23,7 +23,7 @@ from volseg.files import write_json
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import UNet
 from volseg.planning.fingerprint import take_fingerprint
-from volseg.planning.planner import make_plan, read_plan, write_plan
+from volseg.planning.planner import make_plan, plan_text, read_plan, write_plan
 from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.loop import fit
@@ -106,11 +106,10 @@ def train(
     return folder
 
 
-def plan_dataset(dataset: Path, config: Path | None, overrides: Sequence[str], device: str, output: Path) -> None:
-    """Look at a data set and write the plan that training on all of it would follow, each choice with its reason."""
-    data, choices = open_dataset(dataset), load_config(config, overrides).plan
-    plan, reasons = make_plan(data, take_fingerprint(data), choices, accelerated=choose_device(device).type != "cpu")
-    write_plan(plan, reasons, output)
+def plan_dataset(dataset: str | Path, config: Path | None, overrides: Sequence[str], device: str) -> str:
+    """Look at a data set and say how volseg would train on all of it: YAML, the reason beside each value."""
+    data, choices = open_dataset(Path(dataset)), load_config(config, overrides).plan
+    return plan_text(*make_plan(data, take_fingerprint(data), choices, accelerated=choose_device(device).type != "cpu"))
 
 
 def _prepare(

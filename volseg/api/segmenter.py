@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from volseg.api.result import Result
 from volseg.config import Plan
 from volseg.data.geometry import GridMap
-from volseg.data.preprocess import image_to_network
 from volseg.data.inputs import Case
+from volseg.data.preprocess import image_to_network
 from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
 from volseg.device import DTYPES, autocast, choose_device, choose_precision
 from volseg.errors import InputError, UsageError, VolsegError
@@ -160,7 +160,9 @@ def find_model(model: str | Path) -> Path:
         return bundled[str(model)]
     if not Path(model).is_file():
         names = ", ".join(bundled) or "none in this version"
-        raise InputError(f"There is no model {str(model)!r}. Give the path of a model file or a bundled name ({names}).")
+        raise InputError(
+            f"There is no model {str(model)!r}. Give the path of a model file or a bundled name ({names})."
+        )
     return Path(model)
 
 
@@ -175,7 +177,9 @@ def load_network(plan: Plan, weights: dict[str, Tensor], source: Path) -> nn.Mod
         network.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
-        raise InputError(f"The weights in {source} do not fit its plan: {first[0].strip()} The file is damaged.") from error
+        raise InputError(
+            f"The weights in {source} do not fit its plan: {first[0].strip()} The file is damaged."
+        ) from error
     return network.eval().requires_grad_(False)
 
 

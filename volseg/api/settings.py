@@ -58,13 +58,17 @@ def settle(
         raise UsageError("Both resume and overwrite were given. Give one of them.")
     if resume and is_run(run):
         if config or overrides:
-            raise UsageError(f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set.")
+            raise UsageError(
+                f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set."
+            )
         return _taken_up(run / "settings.yaml", given), load_config(run / "config.yaml")
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} is a file. Give the name of a folder.")
     if run.exists() and any(run.iterdir()):
         if not overwrite:
-            raise UsageError(f"{run} exists already. Go on with --resume, replace it with --overwrite, or choose another.")
+            raise UsageError(
+                f"{run} exists already. Go on with --resume, replace it with --overwrite, or choose another."
+            )
         _refuse_foreign(run)
     return checked(RunSettings, given, "The run's settings"), load_config(config, overrides)
 
@@ -91,7 +95,9 @@ def _taken_up(settings_file: Path, given: dict[str, Any]) -> RunSettings:
     budget = {key: value for key, value in given.items() if key in ("minutes", "steps")}
     for key, value in given.items():
         if key not in budget and value != stored[key]:
-            raise UsageError(f"The run was begun with {key} {stored[key]}, found {value}. Leave it out, or begin another run.")
+            raise UsageError(
+                f"The run was begun with {key} {stored[key]}, found {value}. Leave it out, or begin another run."
+            )
     if budget:
         stored |= {"minutes": None, "steps": None, **budget}
         write_text(settings_file, yaml.safe_dump(stored, sort_keys=False))

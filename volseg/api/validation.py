@@ -21,9 +21,7 @@ from volseg.progress import Progress
 from volseg.training.loop import Validate
 
 
-def validator(
-    plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype
-) -> Validate | None:
+def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype) -> Validate | None:
     """A function that segments `cases` with a network and returns their Dice on the original grids.
 
     Returns:

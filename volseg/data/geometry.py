@@ -39,7 +39,9 @@ class Geometry:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Geometry) and self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
+            isinstance(other, Geometry)
+            and self.shape == other.shape
+            and bool(np.array_equal(self.affine, other.affine))
         )
 
     def __hash__(self) -> int:
@@ -119,7 +121,8 @@ class GridMap:
     def into(self, array: np.ndarray) -> np.ndarray:
         """The oriented cut-out, not yet resampled, as a view; the last three axes of `array` are I, J, K."""
         view = self._oriented(array)
-        return view[(..., *(slice(start, stop) for start, stop in self.box))]
+        d, h, w = (slice(start, stop) for start, stop in self.box)
+        return view[..., d, h, w]
 
     def back(self, cut: np.ndarray, outside: Any = 0) -> np.ndarray:
         """A (D, H, W) array on the cut-out as a stored (I, J, K) array, `outside` where nothing was cut.
@@ -137,7 +140,8 @@ class GridMap:
             raise GridError(f"The scan has shape {self.stored_shape}, found an array of {array.shape}.")
         lead = array.ndim - 3
         view = array.transpose((*range(lead), *(lead + axis for axis in self.axes)))
-        return view[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
+        d, h, w = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return view[..., d, h, w]
 
 
 def map_to_network(geometry: Geometry, through_plane: int, spacing_mm: tuple[float, float, float]) -> GridMap:

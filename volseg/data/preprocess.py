@@ -24,7 +24,10 @@ def normalise(channel: Channel, array: np.ndarray) -> np.ndarray:
     if channel.normalisation == "zscore":
         mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
     else:
-        assert channel.clip is not None and channel.mean is not None and channel.std is not None
+        # A Channel with this normalisation holds all three, see its validator.
+        assert channel.clip is not None
+        assert channel.mean is not None
+        assert channel.std is not None
         np.clip(values, *channel.clip, out=values)
         mean, std = channel.mean, channel.std
     values -= np.float32(mean)

@@ -96,7 +96,7 @@ class Ring:
             turn = self.finished % self.depth
             count = min(stop - self.finished, self.depth - turn)
             slab = self.sums[:, turn : turn + count]
-            if not bool(torch.isfinite(torch.stack(torch.aminmax(slab))).all()):
+            if not bool(torch.isfinite(torch.stack([slab.amin(), slab.amax()])).all()):
                 raise VolsegError(
                     "The network answered with values that are infinite or not numbers, so no labels can be given. "
                     "Check the scan's intensities, or try --precision fp32."

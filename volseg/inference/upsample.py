@@ -18,7 +18,7 @@ from volseg.data.resample import linear_stencil, nearest_index
 Triple = tuple[int, int, int]
 
 # Logits interpolated at a time: few enough for a processor's cache, many enough to keep a GPU busy.
-BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 25}
+BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 25}
 # Where a larger share of a block's voxels disagrees, interpolating all of them costs less than gathering some.
 DENSE_SHARE = 0.5
 
@@ -91,11 +91,11 @@ class _Stencil:
     def interpolate(self, logits: torch.Tensor, dim: int) -> torch.Tensor:
         """Linear interpolation along `dim`."""
         weight = self.weight.reshape(-1, *(1,) * (logits.ndim - 1 - dim))
-        return torch.lerp(logits.index_select(dim, self.lower), logits.index_select(dim, self.upper), weight)
+        return torch.lerp(_taken(logits, self.lower, dim), _taken(logits, self.upper, dim), weight)
 
     def agree(self, winners: torch.Tensor, dim: int) -> torch.Tensor:
         """The winner along `dim` where both source voxels have the same one, else the mark of disagreement."""
-        return _agreed(winners.index_select(dim, self.lower), winners.index_select(dim, self.upper))
+        return _agreed(_taken(winners, self.lower, dim), _taken(winners, self.upper, dim))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _label_block(
     agreed = dict(zip(planes, block.agree(winners), strict=True))
     bases = torch.stack([_agreed(agreed[layer.lower], agreed[layer.upper]) for layer in layers])
     mixed = bases == torch.iinfo(bases.dtype).max
-    counts = mixed.flatten(1).sum(1).tolist()
+    counts = mixed.view(torch.uint8).flatten(1).sum(1, dtype=torch.int32).tolist()
     known: dict[int, torch.Tensor] = {}
     for layer, base, where, count in zip(layers, bases, mixed, counts, strict=True):
         targets = labels[layer.targets, block.targets]
@@ -179,7 +179,15 @@ def _label_block(
 
 def _agreed(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Where two tensors of winners are equal their value, elsewhere the mark of disagreement: the dtype's largest."""
-    return torch.where(one == other, one, torch.iinfo(one.dtype).max)
+    # All bits of the mark are set, so "or" yields it; several times faster than torch.where on small integers.
+    return (one != other).to(one.dtype).mul_(torch.iinfo(one.dtype).max).bitwise_or_(one)
+
+
+def _taken(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    """`values.index_select(dim, index)` of a 3-D tensor, several times faster along the last axis."""
+    if dim < 2:
+        return values.index_select(dim, index)
+    return values.flatten(0, 1).index_select(1, index).unflatten(0, values.shape[:2])
 
 
 def _stencil(source: int, target: int, nearest: bool) -> _Stencil:

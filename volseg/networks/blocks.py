@@ -6,85 +6,35 @@ follows, because the norm subtracts it again.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from volseg.config import Activation, Mid, NetworkConfig, Norm, Triple
-from volseg.errors import UsageError
+from volseg.networks.norms import InstanceNorm
 
 LEAKY_SLOPE = 0.01
-SPATIAL = (2, 3, 4)
 UNIT_STRIDE: Triple = (1, 1, 1)
 
 
-class InstanceNorm(nn.Module):
-    """`nn.InstanceNorm3d(channels, affine=True)`: same result and parameters, but fast in channels-last format.
-
-    torch's own copies channels-last tensors to contiguous ones, which on the CPU costs two to three times the norm
-    itself. Its batch norm and group norm keep the format, but sum in a way that loses precision in large or nearly
-    constant windows. So float32 on the CPU is computed here; all else is torch's.
-
-    Args:
-        channels: number of channels C.
-        eps: added to the variance.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+class InPlaneConv(nn.Conv3d):
+    """A convolution with a (1, k, k) kernel, computed in 2-D with the slices as the batch: up to 1.5 times as fast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give every channel of every sample mean 0 and variance 1, then scale and shift it: (B, C, D, H, W).
-
-        Raises:
-            UsageError: a single voxel per channel, which has no variance.
-        """
-        if x.shape[2:].numel() == 1:
-            raise UsageError(
-                "Instance norm needs more than one voxel per channel, found feature maps of 1 x 1 x 1. "
-                "Use a larger input, fewer stages, or another norm."
-            )
-        if x.device.type == "cpu" and x.dtype == torch.float32:
-            out: Tensor = InstanceNormFunction.apply(x, self.weight, self.bias, self.eps)
-            return out
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        """Convolve (B, C, D, H, W) slice by slice."""
+        slices = x.transpose(1, 2).flatten(0, 1)
+        out = F.conv2d(slices, self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
+        return out.view(x.shape[0], x.shape[2], *out.shape[1:]).transpose(1, 2)
 
 
-class InstanceNormFunction(torch.autograd.Function):
-    """Instance norm with the backward pass written out; autograd would keep five tensors as large as the input."""
+class ThroughPlaneConv(nn.Conv3d):
+    """A convolution with a (k, 1, 1) kernel, computed in 2-D over (D, H * W): up to 13 times as fast on one core."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        """Normalise x (B, C, D, H, W), then scale by weight (C,) and shift by bias (C,)."""
-        mean = x.mean(SPATIAL, keepdim=True)
-        inverse_std = torch.rsqrt((x - mean).square_().mean(SPATIAL, keepdim=True) + eps)
-        scale = inverse_std * weight.view(-1, 1, 1, 1)
-        ctx.save_for_backward(x, mean, inverse_std, weight)
-        return torch.addcmul(bias.view(-1, 1, 1, 1) - mean * scale, x, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Gradients for x, weight and bias.
-
-        With n voxels and xhat = (x - mean) * inverse_std:
-        dx = weight * inverse_std * (g - sum(g) / n - xhat * sum(g * xhat) / n).
-        """
-        x, mean, inverse_std, weight = ctx.saved_tensors
-        voxels = x.shape[2:].numel()
-        d_bias = gradient.sum(SPATIAL, keepdim=True)
-        d_weight = ((gradient * x).sum(SPATIAL, keepdim=True) - mean * d_bias) * inverse_std
-        scale = inverse_std * weight.view(-1, 1, 1, 1)
-        slope = -scale * inverse_std * d_weight / voxels
-        offset = -scale * d_bias / voxels - mean * slope
-        d_x = torch.addcmul(offset, x, slope).addcmul_(gradient, scale)
-        return d_x, d_weight.sum(0).flatten(), d_bias.sum(0).flatten(), None
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, C, D, H, W) along D."""
+        out = F.conv2d(x.flatten(3), self.weight[..., 0], self.bias, self.stride[:2], self.padding[:2])
+        return out.view(*out.shape[:3], *x.shape[3:])
 
 
 class Conv2Plus1d(nn.Module):
@@ -120,13 +70,14 @@ class Conv2Plus1d(nn.Module):
         elif mid == "matched":
             mid = matched_channels(in_channels, out_channels, kernel)
         bias = norm == "none"
-        self.in_plane = nn.Conv3d(
-            in_channels, mid, (1, height, width), (1, *stride[1:]), (0, height // 2, width // 2), bias=bias
+        in_stride, through_stride = (1, stride[1], stride[2]), (stride[0], 1, 1)
+        self.in_plane = InPlaneConv(
+            in_channels, mid, (1, height, width), in_stride, (0, height // 2, width // 2), bias=bias
         )
         self.norm = make_norm(norm, mid)
         self.activation = make_activation(activation)
-        self.through_plane = nn.Conv3d(
-            mid, out_channels, (depth, 1, 1), (stride[0], 1, 1), (depth // 2, 0, 0), bias=bias
+        self.through_plane = ThroughPlaneConv(
+            mid, out_channels, (depth, 1, 1), through_stride, (depth // 2, 0, 0), bias=bias
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -225,7 +176,8 @@ def make_conv(in_channels: int, out_channels: int, kernel: Triple, stride: Tripl
         return Conv2Plus1d(in_channels, out_channels, config.mid, kernel, stride, config.norm, config.activation)
     depth, height, width = kernel
     padding = (depth // 2, height // 2, width // 2)
-    return nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=config.norm == "none")
+    kind = InPlaneConv if depth == stride[0] == 1 else nn.Conv3d
+    return kind(in_channels, out_channels, kernel, stride, padding, bias=config.norm == "none")
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:

@@ -123,10 +123,13 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
 
 
 def write_plan(plan: Plan, reasons: dict[str, str], path: Path) -> None:
-    """Write a plan as YAML, the reason for a value as a comment above it; `read_plan` takes it back."""
-    lines = [
-        f"# The plan of a model for {' '.join(plan.dataset.split())}. A comment is the reason for the value below it."
-    ]
+    """Write a plan as YAML; `read_plan` takes it back."""
+    write_text(path, plan_text(plan, reasons))
+
+
+def plan_text(plan: Plan, reasons: dict[str, str]) -> str:
+    """A plan as YAML, the reason for a value as a comment above it."""
+    lines = [f"# Plan for {' '.join(plan.dataset.split())}. A comment is the reason for the value below it."]
     document = plan.model_dump(mode="json", exclude_none=True)
     network = document.pop("network")
     for key, value in document.items():
@@ -134,7 +137,7 @@ def write_plan(plan: Plan, reasons: dict[str, str], path: Path) -> None:
     lines += ["network:"]
     for key, value in network.items():
         lines += [f"  {line}" for line in _yaml_lines(key, value, reasons.get(f"network.{key}"))]
-    write_text(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def read_plan(path: Path) -> Plan:

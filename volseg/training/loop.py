@@ -26,7 +26,7 @@ def fit(
     config: TrainingConfig,
     dtype: torch.dtype,
     validate: Validate | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    report: Callable[[dict[str, Any]], object] = dict,
     stopped: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train `state.network` in place until the budget is spent.
@@ -70,7 +70,11 @@ def fit(
         state.seconds = spent_before + time.perf_counter() - started
         record: dict[str, Any] = {"loss": loss, "learning_rate": rate}
         last, progress = progress, budget.progress(state.step, state.seconds)
-        if validate and math.floor(progress * config.validations) > math.floor(last * config.validations) and progress < 1:
+        if (
+            validate
+            and math.floor(progress * config.validations) > math.floor(last * config.validations)
+            and progress < 1
+        ):
             record |= validate(state.average)
             state.seconds = spent_before + time.perf_counter() - started
             progress = budget.progress(state.step, state.seconds)

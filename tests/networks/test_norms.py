@@ -1,0 +1,58 @@
+"""Instance norm against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from volseg.errors import UsageError
+from volseg.networks import InstanceNorm
+from volseg.networks.norms import InstanceNormFunction
+
+FORMATS = [torch.contiguous_format, torch.channels_last_3d]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_equals_torch_forward_and_backward(memory_format):
+    torch.manual_seed(0)
+    ours, torchs = InstanceNorm(5), nn.InstanceNorm3d(5, affine=True)
+    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.bias)
+    torchs.load_state_dict(ours.state_dict())
+    x = (torch.randn(2, 5, 4, 6, 7) * 3 + 2).contiguous(memory_format=memory_format)
+    gradient = torch.randn(x.shape)
+    results = []
+    for norm in (ours, torchs):
+        leaf = x.clone().requires_grad_()
+        out = norm(leaf)
+        out.backward(gradient)
+        results.append((out, leaf.grad, norm.weight.grad, norm.bias.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert results[0][0].is_contiguous(memory_format=memory_format)
+
+
+def test_gradient_is_the_derivative():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).unbind()
+    assert torch.autograd.gradcheck(lambda x, w, b: InstanceNormFunction.apply(x, w, b, 1e-5), (x, weight, bias))
+
+
+@pytest.mark.parametrize(("offset", "spread", "tolerance"), [(1.0, 0.01, 1e-4), (100.0, 1.0, 1e-4), (5.0, 0.0, 1e-4)])
+def test_keeps_precision_in_large_and_nearly_constant_windows(offset, spread, tolerance):
+    torch.manual_seed(0)
+    x = (torch.randn(1, 2, 40, 80, 80) * spread + offset).contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(
+        InstanceNorm(2)(x).double(), F.instance_norm(x.double(), eps=1e-5), rtol=0, atol=tolerance
+    )
+
+
+def test_other_types_than_float32_go_to_torch():
+    x = torch.randn(2, 3, 4, 4, 4, dtype=torch.bfloat16)
+    assert torch.equal(InstanceNorm(3).bfloat16()(x), F.instance_norm(x, eps=1e-5))
+
+
+def test_refuses_a_single_voxel():
+    with pytest.raises(UsageError, match="more than one voxel per channel"):
+        InstanceNorm(3)(torch.ones(2, 3, 1, 1, 1))

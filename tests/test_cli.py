@@ -1,0 +1,182 @@
+"""The command line: what it prints, writes and returns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.pipeline import blob, environment, leftovers, tiny_plan, write_model
+from volseg.cli import app
+from volseg.config import Channel
+
+AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A folder with two good scans and a bad one."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for seed in (1, 2):
+        nibabel.save(nibabel.Nifti1Image(blob(seed=seed), AFFINE), folder / f"scan{seed}.nii.gz")
+    (folder / "torn.nii.gz").write_bytes((folder / "scan1.nii.gz").read_bytes()[:500])
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_predict_writes_a_label_image_and_its_record(tmp_path, model, scans):
+    out = tmp_path / "seg.nii.gz"
+    result = run("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "ball" in result.stdout
+    assert nibabel.load(out).shape == (20, 24, 18)
+    assert json.loads((tmp_path / "seg.json").read_text())["model"]["name"] == "tiny"
+    assert not leftovers(tmp_path)
+
+
+def test_one_bad_case_of_several_ends_with_3_and_the_others_are_done(tmp_path, model, scans):
+    result = run("predict", scans, "--model", model, "--output", tmp_path / "out", "--device", "cpu", "--json")
+    assert result.exit_code == 3
+    cases = {case["name"]: case for case in json.loads(result.stdout)["cases"]}
+    assert "damaged" in cases["torn"]["error"]
+    assert cases["scan2"]["labels"]["ball"]["voxels"] >= 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "scan1.json", "scan1.nii.gz", "scan2.json", "scan2.nii.gz",
+    ]  # fmt: skip
+
+
+def test_one_bad_scan_alone_ends_with_2_and_one_sentence(tmp_path, model, scans):
+    result = run("predict", scans / "torn.nii.gz", "--model", model, "--output", tmp_path / "out.nii.gz")
+    assert result.exit_code == 2
+    assert result.stderr.count("Error:") == 1
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_an_existing_result_is_refused_before_any_work(tmp_path, model, scans):
+    out = tmp_path / "seg.nii.gz"
+    arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--device", "cpu")
+    out.write_bytes(b"precious")
+    assert run(*arguments).exit_code == 2
+    assert out.read_bytes() == b"precious"
+    assert run(*arguments, "--skip-existing").exit_code == 0
+    assert out.read_bytes() == b"precious"
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert nibabel.load(out).shape == (20, 24, 18)
+
+
+def test_channels_are_given_by_name(tmp_path, scans):
+    network = tiny_plan().network.model_copy(update={"in_channels": 2})
+    plan = tiny_plan(channels=(Channel(name="T1"), Channel(name="T2")), network=network)
+    model = write_model(tmp_path / "two.safetensors", plan)
+    one, two = scans / "scan1.nii.gz", scans / "scan2.nii.gz"
+    options = ("--model", model, "--output", tmp_path / "out.nii.gz", "--device", "cpu")
+    assert run("predict", "--channel", f"T2={two}", "--channel", f"T1={one}", *options).exit_code == 0
+    by_name = np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj)
+    stacked = np.stack([nibabel.load(path).get_fdata() for path in (one, two)], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(stacked.astype(np.int16), AFFINE), tmp_path / "both.nii.gz")
+    assert run("predict", tmp_path / "both.nii.gz", *options, "--overwrite").exit_code == 0
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj), by_name)
+    assert run("predict", "--channel", f"T2={two}", *options, "--overwrite").exit_code == 2
+    assert run("predict", one, *options, "--overwrite").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("predict",),
+        ("predict", "missing.nii.gz", "--model", "MODEL", "--output", "out.nii.gz"),
+        ("predict", "missing.nii.gz", "--model", "nothing", "--output", "out.nii.gz"),
+        ("train", "missing", "--output", "run"),
+        ("evaluate", "missing", "missing"),
+        ("info", "missing"),
+        ("plan", "missing"),
+        ("profile",),
+        ("profile", "--config", "missing.yaml"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_no_traceback(arguments, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*(model if argument == "MODEL" else argument for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_info_says_what_things_are(tmp_path, model, scans):
+    described = json.loads(run("info", model, "--json").stdout)
+    assert described["what"] == "model tiny"
+    assert described["labels"] == "1 ball, 2 rod"
+    described = json.loads(run("info", scans / "scan1.nii.gz", "--json").stdout)
+    assert described["shape"] == "20 x 24 x 18"
+    assert described["spacing_mm"] == "1.5 x 1.5 x 2.0"
+    assert described["voxel_ml"] == pytest.approx(0.0045)
+
+
+def test_evaluate_prints_and_writes_the_same_figures(tmp_path):
+    for folder, shift in (("p", 1), ("r", 0)):
+        labels = np.zeros((8, 8, 8), np.uint8)
+        labels[2 + shift : 6 + shift] = 1
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(labels, AFFINE), tmp_path / folder / "case.nii.gz")
+    result = run("evaluate", tmp_path / "p", tmp_path / "r", "--output", tmp_path / "report.json", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["mean"]["foreground_dice"] == pytest.approx(0.75)
+    assert json.loads((tmp_path / "report.json").read_text()) == document
+    assert (tmp_path / "report.csv").exists()
+    assert "mean foreground Dice: 0.7500" in run("evaluate", tmp_path / "p", tmp_path / "r").stdout
+
+
+def test_profile_of_a_model_adds_up(model):
+    document = json.loads(run("profile", "--model", model, "--json").stdout)
+    for one in document["blocks"].values():
+        *stages, total = one["stages"]
+        assert sum(stage["parameters"] for stage in stages) == total["parameters"]
+
+
+def test_doctor_names_the_device():
+    findings = {finding["what"]: finding for finding in json.loads(run("doctor", "--json").stdout)}
+    assert findings["device"]["found"]
+    assert findings["volseg"]["verdict"] == "ok"
+
+
+def test_a_killed_predict_leaves_no_half_written_file(tmp_path, model):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for index in range(40):
+        nibabel.save(nibabel.Nifti1Image(blob((60, 60, 60), index), AFFINE), scans / f"scan{index}.nii.gz")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "volseg", "predict", str(scans), "--model", str(model), "--output", str(out)]
+    for stop in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(
+            [*command, "--skip-existing"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        before = len(list(out.glob("*.nii.gz"))) if out.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and len(list(out.glob("scan*.nii.gz"))) < before + 3:
+            time.sleep(0.01)
+        os.kill(process.pid, stop)
+        _, errors = process.communicate(timeout=60)
+        for path in out.glob("scan*.nii.gz"):
+            assert np.asarray(nibabel.load(path).dataobj).shape == (60, 60, 60)
+        assert "Traceback" not in errors
+    assert process.returncode == 130
+    assert "--skip-existing" in errors

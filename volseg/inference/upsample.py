@@ -187,7 +187,7 @@ def _taken(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     """`values.index_select(dim, index)` of a 3-D tensor, several times faster along the last axis."""
     if dim < 2:
         return values.index_select(dim, index)
-    return values.flatten(0, 1).index_select(1, index).unflatten(0, values.shape[:2])
+    return values.flatten(0, 1).index_select(1, index).reshape(*values.shape[:2], -1)
 
 
 def _stencil(source: int, target: int, nearest: bool) -> _Stencil:

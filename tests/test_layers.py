@@ -20,7 +20,7 @@ RANKS = {
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # SimpleITK takes long to load and only some formats need it; the command line must answer --help at once.
-LAZY = {"data/reading.py", "cli.py"}
+LAZY = {"data/reading.py", "data/writing.py", "cli.py"}
 
 
 def part_of(path: Path) -> str:

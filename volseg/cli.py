@@ -10,6 +10,7 @@ import typer
 from volseg.console import guarded, progress_bar, show_error, show_json, show_line, show_table
 from volseg.errors import UsageError
 
+logger = logging.getLogger(__name__)
 app = typer.Typer(
     name="volseg",
     help="Segment medical volumes. For research; not a medical device.",
@@ -180,10 +181,13 @@ def profile(
     if as_json:
         show_json(document)
         return 0
-    for name, one in document["blocks"].items():
-        rows = [(row["stage"], row["parameters"], row["gflops"], row["activation_mib"]) for row in one["stages"]]
-        columns = ("stage", "parameters", "GFLOP", "activations MiB")
-        show_table(f"{name}, one patch of {' x '.join(map(str, document['patch_size']))} voxels", columns, rows)
+    figures = {"parameters": "parameters", "gflops": "GFLOP", "activation_mib": "MiB kept"}
+    columns = ["stage", *(f"{title}\n{block}" for title in figures.values() for block in document["blocks"])]
+    rows = [
+        (stages[0]["stage"], *(stage[figure] for figure in figures for stage in stages))
+        for stages in zip(*(block["stages"] for block in document["blocks"].values()), strict=True)
+    ]
+    show_table(f"Forward pass of one patch of {' x '.join(map(str, document['patch_size']))} voxels", columns, rows)
     return 0
 
 
@@ -252,14 +256,17 @@ def _named(channels: list[str] | None) -> dict[str, Path] | None:
 def _report_cases(done: list[Any], as_json: bool) -> int:
     """Print what became of the cases; the exit code that follows."""
     failed = [one for one in done if one.error]
+    for one in done:
+        for said in _said_of_scan(one.record or {}):
+            logger.warning("%s: %s", one.case.name, said)
     if as_json:
         show_json({"cases": [_case_document(one) for one in done]})
     else:
         rows = [
-            (one.case.name, measure.name, measure.voxels, measure.volume_ml, ", ".join(measure.flags))
+            (one.case.name, label, found["voxels"], found["volume_ml"], ", ".join(found["flags"]))
             for one in done
-            if one.result
-            for measure in one.result.measures
+            if one.record
+            for label, found in one.record["labels"].items()
         ]
         show_table("Volumes", ("case", "label", "voxels", "ml", "flags"), rows)
     for one in failed:
@@ -278,9 +285,14 @@ def _figure(value: float | None, digits: int = 4) -> str:
     return "none (no label was found in any case)" if value is None else f"{value:.{digits}f}"
 
 
+def _said_of_scan(record: dict[str, Any]) -> list[str]:
+    """What was assumed about a scan, and the flags that concern it as a whole."""
+    return [*record.get("warnings", []), *(flag for flag in record.get("flags", []) if flag.startswith("scan: "))]
+
+
 def _case_document(one: Any) -> dict[str, Any]:
     """One case of predict --json."""
-    outcome = one.result.record if one.result else {"error": str(one.error)}
+    outcome = one.record or {"error": str(one.error)}
     return {
         "name": one.case.name,
         "inputs": [str(path) for path in one.case.paths],

@@ -7,7 +7,7 @@ All defaults and units stand here. Spatial triples are in network order (D, H, W
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,7 +16,7 @@ from volseg.errors import ConfigError, VolsegError
 
 Triple = tuple[int, int, int]
 Block = Literal["conv3d", "conv2plus1d"]
-Mid = Literal["light", "matched"] | int
+Mid = Literal["light", "matched"] | Annotated[int, Field(ge=1)]
 Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
 
@@ -59,6 +59,12 @@ class NetworkConfig(Frozen):
         for name, (found, expected) in lengths.items():
             if found != expected:
                 raise ValueError(f"network.{name} has {found} entries, but {stages} features need {expected}")
+        if any(size % 2 == 0 or size < 1 for kernel in self.kernels for size in kernel):
+            raise ValueError(f"network.kernels are {self.kernels}, but kernel sizes have to be odd")
+        if self.strides[0] != (1, 1, 1) or any(step < 1 for stride in self.strides for step in stride):
+            raise ValueError(f"network.strides are {self.strides}, but they start with (1, 1, 1) and none is below 1")
+        if min(*self.features, *self.encoder_blocks, *self.decoder_blocks) < 1:
+            raise ValueError("network.features, encoder_blocks and decoder_blocks have to be 1 or more")
         return self
 
     @property
@@ -161,7 +167,7 @@ class PlanChoices(Frozen):
 class TrainingConfig(Frozen):
     """How a network is trained."""
 
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(5e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(12.0, gt=0, description="largest norm of the gradient")
     warmup: float = Field(0.02, ge=0, lt=1, description="share of the run over which the learning rate rises")

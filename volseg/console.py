@@ -29,7 +29,8 @@ INTERRUPTED = 128 + signal.SIGINT
 LINE_SECONDS = 15.0
 
 errors = Console(stderr=True, highlight=False)
-answers = Console(highlight=False)
+# Tables that go to a file or a pipe are not folded at the 80 columns rich assumes there.
+answers = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 logger = logging.getLogger("volseg")
 Arguments = ParamSpec("Arguments")
 

@@ -12,7 +12,7 @@ import torch
 from tests.pipeline import blob, leftovers, tiny_plan, write_model
 from volseg import Segmenter
 from volseg.config import Label
-from volseg.errors import InputError, UsageError
+from volseg.errors import InputError, ResourceError, UsageError
 
 AFFINE = np.array([[-1.5, 0.1, 0, 20], [0.1, 1.5, 0, -30], [0, 0, 2.1, 5], [0, 0, 0, 1.0]])
 
@@ -171,3 +171,36 @@ def test_a_model_that_is_none_is_refused(tmp_path):
 def test_something_that_is_no_scan_is_refused(segmenter):
     with pytest.raises(UsageError, match="dict is not a scan"):
         segmenter({"image": 1})
+
+
+def test_bf16_gives_nearly_the_labels_of_fp32(model, stored):
+    scan, labels = stored
+    result = Segmenter.load(model, device="cpu", precision="bf16")((scan, AFFINE))
+    assert result.run["precision"] == "bf16"
+    assert (result.labels == labels).mean() > 0.97
+
+
+def test_memory_that_runs_out_is_said_in_one_sentence(segmenter):
+    class Greedy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            raise MemoryError
+
+    greedy = Segmenter(segmenter.card, segmenter.sha256, Greedy(), segmenter.device, segmenter.dtype, segmenter.windows)
+    with pytest.raises(ResourceError, match="Out of memory on cpu"):
+        greedy((blob(), AFFINE))
+
+
+def test_mirroring_averages_over_mirror_images(tmp_path, stored):
+    scan, _ = stored
+    path = write_model(tmp_path / "m.safetensors", tiny_plan(mirror_axes=(2,)))
+    mirrored = Segmenter.load(path, device="cpu", precision="fp32", tta="mirror", overlap=0.0)
+    assert mirrored.windows.mirror_axes == (2,)
+    # W is A here: mirroring the scan along it mirrors the labels, which the plain network does not promise.
+    plain = np.diag([1.5, 1.5, 2.0, 1.0])
+    scan = scan[:16, :16, :16]
+    once, turned = mirrored((scan, plain)).labels, mirrored((scan[:, ::-1].copy(), plain)).labels
+    np.testing.assert_array_equal(turned[:, ::-1], once)

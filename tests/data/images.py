@@ -1,5 +1,6 @@
 """Small images and files of them, for the tests of reading and writing."""
 
+import locale
 from pathlib import Path
 
 import nibabel as nib
@@ -57,6 +58,8 @@ def write_series(
     `tags` ("0028_1052") are written beside or instead of the usual ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # GDCM leaves the process in the C locale after writing, in which other tests cannot read UTF-8.
+    before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k, position in enumerate(positions):
@@ -79,4 +82,5 @@ def write_series(
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{series}-{(first + k) * 7 % 31:02}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)
     return folder

@@ -1,4 +1,5 @@
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
@@ -12,9 +13,9 @@ import torch
 
 from tests.data.small_cases import small_plan, write_cases
 from volseg.config import AugmentationConfig
-from volseg.data.batches import BatchDataset, batch_loader, draw_centre
+from volseg.data.batches import BatchDataset, draw_centre, read_batches
 from volseg.data.cache import cache_cases
-from volseg.errors import UsageError
+from volseg.errors import TrainingError, UsageError
 from volseg.transforms import augmentation
 
 # Python 3.12 and later warn whenever a process that has threads is forked; torch's loader does that by design.
@@ -45,7 +46,7 @@ def dataset(cached):
 
 
 def take(dataset, start, workers, count=4):
-    loader = iter(batch_loader(dataset, start, workers))
+    loader = iter(read_batches(dataset, start, workers))
     return list(itertools.islice(loader, count))
 
 
@@ -142,13 +143,22 @@ def test_workers_use_one_thread_and_ignore_interrupts(cached):
 
 def test_the_loader_ends_its_workers(dataset):
     before = threading.active_count()
-    loader = iter(batch_loader(dataset, 0, 2))
+    loader = iter(read_batches(dataset, 0, 2))
     next(loader)
-    workers = [worker.pid for worker in loader._workers]
-    del loader
+    workers = [worker.pid for worker in multiprocessing.active_children()]
+    assert len(workers) == 2
+    loader.close()
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(dataset):
+    batches = read_batches(dataset, 0, 1)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match="--resume"):
+        list(itertools.islice(batches, 10))

@@ -157,10 +157,10 @@ def test_noise_has_zero_mean_and_at_most_the_configured_variance():
     pipeline = augmentation(plan, only(noise=1.0)).set_random_state(0)
     patches = torch.stack([pipeline(flat)["image"] for _ in range(200)])
     deviations = patches.std(dim=(1, 2, 3, 4)).numpy()
-    # The deviation is uniform between 0 and the square root of 0.1.
+    # The deviation is uniform between 0 and the square root of 0.01.
     assert patches.mean() == pytest.approx(0, abs=1e-3)
-    assert deviations.max() == pytest.approx(np.sqrt(0.1), rel=0.03)
-    assert deviations.mean() == pytest.approx(np.sqrt(0.1) / 2, rel=0.1)
+    assert deviations.max() == pytest.approx(np.sqrt(0.01), rel=0.03)
+    assert deviations.mean() == pytest.approx(np.sqrt(0.01) / 2, rel=0.1)
 
 
 def test_brightness_scales_each_channel_and_contrast_about_its_mean():

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from volseg.api.result import Result
-from volseg.api.segmenter import Segmenter
+from volseg.api.segmenter import Outcome, Segmenter
 from volseg.data.inputs import Case
 from volseg.errors import Stopped, VolsegError
 from volseg.progress import Progress, silent
@@ -14,12 +15,15 @@ from volseg.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Written:
-    """What became of one case: a label image at `output`, or the error that kept it from one."""
+    """What became of one case: a label image at `output` with its record, or the error that kept it from one.
+
+    The voxels are not kept, so that many cases need no more memory than one.
+    """
 
     case: Case
     output: Path
-    result: Result | None
-    error: VolsegError | None
+    record: dict[str, Any] | None = None
+    error: VolsegError | None = None
 
 
 def segment_files(
@@ -36,18 +40,22 @@ def segment_files(
         segmenter: the loaded model.
         jobs: cases, and where the label image of each goes.
         also: further writers, called with the result and the path of the label image, such as `write_preview`.
-        progress: told how far the windows of the present case are.
+        progress: told how far the cases are.
 
     Raises:
         Stopped: Ctrl-C; what was written is whole.
     """
     done = 0
+
+    def show(_: str, share: float, text: str) -> None:
+        progress("segment", (done + share) / len(jobs), f"{jobs[done][0].name}, {text}")
+
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
             behind: Future[Written] | None = None
-            outcomes = segmenter.map((case for case, _ in jobs), progress)
+            outcomes = segmenter.map((case for case, _ in jobs), show)
             for (case, output), outcome in zip(jobs, outcomes, strict=True):
-                following = writer.submit(_write, Written(case, output, outcome.result, outcome.error), also)
+                following = writer.submit(_write, case, output, outcome, also)
                 if behind:
                     yield behind.result()
                 behind, done = following, done + 1
@@ -60,14 +68,14 @@ def segment_files(
         ) from stop
 
 
-def _write(done: Written, also: Sequence[Callable[[Result, Path], None]]) -> Written:
+def _write(case: Case, output: Path, outcome: Outcome, also: Sequence[Callable[[Result, Path], None]]) -> Written:
     """Write what was computed; a disk that refuses it is the case's error."""
-    if done.result is None:
-        return done
+    if outcome.result is None:
+        return Written(case, output, error=outcome.error)
     try:
-        done.result.save(done.output)
+        outcome.result.save(output)
         for write in also:
-            write(done.result, done.output)
+            write(outcome.result, output)
     except VolsegError as error:
-        return Written(done.case, done.output, None, error)
-    return done
+        return Written(case, output, error=error)
+    return Written(case, output, record=outcome.result.record)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.evaluation.pairs import match_pairs, read_labels_file
-from volseg.evaluation.report import evaluate_pairs, write_report
+from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
 
 
 def evaluate(
@@ -29,6 +29,8 @@ def evaluate(
     Raises:
         InputError: a prediction without a reference, grids that differ, or an image that is no label image.
     """
+    if output:
+        check_report_name(Path(output))
     values = read_labels_file(Path(labels)) if isinstance(labels, str | Path) else labels
     document = evaluate_pairs(match_pairs(Path(predictions), Path(references)), values)
     if output:

@@ -14,7 +14,7 @@ import torch
 from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, load_config
-from volseg.data.batches import BatchDataset, batch_loader
+from volseg.data.batches import BatchDataset, read_batches
 from volseg.data.cache import cache_cases
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.device import choose_device, choose_precision
@@ -28,12 +28,13 @@ from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.loop import fit
 from volseg.training.metrics import MetricsLog
-from volseg.training.schedule import Budget
 from volseg.training.state import TrainingState, has_checkpoint
 from volseg.training.stop import stop_requests
 from volseg.transforms import augmentation
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ def train(
     place = choose_device(device)
     run = _prepare(folder, settings, configuration, open_dataset(Path(dataset)), place, resume)
     with _log_file(folder / "log.txt"):
-        network, done = _fit(run, progress)
+        state, done = _fit(run, progress)
         if not done:
             raise Stopped(
                 f"Stopped; what was reached is safe in {folder}. "
                 f"Go on with: volseg train {dataset} --output {folder} --resume"
             )
-        _finish(run, network, progress)
+        _finish(run, state, progress)
     return folder
 
 
@@ -132,53 +133,66 @@ def _prepare(
     return Run(folder, settings, config, data, plan, device, training, validation)
 
 
-def _fit(run: Run, progress: Progress) -> tuple[torch.nn.Module, bool]:
-    """Train from the checkpoint, or from the seed; the averaged network, and whether the budget is spent."""
+def _fit(run: Run, progress: Progress) -> tuple[TrainingState, bool]:
+    """Train from the checkpoint, or from the seed; where the run then stands, and whether its budget is spent."""
     training_cases, validation_cases = (
         cache_cases(cases, run.plan, run.folder / "cache", partial(_show_cached, progress, stage))
         for stage, cases in (("prepare", run.training), ("prepare validation", run.validation))
     )
+    config = run.config.training
     torch.manual_seed(run.settings.seed)
-    training, checkpoint = run.config.training, run.folder / "checkpoint"
-    state = TrainingState(UNet(run.plan.network).to(run.device), training)
-    if has_checkpoint(checkpoint):
-        state.load(checkpoint)
+    state = TrainingState(UNet(run.plan.network).to(run.device), config)
+    if has_checkpoint(run.folder / CHECKPOINT):
+        state.load(run.folder / CHECKPOINT)
         logger.info("Going on after step %d", state.step)
-    steps = run.settings.steps or (None if run.settings.minutes else run.plan.steps)
-    budget = Budget(steps=steps, seconds=None if steps else 60 * (run.settings.minutes or 0))
-    batches = BatchDataset(
-        training_cases,
-        run.plan,
-        training.foreground,
-        augmentation(run.plan, run.config.augmentation),
-        run.settings.seed,
-    )
-    metrics = MetricsLog(run.folder, state.step)
-    saved = time.monotonic()
-    dice = ""
-
-    def report(record: dict[str, Any]) -> None:
-        nonlocal saved, dice
-        metrics.append(record)
-        if "foreground_dice" in record:
-            dice = f", Dice {record['foreground_dice']:.3f}"
-            logger.info("step %d: validation Dice %.4f", record["step"], record["foreground_dice"])
-        progress("train", min(record["progress"], 1.0), f"step {record['step']}, loss {record['loss']:.3f}{dice}")
-        if time.monotonic() - saved > training.checkpoint_seconds:
-            state.save(checkpoint)
-            saved = time.monotonic()
-
-    dtype = choose_precision(training.precision, run.device)
-    validate = validator(run.plan, validation_cases, dtype)
-    loader = batch_loader(batches, state.step, training.workers)
-    with closing(metrics), stop_requests() as stopped:
-        done = fit(state, loader, budget, training, dtype, validate, report, stopped)
-        state.save(checkpoint)
-    return state.average, done
+    patches = augmentation(run.plan, run.config.augmentation)
+    dataset = BatchDataset(training_cases, run.plan, config.foreground, patches, run.settings.seed)
+    dtype = choose_precision(config.precision, run.device)
+    with closing(Bookkeeper(run, state, progress)) as books, stop_requests() as stopped:
+        done = fit(
+            state,
+            read_batches(dataset, state.step, config.workers),
+            run.settings.budget(run.plan.steps),
+            config,
+            dtype,
+            validator(run.plan, validation_cases, dtype),
+            books.enter,
+            stopped,
+        )
+        state.save(run.folder / CHECKPOINT)
+    return state, done
 
 
-def _finish(run: Run, network: torch.nn.Module, progress: Progress) -> None:
+class Bookkeeper:
+    """Keeps metrics, log lines, the progress bar and the checkpoint up to date while a run trains."""
+
+    def __init__(self, run: Run, state: TrainingState, progress: Progress) -> None:
+        self._run, self._state, self._progress = run, state, progress
+        self._metrics = MetricsLog(run.folder, state.step)
+        self._saved = time.monotonic()
+        self._dice = ""
+
+    def enter(self, record: dict[str, Any]) -> None:
+        """Take in one step's record, see `fit`."""
+        self._metrics.append(record)
+        dice = record.get("foreground_dice")
+        if dice is not None:
+            self._dice = f", Dice {dice:.3f}"
+            logger.info("step %d: validation Dice %.4f", record["step"], dice)
+        text = f"step {record['step']}, loss {record['loss']:.3f}{self._dice}"
+        self._progress("train", min(record["progress"], 1.0), text)
+        if time.monotonic() - self._saved > self._run.config.training.checkpoint_seconds:
+            self._state.save(self._run.folder / CHECKPOINT)
+            self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Close the files of the metrics."""
+        self._metrics.close()
+
+
+def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
     """Write the model, score it on the validation cases from written files, and report."""
+    weights = state.average.state_dict()
     card = ModelCard(
         name=f"{run.data.name}-fold{run.settings.fold}",
         plan=run.plan,
@@ -186,14 +200,17 @@ def _finish(run: Run, network: torch.nn.Module, progress: Progress) -> None:
             "dataset": run.data.name,
             "licence": run.data.licence,
             "cases": len(run.training),
-            **run.settings.model_dump(),
+            "fold": run.settings.fold,
+            "seed": run.settings.seed,
+            "steps": state.step,
+            "seconds": round(state.seconds, 1),
         },
     )
     model = run.folder / "model.safetensors"
-    save_model(model, card, network.state_dict())
+    save_model(model, card, weights)
     if run.validation:
         scores = validate_from_files(model, run.data, run.validation, run.folder, str(run.device), progress)
-        save_model(model, card.model_copy(update={"scores": scores}), network.state_dict())
+        save_model(model, card.model_copy(update={"scores": scores}), weights)
     write_run_report(run.folder)
 
 

@@ -21,7 +21,7 @@ from volseg.data.inputs import Case
 from volseg.data.preprocess import image_to_network
 from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
 from volseg.device import DTYPES, autocast, choose_device, choose_precision
-from volseg.errors import InputError, UsageError, VolsegError
+from volseg.errors import InputError, ResourceError, UsageError, VolsegError
 from volseg.files import sha256_of
 from volseg.inference.engine import segment
 from volseg.inference.quality import measure, scan_flags
@@ -99,7 +99,17 @@ class Segmenter:
 
         Raises:
             InputError: the scan cannot be used; see `volseg.data.checks` for what is asked of it.
+            ResourceError: memory is not enough.
         """
+        try:
+            return self._segment(scan, progress)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise ResourceError(
+                f"Out of memory on {self.device} while segmenting. Free some, or use a model with a smaller patch than "
+                f"{' x '.join(map(str, self.windows.patch_size))}."
+            ) from error
+
+    def _segment(self, scan: Any, progress: Progress) -> Result:
         started = time.perf_counter()
         opened = open_scan(scan, len(self.card.plan.channels))
         read = time.perf_counter()
@@ -225,7 +235,7 @@ def label_volume(
     def predict(batch: Tensor) -> Tensor:
         with autocast(device, dtype):
             logits: Tensor = network(batch)
-        return logits.float()
+        return logits
 
     with torch.inference_mode():
         classes = segment(
@@ -237,7 +247,7 @@ def label_volume(
         )
     values = [0, *(label.value for label in plan.labels)]
     table = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
-    return grid.back(table[classes.cpu().numpy()])
+    return grid.back(classes.cpu().numpy(), table=table)
 
 
 def peak_memory_bytes() -> int:

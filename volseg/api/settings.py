@@ -11,6 +11,7 @@ from pydantic import Field
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.errors import UsageError
 from volseg.files import write_text
+from volseg.training.schedule import Budget
 
 # All that a run leaves in its folder: what --overwrite removes, and nothing else.
 CONTENT = (
@@ -27,6 +28,12 @@ class RunSettings(Frozen):
     seed: int = Field(0, ge=0)
     minutes: float | None = Field(None, gt=0)
     steps: int | None = Field(None, gt=0)
+
+    def budget(self, planned_steps: int) -> Budget:
+        """What the run may spend: what was asked for, else the plan's number of steps."""
+        if self.minutes is not None:
+            return Budget(seconds=60 * self.minutes)
+        return Budget(steps=self.steps or planned_steps)
 
 
 def settle(

@@ -5,7 +5,7 @@ Images are (B, C, D, H, W), labels (B, D, H, W). Augmentation comes in as a call
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from volseg.config import Plan, Triple
 from volseg.data.cache import CachedCase
-from volseg.errors import UsageError
+from volseg.errors import TrainingError, UsageError
 
 # Two kinds of random streams under one seed: the order of the cases in an epoch, and what happens to a sample.
 ORDER, SAMPLE = 0, 1
@@ -101,18 +101,31 @@ def draw_centre(rng: np.random.Generator, case: CachedCase, size: Triple, foregr
     return (int(centre[0]), int(centre[1]), int(centre[2]))
 
 
-def batch_loader(dataset: BatchDataset, start_step: int, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
+def read_batches(dataset: BatchDataset, start_step: int, workers: int) -> Iterator[dict[str, torch.Tensor]]:
     """Batches from `start_step` on, without end; `workers` processes prepare them, each on one thread.
 
     The workers end with the iterator. They leave Ctrl-C to the process that reads the batches.
+
+    Raises:
+        TrainingError: a worker died, for example killed by the system for lack of memory.
     """
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(start_step, sys.maxsize),
         num_workers=workers,
         worker_init_fn=_leave_interrupts_to_parent,
     )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        # torch has no type of its own for a lost worker, and says which one in this sentence.
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"A process that prepares batches was lost: {str(error).splitlines()[0]} Memory or shared memory may be "
+            "short; go on with --resume, or begin with --set training.workers=0."
+        ) from error
 
 
 def _leave_interrupts_to_parent(worker: int) -> None:  # noqa: ARG001 - torch's interface

@@ -79,8 +79,7 @@ def write_report(document: Mapping[str, Any], path: Path) -> None:
     Raises:
         UsageError: `path` does not end in .json.
     """
-    if path.suffix != ".json":
-        raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
+    check_report_name(path)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["case", "label", *MEASURES])
@@ -88,6 +87,12 @@ def write_report(document: Mapping[str, Any], path: Path) -> None:
         writer.writerows([case["name"], label, *measures.values()] for label, measures in case["labels"].items())
     write_json(path, document)
     write_text(path.with_suffix(".csv"), table.getvalue())
+
+
+def check_report_name(path: Path) -> None:
+    """Refuse a name that `write_report` cannot write to."""
+    if path.suffix != ".json":
+        raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
 
 
 def _compare(pair: Pair, labels: Mapping[str, int] | None) -> dict[str, Overlap]:

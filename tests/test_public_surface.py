@@ -62,10 +62,10 @@ def test_predicting_loads_no_monai_and_no_plotting():
 
 
 def test_help_answers_quickly():
-    # The promise is half a second; a shared machine gets some slack, and the best of three is what the code costs.
+    # On a shared machine the best of several is what the code costs.
     def seconds() -> float:
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "volseg", "--help"], capture_output=True, check=True)
         return time.perf_counter() - started
 
-    assert min(seconds() for _ in range(3)) < 1.0
+    assert min(seconds() for _ in range(5)) < 0.5

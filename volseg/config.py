@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from volseg.errors import ConfigError, VolsegError
 
 Triple = tuple[int, int, int]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Block = Literal["conv3d", "conv2plus1d"]
-Mid = Literal["light", "matched"] | Annotated[int, Field(ge=1)]
+Mid = Literal["light", "matched"] | Count
 Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
 
@@ -149,15 +151,15 @@ class Plan(Frozen):
 class PlanChoices(Frozen):
     """What a user may fix of the plan; None means: derive it from the data."""
 
-    spacing_mm: tuple[float, float, float] | None = None
-    patch_size: Triple | None = None
-    batch_size: int | None = None
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None
+    patch_size: tuple[Count, Count, Count] | None = None
+    batch_size: Count | None = None
     normalisation: Literal["zscore", "ct", "none"] | None = None
     mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None
     block: Block | None = None
     mid: Mid | None = None
     encoder: Literal["plain", "residual"] | None = None
-    features: tuple[int, ...] | None = None
+    features: tuple[Count, ...] | None = Field(None, min_length=2)
     blocks_per_stage: int | None = Field(None, ge=1)
     norm: Norm | None = None
     activation: Activation | None = None
@@ -187,21 +189,21 @@ class AugmentationConfig(Frozen):
         30.0, ge=0, le=180, description="each axis; strongly anisotropic plans turn freely in the plane instead"
     )
     scaling: float = Field(0.2, ge=0, le=1)
-    scaling_range: tuple[float, float] = (0.7, 1.4)
+    scaling_range: tuple[Positive, Positive] = (0.7, 1.4)
     mirror: float = Field(0.5, ge=0, le=1, description="per allowed axis")
     noise: float = Field(0.1, ge=0, le=1)
     noise_variance: float = Field(0.01, ge=0, description="largest; nnU-Net calls its deviation of 0.1 a variance")
     blur: float = Field(0.2, ge=0, le=1)
-    blur_sigma: tuple[float, float] = (0.5, 1.0)
+    blur_sigma: tuple[Positive, Positive] = (0.5, 1.0)
     brightness: float = Field(0.15, ge=0, le=1)
-    brightness_range: tuple[float, float] = (0.75, 1.25)
+    brightness_range: tuple[Positive, Positive] = (0.75, 1.25)
     contrast: float = Field(0.15, ge=0, le=1)
-    contrast_range: tuple[float, float] = (0.75, 1.25)
+    contrast_range: tuple[Positive, Positive] = (0.75, 1.25)
     low_resolution: float = Field(0.25, ge=0, le=1)
-    low_resolution_range: tuple[float, float] = (0.5, 1.0)
+    low_resolution_range: tuple[Positive, Positive] = (0.5, 1.0)
     gamma: float = Field(0.3, ge=0, le=1)
     gamma_inverted: float = Field(0.1, ge=0, le=1)
-    gamma_range: tuple[float, float] = (0.7, 1.5)
+    gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
 
 
 class Config(Frozen):

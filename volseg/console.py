@@ -6,7 +6,6 @@ Everything here goes to standard error but `show_json` and `show_table`, which a
 import functools
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -144,4 +143,4 @@ def _start_logging() -> None:
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of signal handlers
-    os.kill(os.getpid(), signal.SIGINT)
+    raise KeyboardInterrupt

@@ -1,9 +1,13 @@
 """Which device and which precision the work runs in, chosen by what computes natively."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from volseg.errors import UsageError
+from volseg.errors import ResourceError, UsageError
 
+ADVICE = "Free some, use a machine with more, or a smaller patch or batch."
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,6 +51,24 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """A context in which convolutions run in `dtype`; does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def memory_errors(doing: str) -> Iterator[None]:
+    """Say in one sentence that memory ran out while `doing`.
+
+    Raises:
+        ResourceError: it did.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
+    except RuntimeError as error:
+        # On the CPU torch has no type of its own for this.
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
 
 
 def _cpu_computes_bf16() -> bool:

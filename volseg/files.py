@@ -5,11 +5,14 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from volseg.errors import ResourceError
+
+# The temporary names of `whole_file`.
+LEFTOVERS = ".????????.tmp.*"
 
 
 @contextmanager
@@ -22,9 +25,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         ResourceError: the disk refused the bytes (full, read-only, over quota).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
@@ -33,7 +36,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         message = f"Could not write {path}: {error.strerror or error}. Free some space or choose another place."
         raise ResourceError(message) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -46,6 +50,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document whole or not at all; NaN and infinity are refused, as JSON has neither."""
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The documents of a file with one JSON document per line; a last line that a kill cut off is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written below `folder`."""
+    for path in folder.rglob(LEFTOVERS):
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

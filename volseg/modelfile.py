@@ -13,7 +13,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from volseg.config import Frozen, Plan, checked
-from volseg.errors import InputError
+from volseg.errors import InputError, ResourceError
 from volseg.files import whole_file
 from volseg.version import __version__
 
@@ -34,9 +34,21 @@ class ModelCard(Frozen):
 
 def save_model(path: Path, card: ModelCard, weights: dict[str, torch.Tensor]) -> None:
     """Write a model file whole or not at all; weights are stored as they are, on the CPU."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_tensors(path, weights, {HEADER_KEY: card.model_dump_json()})
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
+    """Write tensors and a header as one .safetensors file, whole or not at all.
+
+    Raises:
+        ResourceError: the disk refused the bytes.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER_KEY: card.model_dump_json()})
+        try:
+            save_file(stored, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise ResourceError(f"Could not write {path}: {error}. Free some space or choose another place.") from error
 
 
 def read_card(path: Path) -> ModelCard:

@@ -190,7 +190,7 @@ def test_memory_that_runs_out_is_said_in_one_sentence(segmenter):
             raise MemoryError
 
     greedy = Segmenter(segmenter.card, segmenter.sha256, Greedy(), segmenter.device, segmenter.dtype, segmenter.windows)
-    with pytest.raises(ResourceError, match="Out of memory on cpu"):
+    with pytest.raises(ResourceError, match="Out of memory while segmenting on cpu"):
         greedy((blob(), AFFINE))
 
 

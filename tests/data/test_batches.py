@@ -13,7 +13,7 @@ import torch
 
 from tests.data.small_cases import small_plan, write_cases
 from volseg.config import AugmentationConfig
-from volseg.data.batches import BatchDataset, draw_centre, read_batches
+from volseg.data.batches import BatchDataset, batch_loader, draw_centre, lost_workers
 from volseg.data.cache import cache_cases
 from volseg.errors import TrainingError, UsageError
 from volseg.transforms import augmentation
@@ -46,7 +46,7 @@ def dataset(cached):
 
 
 def take(dataset, start, workers, count=4):
-    loader = iter(read_batches(dataset, start, workers))
+    loader = iter(batch_loader(dataset, start, workers))
     return list(itertools.islice(loader, count))
 
 
@@ -143,11 +143,11 @@ def test_workers_use_one_thread_and_ignore_interrupts(cached):
 
 def test_the_loader_ends_its_workers(dataset):
     before = threading.active_count()
-    loader = iter(read_batches(dataset, 0, 2))
+    loader = iter(batch_loader(dataset, 0, 2))
     next(loader)
     workers = [worker.pid for worker in multiprocessing.active_children()]
     assert len(workers) == 2
-    loader.close()
+    del loader
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -157,8 +157,13 @@ def test_the_loader_ends_its_workers(dataset):
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(dataset):
-    batches = read_batches(dataset, 0, 1)
+    batches = iter(batch_loader(dataset, 0, 1))
     next(batches)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(TrainingError, match="--resume"):
+    with pytest.raises(TrainingError, match="--resume"), lost_workers():
         list(itertools.islice(batches, 10))
+
+
+def test_an_error_inside_a_worker_is_not_taken_for_a_lost_one():
+    with pytest.raises(RuntimeError, match="Caught"), lost_workers():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")

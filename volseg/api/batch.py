@@ -9,6 +9,7 @@ from typing import Any
 from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
 from volseg.data.inputs import Case
+from volseg.device import memory_errors
 from volseg.errors import Stopped, VolsegError
 from volseg.progress import Progress, silent
 
@@ -73,9 +74,10 @@ def _write(case: Case, output: Path, outcome: Outcome, also: Sequence[Callable[[
     if outcome.result is None:
         return Written(case, output, error=outcome.error)
     try:
-        outcome.result.save(output)
-        for write in also:
-            write(outcome.result, output)
+        with memory_errors("writing the result"):
+            outcome.result.save(output)
+            for write in also:
+                write(outcome.result, output)
     except VolsegError as error:
         return Written(case, output, error=error)
     return Written(case, output, record=outcome.result.record)

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volseg.api.batch import segment_files
-from volseg.api.pictures import preview_path, write_preview
+from volseg.api.evaluation import evaluate
+from volseg.api.pictures import write_preview
 from volseg.api.run import train
 from volseg.api.segmenter import Segmenter
-from volseg.data.dataset import open_dataset
+from volseg.data.formats import beside
 from volseg.data.inputs import find_cases, plan_outputs
 from volseg.data.phantom import threshold_baseline, write_phantoms
 from volseg.data.reading import read_label, read_scan
-from volseg.evaluation.pairs import match_pairs
-from volseg.evaluation.report import evaluate_pairs, write_report
 from volseg.progress import Progress, silent
 
 # About a minute on two slow cores. Steps rather than minutes, so that a busy machine takes longer but scores the same.
@@ -67,8 +66,7 @@ def run_demo(
     for written in segment_files(segmenter, jobs, [write_preview], progress):
         if written.error:
             raise written.error
-    document = evaluate_pairs(match_pairs(output / "predictions", samples / "labelsTs"), open_dataset(samples).labels)
-    write_report(document, output / "report.json")
+    document = evaluate(output / "predictions", samples / "labelsTs", samples / "dataset.json", output / "report.json")
     rows = [
         (case["name"], label, found["prediction_ml"], found["reference_ml"], found["dice"])
         for case in document["cases"]
@@ -81,5 +79,5 @@ def run_demo(
             [read_scan(path).channels[0] for path in sorted(scans.iterdir())],
             [read_label(path).channels[0] for path in sorted((samples / "labelsTs").iterdir())],
         ),
-        preview=preview_path(jobs[0][1]),
+        preview=beside(jobs[0][1], ".png"),
     )

@@ -7,9 +7,10 @@ from typing import Any
 from volseg.api.segmenter import find_model
 from volseg.api.settings import is_run
 from volseg.config import load_config
-from volseg.data.reading import read_scan
+from volseg.data.geometry import Geometry
+from volseg.data.reading import read_stored
 from volseg.errors import UsageError
-from volseg.files import sha256_of
+from volseg.files import read_json_lines, sha256_of
 from volseg.modelfile import read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
@@ -83,26 +84,24 @@ def _describe_model(path: Path) -> dict[str, Any]:
 
 
 def _describe_image(path: Path) -> dict[str, Any]:
-    scan = read_scan(path)
-    array, geometry = scan.channels[0], scan.geometry
+    stored = read_stored(path)
+    array, geometry = stored.array, Geometry(stored.array.shape[:3], stored.affine)
     return {
         "what": "image",
         "file": str(path),
-        "shape": _by(geometry.shape),
+        "shape": _by(array.shape),
         "dtype": str(array.dtype),
         "spacing_mm": _by(tuple(round(spacing, 4) for spacing in geometry.spacing_mm)),
         "axes": geometry.axis_codes,
         "voxel_ml": geometry.voxel_ml,
-        "minimum": float(array.min()),
-        "maximum": float(array.max()),
-        "warnings": "; ".join(scan.warnings) or "none",
+        "minimum": None if array.dtype.kind == "c" else float(array.min()),
+        "maximum": None if array.dtype.kind == "c" else float(array.max()),
+        "warnings": "; ".join(stored.warnings) or "none",
     }
 
 
 def _describe_run(path: Path) -> dict[str, Any]:
-    metrics = path / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    last = json.loads(lines[-1]) if lines else {}
+    last: dict[str, Any] = next(reversed(read_json_lines(path / "metrics.jsonl")), {})
     scores = path / "validation.json"
     mean = json.loads(scores.read_text(encoding="utf-8"))["mean"] if scores.exists() else {}
     return {
@@ -114,7 +113,9 @@ def _describe_run(path: Path) -> dict[str, Any]:
         "loss": last.get("loss"),
         "model": str(path / "model.safetensors") if (path / "model.safetensors").exists() else "not finished",
         "foreground_dice": mean.get("foreground_dice"),
-        "dice": ", ".join(f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"])
+        "dice": ", ".join(
+            f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"] is not None
+        )
         or None,
     }
 

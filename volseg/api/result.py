@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from volseg.config import Label
-from volseg.data.formats import stem_of
+from volseg.data.formats import beside
 from volseg.data.reading import Scan
 from volseg.data.writing import write_labels
 from volseg.files import write_json
@@ -73,10 +73,6 @@ class Result:
             ResourceError: the disk refused the bytes.
         """
         path = Path(path)
+        # The record first, so that a label image always has one.
+        write_json(beside(path, ".json"), self.record)
         write_labels(self.labels, self.scan, path)
-        write_json(record_path(path), self.record)
-
-
-def record_path(image: Path) -> Path:
-    """Where the record of a label image lies."""
-    return image.with_name(stem_of(image) + ".json")

@@ -1,6 +1,8 @@
 """Training as a user asks for it: a data set in, a run folder out."""
 
 import logging
+import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,12 +16,12 @@ import torch
 from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, load_config
-from volseg.data.batches import BatchDataset, read_batches
+from volseg.data.batches import BatchDataset, batch_loader, lost_workers
 from volseg.data.cache import cache_cases
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
-from volseg.device import choose_device, choose_precision
-from volseg.errors import Stopped
-from volseg.files import write_json
+from volseg.device import choose_device, choose_precision, memory_errors
+from volseg.errors import Stopped, UsageError
+from volseg.files import remove_leftovers, write_json
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import UNet
 from volseg.planning.fingerprint import take_fingerprint
@@ -31,6 +33,7 @@ from volseg.training.metrics import MetricsLog
 from volseg.training.state import TrainingState, has_checkpoint
 from volseg.training.stop import stop_requests
 from volseg.transforms import augmentation
+from volseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +96,22 @@ def train(
     """
     asked = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
     folder = Path(output)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("Training on several processes is not there yet. Start one process, without torchrun.")
     settings, configuration = settle(folder, Path(config) if config else None, overrides, asked, resume, overwrite)
     place = choose_device(device)
     run = _prepare(folder, settings, configuration, open_dataset(Path(dataset)), place, resume)
     with _log_file(folder / "log.txt"):
-        state, done = _fit(run, progress)
-        if not done:
-            raise Stopped(
-                f"Stopped; what was reached is safe in {folder}. "
-                f"Go on with: volseg train {dataset} --output {folder} --resume"
-            )
-        _finish(run, state, progress)
+        logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, place, run.data.name,
+                    len(run.training), len(run.validation))  # fmt: skip
+        try:
+            state, done = _fit(run, progress)
+            if not done:
+                raise KeyboardInterrupt
+            _finish(run, state, progress)
+        except KeyboardInterrupt as stop:
+            again = shlex.join(["volseg", "train", str(dataset), "--output", str(folder), "--resume"])
+            raise Stopped(f"Stopped; what was reached is safe in {folder}. Go on with: {again}") from stop
     return folder
 
 
@@ -118,7 +126,13 @@ def _prepare(
 ) -> Run:
     """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data."""
     planned = resume and (folder / "plan.yaml").exists()
-    splits = read_splits(folder / "splits.json", data) if planned else split_folds(data, settings.folds)
+    if planned:
+        remove_leftovers(folder)
+        splits = read_splits(folder / "splits.json", data)
+    elif settings.fold == "all":
+        splits = [{"train": sorted(case.name for case in data.cases), "val": []}]
+    else:
+        splits = split_folds(data, settings.folds)
     split = choose_fold(splits, settings.fold)
     by_name = {case.name: case for case in data.cases}
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
@@ -148,10 +162,15 @@ def _fit(run: Run, progress: Progress) -> tuple[TrainingState, bool]:
     patches = augmentation(run.plan, run.config.augmentation)
     dataset = BatchDataset(training_cases, run.plan, config.foreground, patches, run.settings.seed)
     dtype = choose_precision(config.precision, run.device)
-    with closing(Bookkeeper(run, state, progress)) as books, stop_requests() as stopped:
+    with (
+        closing(Bookkeeper(run, state, progress)) as books,
+        lost_workers(),
+        memory_errors("training"),
+        stop_requests() as stopped,
+    ):
         done = fit(
             state,
-            read_batches(dataset, state.step, config.workers),
+            batch_loader(dataset, state.step, config.workers),
             run.settings.budget(run.plan.steps),
             config,
             dtype,
@@ -209,9 +228,11 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
     model = run.folder / "model.safetensors"
     save_model(model, card, weights)
     if run.validation:
-        scores = validate_from_files(model, run.data, run.validation, run.folder, str(run.device), progress)
+        precision = run.config.training.precision
+        scores = validate_from_files(model, run.data, run.validation, run.folder, str(run.device), precision, progress)
         save_model(model, card.model_copy(update={"scores": scores}), weights)
     write_run_report(run.folder)
+    logger.info("Finished after %d steps and %.0f seconds: %s", state.step, state.seconds, model)
 
 
 def _show_cached(progress: Progress, stage: str, done: int, total: int) -> None:
@@ -224,6 +245,8 @@ def _log_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("volseg")
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)
     package.addHandler(handler)
     try:
         yield

@@ -20,8 +20,8 @@ from volseg.data.geometry import GridMap
 from volseg.data.inputs import Case
 from volseg.data.preprocess import image_to_network
 from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
-from volseg.device import DTYPES, autocast, choose_device, choose_precision
-from volseg.errors import InputError, ResourceError, UsageError, VolsegError
+from volseg.device import DTYPES, autocast, choose_device, choose_precision, memory_errors
+from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import sha256_of
 from volseg.inference.engine import segment
 from volseg.inference.quality import measure, scan_flags
@@ -101,21 +101,21 @@ class Segmenter:
             InputError: the scan cannot be used; see `volseg.data.checks` for what is asked of it.
             ResourceError: memory is not enough.
         """
-        try:
-            return self._segment(scan, progress)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise ResourceError(
-                f"Out of memory on {self.device} while segmenting. Free some, or use a model with a smaller patch than "
-                f"{' x '.join(map(str, self.windows.patch_size))}."
-            ) from error
+        return self._segment(*self._open(scan), progress)
 
-    def _segment(self, scan: Any, progress: Progress) -> Result:
+    def _open(self, scan: Any) -> tuple[Scan, float]:
+        """The scan in memory, and the seconds that took."""
         started = time.perf_counter()
-        opened = open_scan(scan, len(self.card.plan.channels))
-        read = time.perf_counter()
-        volume, grid = image_to_network(list(opened.channels), opened.geometry, self.card.plan)
-        prepared = time.perf_counter()
-        labels = label_volume(self.network, volume, grid, self.card.plan, self.windows, self.dtype, progress)
+        with memory_errors("reading the scan"):
+            opened = open_scan(scan, len(self.card.plan.channels))
+        return opened, time.perf_counter() - started
+
+    def _segment(self, opened: Scan, read_seconds: float, progress: Progress) -> Result:
+        started = time.perf_counter()
+        with memory_errors(f"segmenting on {self.device}"):
+            volume, grid = image_to_network(list(opened.channels), opened.geometry, self.card.plan)
+            prepared = time.perf_counter()
+            labels = label_volume(self.network, volume, grid, self.card.plan, self.windows, self.dtype, progress)
         segmented = time.perf_counter()
         measures = tuple(measure(labels, self.card.plan.labels, opened.geometry.voxel_ml))
         flags = scan_flags(opened.channels, self.card.plan.channels)
@@ -127,8 +127,8 @@ class Segmenter:
             "overlap": self.windows.overlap,
             "mirror_axes": list(self.windows.mirror_axes),
             "seconds": {
-                "read": round(read - started, 4),
-                "prepare": round(prepared - read, 4),
+                "read": round(read_seconds, 4),
+                "prepare": round(prepared - started, 4),
                 "segment": round(segmented - prepared, 4),
                 "measure": round(measured - segmented, 4),
             },
@@ -141,20 +141,19 @@ class Segmenter:
 
         A scan that cannot be segmented is an outcome with an error, not an exception.
         """
-        channels = len(self.card.plan.channels)
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-read") as reader:
-            waiting: tuple[Any, Future[Scan]] | None = None
+            waiting: tuple[Any, Future[tuple[Scan, float]]] | None = None
             for scan in scans:
-                following = (scan, reader.submit(open_scan, scan, channels))
+                following = (scan, reader.submit(self._open, scan))
                 if waiting:
                     yield self._outcome(*waiting, progress)
                 waiting = following
             if waiting:
                 yield self._outcome(*waiting, progress)
 
-    def _outcome(self, scan: Any, opened: "Future[Scan]", progress: Progress) -> Outcome:
+    def _outcome(self, scan: Any, opened: "Future[tuple[Scan, float]]", progress: Progress) -> Outcome:
         try:
-            return Outcome(scan, result=self(opened.result(), progress))
+            return Outcome(scan, result=self._segment(*opened.result(), progress))
         except VolsegError as error:
             return Outcome(scan, error=error)
 

@@ -10,13 +10,14 @@ from pydantic import Field
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.errors import UsageError
-from volseg.files import write_text
+from volseg.files import LEFTOVERS, write_text
 from volseg.training.schedule import Budget
 
 # All that a run leaves in its folder: what --overwrite removes, and nothing else.
 CONTENT = (
     "plan.yaml", "config.yaml", "settings.yaml", "splits.json", "metrics.jsonl", "model.safetensors", "log.txt",
-    "validation.json", "validation.csv", "report.html", "validation", "checkpoint", "cache", "events.out.tfevents.*",
+    "validation.json", "validation.csv", "report.html", "validation", "checkpoint", "cache",
+    "events.out.tfevents.*", LEFTOVERS,
 )  # fmt: skip
 
 
@@ -25,7 +26,7 @@ class RunSettings(Frozen):
 
     fold: int | str = 0
     folds: int = 5
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     minutes: float | None = Field(None, gt=0)
     steps: int | None = Field(None, gt=0)
 
@@ -44,7 +45,7 @@ def settle(
     resume: bool,
     overwrite: bool,
 ) -> tuple[RunSettings, Config]:
-    """What a run will be: from the call, or from the folder of the run that is resumed. Writes nothing.
+    """What a run will be: from the call, or from the run that is resumed. Writes nothing but a new budget.
 
     Args:
         run: the folder.
@@ -64,19 +65,13 @@ def settle(
     if resume and overwrite:
         raise UsageError("Both resume and overwrite were given. Give one of them.")
     if resume and is_run(run):
-        if config or overrides:
+        stored = load_config(run / "config.yaml")
+        if (config or overrides) and load_config(config, overrides) != stored:
             raise UsageError(
                 f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set."
             )
-        return _taken_up(run / "settings.yaml", given), load_config(run / "config.yaml")
-    if run.exists() and not run.is_dir():
-        raise UsageError(f"{run} is a file. Give the name of a folder.")
-    if run.exists() and any(run.iterdir()):
-        if not overwrite:
-            raise UsageError(
-                f"{run} exists already. Go on with --resume, replace it with --overwrite, or choose another."
-            )
-        _refuse_foreign(run)
+        return _taken_up(run / "settings.yaml", given), stored
+    _refuse_taken(run, resume, overwrite)
     return checked(RunSettings, given, "The run's settings"), load_config(config, overrides)
 
 
@@ -115,8 +110,18 @@ def _own_files(run: Path) -> set[Path]:
     return {path for pattern in CONTENT for path in run.glob(pattern)}
 
 
-def _refuse_foreign(run: Path) -> None:
-    """A folder with anything but a run in it is left alone."""
+def _refuse_taken(run: Path, resume: bool, overwrite: bool) -> None:
+    """A folder with anything but a run in it is left alone, and a run is replaced only on request."""
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file. Give the name of a folder.")
+    there = {path.name for path in run.iterdir() if not path.match(LEFTOVERS)} if run.exists() else set()
+    # A run that was killed while it began has its configuration and no more.
+    if not there or (resume and there == {"config.yaml"}):
+        return
+    if not overwrite:
+        raise UsageError(f"{run} exists already. Go on with --resume, replace it with --overwrite, or choose another.")
+    if not is_run(run):
+        raise UsageError(f"{run} exists and is not a run, so it is not replaced. Choose another folder.")
     foreign = sorted(path.name for path in set(run.iterdir()) - _own_files(run))
     if foreign:
         raise UsageError(f"{run} holds files that are not a run's ({', '.join(foreign[:3])}). Choose another folder.")

@@ -13,6 +13,7 @@ from volseg.config import Plan
 from volseg.data.cache import CachedCase
 from volseg.data.dataset import DataSet, TrainingCase
 from volseg.data.reading import read_channels, read_label
+from volseg.data.writing import write_labels
 from volseg.evaluation.overlap import Overlap, label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
 from volseg.evaluation.report import evaluate_pairs, summarise, write_report
@@ -48,21 +49,30 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype) -> Va
 
 
 def validate_from_files(
-    model: Path, data: DataSet, cases: Sequence[TrainingCase], run: Path, device: str, progress: Progress
+    model: Path,
+    data: DataSet,
+    cases: Sequence[TrainingCase],
+    run: Path,
+    device: str,
+    precision: str,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Segment the original scans with the written model into RUN/validation, and score what was written.
 
     Returns:
         The means of validation.json: what goes into the model file as its scores.
     """
-    segmenter = Segmenter.load(model, device=device)
+    segmenter = Segmenter.load(model, device=device, precision=precision)
     pairs = []
     for done, case in enumerate(cases):
         progress("validate", done / len(cases), case.name)
         written = run / "validation" / f"{case.name}.nii.gz"
-        segmenter(read_channels(case.images, len(data.channels))).save(written)
+        result = segmenter(read_channels(case.images, len(data.channels)))
+        # No record: it would name a model file that is still without its scores.
+        write_labels(result.labels, result.scan, written)
         pairs.append(Pair(case.name, written, case.label))
     document = evaluate_pairs(Pairs(tuple(pairs)), data.labels)
     write_report(document, run / "validation.json")
-    progress("validate", 1.0, f"mean foreground Dice {document['mean']['foreground_dice']:.4f}")
+    dice = document["mean"]["foreground_dice"]
+    progress("validate", 1.0, "no label was found" if dice is None else f"mean foreground Dice {dice:.4f}")
     return {"cases": len(cases), **document["mean"]}

@@ -6,6 +6,7 @@ Images are (B, C, D, H, W), labels (B, D, H, W). Augmentation comes in as a call
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,26 +102,32 @@ def draw_centre(rng: np.random.Generator, case: CachedCase, size: Triple, foregr
     return (int(centre[0]), int(centre[1]), int(centre[2]))
 
 
-def read_batches(dataset: BatchDataset, start_step: int, workers: int) -> Iterator[dict[str, torch.Tensor]]:
+def batch_loader(dataset: BatchDataset, start_step: int, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
     """Batches from `start_step` on, without end; `workers` processes prepare them, each on one thread.
 
-    The workers end with the iterator. They leave Ctrl-C to the process that reads the batches.
-
-    Raises:
-        TrainingError: a worker died, for example killed by the system for lack of memory.
+    The workers end with the iterator. They leave Ctrl-C and SIGTERM to the process that reads the batches.
     """
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_size=None,
         sampler=range(start_step, sys.maxsize),
         num_workers=workers,
-        worker_init_fn=_leave_interrupts_to_parent,
+        worker_init_fn=_leave_signals_to_parent,
     )
+
+
+@contextmanager
+def lost_workers() -> Iterator[None]:
+    """Say in one sentence that a process of `batch_loader` died; torch says so wherever the main thread then is.
+
+    Raises:
+        TrainingError: one did, for example killed by the system for lack of memory.
+    """
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
-        # torch has no type of its own for a lost worker, and says which one in this sentence.
-        if "DataLoader worker" not in str(error):
+        # torch has no type of its own for a lost worker; an error inside a worker begins otherwise.
+        if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise TrainingError(
             f"A process that prepares batches was lost: {str(error).splitlines()[0]} Memory or shared memory may be "
@@ -128,5 +135,6 @@ def read_batches(dataset: BatchDataset, start_step: int, workers: int) -> Iterat
         ) from error
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:  # noqa: ARG001 - torch's interface
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 - torch's interface
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,11 @@ def image_suffix(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), None)
 
 
+def beside(image: Path, suffix: str) -> Path:
+    """The file of another kind that goes with an image: its name without suffix, and `suffix`."""
+    return image.with_name(stem_of(image) + suffix)
+
+
 def stem_of(path: Path) -> str:
     """The name of a scan without its suffix: "scan.nii.gz" and "scan.zip" give "scan"; a folder keeps its name."""
     path = Path(path)

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from volseg.config import Triple
 from volseg.errors import GridError
 
 # RAS+ to LPS+ millimetres and back: SimpleITK and DICOM point their first two axes the other way.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.data.formats import SUFFIXES, image_suffix, stem_of
+from volseg.data.formats import SUFFIXES, beside, image_suffix, stem_of
 from volseg.errors import InputError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -88,16 +88,17 @@ def plan_outputs(
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other. Give one of them.")
     outputs = output_paths(cases, out)
-    scans = {_absolute(path): path for case in cases for path in case.paths}
+    scans = {_absolute(path).resolve() for case in cases for path in case.paths}
     for output in outputs:
-        if _absolute(output) in scans:
+        if output.resolve() in scans:
             raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
     if skip_existing:
         return [(case, output) for case, output in zip(cases, outputs, strict=True) if not output.exists()]
-    existing = [output for output in outputs if output.exists()]
+    # The record too: a sidecar of that name may be somebody's work.
+    existing = [file for output in outputs for file in (output, beside(output, ".json")) if file.exists()]
     if existing and not overwrite:
         raise UsageError(
-            f"{len(existing)} of {len(outputs)} results exist already, the first is {existing[0]}. "
+            f"{existing[0]} exists already, one of {len(existing)} such files. "
             "Add --overwrite to replace them or --skip-existing to keep them."
         )
     return list(zip(cases, outputs, strict=True))
@@ -110,7 +111,10 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
         UsageError: two cases of one name, also where only their suffixes differ, as <name>.json is beside each
             result; or several cases but `out` names one file.
     """
-    if image_suffix(out) and not out.is_dir():
+    suffix = image_suffix(out)
+    if suffix and not out.is_dir():
+        if suffix in ONE_FILE_SUFFIX:
+            raise UsageError(f"--output {out} would be two files. Use {ONE_FILE_SUFFIX[suffix]} instead of {suffix}.")
         if len(cases) == 1:
             return [out]
         raise UsageError(f"--output {out} names one file, but there are {len(cases)} cases. Give a folder.")

@@ -28,7 +28,17 @@ from volseg.errors import GridError, InputError
 # Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
 _LARGEST_GZIP_RATIO = 1032
 # What nibabel, gzip and the system raise on files that are not what they say.
-_UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, HeaderDataError, MGHError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ArithmeticError,
+    ValueError,
+    TypeError,
+    KeyError,
+    zlib.error,
+    HeaderDataError,
+    MGHError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +61,7 @@ class Scan:
     warnings: tuple[str, ...]
 
 
-class _Stored(NamedTuple):
+class Stored(NamedTuple):
     """An image before its voxels are checked: (I, J, K) or (I, J, K, C) and an affine."""
 
     array: np.ndarray
@@ -71,7 +81,7 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
     Raises:
         InputError: it is missing, damaged, or fails a requirement of volseg.data.checks or volseg.data.dicom.
     """
-    return _as_scan(_load(Path(path)), channels)
+    return _as_scan(read_stored(Path(path)), channels)
 
 
 def read_channels(paths: Sequence[Path], channels: int = 1) -> Scan:
@@ -106,7 +116,7 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
         GridError: its grid is not `like`.
         InputError: it is missing, damaged, or fails a requirement of volseg.data.checks.
     """
-    stored = _load(Path(path))
+    stored = read_stored(Path(path))
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     label = check_label(stored.array, stored.source, known)
     geometry = Geometry(label.shape, stored.affine)
@@ -117,7 +127,7 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
 
 def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) -> Scan:
     """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied."""
-    stored = _Stored(np.asarray(array), np.array(affine, dtype=np.float64), None, "The array", [])
+    stored = Stored(np.asarray(array), np.array(affine, dtype=np.float64), None, "The array", [])
     return _as_scan(stored, channels)
 
 
@@ -133,29 +143,33 @@ def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
             array = np.asarray(proxy)
     if isinstance(image.header, nib.Nifti1Header):
         affine, warnings = check_nifti(image.header, image.header["pixdim"][1:4].astype(np.float64), source)
-        return _as_scan(_Stored(array, affine, image.header.copy(), source, warnings), channels)
+        return _as_scan(Stored(array, affine, image.header.copy(), source, warnings), channels)
     if image.affine is None:
         raise InputError(f"{source} has no affine; give it one.")
     header = image.header.copy() if isinstance(image, nib.MGHImage) else None
-    return _as_scan(_Stored(array, np.array(image.affine, dtype=np.float64), header, source, []), channels)
+    return _as_scan(Stored(array, np.array(image.affine, dtype=np.float64), header, source, []), channels)
 
 
 def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
     """Take a SimpleITK image; its voxels are not copied."""
     from volseg.data.itk import voxels_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 
-    return _as_scan(_Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
+    return _as_scan(Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
 
 
-def _as_scan(stored: _Stored, channels: int) -> Scan:
+def _as_scan(stored: Stored, channels: int) -> Scan:
     """The checks that every image passes."""
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     volumes = check_scan(stored.array, channels, stored.source)
     return Scan(volumes, Geometry(volumes[0].shape, stored.affine), stored.header, stored.source, tuple(warnings))
 
 
-def _load(path: Path) -> _Stored:
-    """Read whatever the path holds, by its suffix."""
+def read_stored(path: Path) -> Stored:
+    """Read whatever the path holds, by its suffix, without a look at its voxels.
+
+    Raises:
+        InputError: it is missing, damaged, or no image.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
     suffix = image_suffix(path)
@@ -163,11 +177,11 @@ def _load(path: Path) -> _Stored:
         from volseg.data.dicom import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 
         array, affine, warnings = read_dicom(path)
-        return _Stored(array, affine, None, str(path), warnings)
+        return Stored(array, affine, None, str(path), warnings)
     if suffix in ITK_SUFFIXES:
         from volseg.data.itk import read_file, voxels_of  # noqa: PLC0415 - as above
 
-        return _Stored(*voxels_of(read_file(path, suffix)), None, str(path), [])
+        return Stored(*voxels_of(read_file(path, suffix)), None, str(path), [])
     if suffix is None:
         raise InputError(f"{path} has no suffix of an image volseg reads: {', '.join(SUFFIXES)}, or DICOM.")
     with _unreadable_as_input_error(str(path)), open(path, "rb") as raw:
@@ -186,7 +200,7 @@ def _load(path: Path) -> _Stored:
     return stored
 
 
-def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> _Stored:
+def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     """Read a single-file NIfTI-1 or NIfTI-2 image."""
     start = stream.read(nib.Nifti2Header.sizeof_hdr)
     if start[344:348] == b"n+1\0":
@@ -202,17 +216,17 @@ def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> _Stored
     slope, inter = header.get_slope_inter()
     array = _voxels(stream, header, largest, source)
     scaled = _scaled(array, 1.0 if slope is None else slope, 0.0 if inter is None else inter)
-    return _Stored(scaled, affine, header, source, warnings)
+    return Stored(scaled, affine, header, source, warnings)
 
 
-def _load_mgh(stream: io.BufferedIOBase, largest: int, source: str) -> _Stored:
+def _load_mgh(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     """Read a FreeSurfer MGH image."""
     if stream.read(4) != b"\0\0\0\1":
         raise InputError(f"{source} is not a FreeSurfer MGH file; mend its name.")
     stream.seek(0)
     header = nib.MGHImage.header_class.from_fileobj(stream)
     affine = np.array(header.get_affine(), dtype=np.float64)
-    return _Stored(_voxels(stream, header, largest, source), affine, header, source, [])
+    return Stored(_voxels(stream, header, largest, source), affine, header, source, [])
 
 
 def _voxels(stream: io.BufferedIOBase, header: Any, largest: int, source: str) -> np.ndarray:

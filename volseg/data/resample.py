@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-Triple = tuple[int, int, int]
+from volseg.config import Triple
+
 Stencil = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # Source voxels in memory at a time: what is made of them on the way is a few times as large.
@@ -46,7 +47,7 @@ def resample_slabs(read: Callable[[int, int], torch.Tensor], source: Triple, tar
     order = sorted(range(3), key=lambda axis: target[axis] / source[axis])
     stencils = [linear_stencil(source[axis], target[axis], torch.device("cpu")) for axis in range(3)]
     step = max(1, SLAB_VOXELS * target[0] // (source[0] * source[1] * source[2]))
-    slabs = []
+    result: torch.Tensor | None = None
     for start in range(0, target[0], step):
         lower, upper, weight = (one[start : start + step] for one in stencils[0])
         first = int(lower[0])
@@ -57,8 +58,11 @@ def resample_slabs(read: Callable[[int, int], torch.Tensor], source: Triple, tar
                 slab = _linear_along(slab, axis - 3, here[axis])
             elif axis == 0:
                 slab = slab[..., : len(lower), :, :]  # the upper neighbours have no weight
-        slabs.append(slab)
-    return torch.cat(slabs, dim=-3) if len(slabs) > 1 else slabs[0]
+        if result is None:
+            result = slab.new_empty((*slab.shape[:-3], *target))
+        result[..., start : start + step, :, :] = slab
+    assert result is not None
+    return result
 
 
 def resample_linear(volume: torch.Tensor, shape: Triple) -> torch.Tensor:

@@ -2,11 +2,10 @@
 
 import torch
 
+from volseg.config import Triple
 from volseg.inference.stream import Predictor, Progress, stream_logits
 from volseg.inference.upsample import labels_from_slabs
 from volseg.inference.windows import Windows
-
-Triple = tuple[int, int, int]
 
 
 @torch.no_grad()

@@ -13,9 +13,8 @@ from itertools import chain
 
 import torch
 
+from volseg.config import Triple
 from volseg.data.resample import linear_stencil, nearest_index
-
-Triple = tuple[int, int, int]
 
 # Logits interpolated at a time: few enough for a processor's cache, many enough to keep a GPU busy.
 BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 25}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-Triple = tuple[int, int, int]
+from volseg.config import Triple
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from volseg.files import write_text
+from volseg.files import read_json_lines, write_text
 from volseg.report.colours import colour_at
 
 _POINTS = 1500  # of a curve; more would not be seen
@@ -59,7 +59,7 @@ def write_run_report(run: Path) -> None:
     Raises:
         ResourceError: the disk refused the file.
     """
-    records = _read_records(run / "metrics.jsonl")
+    records = read_json_lines(run / "metrics.jsonl")
     validation = _read_json(run / "validation.json")
     name = escape(run.resolve().name)
     parts = [
@@ -83,12 +83,6 @@ def write_run_report(run: Path) -> None:
 
 
 # ---- reading the run
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a kill cut off is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ def fit(
         config: see `TrainingConfig`.
         dtype: the convolutions' precision.
         validate: called with the averaged network at even shares of the run; its dict joins the next record.
-        report: gets one record per step: step, seconds, progress, loss, learning_rate, waited and what validation said.
+        report: gets one record per step: step, seconds, progress, loss and learning_rate, and what validation said.
         stopped: asked after every step; True ends the loop early with the state whole.
 
     Returns:

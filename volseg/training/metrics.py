@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from volseg.files import write_text
+from volseg.errors import ResourceError
+from volseg.files import read_json_lines, write_text
 
 
 class MetricsLog:
@@ -19,15 +20,22 @@ class MetricsLog:
 
     def __init__(self, run: Path, step: int = 0) -> None:
         path = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+        kept = [record for record in read_json_lines(path) if record["step"] <= step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held open for the run
         self._events = SummaryWriter(run, purge_step=step + 1)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one step's record; it reaches the file at once, so that a reader can follow."""
-        self._lines.write(json.dumps(record) + "\n")
-        self._lines.flush()
+        """Add one step's record; it reaches the file at once, so that a reader can follow.
+
+        Raises:
+            ResourceError: the disk refused it.
+        """
+        try:
+            self._lines.write(json.dumps(record) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise ResourceError(f"Could not write {self._lines.name}: {error.strerror}. Free some space.") from error
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float):
                 self._events.add_scalar(name, value, record["step"])
@@ -36,14 +44,3 @@ class MetricsLog:
         """Flush and close both."""
         self._lines.close()
         self._events.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut off by a kill is dropped."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records

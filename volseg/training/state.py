@@ -1,8 +1,8 @@
 """What a training run has to remember to go on exactly, and its checkpoint on disk.
 
 A checkpoint is one .safetensors file, written whole: weights, averaged weights, optimiser moments, and in the
-header the step and the seconds spent. There is no random state to keep: every sample is drawn from the seed,
-the step and its own number.
+header the step and the seconds spent. There is no random state to keep: every sample is drawn from the seed
+and its own number. (fp16 on a GPU begins with a fresh loss scale.)
 """
 
 import copy
@@ -12,12 +12,12 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from volseg.config import TrainingConfig
 from volseg.errors import InputError
-from volseg.files import whole_file
+from volseg.modelfile import save_tensors
 
 FILE_NAME = "state.safetensors"
 
@@ -58,10 +58,8 @@ class TrainingState:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         header = {"state": json.dumps({"step": self.step, "seconds": self.seconds})}
-        with whole_file(folder / FILE_NAME) as temporary:
-            save_file(tensors, temporary, metadata=header)
+        save_tensors(folder / FILE_NAME, tensors, header)
 
     def load(self, folder: Path) -> None:
         """Take up the checkpoint in `folder`.

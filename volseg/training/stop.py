@@ -1,10 +1,13 @@
 """Ctrl-C and SIGTERM end a run between two steps, where its state is whole."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -22,6 +25,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        logger.info("Stopping after this step; once more stops at once.")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -204,3 +204,55 @@ def test_overwrite_begins_anew(phantoms, tmp_path):
     first = train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu")
     train(phantoms, first, steps=3, overrides=TINY, device="cpu", overwrite=True)
     assert len((first / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_overwrite_replaces_runs_only(phantoms, tmp_path):
+    other = tmp_path / "other"
+    (other / "validation").mkdir(parents=True)
+    (other / "validation" / "precious.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not a run"):
+        train(phantoms, other, steps=1, overwrite=True)
+    assert (other / "validation" / "precious.txt").exists()
+
+
+def test_what_a_kill_left_behind_is_in_nobodys_way(phantoms, tmp_path):
+    run = train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu")
+    left = [run / ".ab12cd34.tmp.report.html", run / "checkpoint" / ".ab12cd34.tmp.state.safetensors"]
+    for path in left:
+        path.write_bytes(b"half")
+    train(phantoms, run, resume=True, device="cpu")
+    assert not any(path.exists() for path in left)
+    left[0].write_bytes(b"half")
+    train(phantoms, run, steps=1, overrides=TINY, device="cpu", overwrite=True)
+    assert not left[0].exists()
+
+
+def test_the_same_call_with_resume_begins_and_goes_on(phantoms, tmp_path):
+    call = {"steps": 2, "overrides": TINY, "device": "cpu", "resume": True}
+    first = train(phantoms, tmp_path / "run", **call)
+    before = (first / "model.safetensors").read_bytes()
+    assert (train(phantoms, tmp_path / "run", **call) / "model.safetensors").read_bytes() == before
+
+
+def test_fewer_cases_than_folds_train_with_fold_all(tmp_path):
+    write_phantoms(tmp_path / "data", count=2, seed=1, kind="mr")
+    with pytest.raises(InputError, match="--fold all"):
+        train(tmp_path / "data", tmp_path / "run", steps=1, overrides=TINY)
+    train(tmp_path / "data", tmp_path / "run", fold="all", steps=1, overrides=TINY, device="cpu")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_ends_a_run_whole(phantoms, tmp_path, stop):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "volseg", "train", str(phantoms), "--output", str(run), "--steps", "100000", *SET]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 2:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert (run / "checkpoint" / "state.safetensors").exists()

@@ -241,7 +241,7 @@ def test_a_scan_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_existing_results(tmp_path: Path) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii", "c.nii")], ONE)
-    out = make(tmp_path / "out", "b.nii", "c.nii", "a.json")
+    out = make(tmp_path / "out", "b.nii", "c.nii")
     pairs = [(case, out / f"{case.name}.nii") for case in cases]
     with pytest.raises(UsageError, match=r"2 of 3 results exist already, the first is .*b.nii. .*--overwrite.*--skip"):
         plan_outputs(cases, out)
@@ -267,3 +267,19 @@ def test_real_scans(data_folder: Path) -> None:
         "shear.nii.gz",
         "wm.mgz",
     ]
+
+
+@pytest.mark.parametrize("skip_existing", [False, True])
+def test_a_sidecar_of_the_records_name_is_not_replaced(tmp_path: Path, skip_existing: bool) -> None:
+    cases = find_cases([make(tmp_path / "scans", "a.nii")], ONE)
+    out = make(tmp_path / "out", "a.json")
+    with pytest.raises(UsageError, match=r"would replace .*a\.json"):
+        plan_outputs(cases, out, skip_existing=skip_existing)
+    assert len(plan_outputs(cases, out, overwrite=True)) == 1
+
+
+@pytest.mark.parametrize(("name", "instead"), [("seg.mhd", ".mha"), ("seg.nhdr", ".nrrd")])
+def test_a_result_in_two_files_is_refused_before_any_work(tmp_path: Path, name: str, instead: str) -> None:
+    cases = find_cases([make(tmp_path / "scans", "a.nii")], ONE)
+    with pytest.raises(UsageError, match=f"Use {instead}"):
+        plan_outputs(cases, tmp_path / name)

@@ -101,10 +101,11 @@ def test_samples_have_their_checksums():
     listed = dict(reversed(line.split()) for line in (SAMPLES / "SHA256SUMS").read_text().splitlines())
     found = {
         str(path.relative_to(SAMPLES)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (SAMPLES / "phantoms").rglob("*")
+        for folder in ("phantoms", "phantoms_ct")
+        for path in (SAMPLES / folder).rglob("*")
         if path.is_file()
     }
-    assert len(found) == 31
+    assert len(found) == 31 + 5
     assert found == listed
     assert sum(path.stat().st_size for path in SAMPLES.rglob("*") if path.is_file()) < 4e6
 

@@ -92,13 +92,19 @@ def plan_outputs(
     for output in outputs:
         if output.resolve() in scans:
             raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
+    # A file of the record's name without a label image is no result of ours, perhaps a scan's own sidecar.
+    records = [beside(output, ".json") for output in outputs if not output.exists()]
+    taken = [record for record in records if record.exists()]
+    if taken and not overwrite:
+        raise UsageError(
+            f"The record of a result would replace {taken[0]}. Choose another --output, or add --overwrite."
+        )
     if skip_existing:
         return [(case, output) for case, output in zip(cases, outputs, strict=True) if not output.exists()]
-    # The record too: a sidecar of that name may be somebody's work.
-    existing = [file for output in outputs for file in (output, beside(output, ".json")) if file.exists()]
+    existing = [output for output in outputs if output.exists()]
     if existing and not overwrite:
         raise UsageError(
-            f"{existing[0]} exists already, one of {len(existing)} such files. "
+            f"{len(existing)} of {len(outputs)} results exist already, the first is {existing[0]}. "
             "Add --overwrite to replace them or --skip-existing to keep them."
         )
     return list(zip(cases, outputs, strict=True))

@@ -268,7 +268,8 @@ def _report_cases(done: list[Any], as_json: bool) -> int:
             if one.record
             for label, found in one.record["labels"].items()
         ]
-        show_table("Volumes", ("case", "label", "voxels", "ml", "flags"), rows)
+        if rows:
+            show_table("Volumes", ("case", "label", "voxels", "ml", "flags"), rows)
     for one in failed:
         show_error(f"{one.case.name}: {one.error}" if len(done) > 1 else one.error)
     if not failed:

@@ -1,8 +1,8 @@
 """The deterministic way of a scan to the network: orient, normalise, resample.
 
-Plain functions on (array, Geometry), used by predicting directly and by training through thin MONAI transforms: one
-truth for both. A scan is turned, normalised and resampled a few planes at a time, so that beside the scan as stored
-and the network's volume nothing of their size is held.
+Plain functions on (array, Geometry), called by predicting, by training's cache, and by the MONAI pipeline in
+`volseg.transforms`: one truth for all. A scan is turned, normalised and resampled a few planes at a time, so that
+beside the scan as stored and the network's volume nothing of their size is held.
 """
 
 from collections.abc import Callable

@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "volseg"
 RANKS = {
     "version": 0, "errors": 0,
-    "files": 1, "config": 1, "progress": 1,
+    "files": 1, "config": 1, "progress": 1, "heap": 1,
     "device": 2, "modelfile": 2,
     "data": 3, "networks": 3,
     "transforms": 4,
-    "planning": 5, "training": 5, "inference": 5, "evaluation": 5, "report": 5,
+    "planning": 5, "training": 5, "inference": 5, "evaluation": 5, "report": 5, "interop": 5,
     "api": 6,
     "console": 7,
     "cli": 8,
@@ -20,7 +20,7 @@ RANKS = {
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # SimpleITK takes long to load and only some formats need it; the command line must answer --help at once.
-LAZY = {"data/reading.py", "data/writing.py", "cli.py"}
+LAZY = {"data/reading.py", "data/sizes.py", "data/writing.py", "cli.py"}
 
 
 def part_of(path: Path) -> str:

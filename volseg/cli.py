@@ -42,6 +42,8 @@ def predict(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     overlap: Annotated[float, typer.Option(help="share of a window its neighbour covers again")] = 0.5,
     tta: Annotated[str, typer.Option(help="none, or mirror: the mean over mirror images")] = "none",
+    max_memory: Annotated[str | None, typer.Option(help="the most memory the process may take, such as 4G")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="also write all probabilities, .npy")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="also write a picture")] = False,
     overwrite: Overwrite = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="leave out cases that have a result")] = False,
@@ -52,12 +54,12 @@ def predict(
     from volseg.api.segmenter import Segmenter
     from volseg.data.inputs import find_cases, plan_outputs
 
-    segmenter = Segmenter.load(model, device, precision, overlap, tta)
+    segmenter = Segmenter.load(model, device, precision, overlap, tta, max_memory)
     names = tuple(one.name for one in segmenter.card.plan.channels)
     cases = find_cases(inputs or [], names, _named(channel))
     jobs = plan_outputs(cases, output, overwrite, skip_existing)
     with progress_bar() as progress:
-        done = list(segment_files(segmenter, jobs, _writers(preview), progress))
+        done = list(segment_files(segmenter, jobs, _writers(preview), progress, probabilities))
     return _report_cases(done, as_json)
 
 
@@ -149,6 +151,27 @@ def evaluate(
     columns = ("label", "cases", "Dice", "sd", "IoU", "precision", "recall", "difference ml")
     show_table(f"Means over {len(document['cases'])} cases", columns, rows)
     show_line(f"mean foreground Dice: {_figure(mean['foreground_dice'])}")
+    return 0
+
+
+@app.command()
+@guarded
+def import_nnunet(
+    folder: Annotated[Path, typer.Argument(help="a trained nnU-Net v2 model: plans.json, dataset.json, fold_*/")],
+    *,
+    output: Annotated[Path, typer.Option(help="the model file, .safetensors")],
+    checkpoint: Annotated[str, typer.Option(help="file name in each fold's folder")] = "checkpoint_final.pth",
+    folds: Annotated[str | None, typer.Option(help="such as 0,1 or all; else all numbered folds there are")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> int:
+    """Turn a trained nnU-Net v2 model folder into one safe model file; nothing in the folder is executed."""
+    from volseg.api.describe import describe
+    from volseg.api.interop import import_nnunet as import_folder
+
+    wanted = [fold.strip() for fold in folds.split(",")] if folds else None
+    model = import_folder(folder, output, checkpoint=checkpoint, folds=wanted, overwrite=overwrite)
+    _show_description(describe(model), as_json)
     return 0
 
 

@@ -21,6 +21,7 @@ Block = Literal["conv3d", "conv2plus1d"]
 Mid = Literal["light", "matched"] | Count
 Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
+Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "none"]
 
 
 class Frozen(BaseModel):
@@ -36,7 +37,7 @@ class NetworkConfig(Frozen):
     """A U-Net, stage by stage; stage 0 is the finest. All per-stage lists have one entry per encoder stage."""
 
     in_channels: int = Field(1, ge=1)
-    classes: int = Field(2, ge=2, description="background included")
+    classes: int = Field(2, ge=1, description="background included")
     block: Block = "conv3d"
     mid: Mid = "light"
     encoder: Literal["plain", "residual"] = "plain"
@@ -82,7 +83,7 @@ class Channel(Frozen):
     """One input channel and how its intensities are normalised."""
 
     name: str = "image"
-    normalisation: Literal["zscore", "ct", "none"] = "zscore"
+    normalisation: Normalisation = "zscore"
     clip: tuple[float, float] | None = Field(None, description="ct: 0.5 and 99.5 percentile of the foreground")
     mean: float | None = Field(None, description="ct: mean of the foreground")
     std: float | None = Field(None, description="ct: standard deviation of the foreground")
@@ -102,22 +103,42 @@ class Label(Frozen):
 
     name: str
     value: int = Field(ge=1, le=65535)
+    parts: tuple[int, ...] = Field((), description="a region's stored values, its own included; () for a plain label")
     colour: Triple | None = None
     volume_ml_range: tuple[float, float] | None = Field(
         None, description="smallest and largest volume in the training references"
     )
 
 
+class Resampling(Frozen):
+    """How values are carried from one grid to another: by B-splines of an order, axis by axis.
+
+    nnU-Net carries an axis that is much coarser than the others on its own; see `volseg.data.resample.separate_axis`.
+    """
+
+    order: Literal[0, 1, 2, 3, 4, 5] = Field(1, description="0 nearest, 1 linear, 3 cubic")
+    separate: Literal["never", "always", "anisotropic"] = Field("never", description="the coarsest axis on its own")
+    separate_order: Literal[0, 1, 2, 3, 4, 5] = Field(0, description="of the axis that is on its own")
+    anisotropy: float = Field(3.0, gt=0, description="ratio of spacings above which 'anisotropic' holds")
+
+
 class Plan(Frozen):
     """All that is decided about a model before training, and all that predicting needs beside the weights.
 
-    Class 0 is the background; class c >= 1 is `labels[c - 1]`, written to label images as its `value`.
+    Class 0 is the background; class c >= 1 is `labels[c - 1]`, written to label images as its `value`. With `regions`
+    there is no background class and classes overlap: class c is `labels[c]`, present where its logit is above 0, and
+    later ones are written over earlier ones.
     """
 
     dataset: str
     channels: tuple[Channel, ...]
     labels: tuple[Label, ...]
-    through_plane: Literal[0, 1, 2] = Field(2, description="axis of the RAS+ reoriented scan that becomes D")
+    regions: bool = False
+    orientation: Literal["ras", "stored"] = Field("ras", description="the axes' order: RAS+, or as stored")
+    axes: Triple = Field((2, 0, 1), description="axes of the oriented scan that become D, H, W; D is through-plane")
+    crop: Literal["none", "nonzero"] = Field("none", description="the box around all voxels that are not 0")
+    image_resampling: Resampling = Resampling()
+    logits_resampling: Resampling = Resampling()
     spacing_mm: tuple[float, float, float]
     patch_size: Triple
     batch_size: int = Field(2, ge=1)
@@ -133,9 +154,12 @@ class Plan(Frozen):
             raise ValueError(
                 f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels"
             )
-        if self.network.classes != len(self.labels) + 1:
-            needed = f"{len(self.labels)} labels and background need {len(self.labels) + 1}"
-            raise ValueError(f"network.classes is {self.network.classes}, but {needed}")
+        needed = len(self.labels) + (not self.regions)
+        if self.network.classes != needed:
+            what = "regions" if self.regions else "labels and background"
+            raise ValueError(f"network.classes is {self.network.classes}, but {len(self.labels)} {what} need {needed}")
+        if sorted(self.axes) != [0, 1, 2]:
+            raise ValueError(f"axes are {self.axes}, but each of 0, 1 and 2 has to stand there once")
         for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):
             if size < 1 or size % divisor:
                 raise ValueError(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def room_for(path: Path, size: int) -> None:
+    """Refuse to write `size` bytes to `path` where the disk has no room for them.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise ResourceError(
+            f"{path} needs {size / 2**30:.2f} GiB, but the disk has {free / 2**30:.2f} GiB left. "
+            "Free some space or choose another place."
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,6 +27,7 @@ class ModelCard(Frozen):
     schema_version: int = SCHEMA_VERSION
     name: str
     plan: Plan
+    members: int = Field(1, ge=1, description="networks whose logits are averaged, such as the folds")
     training: dict[str, Any] = Field(default_factory=dict, description="data, licence, cases, steps, seconds, seed")
     scores: dict[str, Any] = Field(default_factory=dict, description="on the validation cases of its fold")
     volseg_version: str = __version__

@@ -19,7 +19,7 @@ def small_plan(**changes: Any) -> Plan:
         "dataset": "small",
         "channels": (Channel(),),
         "labels": (Label(name="one", value=3), Label(name="two", value=5)),
-        "through_plane": 2,
+        "axes": (2, 0, 1),
         "spacing_mm": (2.0, 1.0, 1.5),
         "patch_size": (8, 8, 8),
         "batch_size": 4,

@@ -10,9 +10,10 @@ import SimpleITK
 import torch
 
 from tests.data.small_cases import AFFINE, small_plan, write_cases
-from volseg.config import Channel, Label
+from volseg.config import Channel, Label, Resampling
 from volseg.data import cache
 from volseg.data.cache import cache_cases, cache_key
+from volseg.data.dataset import TrainingCase
 from volseg.data.geometry import Geometry
 from volseg.data.preprocess import image_to_network, label_to_network
 from volseg.errors import InputError
@@ -39,9 +40,25 @@ def test_a_cached_case_is_the_preprocessed_case(cases, folder):
         assert one.case == case
         assert one.grid == grid
         assert torch.equal(torch.from_numpy(one.image.copy()), expected)
-        assert torch.equal(torch.from_numpy(one.label.copy()), label_to_network(label, geometry, plan))
+        assert torch.equal(torch.from_numpy(one.label.copy()), label_to_network(label, grid, plan))
         assert (one.image.dtype, one.label.dtype) == (np.float32, np.uint8)
         assert isinstance(one.image, np.memmap)
+
+
+def test_a_cropped_label_lies_on_the_grid_of_its_image(tmp_path, folder):
+    image = np.zeros((12, 10, 9), np.float32)
+    image[3:9, 2:8, 1:7] = np.random.default_rng(0).normal(100, 20, (6, 6, 6))
+    label = np.zeros(image.shape, np.uint8)
+    label[3, 2, 1], label[8, 7, 6] = 3, 5
+    for name, array in (("image", image), ("label", label)):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    case = TrainingCase("case", (tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz")
+    plan = small_plan(orientation="stored", axes=(2, 1, 0), crop="nonzero", spacing_mm=(1.0, 1.0, 1.0))
+    one = cache_cases([case], plan, folder)[0]
+    assert one.grid.box == ((1, 7), (2, 8), (3, 9))
+    assert one.image.shape == (1, *one.label.shape) == (1, 6, 6, 6)
+    assert np.argwhere(one.label).tolist() == [[0, 0, 0], [5, 5, 5]]
+    assert one.label[5, 5, 5] == 2
 
 
 def test_foreground_voxels_are_the_labelled_ones(cases, folder):
@@ -101,7 +118,11 @@ def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, m
     "changes",
     [
         {"spacing_mm": (2.0, 1.0, 1.6)},
-        {"through_plane": 1},
+        {"axes": (1, 0, 2)},
+        {"orientation": "stored"},
+        {"crop": "nonzero"},
+        {"image_resampling": Resampling(order=3)},
+        {"image_resampling": Resampling(separate="anisotropic")},
         {"channels": (Channel(normalisation="none"),)},
         {"labels": (Label(name="one", value=3), Label(name="two", value=6))},
     ],

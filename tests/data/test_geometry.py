@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.small_cases import small_plan
 from volseg.data.geometry import LPS_FROM_RAS, Geometry, GridMap, map_to_network, ras_order
 from volseg.errors import GridError
 
@@ -119,28 +120,63 @@ def test_lps_is_its_own_inverse():
     np.testing.assert_array_equal(LPS_FROM_RAS @ [1, 2, 3, 1], [-1, -2, 3, 1])
 
 
-@pytest.mark.parametrize("through_plane", [0, 1, 2])
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize(("order", "flips"), STORAGES)
-def test_network_grid_is_the_same_however_it_was_stored(order, flips, through_plane):
-    """The network's axes are the world's: through-plane first, then the other two in R, A, S order."""
-    sizes = np.array([3, 4, 5])  # along R, A, S
-    geometry = Geometry(sizes[list(order)], stored_affine(order, flips, spacing=(1.0, 1.0, 1.0)))
+def test_network_grid_is_the_same_however_it_was_stored(order, flips, axes):
+    """D, H and W of the network are the plan's axes of the world."""
+    sizes, spacing = np.array([3, 4, 5]), np.array([1.0, 2.0, 3.0])  # along R, A, S
+    geometry = Geometry(sizes[list(order)], stored_affine(order, flips, spacing[list(order)]))
     world = world_of(geometry.affine, geometry.shape)
-    grid = map_to_network(geometry, through_plane, (1.0, 1.0, 1.0))
-    in_order = [through_plane, *(axis for axis in range(3) if axis != through_plane)]
-    assert grid.shape == tuple(sizes[in_order])
-    for axis, direction in enumerate(in_order):
+    grid = map_to_network(geometry, small_plan(axes=axes, spacing_mm=(1.0, 1.0, 1.0)))
+    assert grid.box_shape == tuple(sizes[list(axes)])
+    assert grid.spacing_mm == tuple(spacing[list(axes)])
+    assert grid.shape == tuple((sizes * spacing)[list(axes)])
+    for axis, direction in enumerate(axes):
         steps = np.diff(grid.into(world[..., direction]), axis=axis)
-        np.testing.assert_array_equal(steps, 1.0)
+        np.testing.assert_array_equal(steps, spacing[direction])
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize(("order", "flips"), STORAGES)
+def test_a_plan_of_the_stored_order_only_transposes(order, flips, axes):
+    geometry = Geometry((3, 4, 5), stored_affine(order, flips, (1.0, 2.0, 3.0)))
+    grid = map_to_network(geometry, small_plan(orientation="stored", axes=axes, spacing_mm=(1.0, 1.0, 1.0)))
+    array = np.arange(60).reshape(geometry.shape)
+    np.testing.assert_array_equal(grid.into(array), array.transpose(axes))
+    np.testing.assert_array_equal(grid.back(grid.into(array)), array)
+    assert grid.spacing_mm == tuple(float(axis + 1) for axis in axes)
+    assert grid.shape == tuple((3, 8, 15)[axis] for axis in axes)
 
 
 def test_network_grid_takes_the_ratio_of_sizes():
     geometry = Geometry((10, 20, 7), np.diag([0.5, 0.8, 3.0, 1.0]))
-    grid = map_to_network(geometry, through_plane=2, spacing_mm=(3.0, 1.0, 1.0))
+    grid = map_to_network(geometry, small_plan(spacing_mm=(3.0, 1.0, 1.0)))
     assert grid.axes == (2, 0, 1)
     assert grid.box_shape == (7, 10, 20)
     assert grid.shape == (7, 5, 16)
-    assert map_to_network(geometry, 2, (99.0, 99.0, 99.0)).shape == (1, 1, 1)
+    assert map_to_network(geometry, small_plan(spacing_mm=(99.0, 99.0, 99.0))).shape == (1, 1, 1)
+
+
+def test_a_half_is_rounded_to_even_after_dividing_spacings_first():
+    def size(count, current, new):
+        affine = np.diag([current, 1.0, 1.0, 1.0])
+        plan = small_plan(axes=(0, 1, 2), spacing_mm=(new, 1.0, 1.0))
+        return map_to_network(Geometry((count, 1, 1), affine), plan).shape[0]
+
+    assert [size(count, 1.0, 2.0) for count in (3, 5, 7)] == [2, 2, 4]
+    # 5 * 0.6 / 0.4 would be 7.5, which rounds to 8.
+    assert size(5, 0.6, 0.4) == 7
+
+
+def test_a_box_is_cut_out_of_the_oriented_grid():
+    geometry = Geometry((10, 20, 7), np.diag([-0.5, 0.8, 3.0, 1.0]))
+    box = ((1, 6), (2, 9), (0, 20))
+    grid = map_to_network(geometry, small_plan(spacing_mm=(1.5, 0.5, 0.8)), box)
+    assert grid.box == box
+    assert grid.box_shape == (5, 7, 20)
+    assert grid.shape == (10, 7, 20)
+    array = np.arange(1400).reshape(geometry.shape)
+    np.testing.assert_array_equal(grid.into(array), array[::-1].transpose(2, 0, 1)[1:6, 2:9])
 
 
 @st.composite
@@ -152,7 +188,8 @@ def grid_maps(draw):
     for axis in axes:
         start = draw(st.integers(0, stored[axis] - 1))
         box.append((start, draw(st.integers(start + 1, stored[axis]))))
-    return GridMap(stored, tuple(axes), flips, tuple(box), tuple(draw(st.integers(1, 9)) for _ in range(3)))
+    shape = tuple(draw(st.integers(1, 9)) for _ in range(3))
+    return GridMap(stored, tuple(axes), flips, tuple(box), shape, (1.0, 1.0, 1.0))
 
 
 @settings(max_examples=200, deadline=None)
@@ -176,7 +213,7 @@ def test_into_carries_leading_axes_along(grid, channels):
 
 
 def test_map_refuses_foreign_shapes():
-    grid = map_to_network(Geometry((3, 4, 5), np.eye(4)), 2, (1.0, 1.0, 1.0))
+    grid = map_to_network(Geometry((3, 4, 5), np.eye(4)), small_plan())
     with pytest.raises(GridError, match="found an array of"):
         grid.into(np.zeros((3, 4, 6)))
     with pytest.raises(GridError, match="cut-out has shape"):

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from volseg.data.resample import nearest_index
 from volseg.errors import VolsegError
-from volseg.inference.engine import segment
-from volseg.inference.stream import mirrored, stream_logits
+from volseg.inference.engine import segment as label_planes
+from volseg.inference.stream import Head, Predictor, mirrored, stream_logits, stream_order
+from volseg.inference.upsample import last_present
 from volseg.inference.windows import Windows, gaussian, window_starts
 
 Triple = tuple[int, int, int]
@@ -30,6 +31,14 @@ def predictor_of(classes: int, channels: int = 1) -> Callable[[torch.Tensor], to
         return answer / (1 + batch.std((1, 2, 3, 4), keepdim=True)) + ramp
 
     return predict
+
+
+def segment(volume: torch.Tensor, answer, windows: Windows, box: Triple, **options) -> torch.Tensor:
+    """All planes of labels put together, in network order (D, H, W)."""
+    predictor = answer if isinstance(answer, Predictor) else Predictor(answer)
+    planes = [labels for _, labels in label_planes(volume, predictor, windows, box, **options)]
+    order = stream_order(tuple(volume.shape[1:]))
+    return torch.cat(planes).permute(*(order.index(axis) for axis in range(3)))
 
 
 def full_logits(
@@ -58,7 +67,9 @@ def full_logits(
 
 def gathered(volume: torch.Tensor, predictor, windows: Windows, axis: int) -> torch.Tensor:
     """All slabs of a stream put together, in network order."""
-    slabs = [(start, slab.clone()) for start, slab in stream_logits(volume, predictor, windows, axis, CPU)]
+    order = (axis, *(other for other in range(3) if other != axis))
+    predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor)
+    slabs = [(start, slab.clone()) for start, slab in stream_logits(volume, predictor, windows, order, CPU)]
     ends = [start + slab.shape[1] for start, slab in slabs]
     assert [start for start, _ in slabs] == [0, *ends[:-1]]
     return torch.cat([slab for _, slab in slabs], dim=1).movedim(1, axis + 1)
@@ -217,6 +228,53 @@ def test_answers_that_are_no_numbers_are_refused(wrong: float) -> None:
 
     with pytest.raises(VolsegError, match="infinite or not numbers"):
         segment(torch.randn(1, 9, 6, 5), broken, Windows(PATCH), (9, 6, 5))
+
+
+def test_a_head_after_the_blending_gives_the_logits_of_a_head_before_it() -> None:
+    volume = torch.randn(1, 19, 8, 11)
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(7, 3, generator=generator), torch.randn(7, generator=generator)
+    features = predictor_of(3)
+
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        return F.conv3d(features(batch), weight[:, :, None, None, None], bias)
+
+    after = Predictor(features, Head(weight, bias))
+    for axis in range(3):
+        expected = gathered(volume, logits, Windows(PATCH), axis)
+        torch.testing.assert_close(gathered(volume, after, Windows(PATCH), axis), expected, rtol=0, atol=2e-5)
+
+
+def test_regions_overlap_and_later_ones_are_written_over_earlier_ones() -> None:
+    volume = torch.randn(1, 9, 8, 11, generator=torch.Generator().manual_seed(4))
+    windows, predictor, box = Windows(PATCH), predictor_of(3), (13, 8, 5)
+    logits = F.interpolate(
+        full_logits(volume, predictor, windows)[None], size=box, mode="trilinear", align_corners=False
+    )[0]
+    expected = torch.zeros(box, dtype=torch.uint8)
+    for region in range(3):
+        expected[torch.sigmoid(logits[region]) > 0.5] = region + 1
+    clear = logits.abs().amin(0) > 2e-5
+    labels = segment(volume, predictor, windows, box, decide=last_present)
+    assert torch.equal(labels[clear], expected[clear])
+    assert clear.float().mean() > 0.99
+
+
+@pytest.mark.parametrize("shape", [(6, 11, 9), (15, 6, 4)])
+def test_a_sink_sees_every_logit_once_and_changes_no_label(shape: Triple) -> None:
+    volume = torch.randn(1, *shape, generator=torch.Generator().manual_seed(5))
+    windows, predictor, box = Windows(PATCH), predictor_of(4), (11, 13, 20)
+    order = stream_order(shape)
+    seen = torch.full((4, *(box[axis] for axis in order)), float("nan"))
+
+    def sink(plane: int, rows: slice, logits: torch.Tensor) -> None:
+        assert bool(seen[:, plane, rows].isnan().all())
+        seen[:, plane, rows] = logits
+
+    labels = segment(volume, predictor, windows, box, sink=sink)
+    full = F.interpolate(full_logits(volume, predictor, windows)[None], size=box, mode="trilinear")[0]
+    torch.testing.assert_close(seen.double(), full.permute(0, *(axis + 1 for axis in order)), rtol=0, atol=2e-5)
+    assert (labels != segment(volume, predictor, windows, box)).float().mean() < 1e-3
 
 
 class LargestAllocation(TorchDispatchMode):

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from volseg.config import Channel, Label
-from volseg.inference import quality
 from volseg.inference.quality import count_components, measure, scan_flags
 
 
@@ -73,13 +72,12 @@ def test_volume_is_compared_with_the_training_cases(limits: tuple[float, float],
     assert ("volume_outside_training_range" in found.flags) == outside
 
 
-def test_a_spiral_through_many_slabs_is_one_component(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spiral_through_many_slabs_is_one_component() -> None:
     # Two combs that meet only in the last slice: in every slab before it they look like many pieces.
     labels = image((12, 9, 9))
     labels[1:, 2:7:2, 2] = 1
     labels[11, 2:7, 2] = 1
-    monkeypatch.setattr(quality, "SLAB_VOXELS", 1)
-    voxels, second = count_components(labels)
+    voxels, second = count_components(labels, slab_voxels=1)
     assert (voxels[1], second[1]) == (35, 0)
 
 
@@ -90,15 +88,29 @@ def test_a_spiral_through_many_slabs_is_one_component(monkeypatch: pytest.Monkey
     density=st.sampled_from([0.1, 0.2, 0.4, 0.9]),
     planes=st.integers(1, 5),
     dtype=st.sampled_from([np.uint8, np.uint16]),
+    order=st.sampled_from(["C", "F"]),
 )
-def test_slabs_count_what_one_pass_counts(seed, shape, density, planes, dtype) -> None:
+def test_slabs_count_what_one_pass_counts(seed, shape, density, planes, dtype, order) -> None:
     generator = np.random.default_rng(seed)
     labels = (generator.integers(1, 4, shape) * (generator.random(shape) < density)).astype(dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "SLAB_VOXELS", planes * shape[1] * shape[2])
-        voxels, second = count_components(labels)
+    labels = labels.copy(order=order)
+    voxels, second = count_components(labels, planes * shape[1] * shape[2])
     assert np.array_equal(voxels[:4], np.bincount(labels.ravel(), minlength=4))
     for value in (1, 2, 3):
         numbers = cc3d.connected_components((labels == value).astype(np.uint8), connectivity=26)
         sizes = sorted(np.bincount(numbers.ravel())[1:], reverse=True)
         assert second[value] == (sizes[1] if len(sizes) > 1 else 0)
+
+
+def test_regions_are_measured_with_all_their_parts() -> None:
+    labels = image((20, 20, 20))
+    labels[2:8, 2:8, 2:8] = 1
+    labels[4:6, 4:6, 4:6] = 2
+    labels[5, 5, 5] = 3
+    labels[0, 15:18, 15] = 3
+    table = [Label(name="whole", value=1, parts=(1, 2, 3)), Label(name="core", value=2, parts=(2, 3))]
+    whole, core = measure(labels, table, voxel_ml=0.001)
+    assert (whole.voxels, core.voxels) == (216 + 3, 8 + 3)
+    # Three voxels are a speck beside 216, and a second piece beside 8; both are at the border.
+    assert whole.flags == ("touches_border",)
+    assert core.flags == ("touches_border", "several_components")

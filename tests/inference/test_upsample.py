@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from volseg.data.resample import nearest_index
 from volseg.inference import upsample
-from volseg.inference.upsample import labels_from_slabs, winner
+from volseg.inference.upsample import label_slabs, winner
 
 Triple = tuple[int, int, int]
 sizes = st.tuples(*[st.sampled_from([1, 2, 3, 5, 8, 13])] * 3)
@@ -16,6 +16,13 @@ sizes = st.tuples(*[st.sampled_from([1, 2, 3, 5, 8, 13])] * 3)
 
 def slabs_of(logits: torch.Tensor, depth: int) -> list[tuple[int, torch.Tensor]]:
     return [(start, logits[:, start : start + depth]) for start in range(0, logits.shape[1], depth)]
+
+
+def labels_from_slabs(slabs, source: Triple, target: Triple, nearest_axis: int | None = None) -> torch.Tensor:
+    """All planes put together."""
+    made = list(label_slabs(slabs, source, target, nearest_axis=nearest_axis))
+    assert [first for first, _ in made] == [sum(len(one) for _, one in made[:count]) for count in range(len(made))]
+    return torch.cat([labels for _, labels in made])
 
 
 def interpolated(logits: torch.Tensor, target: Triple, nearest_axis: int | None = None) -> torch.Tensor:

@@ -56,3 +56,21 @@ def test_other_types_than_float32_go_to_torch():
 def test_refuses_a_single_voxel():
     with pytest.raises(UsageError, match="more than one voxel per channel"):
         InstanceNorm(3)(torch.ones(2, 3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_in_place_gives_the_same_and_only_without_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("volseg.networks.norms.CHUNK", chunk)
+    norm, fast = InstanceNorm(3), InstanceNorm(3, inplace=True)
+    with torch.no_grad():
+        for one in (norm, fast):
+            one.weight.copy_(torch.tensor([0.5, 2.0, -1.0]))
+            one.bias.copy_(torch.tensor([1.0, 0.0, 3.0]))
+    x = (torch.randn(2, 3, 5, 6, 7) * 3 + 100).contiguous(memory_format=torch.channels_last_3d)
+    kept = x.clone()
+    expected = norm(x).detach()
+    assert torch.equal(fast(x).detach(), expected)
+    assert torch.equal(x, kept)
+    with torch.no_grad():
+        assert fast(x) is x
+    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)

@@ -120,7 +120,7 @@ def test_skip_comes_after_the_upsampled_features():
         stage.blocks[0].conv.weight[:, 4:] = 0
     below = torch.randn(1, 8, 2, 2, 2)
     skips = torch.randn(2, 1, 4, 4, 4, 4)
-    assert torch.equal(stage(below, skips[0]), stage(below, skips[1]))
+    assert torch.equal(stage(below, [skips[0]]), stage(below, [skips[1]]))
 
 
 def test_initialisation_is_he_normal():

@@ -32,7 +32,7 @@ PROSTATE = [case((320, 320, 20), (0.6, 0.6, 3.6))] * 30
 
 def test_hippocampus_is_planned_as_by_nnunet():
     plan, _ = planned(*HIPPOCAMPUS)
-    assert plan.through_plane == 2
+    assert plan.axes[0] == 2
     assert plan.spacing_mm == (1.0, 1.0, 1.0)
     # D, H, W are S, R, A here and S, A, R in nnU-Net, whose patch is 40 x 56 x 40.
     assert plan.patch_size == (40, 40, 56)
@@ -56,7 +56,7 @@ def test_a_cpu_gets_a_smaller_network_and_batch():
 
 def test_thick_slices():
     plan, reasons = planned(*PROSTATE)
-    assert plan.through_plane == 2
+    assert plan.axes[0] == 2
     assert plan.spacing_mm == (3.6, 0.6, 0.6)
     assert plan.patch_size == (20, 320, 256)  # as published for nnU-Net
     assert plan.network.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
@@ -89,7 +89,7 @@ def test_anisotropic_target_is_the_tenth_percentile_but_not_below_the_other_axes
 )
 def test_through_plane_axis_is_the_coarsest_then_nearest_to_s_then_a(spacing, axis):
     plan, _ = planned(case((64, 64, 64), spacing))
-    assert plan.through_plane == axis
+    assert plan.axes[0] == axis
     others = [spacing[other] for other in range(3) if other != axis]
     assert plan.spacing_mm == pytest.approx((spacing[axis], *others))
 

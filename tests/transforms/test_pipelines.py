@@ -51,15 +51,17 @@ def test_the_public_names_are_sorted_and_there():
     assert all(hasattr(volseg.transforms, name) for name in volseg.transforms.__all__)
 
 
-def test_preprocessing_is_the_plain_functions(tmp_path):
-    one, plan = write_cases(tmp_path, 1)[0], small_plan(spacing_mm=(1.0, 1.2, 0.9))
+@pytest.mark.parametrize("crop", ["none", "nonzero"])
+def test_preprocessing_is_the_plain_functions(tmp_path, crop):
+    one = write_cases(tmp_path, 1)[0]
+    plan = small_plan(spacing_mm=(1.0, 1.2, 0.9), crop=crop)
     out = preprocessing(plan)({"image": one.images[0], "label": str(one.label)})
     image, label = (np.asarray(nib.load(path).dataobj) for path in (one.images[0], one.label))
     geometry = Geometry(image.shape, AFFINE)
-    expected, _ = image_to_network([image], geometry, plan)
+    expected, grid = image_to_network([image], geometry, plan)
     assert type(out["image"]) is torch.Tensor
     assert torch.equal(out["image"], expected)
-    assert torch.equal(out["label"], label_to_network(label, geometry, plan)[None])
+    assert torch.equal(out["label"], label_to_network(label, grid, plan)[None])
     assert out["label"].dtype == torch.uint8
     assert out["label"].unique().tolist() == [0, 1, 2]
 

@@ -1,13 +1,14 @@
 """Many scans into many files: reading, computing and writing overlap, and one bad case stops no other."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
+from volseg.data.formats import beside
 from volseg.data.inputs import Case
 from volseg.device import memory_errors
 from volseg.errors import Stopped, VolsegError
@@ -32,16 +33,19 @@ def segment_files(
     jobs: Sequence[tuple[Case, Path]],
     also: Sequence[Callable[[Result, Path], None]] = (),
     progress: Progress = silent,
+    probabilities: bool = False,
 ) -> Iterator[Written]:
     """Segment each case into its file, with its record beside it.
 
-    One scan is read ahead and one result is written behind; no more than that is held.
+    One scan is read ahead and one result is written behind; no more than that is held, and neither where memory is
+    limited.
 
     Args:
         segmenter: the loaded model.
         jobs: cases, and where the label image of each goes.
         also: further writers, called with the result and the path of the label image, such as `write_preview`.
         progress: told how far the cases are.
+        probabilities: whether to write `<stem>.probabilities.npy` beside each label image as well.
 
     Raises:
         Stopped: Ctrl-C; what was written is whole.
@@ -54,12 +58,15 @@ def segment_files(
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
             behind: Future[Written] | None = None
-            outcomes = segmenter.map((case for case, _ in jobs), show)
+            files = (beside(output, ".probabilities.npy") if probabilities else None for _, output in jobs)
+            outcomes = segmenter.map((case for case, _ in jobs), show, files)
             for (case, output), outcome in zip(jobs, outcomes, strict=True):
                 following = writer.submit(_write, case, output, outcome, also)
                 if behind:
                     yield behind.result()
                 behind, done = following, done + 1
+                if segmenter.max_memory is not None:
+                    wait([following])
             if behind:
                 yield behind.result()
     except KeyboardInterrupt as stop:

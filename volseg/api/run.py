@@ -22,6 +22,7 @@ from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset
 from volseg.device import choose_device, choose_precision, memory_errors
 from volseg.errors import Stopped, UsageError
 from volseg.files import remove_leftovers, write_json
+from volseg.heap import kept_heap
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import UNet
 from volseg.planning.fingerprint import take_fingerprint
@@ -166,6 +167,7 @@ def _fit(run: Run, progress: Progress) -> tuple[TrainingState, bool]:
         closing(Bookkeeper(run, state, progress)) as books,
         lost_workers(),
         memory_errors("training"),
+        kept_heap(),
         stop_requests() as stopped,
     ):
         done = fit(

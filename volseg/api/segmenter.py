@@ -1,33 +1,32 @@
 """A model loaded once, and scans that go through it."""
 
-import resource
-import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import nibabel
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from volseg.api.budget import Work, parse_size, peak_memory_bytes, plan_chunks, require_room
+from volseg.api.labelling import label_volume, probability_sink
 from volseg.api.result import Result
-from volseg.config import Plan
-from volseg.data.geometry import GridMap
 from volseg.data.inputs import Case
 from volseg.data.preprocess import image_to_network
 from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
-from volseg.device import DTYPES, autocast, choose_device, choose_precision, memory_errors
+from volseg.data.sizes import stored_bytes
+from volseg.device import DTYPES, choose_device, choose_precision, memory_errors
 from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import sha256_of
-from volseg.inference.engine import segment
 from volseg.inference.quality import measure, scan_flags
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard, load_model
-from volseg.networks import UNet
+from volseg.networks import Ensemble, UNet
 from volseg.progress import Progress, silent
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -55,10 +54,17 @@ class Segmenter:
     device: torch.device
     dtype: torch.dtype
     windows: Windows
+    max_memory: int | None = None
 
     @classmethod
     def load(
-        cls, model: str | Path, device: str = "auto", precision: str = "auto", overlap: float = 0.5, tta: str = "none"
+        cls,
+        model: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        overlap: float = 0.5,
+        tta: str = "none",
+        max_memory: str | int | None = None,
     ) -> "Segmenter":
         """Load a model.
 
@@ -68,6 +74,8 @@ class Segmenter:
             precision: auto, fp32, bf16 or fp16; auto takes what the device computes natively.
             overlap: share of a window that its neighbour covers again, 0 to below 1.
             tta: "none", or "mirror": the mean over mirror images along the axes the plan allows.
+            max_memory: the most memory the process may take, in bytes or as text such as "4G"; None for no limit.
+                What a scan needs is planned before it is read and before it is computed, and refused if it is more.
 
         Raises:
             InputError: no such model, or not a model file.
@@ -84,41 +92,52 @@ class Segmenter:
         return cls(
             card=card,
             sha256=sha256_of(path),
-            network=load_network(card.plan, weights, path).to(place),
+            network=load_network(card, weights, path).to(place),
             device=place,
             dtype=choose_precision(precision, place),
             windows=Windows(card.plan.patch_size, overlap=overlap, mirror_axes=mirror),
+            max_memory=None if max_memory is None else parse_size(str(max_memory)),
         )
 
-    def __call__(self, scan: Any, progress: Progress = silent) -> Result:
+    def __call__(self, scan: Any, progress: Progress = silent, probabilities: str | Path | None = None) -> Result:
         """Segment one scan.
 
         Args:
             scan: a path, a nibabel image, a SimpleITK image, (array (I, J, K), affine to RAS+ mm), or a `Scan`.
             progress: told how far the windows are.
+            probabilities: a .npy file to write, float16 (C, I, J, K): background first, then the labels; of a model
+                of overlapping regions only the regions.
 
         Raises:
             InputError: the scan cannot be used; see `volseg.data.checks` for what is asked of it.
             ResourceError: memory is not enough.
         """
-        return self._segment(*self._open(scan), progress)
+        return self._segment(*self._open(scan), progress, Path(probabilities) if probabilities else None)
 
     def _open(self, scan: Any) -> tuple[Scan, float]:
         """The scan in memory, and the seconds that took."""
         started = time.perf_counter()
+        if self.max_memory is not None:
+            paths = scan.paths if isinstance(scan, Case) else [Path(scan)] if isinstance(scan, str | Path) else []
+            require_room(sum(map(stored_bytes, paths)), self.max_memory, f"{paths[0]}" if paths else "")
         with memory_errors("reading the scan"):
             opened = open_scan(scan, len(self.card.plan.channels))
         return opened, time.perf_counter() - started
 
-    def _segment(self, opened: Scan, read_seconds: float, progress: Progress) -> Result:
+    def _segment(self, opened: Scan, read_seconds: float, progress: Progress, probabilities: Path | None) -> Result:
         started = time.perf_counter()
+        plan = self.card.plan
+        work = Work(self.card, opened, self.windows, self.dtype, self.device.type == "cpu")
+        chunk = plan_chunks(work, self.max_memory)
         with memory_errors(f"segmenting on {self.device}"):
-            volume, grid = image_to_network(list(opened.channels), opened.geometry, self.card.plan)
+            volume, grid = image_to_network(opened.channels, opened.geometry, plan)
             prepared = time.perf_counter()
-            labels = label_volume(self.network, volume, grid, self.card.plan, self.windows, self.dtype, progress)
+            with probability_sink(probabilities, volume, grid, plan) as sink:
+                labels = label_volume(self.network, volume, grid, plan, self.windows, self.dtype, progress, sink, chunk)
+            del volume
         segmented = time.perf_counter()
-        measures = tuple(measure(labels, self.card.plan.labels, opened.geometry.voxel_ml))
-        flags = scan_flags(opened.channels, self.card.plan.channels)
+        measures = tuple(measure(labels, plan.labels, opened.geometry.voxel_ml, chunk.voxels))
+        flags = scan_flags(opened.channels, plan.channels)
         measured = time.perf_counter()
         record = {
             "model": {"name": self.card.name, "sha256": self.sha256},
@@ -134,26 +153,34 @@ class Segmenter:
             },
             "peak_memory_bytes": peak_memory_bytes(),
         }
-        return Result(labels, measures, flags, opened, self.card.plan.labels, record)
+        return Result(labels, measures, flags, opened, plan.labels, record)
 
-    def map(self, scans: Iterable[Any], progress: Progress = silent) -> Iterator[Outcome]:
-        """Segment many scans, in order; the next one is read while one is computed.
+    def map(
+        self, scans: Iterable[Any], progress: Progress = silent, probabilities: Iterable[Path | None] = repeat(None)
+    ) -> Iterator[Outcome]:
+        """Segment many scans, in order; the next one is read while one is computed, unless memory is limited.
 
         A scan that cannot be segmented is an outcome with an error, not an exception.
+
+        Args:
+            scans: each as for a call.
+            progress: told how far the windows of the scan at work are.
+            probabilities: the file of each scan's probabilities, None for none.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-read") as reader:
-            waiting: tuple[Any, Future[tuple[Scan, float]]] | None = None
-            for scan in scans:
-                following = (scan, reader.submit(self._open, scan))
-                if waiting:
-                    yield self._outcome(*waiting, progress)
-                waiting = following
-            if waiting:
-                yield self._outcome(*waiting, progress)
+            waiting: deque[tuple[Any, Path | None, Future[tuple[Scan, float]]]] = deque()
+            for scan, file in zip(scans, probabilities, strict=False):
+                waiting.append((scan, file, reader.submit(self._open, scan)))
+                if len(waiting) > (self.max_memory is None):
+                    yield self._outcome(*waiting.popleft(), progress)
+            while waiting:
+                yield self._outcome(*waiting.popleft(), progress)
 
-    def _outcome(self, scan: Any, opened: "Future[tuple[Scan, float]]", progress: Progress) -> Outcome:
+    def _outcome(
+        self, scan: Any, probabilities: Path | None, opened: "Future[tuple[Scan, float]]", progress: Progress
+    ) -> Outcome:
         try:
-            return Outcome(scan, result=self._segment(*opened.result(), progress))
+            return Outcome(scan, result=self._segment(*opened.result(), progress, probabilities))
         except VolsegError as error:
             return Outcome(scan, error=error)
 
@@ -175,13 +202,14 @@ def find_model(model: str | Path) -> Path:
     return Path(model)
 
 
-def load_network(plan: Plan, weights: dict[str, Tensor], source: Path) -> nn.Module:
-    """The plan's network with `weights`, ready to predict.
+def load_network(card: ModelCard, weights: dict[str, Tensor], source: Path) -> nn.Module:
+    """A model's network with `weights`, ready to predict; several of them answer as one.
 
     Raises:
         InputError: the weights belong to another network.
     """
-    network = UNet(plan.network)
+    members = [UNet(card.plan.network) for _ in range(card.members)]
+    network = Ensemble(members) if card.members > 1 else members[0]
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -209,47 +237,3 @@ def open_scan(scan: Any, channels: int) -> Scan:
     raise UsageError(
         f"A {type(scan).__name__} is not a scan. Give a path, a nibabel or SimpleITK image, or (array, affine)."
     )
-
-
-def label_volume(
-    network: nn.Module,
-    volume: Tensor,
-    grid: GridMap,
-    plan: Plan,
-    windows: Windows,
-    dtype: torch.dtype,
-    progress: Progress = silent,
-) -> np.ndarray:
-    """Label values on the stored grid for a scan on the network's grid.
-
-    Args:
-        volume: (C, D, H, W) float32.
-        grid: the way back.
-
-    Returns:
-        (I, J, K) uint8, or uint16 when a label value is above 255.
-    """
-    device = next(network.parameters()).device
-
-    def predict(batch: Tensor) -> Tensor:
-        with autocast(device, dtype):
-            logits: Tensor = network(batch)
-        return logits
-
-    with torch.inference_mode():
-        classes = segment(
-            volume.to(device),
-            predict,
-            windows,
-            grid.box_shape,
-            progress=lambda done, total: progress("segment", done / total, f"window {done} of {total}"),
-        )
-    values = [0, *(label.value for label in plan.labels)]
-    table = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
-    return grid.back(classes.cpu().numpy(), table=table)
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident size this process has had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux

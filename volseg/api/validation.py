@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from volseg.api.segmenter import Segmenter, label_volume
+from volseg.api.labelling import label_volume
+from volseg.api.segmenter import Segmenter
 from volseg.config import Plan
 from volseg.data.cache import CachedCase
 from volseg.data.dataset import DataSet, TrainingCase

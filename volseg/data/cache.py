@@ -26,14 +26,17 @@ from volseg.errors import InputError
 from volseg.files import sha256_of, whole_file, write_json
 
 # Raised whenever preprocessing or the files below change, so that older ones are not taken for current ones.
-FORMAT = 1
+FORMAT = 2
 # As many voxels per class as nnU-Net keeps for drawing patches.
 VOXELS_PER_CLASS = 10_000
 # The parts of a plan that change what is cached.
 PREPROCESSING: Any = {
     "channels": {"__all__": {"normalisation", "clip", "mean", "std"}},
     "labels": {"__all__": {"value"}},
-    "through_plane": True,
+    "orientation": True,
+    "axes": True,
+    "crop": True,
+    "image_resampling": True,
     "spacing_mm": True,
 }
 
@@ -136,7 +139,7 @@ def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
     """Write the four files of a case."""
     scan, reference = read_for_plan(case, plan)
     image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
-    label = label_to_network(reference.channels[0], reference.geometry, plan).numpy()
+    label = label_to_network(reference.channels[0], grid, plan).numpy()
     foreground, ranges = _foreground(label, len(plan.labels))
     for part, array in (("image", image.numpy()), ("label", label), ("foreground", foreground)):
         with whole_file(_part(stem, f"{part}.npy")) as temporary:

@@ -4,15 +4,18 @@ Voxel axes are I, J, K as stored; the world is RAS+ millimetres. Network axes ar
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from volseg.config import Triple
+from volseg.config import Plan, Triple
 from volseg.errors import GridError
 
 # RAS+ to LPS+ millimetres and back: SimpleITK and DICOM point their first two axes the other way.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+# (start, stop) along D, H and W.
+Box: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +106,15 @@ class GridMap:
         flips: whether D, H and W run against the stored axis.
         box: (start, stop) along D, H and W after the flips, in stored voxels.
         shape: (D, H, W) of the network grid.
+        spacing_mm: of the cut-out along D, H and W, before resampling.
     """
 
     stored_shape: Triple
     axes: Triple
     flips: tuple[bool, bool, bool]
-    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    box: Box
     shape: Triple
+    spacing_mm: tuple[float, float, float]
 
     @property
     def box_shape(self) -> Triple:
@@ -146,26 +151,32 @@ class GridMap:
         return view[..., d, h, w]
 
 
-def map_to_network(geometry: Geometry, through_plane: int, spacing_mm: tuple[float, float, float]) -> GridMap:
-    """The map from a stored grid to a plan's grid: RAS+ order, through-plane axis first, plan spacing.
+def map_to_network(geometry: Geometry, plan: Plan, box: Box | None = None) -> GridMap:
+    """The map from a stored grid to a plan's grid: oriented, its axes in the plan's order, of the plan's spacing.
 
     Args:
         geometry: the stored grid.
-        through_plane: which of R, A, S (0, 1, 2) becomes D; the other two keep their order.
-        spacing_mm: target spacing along D, H, W.
+        plan: whose orientation, axes and spacing it is.
+        box: what is cut out of the oriented grid, in stored voxels along D, H, W; None for all of it.
     """
-    world_axes, world_flips = ras_order(geometry.affine)
-    order = [through_plane, *(axis for axis in range(3) if axis != through_plane)]
-    axes = (world_axes[order[0]], world_axes[order[1]], world_axes[order[2]])
-    sizes = [geometry.shape[axis] for axis in axes]
+    stored_axes, stored_flips = (0, 1, 2), (False, False, False)
+    if plan.orientation == "ras":
+        stored_axes, stored_flips = ras_order(geometry.affine)
+    d, h, w = plan.axes
+    axes = (stored_axes[d], stored_axes[h], stored_axes[w])
+    if box is None:
+        box = ((0, geometry.shape[axes[0]]), (0, geometry.shape[axes[1]]), (0, geometry.shape[axes[2]]))
+    spacing = (geometry.spacing_mm[axes[0]], geometry.spacing_mm[axes[1]], geometry.spacing_mm[axes[2]])
+    # In nnU-Net's order of operations, so that a half is rounded alike.
     shape = [
-        max(1, round(size * geometry.spacing_mm[axis] / target))
-        for size, axis, target in zip(sizes, axes, spacing_mm, strict=True)
+        max(1, round(current / new * (stop - start)))
+        for current, new, (start, stop) in zip(spacing, plan.spacing_mm, box, strict=True)
     ]
     return GridMap(
         stored_shape=geometry.shape,
         axes=axes,
-        flips=(world_flips[order[0]], world_flips[order[1]], world_flips[order[2]]),
-        box=((0, sizes[0]), (0, sizes[1]), (0, sizes[2])),
+        flips=(stored_flips[d], stored_flips[h], stored_flips[w]),
+        box=box,
         shape=(shape[0], shape[1], shape[2]),
+        spacing_mm=spacing,
     )

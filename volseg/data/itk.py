@@ -3,6 +3,7 @@
 Loaded only where such an image is met: importing SimpleITK takes its time.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ def read_file(path: Path, suffix: str) -> sitk.Image:
         return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: not {suffix}, damaged or cut short; copy it again.") from error
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file's voxels, from its header alone."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    return int(math.prod(reader.GetSize()) * sitk.GetArrayViewFromImage(voxel).nbytes)
 
 
 def voxels_of(image: Any) -> tuple[np.ndarray, np.ndarray]:

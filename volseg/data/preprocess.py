@@ -1,55 +1,58 @@
-"""The deterministic way of a scan to the network: orient, normalise, resample.
+"""The deterministic way of a scan to the network: orient, crop, normalise, resample.
 
 Plain functions on (array, Geometry), called by predicting, by training's cache, and by the MONAI pipeline in
 `volseg.transforms`: one truth for all. A scan is turned, normalised and resampled a few planes at a time, so that
 beside the scan as stored and the network's volume nothing of their size is held.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from volseg.config import Channel, Plan
 from volseg.data.geometry import Geometry, GridMap, map_to_network
-from volseg.data.resample import SLAB_VOXELS, resample_nearest, resample_slabs
+from volseg.data.nonzero import filled_nonzero, nonzero_box
+from volseg.data.resample import resample_nearest, resample_slabs, separate_axis, slabs
+from volseg.errors import InputError
 
 
-def normaliser(channel: Channel, volume: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that turns intensities of any real dtype into what the network wants, float32, same shape.
+def normaliser(
+    channel: Channel, volume: np.ndarray, mask: np.ndarray | None = None
+) -> Callable[[int, int], np.ndarray]:
+    """A function that gives planes start to stop of a volume as the network wants them, (planes, H, W) float32.
 
     'zscore': minus the mean, over the standard deviation of the volume (1 when it is constant).
+    'zscore_nonzero': the same over and inside `mask`; outside of it voxels stay as they are, which is 0.
     'ct': clipped to the training percentiles, then minus the training mean, over the training deviation.
+    'rescale': from 0 for the lowest to 1 for the highest intensity of the volume.
+    'rgb': from 0 for 0 to 1 for 255.
     'none': as they are.
 
     Args:
         channel: what to do.
-        volume: (D, H, W), all of it.
-    """
-    low, high = -np.inf, np.inf
-    mean, std = 0.0, 1.0
-    if channel.normalisation == "zscore":
-        mean, std = _mean_and_std(volume)
-    elif channel.normalisation == "ct":
-        # A Channel with this normalisation holds all three, see its validator.
-        assert channel.clip is not None
-        assert channel.mean is not None
-        assert channel.std is not None
-        (low, high), mean, std = channel.clip, channel.mean, channel.std
-    scale = np.float32(std if std > 1e-8 else 1.0)
+        volume: (D, H, W) of any real dtype, all of it.
+        mask: (D, H, W) bool for 'zscore_nonzero', see `volseg.data.nonzero`.
 
-    def normalise(part: np.ndarray) -> np.ndarray:
-        values = part.astype(np.float32)
-        if channel.normalisation == "ct":
-            np.clip(values, low, high, out=values)
-        values -= np.float32(mean)
-        values /= scale
+    Raises:
+        InputError: 'rgb' with intensities below 0 or above 255.
+    """
+    shift, scale = map(np.float32, _shift_and_scale(channel, volume, mask))
+    within = mask if channel.normalisation == "zscore_nonzero" else None
+
+    def normalise(start: int, stop: int) -> np.ndarray:
+        values = volume[start:stop].astype(np.float32, order="C")
+        if channel.normalisation == "ct" and channel.clip is not None:
+            np.clip(values, *channel.clip, out=values)
+        where = True if within is None else within[start:stop]
+        np.subtract(values, shift, out=values, where=where)
+        np.divide(values, scale, out=values, where=where)
         return values
 
     return normalise
 
 
-def image_to_network(channels: list[np.ndarray], geometry: Geometry, plan: Plan) -> tuple[torch.Tensor, GridMap]:
+def image_to_network(channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan) -> tuple[torch.Tensor, GridMap]:
     """Bring a scan to the plan's grid.
 
     Args:
@@ -59,17 +62,50 @@ def image_to_network(channels: list[np.ndarray], geometry: Geometry, plan: Plan)
 
     Returns:
         (C, D, H, W) float32 on the CPU, and the map that leads back.
+
+    Raises:
+        InputError: the scan does not hold what the plan's normalisation needs.
     """
-    grid = map_to_network(geometry, plan.through_plane, plan.spacing_mm)
-    volumes = [
-        _to_grid(channel, grid.into(array), grid) for channel, array in zip(plan.channels, channels, strict=True)
-    ]
-    return torch.stack(volumes) if len(volumes) > 1 else volumes[0][None], grid
+    grid = network_grid(channels, geometry, plan)
+    volumes = [grid.into(array) for array in channels]
+    masked = any(channel.normalisation == "zscore_nonzero" for channel in plan.channels)
+    mask = filled_nonzero(volumes) if masked else None
+    separate = separate_axis(plan.image_resampling, grid.spacing_mm, plan.spacing_mm)
+
+    def resampled(channel: Channel, volume: np.ndarray) -> torch.Tensor:
+        normalise = normaliser(channel, volume, mask)
+
+        def read(start: int, stop: int) -> torch.Tensor:
+            return torch.from_numpy(normalise(start, stop))
+
+        return resample_slabs(read, grid.box_shape, grid.shape, plan.image_resampling, separate)
+
+    results = [resampled(channel, volume) for channel, volume in zip(plan.channels, volumes, strict=True)]
+    return torch.stack(results) if len(results) > 1 else results[0][None], grid
 
 
-def label_to_network(label: np.ndarray, geometry: Geometry, plan: Plan) -> torch.Tensor:
-    """Bring a label image (I, J, K) of stored values to the plan's grid, as class indices: (D, H, W) uint8 or int16."""
-    grid = map_to_network(geometry, plan.through_plane, plan.spacing_mm)
+def network_grid(channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan) -> GridMap:
+    """The map of a scan to the plan's grid, cropped as the plan says.
+
+    Args:
+        channels: one (I, J, K) array per channel of the plan, stored dtype.
+        geometry: their grid.
+        plan: of the model.
+    """
+    grid = map_to_network(geometry, plan)
+    if plan.crop == "none":
+        return grid
+    return map_to_network(geometry, plan, nonzero_box([grid.into(array) for array in channels]))
+
+
+def label_to_network(label: np.ndarray, grid: GridMap, plan: Plan) -> torch.Tensor:
+    """Bring a label image (I, J, K) of stored values to its scan's grid: (D, H, W) class indices, uint8 or int16.
+
+    Args:
+        label: the stored values.
+        grid: of the scan, from `image_to_network` or `network_grid`: where it is cropped depends on the scan.
+        plan: of the model.
+    """
     classes = torch.from_numpy(np.ascontiguousarray(grid.into(classes_of(label, plan))))
     return resample_nearest(classes, grid.shape)
 
@@ -83,20 +119,41 @@ def classes_of(label: np.ndarray, plan: Plan) -> np.ndarray:
     return classes
 
 
-def _to_grid(channel: Channel, volume: np.ndarray, grid: GridMap) -> torch.Tensor:
-    """One channel, oriented (D, H, W) and not yet resampled, on the network's grid."""
-    normalise = normaliser(channel, volume)
+def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
+    """What is subtracted from intensities, and what they are divided by then."""
+    match channel.normalisation:
+        case "zscore" | "zscore_nonzero":
+            mean, std = _mean_and_std(volume, mask if channel.normalisation == "zscore_nonzero" else None)
+            return mean, std if std > 1e-8 else 1.0
+        case "ct":
+            # A Channel with this normalisation holds both, see its validator.
+            assert channel.mean is not None
+            assert channel.std is not None
+            return channel.mean, channel.std if channel.std > 1e-8 else 1.0
+        case "rescale":
+            low, high = float(volume.min()), float(volume.max())
+            return low, max(high - low, 1e-8)
+        case "rgb":
+            low, high = float(volume.min()), float(volume.max())
+            if low < 0 or high > 255:
+                raise InputError(
+                    f"Channel {channel.name!r} has intensities from {low:g} to {high:g}, but the model wants those of "
+                    f"RGB images, 0 to 255; give the scan as 8-bit images hold it."
+                )
+            return 0.0, 255.0
+    return 0.0, 1.0
 
-    def read(start: int, stop: int) -> torch.Tensor:
-        return torch.from_numpy(normalise(np.ascontiguousarray(volume[start:stop])))
 
-    return resample_slabs(read, grid.box_shape, grid.shape)
+def _mean_and_std(volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
+    """Of all voxels, or of those in the mask, which may be none (0 and 0).
 
+    In float64, plane after oriented plane, so that the way a scan was stored changes no bit of the result.
+    """
+    size = max(1, volume.size if mask is None else int(np.count_nonzero(mask)))
 
-def _mean_and_std(volume: np.ndarray) -> tuple[float, float]:
-    """In float64, plane after oriented plane, so that the way a scan was stored changes no bit of the result."""
-    planes = max(1, SLAB_VOXELS // volume[0].size)
-    slabs = [slice(start, start + planes) for start in range(0, len(volume), planes)]
-    mean = sum(float(np.ascontiguousarray(volume[slab]).sum(dtype=np.float64)) for slab in slabs) / volume.size
-    squares = (np.square(np.ascontiguousarray(volume[slab]) - np.float64(mean)).sum() for slab in slabs)
-    return mean, float(np.sqrt(sum(map(float, squares)) / volume.size))
+    def values(planes: slice) -> np.ndarray:
+        return np.ascontiguousarray(volume[planes]) if mask is None else volume[planes][mask[planes]]
+
+    mean = sum(float(values(planes).sum(dtype=np.float64)) for planes in slabs(volume.shape)) / size
+    squares = (float(np.square(values(planes) - np.float64(mean)).sum()) for planes in slabs(volume.shape))
+    return mean, float(np.sqrt(sum(squares) / size))

@@ -5,10 +5,8 @@ end in the same checks (volseg.data.checks).
 """
 
 import contextlib
-import gzip
 import io
 import math
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
+from isal.isal_zlib import IsalError
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
@@ -35,7 +35,7 @@ _UNREADABLE = (
     ValueError,
     TypeError,
     KeyError,
-    zlib.error,
+    IsalError,
     HeaderDataError,
     MGHError,
 )
@@ -189,7 +189,7 @@ def read_stored(path: Path) -> Stored:
         raw.seek(0)
         compressed = suffix in (".nii.gz", ".mgz")
         packed: contextlib.AbstractContextManager[io.BufferedIOBase]
-        packed = gzip.GzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw)
+        packed = igzip.IGzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw)
         with packed as stream:
             largest = path.stat().st_size * (_LARGEST_GZIP_RATIO if compressed else 1)
             load = _load_mgh if suffix in MGH_SUFFIXES else _load_nifti

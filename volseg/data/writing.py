@@ -1,11 +1,11 @@
 """Label images onto disk, on exactly the grid of the scan they belong to, checked before they appear."""
 
-import gzip
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 
 from volseg.data.checks import is_sheared
 from volseg.data.formats import ITK_SUFFIXES, MGH_SUFFIXES, image_suffix
@@ -105,11 +105,11 @@ def _write_nibabel(image: Any, scan: Scan, path: Path, suffix: str) -> None:
     compressed = suffix in (".nii.gz", ".mgz")
     with open(path, "wb") as raw:
         if compressed:
-            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as stream:
+            with igzip.IGzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as stream:
                 image.to_stream(stream)
         else:
             image.to_stream(raw)
-    with gzip.open(path) if compressed else open(path, "rb") as stream:
+    with igzip.open(path) if compressed else open(path, "rb") as stream:
         written = image.header_class.from_fileobj(stream)
     affine = written.get_best_affine()
     if _same_format(written, scan.header):

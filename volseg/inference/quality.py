@@ -44,20 +44,33 @@ class LabelQuality:
     flags: tuple[LabelFlag, ...]
 
 
-def measure(labels: np.ndarray, table: Sequence[Label], voxel_ml: float) -> list[LabelQuality]:
+def measure(
+    labels: np.ndarray, table: Sequence[Label], voxel_ml: float, slab_voxels: int = SLAB_VOXELS
+) -> list[LabelQuality]:
     """Volume and flags of every label in `table`, in its order.
 
     Args:
         labels: (I, J, K) stored values, uint8 or uint16.
-        table: the labels to report, absent ones included.
+        table: the labels to report, absent ones included; regions are measured with all their parts.
         voxel_ml: volume of a voxel in millilitres.
+        slab_voxels: how many are looked at together.
     """
-    voxels, second = count_components(labels)
     border = {value for axis in range(3) for side in (0, -1) for value in np.unique(labels.take(side, axis)).tolist()}
-    return [
-        _quality(label, int(voxels[label.value]), int(second[label.value]), label.value in border, voxel_ml)
-        for label in table
-    ]
+    if not any(label.parts for label in table):
+        voxels, second = count_components(labels, slab_voxels)
+        return [
+            _quality(label, int(voxels[label.value]), int(second[label.value]), label.value in border, voxel_ml)
+            for label in table
+        ]
+    found = []
+    for label in table:
+        # Regions share voxels, so each needs a look of its own.
+        parts = label.parts or (label.value,)
+        member = np.zeros(1 << 16, np.uint8)
+        member[list(parts)] = 1
+        voxels, second = count_components(labels, slab_voxels, member)
+        found.append(_quality(label, int(voxels[1]), int(second[1]), not border.isdisjoint(parts), voxel_ml))
+    return found
 
 
 def scan_flags(arrays: Sequence[np.ndarray], channels: Sequence[Channel]) -> tuple[ScanFlag, ...]:
@@ -76,7 +89,9 @@ def scan_flags(arrays: Sequence[np.ndarray], channels: Sequence[Channel]) -> tup
     return ()
 
 
-def count_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_components(
+    labels: np.ndarray, slab_voxels: int = SLAB_VOXELS, table: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """For every value its voxels, and the voxels of its second largest 26-connected component.
 
     Slabs share a plane: a component of one slab and a component of the next are the same where they share a voxel of
@@ -84,16 +99,21 @@ def count_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         labels: (I, J, K) uint8 or uint16.
+        slab_voxels: how many are looked at together, at least a plane.
+        table: values to count instead, by stored value.
 
     Returns:
         Two int64 arrays indexed by value. The second is 0 where there is no second component, and for value 0.
     """
-    depth = max(1, SLAB_VOXELS // labels[0].size)
+    if labels.strides[0] < labels.strides[2]:
+        labels = labels.T  # slabs that lie in one piece are read faster, and a component is one from any side
+    depth = max(1, slab_voxels // labels[0].size)
     voxels = np.zeros(1 << 16, np.int64)
     # Components are (2, n) int64: values, and voxels. `held` ones reach the shared plane, where `plane` numbers them.
     closed, held, plane = np.zeros((2, 0), np.int64), np.zeros((2, 1), np.int64), np.zeros(labels.shape[1:], np.int64)
     for start in range(0, labels.shape[0], depth):
         slab = labels[max(start - 1, 0) : start + depth]
+        slab = slab if table is None else table[slab]
         numbers, count = cc3d.connected_components(slab, connectivity=26, return_N=True)
         found = np.zeros((2, count + 1), np.int64)
         found[0][numbers] = slab

@@ -7,14 +7,19 @@ are logits interpolated, in float32. The labels are those of interpolating every
 Tensors are in stream order (K, planes, rows, columns), see `volseg.inference.stream`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeAlias
 
 import torch
 
 from volseg.config import Triple
 from volseg.data.resample import linear_stencil, nearest_index
+
+Decide: TypeAlias = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
+# Called with a target plane, the rows, and their logits (K, rows, columns), which it must not keep.
+Sink: TypeAlias = Callable[[int, slice, torch.Tensor], None]
 
 # Logits interpolated at a time: few enough for a processor's cache, many enough to keep a GPU busy.
 BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 25}
@@ -22,24 +27,28 @@ BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 25}
 DENSE_SHARE = 0.5
 
 
-def labels_from_slabs(
+def label_slabs(
     slabs: Iterable[tuple[int, torch.Tensor]],
     source: Triple,
     target: Triple,
+    decide: Decide | None = None,
     nearest_axis: int | None = None,
-    labels_device: torch.device | None = None,
-) -> torch.Tensor:
-    """The class with the largest logit at each voxel of a finer or coarser grid; the first one of a tie.
+    sink: Sink | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Classes on a finer or coarser grid, a few planes at a time.
 
     Args:
         slabs: (first plane, finite logits (K, planes, rows, columns) float32), in order, without gaps, at least one.
         source: (planes, rows, columns) of all slabs together.
         target: the same of the labels. Half-pixel convention, edges clamped.
+        decide: the class at each voxel from logits (K, ...), which it may overwrite: `winner` (the default) or
+            `last_present`.
         nearest_axis: 0, 1 or 2 to take the nearest logits along that axis; the others are linear.
-        labels_device: where the labels are kept; the slabs' device by default.
+        sink: also given all interpolated logits, which then are computed everywhere.
 
-    Returns:
-        `target` class indices, uint8 up to 255 classes and int16 above.
+    Yields:
+        Index of the first target plane, and classes (planes, rows, columns), uint8 up to 255 classes and int16 above;
+        in order, without gaps.
     """
     stream = iter(slabs)
     begin = next(stream)
@@ -48,20 +57,22 @@ def labels_from_slabs(
     layers = _layers(stencils[0])
     voxels = BLOCK_LOGITS.get(device.type, BLOCK_LOGITS["cpu"]) // max(classes, 8)
     blocks = _blocks(stencils[1], stencils[2], voxels, device)
-    dtype = torch.uint8 if classes <= 255 else torch.int16
-    labels = torch.empty(target, dtype=dtype, device=labels_device or device)
+    maker = _Maker(decide or winner, torch.uint8 if classes < 255 else torch.int16, sink)
 
     held: list[torch.Tensor] = []
     for start, slab in chain([begin], stream):
         planes = dict(enumerate([*held, *slab.unbind(1)], start=start - len(held)))
-        winners = torch.stack([winner(plane.clone(), dtype) for plane in planes.values()])
+        winners = torch.stack([maker.decide(plane.clone(), maker.dtype) for plane in planes.values()])
         ready = [layer for layer in layers if layer.upper in planes]
         layers = layers[len(ready) :]
-        for block in blocks if ready else ():
-            _label_block(labels, block, planes, winners, ready)
-        # The next target planes may lie between this slab and the next; the slab itself will be overwritten.
+        # The next target planes may lie between this slab and the next.
         held = [slab[:, -1].clone()]
-    return labels
+        if ready:
+            first = ready[0].first
+            labels = torch.empty((ready[-1].targets.stop - first, *target[1:]), dtype=maker.dtype, device=device)
+            for block in blocks:
+                maker.label_block(labels, first, block, planes, winners, ready)
+            yield first, labels
 
 
 def winner(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -73,6 +84,16 @@ def winner(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     rank = torch.arange(classes, 0, -1, dtype=logits.dtype, device=logits.device)
     logits.eq_(logits.amax(0)).mul_(rank.reshape(-1, *(1,) * (logits.ndim - 1)))
     return (classes - logits.amax(0)).to(dtype)
+
+
+def last_present(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """For overlapping regions: 1 + the last class whose logit is above 0, else 0; overwrites `logits` (K, ...).
+
+    A logit above 0 is a probability above one half, so later regions are written over earlier ones, as nnU-Net does.
+    """
+    rank = torch.arange(1, logits.shape[0] + 1, dtype=logits.dtype, device=logits.device)
+    logits.gt_(0).mul_(rank.reshape(-1, *(1,) * (logits.ndim - 1)))
+    return logits.amax(0).to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,34 +167,59 @@ class _Block:
         return found
 
 
-def _label_block(
-    labels: torch.Tensor, block: _Block, planes: dict[int, torch.Tensor], winners: torch.Tensor, layers: list[_Layer]
-) -> None:
-    """Write the block's rows of all target planes in `layers`; `winners` are those of `planes`, in order."""
-    agreed = dict(zip(planes, block.agree(winners), strict=True))
-    bases = torch.stack([_agreed(agreed[layer.lower], agreed[layer.upper]) for layer in layers])
-    mixed = bases == torch.iinfo(bases.dtype).max
-    counts = mixed.view(torch.uint8).flatten(1).sum(1, dtype=torch.int32).tolist()
-    known: dict[int, torch.Tensor] = {}
-    for layer, base, where, count in zip(layers, bases, mixed, counts, strict=True):
-        targets = labels[layer.targets, block.targets]
-        if count == 0:
-            targets.copy_(base)
-        elif count < DENSE_SHARE * base.numel():
-            index = where.flatten().nonzero().squeeze(1)
-            lower, upper = block.interpolate_at([planes[layer.lower], planes[layer.upper]], index)
-            for target, weight in zip(targets, layer.weights, strict=True):
-                base.view(-1)[index] = winner(torch.lerp(lower, upper, weight), base.dtype)
-                target.copy_(base)
-        else:
-            # The upper plane of a layer is the lower one of the next, unless planes are skipped.
-            known = {
-                plane: known[plane] if plane in known else block.interpolate(planes[plane])
-                for plane in (layer.lower, layer.upper)
-            }
-            for target, weight in zip(targets, layer.weights, strict=True):
-                logits = torch.lerp(known[layer.lower], known[layer.upper], weight)
-                target.copy_(winner(logits, base.dtype).view_as(base))
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """Makes labels of blocks: how classes are decided, stored, and who else wants the logits."""
+
+    decide: Decide
+    dtype: torch.dtype
+    sink: Sink | None
+
+    def label_block(
+        self,
+        labels: torch.Tensor,
+        first: int,
+        block: _Block,
+        planes: dict[int, torch.Tensor],
+        winners: torch.Tensor,
+        layers: list[_Layer],
+    ) -> None:
+        """Write the block's rows of all target planes in `layers`; `labels` begin at target plane `first`.
+
+        `winners` are those of `planes`, in order.
+        """
+        agreed = dict(zip(planes, block.agree(winners), strict=True))
+        bases = torch.stack([_agreed(agreed[layer.lower], agreed[layer.upper]) for layer in layers])
+        mixed = bases == torch.iinfo(self.dtype).max
+        counts = mixed.view(torch.uint8).flatten(1).sum(1, dtype=torch.int32).tolist()
+        known: dict[int, torch.Tensor] = {}
+        for layer, base, where, count in zip(layers, bases, mixed, counts, strict=True):
+            targets = labels[layer.first - first : layer.targets.stop - first, block.targets]
+            if count == 0 and self.sink is None:
+                targets.copy_(base)
+            elif count >= DENSE_SHARE * base.numel() or self.sink:
+                # The upper plane of a layer is the lower one of the next, unless planes are skipped.
+                known = {
+                    plane: known[plane] if plane in known else block.interpolate(planes[plane])
+                    for plane in (layer.lower, layer.upper)
+                }
+                self._interpolate_all(targets, layer, block, known)
+            else:
+                index = where.flatten().nonzero().squeeze(1)
+                lower, upper = block.interpolate_at([planes[layer.lower], planes[layer.upper]], index)
+                for target, weight in zip(targets, layer.weights, strict=True):
+                    base.view(-1)[index] = self.decide(torch.lerp(lower, upper, weight), self.dtype)
+                    target.copy_(base)
+
+    def _interpolate_all(
+        self, targets: torch.Tensor, layer: _Layer, block: _Block, known: dict[int, torch.Tensor]
+    ) -> None:
+        """Decide every voxel of the block between two planes whose in-plane interpolation is `known`."""
+        for plane, (target, weight) in enumerate(zip(targets, layer.weights, strict=True), start=layer.first):
+            logits = torch.lerp(known[layer.lower], known[layer.upper], weight)
+            if self.sink:
+                self.sink(plane, block.targets, logits.view(-1, *target.shape))
+            target.copy_(self.decide(logits, self.dtype).view_as(target))
 
 
 def _agreed(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

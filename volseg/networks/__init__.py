@@ -2,6 +2,7 @@
 
 from volseg.networks.blocks import Conv2Plus1d
 from volseg.networks.classifier import Classifier
+from volseg.networks.ensemble import Ensemble
 from volseg.networks.norms import InstanceNorm
 from volseg.networks.profile import Profile, StageProfile, compare_blocks, profile_network
 from volseg.networks.unet import UNet
@@ -9,6 +10,7 @@ from volseg.networks.unet import UNet
 __all__ = [
     "Classifier",
     "Conv2Plus1d",
+    "Ensemble",
     "InstanceNorm",
     "Profile",
     "StageProfile",

@@ -181,9 +181,9 @@ def make_conv(in_channels: int, out_channels: int, kernel: Triple, stride: Tripl
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """A norm by name; "group" has 8 groups, or as many of them as divide the channels."""
+    """A norm by name, which may overwrite its input; "group" has 8 groups, or as many as divide the channels."""
     if norm == "instance":
-        return InstanceNorm(channels)
+        return InstanceNorm(channels, inplace=True)
     if norm == "batch":
         return nn.BatchNorm3d(channels)
     if norm == "group":

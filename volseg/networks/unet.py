@@ -5,6 +5,8 @@ ResidualEncoderUNet (Isensee et al. 2024, arXiv 2404.09556), layer for layer, so
 parameters missing are convolution biases in front of norms, which have no effect.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -51,22 +53,32 @@ class UNet(nn.Module):
         Raises:
             UsageError: wrong number of axes or channels, a size that does not fit, or an input too small for its norm.
         """
+        maps = self.decode(x)
+        if self.training and self.config.deep_supervision:
+            return [head(features) for head, features in zip(self.heads, maps, strict=True)][::-1]
+        *_, features = maps
+        finest: Tensor = self.heads[-1](features)
+        return finest
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """The finest head as a matrix: weight (classes, features) and bias (classes)."""
+        finest = self.heads[-1]
+        assert isinstance(finest, nn.Conv3d)
+        assert finest.bias is not None
+        return finest.weight.flatten(1), finest.bias
+
+    def decode(self, x: Tensor) -> Iterator[Tensor]:
+        """What each decoder stage makes of (B, in_channels, D, H, W), coarsest first; the heads turn it into logits."""
         _check_input(x, self.config)
-        supervise = self.training and self.config.deep_supervision
         skips = []
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
         skips.pop()
-        logits = []
-        for level, stage in enumerate(self.decoder):
-            x = stage(x, skips.pop())
-            if supervise:
-                logits.append(self.heads[level](x))
-        if supervise:
-            return logits[::-1]
-        finest: Tensor = self.heads[-1](x)
-        return finest
+        for stage in self.decoder:
+            x = stage(x, skips)
+            yield x
 
 
 class DecoderStage(nn.Module):
@@ -86,10 +98,16 @@ class DecoderStage(nn.Module):
             in_channels = channels if block else 2 * channels
             self.blocks.append(ConvBlock(in_channels, channels, config.kernels[s], UNIT_STRIDE, config))
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Map (B, features[s + 1], ...) and the skip (B, features[s], D, H, W) to (B, features[s], D, H, W)."""
-        out: Tensor = self.blocks(torch.cat([self.up(x), skip], dim=1))
-        return out
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """Map (B, features[s + 1], ...) and the last of `skips`, (B, features[s], D, H, W), to that one's shape.
+
+        The skip is taken off the list and the blocks are called one by one, so that without gradients every tensor is
+        freed as soon as it has been used: these are the largest of the network.
+        """
+        x = torch.cat([self.up(x), skips.pop()], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 def _check_input(x: Tensor, config: NetworkConfig) -> None:

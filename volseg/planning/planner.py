@@ -69,8 +69,9 @@ def make_plan(
     target, why_spacing = _target_spacing(fingerprint)
     # The largest spacing; a tie goes to the axis nearest to S, then A.
     through_plane: Axis = max((0, 1, 2), key=lambda axis: (target[axis], axis))
-    order = (through_plane, *(axis for axis in range(3) if axis != through_plane))
-    reasons["through_plane"] = f"{'RAS'[through_plane]} has the largest spacing (a tie goes to S, then A)"
+    others = [axis for axis in range(3) if axis != through_plane]
+    order: Triple = (through_plane, others[0], others[1])
+    reasons["axes"] = f"{'RAS'[through_plane]} has the largest spacing (a tie goes to S, then A)"
     spacing = decide("spacing_mm", choices.spacing_mm, (_picked(target, order), why_spacing))
     median = _median_shape(fingerprint, spacing, order)
     memory = memory_gb if accelerated else CPU_MEMORY_GB
@@ -96,7 +97,7 @@ def make_plan(
         dataset=dataset.name,
         channels=decide("channels", None, _channels(fingerprint, choices)),
         labels=decide("labels", None, _labels(dataset, fingerprint)),
-        through_plane=through_plane,
+        axes=order,
         spacing_mm=spacing,
         patch_size=patch,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ from volseg.config import Plan
 from volseg.data.cache import read_for_plan
 from volseg.data.dataset import TrainingCase
 from volseg.data.formats import stem_of
-from volseg.data.preprocess import image_to_network, label_to_network
+from volseg.data.preprocess import image_to_network, label_to_network, network_grid
 
 
 class ReadCased(MapTransform):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class ReadCased(MapTransform):  # type: ignore[misc]
 
 
 class ImageToNetworkd(MapTransform):  # type: ignore[misc]
-    """Orient, normalise and resample: a `Scan` becomes a tensor (C, D, H, W) float32."""
+    """Orient, crop, normalise and resample: a `Scan` becomes a tensor (C, D, H, W) float32."""
 
     def __init__(self, keys: KeysCollection, plan: Plan) -> None:
         MapTransform.__init__(self, keys)
@@ -48,20 +48,29 @@ class ImageToNetworkd(MapTransform):  # type: ignore[misc]
         """A dict with tensors in place of scans."""
         out = dict(data)
         for key in self.keys:
-            out[key], _ = image_to_network(list(data[key].channels), data[key].geometry, self.plan)
+            out[key], _ = image_to_network(data[key].channels, data[key].geometry, self.plan)
         return out
 
 
 class LabelToNetworkd(MapTransform):  # type: ignore[misc]
-    """Orient and resample to the nearest voxel: a label `Scan` becomes (1, D, H, W) class indices, uint8 or int16."""
+    """Orient and resample to the nearest voxel: a label `Scan` becomes (1, D, H, W) class indices, uint8 or int16.
 
-    def __init__(self, keys: KeysCollection, plan: Plan) -> None:
+    Args:
+        keys: entries with label scans.
+        image_key: entry with their `Scan`, which says where they are cropped; so it comes before `ImageToNetworkd`.
+        plan: whose grid and labels they get.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str, plan: Plan) -> None:
         MapTransform.__init__(self, keys)
+        self.image_key = image_key
         self.plan = plan
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """A dict with tensors in place of label images."""
         out = dict(data)
+        scan = data[self.image_key]
+        grid = network_grid(scan.channels, scan.geometry, self.plan)
         for key in self.keys:
-            out[key] = label_to_network(data[key].channels[0], data[key].geometry, self.plan)[None]
+            out[key] = label_to_network(data[key].channels[0], grid, self.plan)[None]
         return out

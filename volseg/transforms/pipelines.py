@@ -46,8 +46,8 @@ def preprocessing(plan: Plan) -> Compose:
     return Compose(
         [
             ReadCased("image", "label", plan),
+            LabelToNetworkd("label", "image", plan),
             ImageToNetworkd("image", plan),
-            LabelToNetworkd("label", plan),
         ]
     )
 

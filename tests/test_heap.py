@@ -1,0 +1,64 @@
+"""The heap that keeps what is freed."""
+
+import resource
+import threading
+
+import pytest
+import torch
+
+from volseg import heap
+from volseg.heap import kept_heap
+
+GLIBC = heap._glibc("mallopt") is not None
+
+
+def page_faults(blocks: int) -> int:
+    """Pages the system had to clear while `blocks` blocks of 64 MB came and went."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(blocks):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
+def test_blocks_are_used_again_inside_and_given_back_afterwards() -> None:
+    outside = page_faults(4)
+    with kept_heap():
+        # glibc looks for a hole a little larger than an aligned block, so some come before one fits.
+        page_faults(12)
+        inside = page_faults(4)
+        held = resident_bytes()
+    assert inside < outside / 4
+    assert resident_bytes() < held - (1 << 25)
+
+
+@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
+def test_the_last_thread_to_leave_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[int, int]] = []
+    monkeypatch.setattr(heap, "_set", calls.append)
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with kept_heap():
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with kept_heap():
+        thread.start()
+        entered.wait()
+    assert calls == [heap.KEEP]
+    leave.set()
+    thread.join()
+    assert calls == [heap.KEEP, heap.START]
+
+
+def test_nothing_happens_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap.sys, "platform", "darwin")
+    with kept_heap():
+        assert float(torch.ones(8).sum()) == 8

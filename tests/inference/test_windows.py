@@ -1,12 +1,14 @@
 """Where windows stand, what they weigh and what they read."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volseg.inference.windows import axis_tiles, constant_of, gaussian, read_window, window_starts
+from volseg.inference.windows import Tile, axis_tiles, gaussian, read_window, window_constants, window_starts
 
 CPU = torch.device("cpu")
 
@@ -65,10 +67,38 @@ def test_reading_pads_a_short_axis_with_zeros_on_both_sides() -> None:
     assert torch.equal(window, expected)
 
 
+def tiles_of(shape, patch=(4, 4, 4)) -> list[list[Tile]]:
+    return [axis_tiles(size, side, 0.5, CPU) for size, side in zip(shape, patch, strict=True)]
+
+
 def test_a_window_is_constant_only_if_every_channel_is() -> None:
-    window = torch.ones(2, 3, 3, 3)
-    window[1] = -4
-    assert constant_of(window) == (1.0, -4.0)
-    window[1, 2, 2, 2] = -4.000001
-    assert constant_of(window) is None
-    assert constant_of(torch.full((1, 2, 2, 2), float("nan"))) is None
+    volume = torch.ones(2, 4, 8, 4)
+    volume[1] = -4
+    volume[1, 3, 7, 3] = -4.000001
+    found = window_constants(volume, tiles_of((4, 8, 4)))
+    assert found.shape == (1, 3, 1, 2)
+    assert found[0, :2, 0].tolist() == [[1, -4], [1, -4]]
+    assert bool(found[0, 2, 0].isnan().all())
+    volume[0] = float("nan")
+    assert bool(window_constants(volume, tiles_of((4, 8, 4))).isnan().all())
+
+
+def test_a_padded_window_is_constant_only_if_it_is_zero() -> None:
+    for value, constant in ((0.0, True), (1.0, False)):
+        found = window_constants(torch.full((1, 3, 8, 4), value), tiles_of((3, 8, 4)))
+        assert bool(found.isnan().any()) is not constant
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=st.tuples(*[st.integers(1, 9)] * 3), seed=st.integers(0, 999))
+def test_constants_are_those_of_the_windows_as_they_are_read(shape, seed) -> None:
+    volume = (torch.rand(2, *shape, generator=torch.Generator().manual_seed(seed)) > 0.97).float()
+    tiles = tiles_of(shape)
+    found = window_constants(volume, tiles)
+    for index in itertools.product(*(range(len(along)) for along in tiles)):
+        window = torch.empty(2, 4, 4, 4)
+        read_window(volume, tuple(along[i] for along, i in zip(tiles, index, strict=True)), window)
+        is_constant = bool((window == window[:, :1, :1, :1]).all())
+        assert bool(found[index].isnan().any()) is not is_constant
+        if is_constant:
+            assert torch.equal(found[index], window[:, 0, 0, 0])

@@ -9,6 +9,7 @@ the blending: once per voxel instead of once per window, with as many channels i
 there, be the classes ever so many. `Predictor.head` is that layer.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,11 +20,13 @@ import torch
 
 from volseg.config import Triple
 from volseg.errors import VolsegError
-from volseg.inference.windows import Tile, Windows, axis_tiles, constant_of, read_window
+from volseg.inference.windows import Tile, Windows, axis_tiles, read_window, window_constants
 
 Answer: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Progress: TypeAlias = Callable[[int, int], None]
 Place: TypeAlias = tuple[Tile, Tile, Tile]
+# What the channels of a window hold that is constant; None for all other windows.
+Values: TypeAlias = tuple[float, ...] | None
 
 # Logits handed on at a time: a few planes, however many classes there are.
 SLAB_LOGITS = 1 << 24
@@ -91,10 +94,12 @@ def stream_logits(
     sizes = volume.shape[1:]
     axis = order[0]
     tiles = [axis_tiles(sizes[i], windows.patch_size[i], windows.overlap, device) for i in range(3)]
-    places = []
-    for along in product(*(tiles[i] for i in order)):
-        by_axis = dict(zip(order, along, strict=True))
-        places.append((by_axis[0], by_axis[1], by_axis[2]))
+    constants = window_constants(volume, tiles).permute(*order, 3)
+    places: list[tuple[Place, Values]] = []
+    for index in product(*(range(len(tiles[i])) for i in order)):
+        by_axis = {one: tiles[one][number] for one, number in zip(order, index, strict=True)}
+        values = tuple(constants[index].tolist())
+        places.append(((by_axis[0], by_axis[1], by_axis[2]), None if math.isnan(values[0]) else values))
 
     ring: Ring | None = None
     for done, (place, answer) in enumerate(_answers(volume, predictor.answer, windows, places, device), start=1):
@@ -168,9 +173,13 @@ class Ring:
 
 
 def _answers(
-    volume: torch.Tensor, predictor: Answer, windows: Windows, places: list[Place], device: torch.device
+    volume: torch.Tensor,
+    predictor: Answer,
+    windows: Windows,
+    places: list[tuple[Place, Values]],
+    device: torch.device,
 ) -> Iterator[tuple[Place, torch.Tensor]]:
-    """Each place in order with its answer (A, d, h, w); a constant window takes no part in a batch."""
+    """Each place in order with its answer (A, d, h, w); a window of constant `Values` takes no part in a batch."""
     shape = (volume.shape[0], *windows.patch_size)
     if windows.mirror_axes:
         predictor = mirrored(predictor, windows.mirror_axes, windows.batch_size)
@@ -182,13 +191,13 @@ def _answers(
         window = torch.tensor(values, device=device).reshape(1, -1, 1, 1, 1).expand(1, *shape)
         return predictor(window.contiguous())[0]
 
-    waiting: list[tuple[Place, tuple[float, ...] | None]] = []
+    waiting: list[tuple[Place, Values]] = []
     filled = 0
-    for number, place in enumerate(places, start=1):
-        read_window(volume, place, batch[filled])
-        values = constant_of(batch[filled])
+    for number, (place, values) in enumerate(places, start=1):
         waiting.append((place, values))
-        filled += values is None
+        if values is None:
+            read_window(volume, place, batch[filled])
+            filled += 1
         if filled < len(batch) and number < len(places):
             continue
         answers = iter(predictor(batch[:filled])) if filled else iter(())

@@ -5,6 +5,7 @@ axis, and a window is three of them.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +38,14 @@ class Tile:
         start: volume index of the window's first voxel; negative where the window is padded.
         lower, upper: the volume's voxels that the window covers: lower <= index < upper.
         weight: (upper - lower,) float32, its share in the blend of all windows over each of these voxels.
+        is_padded: whether the window reaches beyond the volume.
     """
 
     start: int
     lower: int
     upper: int
     weight: torch.Tensor
+    is_padded: bool
 
     @property
     def inside(self) -> slice:
@@ -89,10 +92,11 @@ def axis_tiles(size: int, patch: int, overlap: float, device: torch.device) -> l
     total = torch.zeros(size)
     for start, lower, upper in spans:
         total[lower:upper] += importance[lower - start : upper - start]
-    return [
-        Tile(start, lower, upper, (importance[lower - start : upper - start] / total[lower:upper]).to(device))
-        for start, lower, upper in spans
-    ]
+    tiles = []
+    for start, lower, upper in spans:
+        weight = (importance[lower - start : upper - start] / total[lower:upper]).to(device)
+        tiles.append(Tile(start, lower, upper, weight, upper - lower < patch))
+    return tiles
 
 
 def read_window(volume: torch.Tensor, tiles: tuple[Tile, Tile, Tile], window: torch.Tensor) -> None:
@@ -104,7 +108,42 @@ def read_window(volume: torch.Tensor, tiles: tuple[Tile, Tile, Tile], window: to
     part.copy_(volume[(slice(None), *covered)])
 
 
-def constant_of(window: torch.Tensor) -> tuple[float, ...] | None:
-    """The value of each channel if every channel of `window` (C, d, h, w) is the same number throughout, else None."""
-    first = window[:, :1, :1, :1]
-    return tuple(first.flatten().tolist()) if bool((window == first).all()) else None
+def window_constants(volume: torch.Tensor, tiles: Sequence[Sequence[Tile]]) -> torch.Tensor:
+    """The value of each channel in windows where every channel is one number throughout; NaN in all others.
+
+    Found for all windows at once, axis by axis, so that a GPU is asked only once.
+
+    Args:
+        volume: (C, D, H, W).
+        tiles: of D, H and W.
+
+    Returns:
+        (windows along D, H, W, C) float32 on the CPU.
+    """
+    # The longest axis first and window after window, so that nothing as long as it is made.
+    longest, *others = sorted(range(3), key=lambda axis: -volume.shape[axis + 1])
+    low, high = (
+        torch.cat([_extremes(volume, longest, one, others, tiles, reduce) for one in tiles[longest]], longest + 1)
+        for reduce in (torch.amin, torch.amax)
+    )
+    # Where a window reaches beyond the volume it also holds zeros.
+    d, h, w = (torch.tensor([one.is_padded for one in along]) for along in tiles)
+    padded = d[:, None, None] | h[:, None] | w
+    constant = (low == high) & ((low == 0) | ~padded)
+    return low.where(constant.all(0), torch.nan).movedim(0, -1)
+
+
+def _extremes(
+    volume: torch.Tensor,
+    longest: int,
+    tile: Tile,
+    others: Sequence[int],
+    tiles: Sequence[Sequence[Tile]],
+    reduce: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """(C, windows along D, H, W) float32 on the CPU: an extreme of each window that has `tile` as its longest axis."""
+    found = reduce(volume.narrow(longest + 1, tile.lower, len(tile.weight)), longest + 1, keepdim=True)
+    for axis in others:
+        parts = [found.narrow(axis + 1, one.lower, len(one.weight)) for one in tiles[axis]]
+        found = torch.cat([reduce(part, axis + 1, keepdim=True) for part in parts], axis + 1)
+    return found.to("cpu", torch.float32)

@@ -1,0 +1,194 @@
+"""The network that an nnU-Net v2 configuration describes, as a `NetworkConfig`.
+
+Plans of nnU-Net 2.4 and later hold the arguments of a network class; older ones a few numbers of a U-Net.
+"""
+
+from typing import Any, NoReturn
+
+from pydantic import ConfigDict, Field
+
+from volseg.config import Activation, Count, NetworkConfig, Norm, checked
+from volseg.errors import InputError
+from volseg.interop.stored import Stored
+
+PerStage = Count | tuple[Count, ...]
+PerAxis = Count | tuple[Count, ...]
+
+PACKAGE = "dynamic_network_architectures."
+ENCODERS = {"PlainConvUNet": "plain", "ResidualEncoderUNet": "residual"}
+CONVOLUTION = "torch.nn.modules.conv.Conv3d"
+NORMS: dict[str, Norm] = {"InstanceNorm3d": "instance", "BatchNorm3d": "batch"}
+# Keyword arguments under which an activation is the one that volseg has; `inplace` changes no value.
+ACTIVATIONS: dict[str, tuple[Activation, dict[str, Any]]] = {
+    "LeakyReLU": ("leaky_relu", {"negative_slope": 0.01}),
+    "ReLU": ("relu", {}),
+    "GELU": ("gelu", {"approximate": "none"}),
+}
+# What all plans before 2.4 mean without saying it.
+OLD_ARGUMENTS = {
+    "conv_op": CONVOLUTION,
+    "conv_bias": True,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "nonlin": "torch.nn.LeakyReLU",
+}
+
+
+class OldNetwork(Stored):
+    """What a configuration written before nnU-Net 2.4 says about its network."""
+
+    class_name: str = Field(alias="UNet_class_name")
+    first_features: Count = Field(alias="UNet_base_num_features")
+    most_features: Count = Field(alias="unet_max_num_features")
+    n_conv_per_stage_encoder: tuple[Count, ...]
+    n_conv_per_stage_decoder: tuple[Count, ...]
+    conv_kernel_sizes: tuple[PerAxis, ...]
+    pool_op_kernel_sizes: tuple[PerAxis, ...]
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The same as a newer configuration says it."""
+        residual = self.class_name == "ResidualEncoderUNet"
+        stages = range(len(self.n_conv_per_stage_encoder))
+        return {
+            "network_class_name": f"{PACKAGE}architectures.unet.{self.class_name}",
+            "arch_kwargs": {
+                **OLD_ARGUMENTS,
+                "n_stages": len(stages),
+                "features_per_stage": [min(self.first_features * 2**s, self.most_features) for s in stages],
+                "kernel_sizes": self.conv_kernel_sizes,
+                "strides": self.pool_op_kernel_sizes,
+                "n_blocks_per_stage" if residual else "n_conv_per_stage": self.n_conv_per_stage_encoder,
+                "n_conv_per_stage_decoder": self.n_conv_per_stage_decoder,
+            },
+        }
+
+
+class Arguments(Stored):
+    """The arguments of a network class; dropout does nothing when predicting."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_stages: Count
+    features_per_stage: PerStage
+    conv_op: str
+    kernel_sizes: Count | tuple[PerAxis, ...]
+    strides: Count | tuple[PerAxis, ...]
+    n_conv_per_stage: PerStage | None = None
+    n_blocks_per_stage: PerStage | None = None
+    n_conv_per_stage_decoder: PerStage
+    conv_bias: bool = False
+    norm_op: str | None = None
+    norm_op_kwargs: dict[str, Any] | None = None
+    dropout_op: Any = None
+    dropout_op_kwargs: Any = None
+    nonlin: str | None = None
+    nonlin_kwargs: dict[str, Any] | None = None
+    deep_supervision: bool = True
+    nonlin_first: bool = False
+    block: str = "BasicBlockD"
+    bottleneck_channels: Any = None
+    stem_channels: int | None = None
+
+
+class Architecture(Stored):
+    """A network class and its arguments."""
+
+    network_class_name: str
+    arch_kwargs: dict[str, Any]
+
+
+def network_of(configuration: dict[str, Any], trainer: str, channels: int, classes: int) -> NetworkConfig:
+    """The network of a configuration.
+
+    Args:
+        configuration: of plans.json, what it inherits included.
+        trainer: class name; nnUNetTrainerBN replaces the norm.
+        channels: of the input.
+        classes: of the output.
+
+    Raises:
+        InputError: it is not a network that volseg can build.
+    """
+    source = "The network in plans.json"
+    document = configuration.get("architecture") or checked(OldNetwork, configuration, source, InputError).architecture
+    architecture = checked(Architecture, document, source, InputError)
+    name = architecture.network_class_name
+    encoder = ENCODERS.get(name.rpartition(".")[2]) if name.startswith(PACKAGE) else None
+    if encoder is None:
+        _refuse(f"is {name}", "PlainConvUNet and ResidualEncoderUNet")
+    arguments = checked(Arguments, architecture.arch_kwargs, source, InputError)
+    _check_arguments(arguments)
+    blocks = arguments.n_conv_per_stage if encoder == "plain" else arguments.n_blocks_per_stage
+    stages = arguments.n_stages
+    features = _per_stage(arguments.features_per_stage, stages)
+    if len(features) != stages:
+        _refuse(f"has {stages} stages, but {len(features)} features_per_stage", "networks with one entry per stage")
+    if arguments.stem_channels not in (None, features[0]):
+        _refuse(
+            f"has a stem of {arguments.stem_channels} channels", f"stems of the first stage's {features[0]} channels"
+        )
+    return checked(
+        NetworkConfig,
+        {
+            "in_channels": channels,
+            "classes": classes,
+            "encoder": encoder,
+            "features": features,
+            "encoder_blocks": _per_stage(blocks, stages),
+            # nnU-Net counts the decoder's stages from the coarsest.
+            "decoder_blocks": _per_stage(arguments.n_conv_per_stage_decoder, stages - 1)[::-1],
+            "kernels": _per_axis(arguments.kernel_sizes, stages),
+            "strides": _per_axis(arguments.strides, stages),
+            "norm": "batch" if trainer == "nnUNetTrainerBN" else _norm(arguments),
+            "activation": _activation(arguments),
+        },
+        source,
+        InputError,
+    )
+
+
+def _check_arguments(arguments: Arguments) -> None:
+    """Refuse what makes another network of the same class."""
+    if arguments.conv_op.rpartition(".")[2] != "Conv3d":
+        _refuse(f"computes with {arguments.conv_op}", "three-dimensional networks (Conv3d)")
+    if arguments.nonlin_first:
+        _refuse("has nonlin_first", "networks with the norm in front of the activation")
+    if arguments.block.rpartition(".")[2] != "BasicBlockD" or arguments.bottleneck_channels is not None:
+        _refuse(f"is made of {arguments.block} with bottleneck_channels {arguments.bottleneck_channels}", "BasicBlockD")
+
+
+def _norm(arguments: Arguments) -> Norm:
+    """The norm, if it has a scale and a shift and adds 1e-5 to the variance."""
+    name = (arguments.norm_op or "none").rpartition(".")[2]
+    given = dict(arguments.norm_op_kwargs or {})
+    given.pop("momentum", None)  # of running statistics, which are not updated when predicting
+    default = {"eps": 1e-5, "affine": name == "BatchNorm3d", "track_running_stats": name == "BatchNorm3d"}
+    needed = {**default, "affine": True}
+    if name not in NORMS or {**default, **given} != needed:
+        _refuse(f"has the norm {name} with {given}", "InstanceNorm3d and BatchNorm3d with eps 1e-05 and affine")
+    return NORMS[name]
+
+
+def _activation(arguments: Arguments) -> Activation:
+    """The activation, if volseg has it."""
+    name = (arguments.nonlin or "none").rpartition(".")[2]
+    given = dict(arguments.nonlin_kwargs or {})
+    given.pop("inplace", None)
+    if name not in ACTIVATIONS or {**ACTIVATIONS[name][1], **given} != ACTIVATIONS[name][1]:
+        _refuse(f"has the activation {name} with {given}", "LeakyReLU with slope 0.01, ReLU and GELU")
+    return ACTIVATIONS[name][0]
+
+
+def _per_stage(value: Any, stages: int) -> Any:
+    """One entry per stage, where one number may stand for all; `NetworkConfig` counts them."""
+    return (value,) * stages if isinstance(value, int) else value
+
+
+def _per_axis(value: Any, stages: int) -> Any:
+    """One entry of three per stage."""
+    return tuple((one,) * 3 if isinstance(one, int) else one for one in _per_stage(value, stages))
+
+
+def _refuse(found: str, known: str) -> NoReturn:
+    raise InputError(f"The network in plans.json {found}, which cannot be imported. volseg imports {known}.")

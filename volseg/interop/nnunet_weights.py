@@ -1,0 +1,158 @@
+"""The weights of an nnU-Net v2 network under the names that `volseg.networks.UNet` gives them.
+
+Layers correspond one to one. What differs:
+- nnU-Net's files hold most tensors several times, under the names of every module that leads to them.
+- Its convolutions in front of norms may have a bias. An instance norm subtracts it again, so it is dropped; in a batch
+  norm it shifts the running mean.
+- Its transposed convolutions may have none; ours have one, which is then 0.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from volseg.config import NetworkConfig
+from volseg.errors import InputError
+from volseg.networks import UNet
+from volseg.networks.blocks import ResidualBlock
+
+# What parallel training and compilation put in front of every name.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
+# In a sequence of convolution, dropout (if any), norm and activation only the first has weights beside the norm.
+SAME = (
+    (re.compile(r"^decoder\.encoder\."), "encoder."),
+    (re.compile(r"\.all_modules\.0\."), ".conv."),
+    (re.compile(r"\.all_modules\.[12]\."), ".norm."),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution by its name here and in nnU-Net, and the name here of the norm that follows it, if any."""
+
+    conv: str
+    source: str
+    norm: str = ""
+
+
+def import_weights(stored: Mapping[str, Tensor], config: NetworkConfig, origin: str) -> dict[str, Tensor]:
+    """Weights of `UNet(config)` from an nnU-Net network of the same shape.
+
+    Args:
+        stored: tensors by nnU-Net's names.
+        config: the network.
+        origin: what they come from, for messages.
+
+    Returns:
+        The state of the network, float32 (counters int64), own memory.
+
+    Raises:
+        InputError: a tensor is missing, is left over, or has another shape.
+    """
+    with torch.device("meta"):
+        network = UNet(config)
+    source = Source(_without_copies(stored, origin), origin)
+    weights: dict[str, Tensor] = {}
+    for layer in _layers(network):
+        weights |= source.take(layer, network)
+    source.check_empty()
+    return weights
+
+
+class Source:
+    """Tensors by nnU-Net's names, each to be taken once."""
+
+    def __init__(self, tensors: dict[str, Tensor], origin: str) -> None:
+        self.tensors = tensors
+        self.origin = origin
+
+    def take(self, layer: Layer, network: UNet) -> dict[str, Tensor]:
+        """The weights of a layer and its norm, by the names in `network`."""
+        if not layer.norm:
+            if layer.conv.endswith(".up"):
+                channels = network.get_parameter(f"{layer.conv}.bias").shape
+                self.tensors.setdefault(f"{layer.source}.bias", torch.zeros(channels))
+            return self._take_module(layer.conv, layer.source, network)
+        found = self._take_module(layer.conv, f"{layer.source}.conv", network)
+        norm = self._take_module(layer.norm, f"{layer.source}.norm", network)
+        name = f"{layer.source}.conv.bias"
+        if name in self.tensors:
+            bias = self._take(name, network.get_parameter(f"{layer.norm}.bias"))
+            if f"{layer.norm}.running_mean" in norm:
+                norm[f"{layer.norm}.running_mean"] -= bias
+        return found | norm
+
+    def check_empty(self) -> None:
+        """Refuse tensors that no layer has taken."""
+        for name in self.tensors:
+            raise InputError(
+                f"{self.origin} holds the tensor {name}, which the network in plans.json does not have. "
+                "volseg imports networks that are as their plans say."
+            )
+
+    def _take_module(self, ours: str, theirs: str, network: UNet) -> dict[str, Tensor]:
+        state = network.get_submodule(ours).state_dict()
+        return {f"{ours}.{key}": self._take(f"{theirs}.{key}", wanted) for key, wanted in state.items()}
+
+    def _take(self, name: str, wanted: Tensor) -> Tensor:
+        """A copy of a tensor in the shape and number type of `wanted`."""
+        if name not in self.tensors:
+            raise InputError(
+                f"{self.origin} lacks the tensor {name}, which the network in plans.json has. "
+                "Take plans.json and checkpoints from one model folder."
+            )
+        tensor = self.tensors.pop(name)
+        if tensor.shape != wanted.shape:
+            raise InputError(
+                f"The tensor {name} in {self.origin} has shape {tuple(tensor.shape)}, but by plans.json and "
+                f"dataset.json it has {tuple(wanted.shape)}. Take all files from one model folder."
+            )
+        return tensor.detach().to(wanted.dtype, copy=True).contiguous()
+
+
+def _without_copies(stored: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """Each tensor once, by the name of the module that owns it."""
+    tensors: dict[str, Tensor] = {}
+    for full, tensor in stored.items():
+        name = WRAPPERS.sub("", full)
+        for copied, owner in SAME:
+            name = copied.sub(owner, name)
+        if not torch.equal(tensors.setdefault(name, tensor), tensor):
+            raise InputError(f"{origin} holds two different tensors for {name}. Take a fresh copy of the file.")
+    return tensors
+
+
+def _layers(network: UNet) -> Iterator[Layer]:
+    """All convolutions of a network."""
+    config = network.config
+    for s, stage in enumerate(network.encoder):
+        for k, block in enumerate(stage.children()):
+            ours = f"encoder.{s}.{k}"
+            if isinstance(block, ResidualBlock):
+                # The stem stands in front of the blocks of the first stage.
+                yield from _residual_layers(block, ours, f"encoder.stages.{s}.blocks.{k - (s == 0)}")
+            else:
+                yield Layer(
+                    f"{ours}.conv",
+                    "encoder.stem.convs.0" if config.encoder == "residual" else f"encoder.stages.{s}.0.convs.{k}",
+                    f"{ours}.norm",
+                )
+    # Both count the decoder's stages from the coarsest; the configuration counts from the finest.
+    for i, blocks in enumerate(reversed(config.decoder_blocks)):
+        yield Layer(f"decoder.{i}.up", f"decoder.transpconvs.{i}")
+        for k in range(blocks):
+            ours = f"decoder.{i}.blocks.{k}"
+            yield Layer(f"{ours}.conv", f"decoder.stages.{i}.convs.{k}", f"{ours}.norm")
+    for i in range(len(network.heads)):
+        yield Layer(f"heads.{i}", f"decoder.seg_layers.{i}")
+
+
+def _residual_layers(block: ResidualBlock, ours: str, theirs: str) -> Iterator[Layer]:
+    yield Layer(f"{ours}.first.conv", f"{theirs}.conv1", f"{ours}.first.norm")
+    yield Layer(f"{ours}.second", f"{theirs}.conv2", f"{ours}.norm")
+    for i, step in enumerate(block.skip):
+        if isinstance(step, torch.nn.Conv3d):
+            yield Layer(f"{ours}.skip.{i}", f"{theirs}.skip.{i}", f"{ours}.skip.{i + 1}")

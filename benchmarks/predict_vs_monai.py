@@ -1,75 +1,102 @@
 """Sliding windows: volseg's engine against MONAI's `sliding_window_inference`, same network, windows and precision.
 
-    python benchmarks/predict_vs_monai.py [--size 160] [--classes 15] [--repeats 3] [--append]
+    python benchmarks/predict_vs_monai.py [--repeats 3] [--toy] [--append]
 
-Both start from one normalised volume in memory and end with a label volume of the same shape, with Gaussian weights
-and half a window of overlap. Needs volseg and MONAI. The sides run in processes of their own, one after the other.
+The window part alone: both start from one normalised volume in memory (112 x 121 x 101 voxels, what a CT of the torso
+becomes at 3 mm) and end with its labels, with Gaussian weights and half a window of overlap, in float32 and in volseg's
+own choice of precision. MONAI takes 1, 2 and 4 windows at once. Needs volseg and MONAI 1.6. The sides run in processes
+of their own, one after the other.
 """
 
 import argparse
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
-from sides import as_table, publish, report_side, run_side
+from sides import as_table, compared, publish, report_side, run_side
 
-from volseg.config import NetworkConfig
-from volseg.device import DTYPES, autocast
-from volseg.inference.engine import segment
+from volseg.api.labelling import label_volume
+from volseg.config import Channel, Label, NetworkConfig, Plan
+from volseg.data.geometry import Geometry
+from volseg.data.preprocess import image_to_network
+from volseg.device import DTYPES, autocast, choose_precision
 from volseg.inference.windows import Windows
 from volseg.networks import UNet
 
-PATCH = (64, 64, 64)
 CPU = torch.device("cpu")
+CLASSES = 15
+BATCHES = (1, 2, 4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=160)
-    parser.add_argument("--classes", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", choices=DTYPES, default="fp32")
+    parser.add_argument("--toy", action="store_true", help="a small volume and network, to see that everything works")
     parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
-    parser.add_argument("--side", choices=["volseg", "monai"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", nargs=3, metavar=("NAME", "PRECISION", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        report_side(work_of(options), options.repeats)
+        side, precision, batch = options.side
+        report_side(work_of(side, DTYPES[precision], int(batch), options.toy), options.repeats)
         return
-    given = [f"--{name}={getattr(options, name)}" for name in ("size", "classes", "repeats", "precision")]
-    found = {side: run_side([__file__, *given, f"--side={side}"]) for side in ("monai", "volseg")}
-    rows = [
-        {
-            "side": side,
-            "seconds, median": f"{one['seconds']:.2f}",
-            "peak GiB": f"{one['peak_gib']:.2f}",
-            "CPU seconds, all": f"{one['cpu_seconds']:.1f}",
-            "times as fast": f"{found['monai']['seconds'] / one['seconds']:.2f}",
-        }
-        for side, one in found.items()
-    ]
-    title = (
-        f"Windows against MONAI: {options.size}^3 voxels, {options.classes} classes, patch 64^3, {options.precision}"
-    )
-    publish(title, f"python benchmarks/predict_vs_monai.py {' '.join(given)}", as_table(rows), options.append)
+    own = choose_precision("auto", CPU)
+    toy = ["--toy"] * options.toy
+    sides = {
+        f"{side}, {precision}" + f", batch {batch}" * (side == "MONAI"): run_side(
+            [__file__, f"--repeats={options.repeats}", *toy, "--side", side, precision, str(batch)]
+        )
+        for precision, dtype in DTYPES.items()
+        if dtype in (torch.float32, own)
+        for side, batch in (*(("MONAI", batch) for batch in BATCHES), ("volseg", 1))
+    }
+    title = f"Windows against MONAI: {CLASSES} classes{', toy' * options.toy}"
+    table = as_table(compared(sides, "MONAI, fp32, batch 1"))
+    publish(title, f"python benchmarks/predict_vs_monai.py --repeats {options.repeats}", table, options.append)
 
 
-def work_of(options: argparse.Namespace):
+def work_of(side: str, dtype: torch.dtype, batch: int, toy: bool) -> Callable[[], object]:
     """The function that one side times."""
+    plan = plan_of(toy)
     torch.manual_seed(0)
-    network = UNet(NetworkConfig(classes=options.classes, features=(16, 32, 64, 128))).eval()
-    volume = torch.randn(1, options.size, options.size, options.size)
+    network = UNet(plan.network).eval().requires_grad_(False)
+    shape = (56, 61, 51) if toy else (112, 121, 101)
+    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    volume, grid = image_to_network([noise], Geometry(shape, np.diag([*plan.spacing_mm, 1.0])), plan)
+    windows = Windows(plan.patch_size, overlap=0.5)
 
     def predict(window: torch.Tensor) -> torch.Tensor:
-        with autocast(CPU, DTYPES[options.precision]):
-            return network(window).float()
-
-    def volseg() -> torch.Tensor:
-        return segment(volume, predict, Windows(PATCH), tuple(volume.shape[1:]))
+        with autocast(CPU, dtype):
+            return network(window)
 
     def monai() -> torch.Tensor:
-        logits = sliding_window_inference(volume[None], PATCH, 1, predict, overlap=0.5, mode="gaussian")
+        logits = sliding_window_inference(volume[None], plan.patch_size, batch, predict, overlap=0.5, mode="gaussian")
         return logits.argmax(1).to(torch.uint8)
 
-    return torch.inference_mode()(volseg if options.side == "volseg" else monai)
+    def volseg() -> np.ndarray:
+        return label_volume(network, volume, grid, plan, windows, dtype)
+
+    return torch.inference_mode()(monai if side == "MONAI" else volseg)
+
+
+def plan_of(toy: bool) -> Plan:
+    """The network of the CT comparison with nnU-Net: five stages, patch 96^3, 403 GFLOP a window."""
+    edge = 48 if toy else 96
+    return Plan(
+        dataset="monai",
+        channels=(Channel(normalisation="none"),),
+        labels=tuple(Label(name=f"label {value}", value=value) for value in range(1, CLASSES)),
+        spacing_mm=(3.0, 3.0, 3.0),
+        patch_size=(edge, edge, edge),
+        network=NetworkConfig(
+            classes=CLASSES,
+            features=(4, 8, 16, 32, 32) if toy else (32, 64, 128, 256, 320),
+            encoder_blocks=(2,) * 5,
+            decoder_blocks=(2,) * 4,
+            kernels=((3, 3, 3),) * 5,
+            strides=((1, 1, 1), *((2, 2, 2),) * 4),
+        ),
+    )
 
 
 if __name__ == "__main__":

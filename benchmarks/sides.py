@@ -1,38 +1,175 @@
-"""What the comparisons share: each side of one runs in processes of its own, in turn, and medians are compared."""
+"""What the comparisons share: each side runs in processes of its own, in turn, and medians are compared.
+
+Memory is that of the whole process tree, looked at every 20 ms or more, so seldom that looking costs no more than a
+twentieth of one core. The peak of a single process is the kernel's own high-water mark (only what a process adds after
+the last look is missed); that of several is the largest sum of proportional set sizes (PSS, which count a shared page
+once). The larger of the two is reported.
+"""
 
 import json
-import resource
+import os
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import torch
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+LOOK_SECONDS = 0.02
+LOOK_SHARE = 0.05
+SHOWN_LINES = 15
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one command took: wall and CPU seconds and peak memory of all its processes, and what it printed."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_gib: float
+    printed: str = ""
+
+
+def run_command(command: Sequence[str | Path]) -> Side:
+    """Run a command in a session of its own, so that all its processes are known, and measure it."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=log, start_new_session=True)
+        try:
+            with Memory(process.pid) as memory:
+                _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        seconds = time.perf_counter() - started
+        printed, logged = (file.seek(0) or file.read() for file in (out, log))
+    if process.returncode:
+        last = "\n".join([*printed.splitlines(), *logged.splitlines()][-SHOWN_LINES:])
+        sys.exit(f"{' '.join(map(str, command))}\nended with exit code {process.returncode}:\n{last}")
+    return Side(seconds, used.ru_utime + used.ru_stime, memory.peak_bytes / 2**30, printed)
+
+
+class Memory(threading.Thread):
+    """Watches the memory of a session's processes while it is entered."""
+
+    def __init__(self, session: int) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._session = session
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Memory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look again and again; the thread's body."""
+        pause = 0.0
+        while not self._over.wait(pause):
+            started = time.perf_counter()
+            processes = processes_of(self._session)
+            peaks = [bytes_in(process / "status", "VmHWM:") for process in processes]
+            together = sum(bytes_in(process / "smaps_rollup", "Pss:") for process in processes) if peaks[1:] else 0
+            self.peak_bytes = max(self.peak_bytes, together, *peaks)
+            pause = max(LOOK_SECONDS, (time.perf_counter() - started) / LOOK_SHARE)
+
+
+def processes_of(session: int) -> list[Path]:
+    """The folders in /proc of a session's processes."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            # The name, in brackets, may hold anything; the session is the fourth field after it.
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[3]) == session:
+            found.append(process)
+    return found
+
+
+def bytes_in(file: Path, key: str) -> int:
+    """A line such as "VmHWM: 12 kB" of a process's file; 0 when the process has ended."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
+
+
+def run_in_turn(commands: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[str, Side]:
+    """Each command `repeats` times, one after the other and round again; the medians of each."""
+    runs: dict[str, list[Side]] = {name: [] for name in commands}
+    for _ in range(repeats):
+        for name, command in commands.items():
+            runs[name].append(run_command(command))
+            print(f"{name}: {runs[name][-1].seconds:.1f} s", file=sys.stderr)
+    return {
+        name: Side(
+            statistics.median(one.seconds for one in found),
+            statistics.median(one.cpu_seconds for one in found),
+            statistics.median(one.peak_gib for one in found),
+            found[-1].printed,
+        )
+        for name, found in runs.items()
+    }
 
 
 def report_side(work: Callable[[], object], repeats: int) -> None:
-    """Run `work` once to warm up and `repeats` times for the record; print seconds and peak memory as JSON."""
+    """Run `work` once to warm up and `repeats` times for the record; print the seconds of each as JSON."""
     work()
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    cpu = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu.ru_utime + cpu.ru_stime, "peak_gib": peak_gib}))
+    print(json.dumps({"seconds": seconds}))
 
 
-def run_side(arguments: list[str]) -> dict[str, float]:
-    """One side in a process of its own: median seconds, peak GiB, CPU seconds of the whole process."""
-    out = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
-    found = json.loads(out.splitlines()[-1])
-    return {**found, "seconds": statistics.median(found["seconds"])}
+def run_side(arguments: Sequence[str | Path]) -> Side:
+    """A Python script that ends in `report_side`, in a process of its own: the median of its warm seconds.
+
+    CPU seconds and peak memory are those of the whole process.
+    """
+    side = run_command([sys.executable, *arguments])
+    return replace(side, seconds=statistics.median(json.loads(side.printed.splitlines()[-1])["seconds"]))
+
+
+def compared(sides: Mapping[str, Side], reference: str) -> list[dict[str, object]]:
+    """One row per side, with its speed and memory against those of the side called `reference`."""
+    base = sides[reference]
+    return [
+        {
+            "side": name,
+            "seconds": f"{side.seconds:.2f}",
+            "CPU seconds": f"{side.cpu_seconds:.1f}",
+            "peak GiB": f"{side.peak_gib:.2f}",
+            "times as fast": f"{base.seconds / side.seconds:.2f}",
+            "share of the memory": f"{side.peak_gib / base.peak_gib:.2f}",
+        }
+        for name, side in sides.items()
+    ]
+
+
+def data_folder() -> Path:
+    """The folder named by VOLSEG_DATA."""
+    named = os.environ.get("VOLSEG_DATA")
+    if not named or not Path(named).is_dir():
+        sys.exit("Set VOLSEG_DATA to the folder of the data; see the top of this script for what it needs.")
+    return Path(named)
 
 
 def as_table(rows: list[dict[str, object]]) -> str:

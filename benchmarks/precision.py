@@ -1,0 +1,73 @@
+"""How much the precision changes what comes out: Dice on the validation cases of a fold, in each precision.
+
+    python benchmarks/precision.py MODEL DATASET [--fold 0] [--cases N] [--device cpu|cuda] [--append]
+
+Needs volseg, a model file and the data set it was trained on; the fold is the model's own unless given. A processor
+without native bfloat16 emulates it, up to a hundred times slower than float32: take few cases there.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from sides import as_table, publish
+
+from volseg import Segmenter
+from volseg.data.dataset import TrainingCase, choose_fold, open_dataset, split_folds
+from volseg.data.reading import read_channels, read_label
+from volseg.evaluation.overlap import label_overlaps
+
+REFERENCE = "fp32"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--fold", type=int)
+    parser.add_argument("--cases", type=int, help="only so many, the first by name")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precisions", nargs="+", default=["bf16"], help=f"to compare with {REFERENCE}")
+    parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
+    options = parser.parse_args()
+    names = [REFERENCE, *options.precisions]
+    segmenters = {name: Segmenter.load(options.model, options.device, name) for name in names}
+    cases = validation_cases(options, segmenters[REFERENCE])
+    dice = {name: mean_dice(segmenter, cases) for name, segmenter in segmenters.items()}
+    rows = [
+        {
+            "precision": name,
+            **{f"Dice {label}": f"{mean:.5f}" for label, mean in means.items()},
+            **{f"minus {REFERENCE}, {label}": f"{mean - dice[REFERENCE][label]:+.5f}" for label, mean in means.items()},
+        }
+        for name, means in dice.items()
+    ]
+    title = f"Precision: {options.dataset.name}, {len(cases)} validation cases, {options.device}"
+    command = f"python benchmarks/precision.py {options.model.name} $VOLSEG_DATA/{options.dataset.name}"
+    publish(title, command, as_table(rows), options.append)
+
+
+def validation_cases(options: argparse.Namespace, segmenter: Segmenter) -> list[TrainingCase]:
+    """The cases of the fold that the model was not trained on."""
+    data = open_dataset(options.dataset)
+    fold = segmenter.card.training.get("fold", 0) if options.fold is None else options.fold
+    held_out = set(choose_fold(split_folds(data), fold)["val"])
+    return [case for case in data.cases if case.name in held_out][: options.cases]
+
+
+def mean_dice(segmenter: Segmenter, cases: list[TrainingCase]) -> dict[str, float]:
+    """Mean Dice per label; a case without a label, in reference and answer, does not count for it."""
+    channels = len(segmenter.card.plan.channels)
+    values = {label.name: label.value for label in segmenter.card.plan.labels}
+    found: dict[str, list[float]] = {name: [] for name in values}
+    for case in cases:
+        labels = segmenter(read_channels(case.images, channels)).labels
+        reference = read_label(case.label).channels[0]
+        for name, overlap in label_overlaps(labels, reference, values, 1.0).items():
+            if overlap.dice is not None:
+                found[name].append(overlap.dice)
+    return {name: statistics.mean(dice) for name, dice in found.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """Memory that is freed and asked for again within a moment, kept meanwhile.
 
 glibc gives every large block back to the system when it is freed, and the system clears each page of the next one:
-a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second.
+a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. Blocks
+above 32 MB, the most that glibc allows here, still do so; `volseg.networks.maps` asks for large pages for them.
 """
 
 import ctypes
@@ -11,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Names and numbers of <malloc.h>, and the values glibc starts with (mallopt(3)).
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
-KEEP = {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20, MMAP_MAX: 0}
-START = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 0, MMAP_MAX: 65536}
+# Names and numbers of <malloc.h>, and the values glibc starts with; see mallopt(3).
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+KEEP = {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20, MMAP_THRESHOLD: 32 << 20}
+START = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 0, MMAP_THRESHOLD: 128 << 10}
 
 _lock = threading.Lock()
 _users = 0

@@ -104,7 +104,7 @@ def test_convolutions_have_a_bias_only_without_norm():
 
 def test_stem_stays_plain():
     stages = encoder_stages(NetworkConfig(block="conv2plus1d", mid="matched"))
-    assert type(stages[0][0].conv) is nn.Conv3d
+    assert isinstance(stages[0][0].conv, nn.Conv3d)
     assert isinstance(stages[0][1].conv, Conv2Plus1d)
 
 

@@ -96,7 +96,8 @@ def test_evaluation_equals_the_finest_output_of_training(choices):
     x = torch.randn(1, 1, 8, 16, 16)
     finest = network(x)[0]
     with torch.inference_mode():
-        assert torch.equal(network.eval()(x), finest)
+        # Without gradients other kernels do the work, which round in another order.
+        torch.testing.assert_close(network.eval()(x), finest, rtol=1e-4, atol=1e-5)
 
 
 def test_without_deep_supervision_there_is_one_head():

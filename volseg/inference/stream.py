@@ -110,6 +110,7 @@ def stream_logits(
         yield from ring.finish(place[axis].lower)
         inside = answer[(slice(None), *(tile.inside for tile in place))].permute(*(i + 1 for i in order), 0)
         ring.add(inside, (place[order[0]], place[order[1]], place[order[2]]))
+        del answer, inside  # an answer is large, and the next one is about to be computed
         if progress:
             progress(done, len(places))
     assert ring is not None
@@ -203,6 +204,7 @@ def _answers(
         answers = iter(predictor(batch[:filled])) if filled else iter(())
         for waiting_place, constant in waiting:
             yield waiting_place, next(answers) if constant is None else constant_answer(constant)
+        del answers
         waiting, filled = [], 0
 
 

@@ -123,7 +123,7 @@ def window_constants(volume: torch.Tensor, tiles: Sequence[Sequence[Tile]]) -> t
     # The longest axis first and window after window, so that nothing as long as it is made.
     longest, *others = sorted(range(3), key=lambda axis: -volume.shape[axis + 1])
     low, high = (
-        torch.cat([_extremes(volume, longest, one, others, tiles, reduce) for one in tiles[longest]], longest + 1)
+        torch.cat([_extremes(volume, longest, one, others, tiles, reduce) for one in tiles[longest]], longest + 1).cpu()
         for reduce in (torch.amin, torch.amax)
     )
     # Where a window reaches beyond the volume it also holds zeros.
@@ -141,9 +141,9 @@ def _extremes(
     tiles: Sequence[Sequence[Tile]],
     reduce: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    """(C, windows along D, H, W) float32 on the CPU: an extreme of each window that has `tile` as its longest axis."""
+    """(C, windows along D, H, W) float32: an extreme of each window that has `tile` as its longest axis."""
     found = reduce(volume.narrow(longest + 1, tile.lower, len(tile.weight)), longest + 1, keepdim=True)
     for axis in others:
         parts = [found.narrow(axis + 1, one.lower, len(one.weight)) for one in tiles[axis]]
         found = torch.cat([reduce(part, axis + 1, keepdim=True) for part in parts], axis + 1)
-    return found.to("cpu", torch.float32)
+    return found.to(torch.float32)

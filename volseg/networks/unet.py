@@ -7,12 +7,13 @@ parameters missing are convolution biases in front of norms, which have no effec
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from volseg.config import NetworkConfig, Triple
 from volseg.errors import UsageError
 from volseg.networks.blocks import UNIT_STRIDE, ConvBlock, encoder_stages, initialise
+from volseg.networks.pointconv import PointConv
+from volseg.networks.upconv import UpConv
 
 
 class UNet(nn.Module):
@@ -37,7 +38,7 @@ class UNet(nn.Module):
         self.encoder = encoder_stages(config)
         self.decoder = nn.ModuleList(DecoderStage(s, config) for s in reversed(range(len(config.features) - 1)))
         supervised = config.features[-2::-1] if config.deep_supervision else config.features[:1]
-        self.heads = nn.ModuleList(nn.Conv3d(channels, config.classes, 1) for channels in supervised)
+        self.heads = nn.ModuleList(PointConv(channels, config.classes) for channels in supervised)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -92,7 +93,7 @@ class DecoderStage(nn.Module):
     def __init__(self, s: int, config: NetworkConfig) -> None:
         super().__init__()
         channels, stride = config.features[s], config.strides[s + 1]
-        self.up = nn.ConvTranspose3d(config.features[s + 1], channels, stride, stride)
+        self.up = UpConv(config.features[s + 1], channels, stride)
         self.blocks = nn.Sequential()
         for block in range(config.decoder_blocks[s]):
             in_channels = channels if block else 2 * channels
@@ -104,7 +105,7 @@ class DecoderStage(nn.Module):
         The skip is taken off the list and the blocks are called one by one, so that without gradients every tensor is
         freed as soon as it has been used: these are the largest of the network.
         """
-        x = torch.cat([self.up(x), skips.pop()], dim=1)
+        x = self.up.beside(x, skips)
         for block in self.blocks:
             x = block(x)
         return x

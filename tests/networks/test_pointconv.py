@@ -1,0 +1,18 @@
+"""The 1 x 1 x 1 convolution against torch's own."""
+
+import torch
+from torch.nn import functional as F
+
+from volseg.networks.pointconv import PointConv
+
+
+def test_it_is_the_convolution_in_every_format() -> None:
+    torch.manual_seed(0)
+    layer = PointConv(6, 4)
+    x = torch.randn(2, 6, 3, 5, 4)
+    expected = F.conv3d(x, layer.weight, layer.bias)
+    for form in (torch.contiguous_format, torch.channels_last_3d):
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(x.contiguous(memory_format=form)), expected.detach())
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None

@@ -97,7 +97,7 @@ def test_evaluation_equals_the_finest_output_of_training(choices):
     finest = network(x)[0]
     with torch.inference_mode():
         # Without gradients other kernels do the work, which round in another order.
-        torch.testing.assert_close(network.eval()(x), finest, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network.eval()(x), finest, rtol=1e-4, atol=1e-4)
 
 
 def test_without_deep_supervision_there_is_one_head():
@@ -163,7 +163,7 @@ def test_classifier_averages_over_all_voxels():
     network = Classifier(NetworkConfig(features=(4, 8), encoder_blocks=(1, 1), decoder_blocks=(1,),
                                        kernels=((1, 1, 1),) * 2, strides=((1, 1, 1),) * 2))  # fmt: skip
     x = torch.randn(1, 1, 4, 5, 6)
-    torch.testing.assert_close(network(x), network(x.flip(2, 3, 4)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(x), network(x.flip(2, 3, 4)), rtol=1e-4, atol=1e-4)
 
 
 def test_encoder_weights_fit_from_network_to_classifier():

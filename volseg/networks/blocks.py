@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volseg.config import Activation, Mid, NetworkConfig, Norm, Triple
+from volseg.networks.conv import Conv
 from volseg.networks.norms import InstanceNorm
-from volseg.networks.winograd import CubeConv
 
 LEAKY_SLOPE = 0.01
 UNIT_STRIDE: Triple = (1, 1, 1)
@@ -177,11 +177,7 @@ def make_conv(in_channels: int, out_channels: int, kernel: Triple, stride: Tripl
         return Conv2Plus1d(in_channels, out_channels, config.mid, kernel, stride, config.norm, config.activation)
     depth, height, width = kernel
     padding = (depth // 2, height // 2, width // 2)
-    kind: type[nn.Conv3d] = nn.Conv3d
-    if depth == stride[0] == 1:
-        kind = InPlaneConv
-    elif kernel == (3, 3, 3) and stride == UNIT_STRIDE:
-        kind = CubeConv
+    kind = InPlaneConv if depth == stride[0] == 1 else Conv
     return kind(in_channels, out_channels, kernel, stride, padding, bias=config.norm == "none")
 
 

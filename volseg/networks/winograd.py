@@ -7,10 +7,10 @@ Convolutional Neural Networks, arXiv 1509.09308, section 4.3.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from volseg.networks.maps import empty_maps, is_plain_inference
+from volseg.networks.maps import empty_maps
 
 TILE = 4
 # Six input planes, three taps, and four output planes; and the six products between them.
@@ -38,46 +38,29 @@ TO_OUTPUT = (
 )
 # Below these sizes the plain convolution is as fast.
 LEAST_CHANNELS, LEAST_PLANES, LEAST_VOXELS = 16, 8, 1500
-# Plain convolutions with as many output values are made by so many planes at a time, into memory of `empty_maps`.
-LARGE, PLANES = 1 << 22, 16
-
-
-class CubeConv(nn.Conv3d):
-    """`nn.Conv3d` with a 3 x 3 x 3 kernel, stride 1 and padding 1; half the work where no gradient is asked for.
-
-    The faster way differs from the plain one by about 1e-5 of the largest output.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C, D, H, W)."""
-        if not is_plain_inference(x):
-            return super().forward(x)
-        if not pays(x):
-            return self._plain(x)
-        out = empty_maps(len(x), self.out_channels, x.shape[2:])
-        transformed = torch.einsum("kd,oidhw->koihw", torch.tensor(FROM_TAPS), self.weight)
-        filters = [one.contiguous(memory_format=torch.channels_last) for one in transformed]
-        for sample, result in zip(x, out, strict=True):
-            _convolve(sample.permute(1, 2, 3, 0), filters, result.permute(1, 2, 3, 0))
-        return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1, 1))
-
-    def _plain(self, x: Tensor) -> Tensor:
-        """The plain convolution, by oneDNN: torch leaves small inputs, and those of one channel, to a slower kernel."""
-        ones, depth = (1, 1, 1), x.shape[2]
-        if len(x) * self.out_channels * x.shape[2:].numel() < LARGE:
-            return torch.mkldnn_convolution(x, self.weight, self.bias, ones, ones, ones, 1)
-        out = empty_maps(len(x), self.out_channels, x.shape[2:])
-        for start in range(0, depth, PLANES):
-            stop = min(start + PLANES, depth)
-            first = max(start - 1, 0)
-            part = torch.mkldnn_convolution(x[:, :, first : stop + 1], self.weight, self.bias, ones, ones, ones, 1)
-            out[:, :, start:stop] = part[:, :, start - first : stop - first]
-        return out
 
 
 def pays(x: Tensor) -> bool:
-    """Whether an input (B, C, D, H, W) is large enough for the faster way to be faster."""
+    """Whether an input (B, C, D, H, W) is large enough for this way to be faster."""
     return x.shape[1] >= LEAST_CHANNELS and x.shape[2] >= LEAST_PLANES and x.shape[2:].numel() >= LEAST_VOXELS
+
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve with stride 1 and padding 1; differs from the plain way by about 1e-5 of the largest output.
+
+    Args:
+        x: (B, C, D, H, W) float32, channels last.
+        weight: (O, C, 3, 3, 3) float32.
+
+    Returns:
+        (B, O, D, H, W), channels last.
+    """
+    out = empty_maps(len(x), len(weight), x.shape[2:])
+    transformed = torch.einsum("kd,oidhw->koihw", torch.tensor(FROM_TAPS), weight)
+    filters = [one.contiguous(memory_format=torch.channels_last) for one in transformed]
+    for sample, result in zip(x, out, strict=True):
+        _convolve(sample.permute(1, 2, 3, 0), filters, result.permute(1, 2, 3, 0))
+    return out
 
 
 def _convolve(x: Tensor, filters: list[Tensor], out: Tensor) -> None:

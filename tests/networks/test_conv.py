@@ -1,0 +1,74 @@
+"""The 3-D convolution against torch's own, on every way it may take."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from volseg.networks import conv, winograd
+from volseg.networks.conv import Conv
+from volseg.networks.maps import is_plain_inference
+from volseg.networks.winograd import FROM_INPUT, FROM_TAPS, TO_OUTPUT
+
+
+def test_the_three_matrices_make_a_filter_of_three_taps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    signal, taps = torch.randn(6, generator=generator), torch.randn(3, generator=generator)
+    products = (torch.tensor(FROM_INPUT) @ signal) * (torch.tensor(FROM_TAPS) @ taps)
+    expected = F.conv1d(signal.view(1, 1, 6), taps.view(1, 1, 3)).flatten()
+    torch.testing.assert_close(torch.tensor(TO_OUTPUT) @ products, expected, rtol=1e-5, atol=1e-5)
+
+
+def layer_of(channels: int, bias: bool, kernel=(3, 3, 3), stride=(1, 1, 1)) -> Conv:
+    torch.manual_seed(channels)
+    made = Conv(channels, 7, kernel, stride, tuple(size // 2 for size in kernel), bias=bias)
+    made.weight.data = made.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    return made
+
+
+def assert_same(layer: Conv, x: torch.Tensor) -> None:
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        found = layer(x)
+        bias = None if layer.bias is None else layer.bias.double()
+        expected = F.conv3d(x.double(), layer.weight.double(), bias, layer.stride, layer.padding)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (10, 12, 14), (11, 12, 13), (24, 9, 8)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_large_inputs_take_half_the_multiplications(shape: tuple[int, int, int], bias: bool) -> None:
+    x = torch.randn(2, 16, *shape)
+    assert winograd.pays(x)
+    assert_same(layer_of(16, bias), x)
+
+
+@pytest.mark.parametrize("large", [1, 1 << 22])
+@pytest.mark.parametrize("shape", [(1, 33, 20, 20), (1, 16, 9, 9), (16, 6, 6, 6), (16, 4, 30, 30)])
+def test_small_inputs_and_few_channels_are_the_plain_convolution(shape, large, monkeypatch) -> None:
+    monkeypatch.setattr(conv, "LARGE", large)
+    x = torch.randn(1, *shape)
+    assert not winograd.pays(x)
+    assert_same(layer_of(shape[0], True), x)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"),
+    [((3, 3, 3), (2, 2, 2)), ((3, 3, 3), (1, 2, 2)), ((1, 1, 1), (1, 1, 1)), ((3, 1, 5), (2, 1, 1))],
+)
+def test_other_kernels_and_strides(kernel, stride) -> None:
+    assert_same(layer_of(16, False, kernel, stride), torch.randn(1, 16, 12, 14, 10))
+
+
+def test_gradients_half_precision_and_other_formats_are_left_to_torch() -> None:
+    x = torch.randn(1, 16, 12, 12, 12).contiguous(memory_format=torch.channels_last_3d)
+    assert not is_plain_inference(x)
+    with torch.no_grad():
+        assert is_plain_inference(x)
+        assert not is_plain_inference(x.contiguous())
+        assert not is_plain_inference(x.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not is_plain_inference(x)
+    layer = layer_of(16, False)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None

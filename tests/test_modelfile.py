@@ -29,8 +29,9 @@ def test_weights_without_a_document_are_refused(tmp_path):
     [
         ("{", "damaged"),
         ("[]", "damaged"),
-        ('{"schema_version": 99}', "Update volseg"),
-        ('{"schema_version": 1}', "plan"),
+        ('{"schema_version": 99}', "or a newer one"),
+        ('{"schema_version": 1}', "has schema version 1, this volseg reads 2"),
+        ('{"schema_version": 2}', "plan"),
     ],
 )
 def test_documents_that_do_not_hold_are_refused(tmp_path, document, words):

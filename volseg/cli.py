@@ -43,6 +43,7 @@ def predict(
     overlap: Annotated[float, typer.Option(help="share of a window its neighbour covers again")] = 0.5,
     tta: Annotated[str, typer.Option(help="none, or mirror: the mean over mirror images")] = "none",
     max_memory: Annotated[str | None, typer.Option(help="the most memory the process may take, such as 4G")] = None,
+    crop: Annotated[str, typer.Option(help="none, or body: compute only a box around it, an approximation")] = "none",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also write all probabilities, .npy")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="also write a picture")] = False,
     overwrite: Overwrite = False,
@@ -54,10 +55,11 @@ def predict(
     from volseg.api.segmenter import Segmenter
     from volseg.data.inputs import find_cases, plan_outputs
 
-    segmenter = Segmenter.load(model, device, precision, overlap, tta, max_memory)
+    segmenter = Segmenter.load(model, device, precision, overlap, tta, max_memory, crop)
     names = tuple(one.name for one in segmenter.card.plan.channels)
     cases = find_cases(inputs or [], names, _named(channel))
-    jobs = plan_outputs(cases, output, overwrite, skip_existing)
+    also = (".probabilities.npy",) if probabilities else ()
+    jobs = plan_outputs(cases, output, overwrite, skip_existing, also)
     with progress_bar() as progress:
         done = list(segment_files(segmenter, jobs, _writers(preview), progress, probabilities))
     return _report_cases(done, as_json)

@@ -103,7 +103,7 @@ class Label(Frozen):
 
     name: str
     value: int = Field(ge=1, le=65535)
-    parts: tuple[int, ...] = Field((), description="a region's stored values, its own included; () for a plain label")
+    parts: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field((), description="a region's stored values, its own included; () for a plain label")
     colour: Triple | None = None
     volume_ml_range: tuple[float, float] | None = Field(
         None, description="smallest and largest volume in the training references"
@@ -158,6 +158,8 @@ class Plan(Frozen):
         if self.network.classes != needed:
             what = "regions" if self.regions else "labels and background"
             raise ValueError(f"network.classes is {self.network.classes}, but {len(self.labels)} {what} need {needed}")
+        if self.logits_resampling.order != 1 or self.logits_resampling.separate_order > 1:
+            raise ValueError("logits_resampling has to be linear, with nearest or linear along a separate axis")
         if sorted(self.axes) != [0, 1, 2]:
             raise ValueError(f"axes are {self.axes}, but each of 0, 1 and 2 has to stand there once")
         for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 # Names and numbers of <malloc.h>, and the values glibc starts with; see mallopt(3).
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 KEEP = {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20, MMAP_THRESHOLD: 32 << 20}
-START = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 0, MMAP_THRESHOLD: 128 << 10}
+START = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 0}
 
 _lock = threading.Lock()
 _users = 0
@@ -25,8 +25,9 @@ _users = 0
 def kept_heap() -> Iterator[None]:
     """Inside, freed memory stays with the process; afterwards what is free goes back to the system.
 
-    It concerns the whole process, and may be entered by several threads. Where the C library is not glibc, nothing
-    happens.
+    It concerns the whole process, and may be entered by several threads. Afterwards glibc's settings are those it starts
+    with, but for the size from which blocks are the system's own: 32 MB, to which glibc itself raises it where large
+    blocks are freed. Where the C library is not glibc, nothing happens.
     """
     global _users
     with _lock:

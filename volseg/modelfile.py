@@ -18,7 +18,7 @@ from volseg.files import whole_file
 from volseg.version import __version__
 
 HEADER_KEY = "volseg"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class ModelCard(Frozen):
@@ -77,7 +77,8 @@ def read_card(path: Path) -> ModelCard:
             f"The '{HEADER_KEY}' document in {path} is damaged. Take a fresh copy of the model."
         ) from error
     if found != SCHEMA_VERSION:
-        raise InputError(f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. Update volseg.")
+        raise InputError(f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. "
+            "Use the volseg that wrote it, or a newer one.")
     return checked(ModelCard, document, f"The document in {path}", InputError)
 
 

@@ -1,15 +1,23 @@
 """Probabilities on the scan's own grid, streamed to disk."""
 
+import errno
+import os
 import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from tests.pipeline import blob, leftovers, tiny_plan, volseg, write_model
 from volseg import Segmenter
 from volseg.config import Label, NetworkConfig
+from volseg.data import probabilities
+from volseg.data.geometry import GridMap
+from volseg.data.probabilities import probability_file
 from volseg.errors import ResourceError
 
 AFFINE = np.diag([-1.5, 1.5, 2.1, 1.0])
@@ -73,3 +81,79 @@ def test_the_command_line_writes_them_beside_the_labels(tmp_path):
                   "--probabilities")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "o.probabilities.npy").shape == (3, *blob().shape)
+    (tmp_path / "o.nii.gz").unlink()
+    (tmp_path / "o.json").unlink()
+    again = volseg("predict", tmp_path / "scan.nii.gz", "--model", model, "--output", tmp_path / "o.nii.gz",
+                   "--probabilities")  # fmt: skip
+    assert again.returncode == 2
+    assert "o.probabilities.npy" in again.stderr.replace("\n", "")
+
+
+def grid_map(shape, axes, box=None) -> GridMap:
+    """A grid of one resolution, its axes in another order, perhaps cut."""
+    box = box or tuple((0, shape[axis]) for axis in axes)
+    return GridMap(shape, axes, (True, False, False), box, tuple(stop - start for start, stop in box), (1, 1, 1))
+
+
+def mapped_bytes() -> int:
+    """Bytes of files that this process holds in memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say what is held")
+@pytest.mark.parametrize("cut", [0, 8], ids=["whole", "cut"])
+@pytest.mark.parametrize("axis", [0, 1, 2], ids="IJK")
+def test_only_so_many_pages_are_held(tmp_path, monkeypatch, axis, cut):
+    monkeypatch.setattr(probabilities, "HELD_BYTES", 4 << 20)
+    shape = (160, 144, 176)
+    axes = (axis, *(other for other in (2, 1, 0) if other != axis))
+    box = tuple((cut, shape[one]) for one in axes)
+    logits = torch.zeros(4, shape[axes[1]] - cut, shape[axes[2]] - cut)
+    logits[2] = 5
+    before, most = mapped_bytes(), 0
+    with probability_file(tmp_path / "out.npy", grid_map(shape, axes, box), (0, 1, 2), 4, False) as write:
+        for plane in range(shape[axis] - cut):
+            write(plane, slice(0, logits.shape[1]), logits)
+            most = max(most, mapped_bytes() - before)
+    found = np.load(tmp_path / "out.npy", mmap_mode="r")
+    assert found.nbytes > 32 << 20
+    assert most < 8 << 20
+    assert (np.bincount(found.argmax(0).ravel(), minlength=3)[[0, 2]] == [
+        found[0].size - (logits[0].numel() * (shape[axis] - cut)), logits[0].numel() * (shape[axis] - cut)
+    ]).all()  # fmt: skip
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_a_scan_that_is_not_cut_has_no_outside_to_fill(tmp_path, axes):
+    """The sizes of both grids are the same, if in another order."""
+    with probability_file(tmp_path / "out.npy", grid_map((5, 6, 7), axes), (0, 1, 2), 3, False):
+        pass
+    assert not np.load(tmp_path / "out.npy").any()
+
+
+def test_a_cut_out_of_the_scans_sizes_in_another_order_is_still_cut(tmp_path):
+    grid = grid_map((4, 6, 8), (2, 1, 0), ((1, 5), (0, 6), (0, 4)))
+    with probability_file(tmp_path / "out.npy", grid, (0, 1, 2), 3, False):
+        pass
+    assert np.load(tmp_path / "out.npy")[0].all()
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0)])
+def test_a_system_that_cannot_reserve_room_gets_zeros(tmp_path, monkeypatch, axes):
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(probabilities, "_ZEROS", bytes(100))
+    with probability_file(tmp_path / "out.npy", grid_map((5, 6, 7), axes), (0, 1, 2), 2, True) as write:
+        write(0, slice(1, 3), torch.zeros(2, 2, (5, 6, 7)[axes[2]]))
+        (temporary,) = leftovers(tmp_path)
+        assert temporary.stat().st_blocks * 512 >= 2 * 2 * 5 * 6 * 7
+    found = np.load(tmp_path / "out.npy")
+    assert (found == 0.5).sum() == 2 * 2 * (5, 6, 7)[axes[2]]
+    assert found.shape == (2, 5, 6, 7)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+def test_a_full_disk_is_an_error_where_room_cannot_be_reserved(monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        probabilities._reserve(Path("/dev/full"), 0, 1000)

@@ -252,6 +252,21 @@ def test_existing_results(tmp_path: Path) -> None:
         plan_outputs(cases, out, overwrite=True, skip_existing=True)
 
 
+def test_results_of_several_files(tmp_path: Path) -> None:
+    cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii", "c.nii", "d.nii")], ONE)
+    out = make(tmp_path / "out", "b.nii", "c.nii", "c.probabilities.npy", "d.probabilities.npy")
+    also = (".probabilities.npy",)
+    pairs = [(case, out / f"{case.name}.nii") for case in cases]
+    assert plan_outputs(cases, out, skip_existing=True, also=also) == [pairs[0], pairs[1], pairs[3]]
+    assert plan_outputs(cases, out, skip_existing=True) == [pairs[0], pairs[3]]
+    with pytest.raises(UsageError, match=r"3 of 4 results exist already"):
+        plan_outputs(cases, out, also=also)
+    with pytest.raises(UsageError, match=r"1 of 1 results exist already, the first is .*d\.probabilities\.npy"):
+        plan_outputs(cases[3:], out, also=also)
+    assert plan_outputs(cases[3:], out) == pairs[3:]
+    assert plan_outputs(cases, out, overwrite=True, also=also) == pairs
+
+
 @pytest.mark.needs_data
 def test_real_scans(data_folder: Path) -> None:
     cases = find_cases([data_folder / "wild"], ONE)

@@ -155,6 +155,25 @@ def test_each_plane_is_read_once_beside_the_look_for_the_range(order, monkeypatc
     assert max(stop - start for start, stop in asked) <= (25 if order > 1 else 6)
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_slabs_are_bounded_by_what_is_made_as_by_what_is_read(order, monkeypatch):
+    monkeypatch.setattr("volseg.data.resample.SLAB_VOXELS", 10 * 6 * 7)
+    read, asked = read_from(noise((40, 6, 7)))
+    resample_slabs(read, (40, 6, 7), (400, 6, 7), Resampling(order=order))
+    # Ten planes are made at a time, which takes one plane or, with its neighbours, three.
+    assert max(stop - start for start, stop in asked) <= 3
+
+
+@pytest.mark.usefixtures("slab_voxels")
+def test_a_result_may_be_written_to_a_place_that_is_given():
+    volume = noise((7, 9, 11))
+    both = torch.full((2, 13, 20, 12), torch.nan)
+    found = resample_slabs(read_from(volume)[0], volume.shape, (13, 20, 12), Resampling(order=3), out=both[1])
+    assert found.data_ptr() == both[1].data_ptr()
+    assert np.array_equal(both[1].numpy(), ours(volume, (13, 20, 12), Resampling(order=3)))
+    assert both[0].isnan().all()
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 3, 4, 5]))
 def test_rows_of_a_spline_sum_to_one_and_mirror_each_other(source, target, order):
     matrix = spline_matrix(source, target, order)

@@ -14,6 +14,8 @@ from volseg.device import memory_errors
 from volseg.errors import Stopped, VolsegError
 from volseg.progress import Progress, silent
 
+PROBABILITIES = ".probabilities.npy"
+
 
 @dataclass(frozen=True)
 class Written:
@@ -58,10 +60,11 @@ def segment_files(
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
             behind: Future[Written] | None = None
-            files = (beside(output, ".probabilities.npy") if probabilities else None for _, output in jobs)
+            files = (beside(output, PROBABILITIES) if probabilities else None for _, output in jobs)
             outcomes = segmenter.map((case for case, _ in jobs), show, files)
-            for (case, output), outcome in zip(jobs, outcomes, strict=True):
-                following = writer.submit(_write, case, output, outcome, also)
+            for case, output in jobs:
+                # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
+                following = writer.submit(_write, case, output, next(outcomes), also)
                 if behind:
                     yield behind.result()
                 behind, done = following, done + 1
@@ -86,5 +89,7 @@ def _write(case: Case, output: Path, outcome: Outcome, also: Sequence[Callable[[
             for write in also:
                 write(outcome.result, output)
     except VolsegError as error:
+        # Written before the labels were, and nothing without them.
+        beside(output, PROBABILITIES).unlink(missing_ok=True)
         return Written(case, output, error=error)
     return Written(case, output, record=outcome.result.record)

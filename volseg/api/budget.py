@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from volseg.config import NetworkConfig, Triple
+from volseg.config import NetworkConfig, Plan, Triple
 from volseg.data.geometry import map_to_network
 from volseg.data.reading import Scan
 from volseg.errors import InputError, UsageError
@@ -39,7 +39,7 @@ class Chunking:
     """How much is held at a time.
 
     Args:
-        voxels: of the scan, while its labels are made and measured.
+        voxels: of the scan, while its labels are measured; four logits each, while they are made.
         keep_heap: whether freed memory is kept for the next window, which is quicker and leaves holes.
     """
 
@@ -73,10 +73,13 @@ class Work:
         voxels = math.prod(self.scan.geometry.shape)
         volume = 4 * len(plan.channels) * math.prod(grid)
         labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2)
+        mask = voxels if any(channel.normalisation == "zscore_nonzero" for channel in plan.channels) else 0
         return {
-            "preparing it": volume + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
+            "preparing it": volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
             "its windows and labels": volume + labels + self._windows(sorted(grid, reverse=True), chunk),
             "measuring its labels": labels + MEASURE_BYTES * min(chunk.voxels, voxels),
+            # Some formats are written from a copy, and read back.
+            "writing its labels": 2 * labels,
         }
 
     def _windows(self, grid: list[int], chunk: Chunking) -> int:
@@ -90,6 +93,8 @@ class Work:
         if not self.on_host:
             return back
         maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
+        # What is summed over mirror images and over members: the sum, one of them, and the answer to a constant window.
+        maps += 3 * 4 * answers * math.prod(patch)
         return ring + int((maps + back) * (HOLES if chunk.keep_heap else 1))
 
 
@@ -109,6 +114,19 @@ def feature_maps(network: NetworkConfig, patch: Triple) -> int:
     return max(at_work) + (network.in_channels + network.classes) * math.prod(patch)
 
 
+def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
+    """How many windows a device computes best together: one on a CPU, up to eight that fit on a GPU."""
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(8, int(free / (4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)))))
+
+
+def fits(volume: torch.Tensor, device: torch.device) -> bool:
+    """Whether a device has room for a volume beside its windows; else it stays where it is."""
+    return device.type != "cuda" or volume.nbytes < torch.cuda.mem_get_info(device)[0] / 4
+
+
 def plan_chunks(work: Work, limit: int | None) -> Chunking:
     """The quickest way to segment a scan that stays below a limit.
 
@@ -122,7 +140,8 @@ def plan_chunks(work: Work, limit: int | None) -> Chunking:
     for way in ways:
         parts = work.parts(way)
         if used + max(parts.values()) <= limit:
-            logger.info("Memory: %s; --max-memory allows %.2f GiB", _told(used, parts), limit / GIB)
+            told = _told(used, parts), limit / GIB, way.voxels, "kept" if way.keep_heap else "given back"
+            logger.info("Memory: %s of %.2f GiB, %d voxels at a time, freed memory is %s", *told)
             return way
     parts = work.parts(ways[-1])
     raise InputError(
@@ -164,7 +183,7 @@ def parse_size(text: str) -> int:
         UsageError: it is no size.
     """
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
-    if not found or float(found[1]) <= 0:
+    if not found or not 0 < float(found[1]) < 2**40:
         raise UsageError(f"{text!r} is not an amount of memory. Write for example 4G or 512M.")
     return int(float(found[1]) * UNITS[found[2]])
 

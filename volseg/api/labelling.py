@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from volseg.api.budget import SLAB_LOGITS_PER_VOXEL, Chunking
+from volseg.api.budget import SLAB_LOGITS_PER_VOXEL, Chunking, fits
 from volseg.config import Plan
 from volseg.data.geometry import GridMap
 from volseg.data.probabilities import probability_file
@@ -40,11 +40,18 @@ def label_volume(
         network: in evaluation mode, on the device that computes.
         volume: (C, D, H, W) float32.
         grid: the way back.
+        plan: of the network.
+        windows: how the volume is cut.
+        dtype: of feature maps.
+        progress: told how many windows are done.
         sink: also given all logits on the scan's grid, see `volseg.inference.engine`.
         chunk: how much is held at a time.
 
     Returns:
         (I, J, K) uint8, or uint16 when a label value is above 255; background outside the box of `grid`.
+
+    Raises:
+        VolsegError: the network answered with values that are no numbers.
     """
     device = next(network.parameters()).device
     values = [0, *(label.value for label in plan.labels)]
@@ -57,12 +64,13 @@ def label_volume(
     chunk = chunk or Chunking()
     with torch.inference_mode(), kept_heap() if chunk.keep_heap else nullcontext():
         for first, planes in segment(
-            volume.to(device),
+            volume.to(device) if fits(volume, device) else volume,
             predictor_of(network, plan.network.classes, device, dtype),
             windows,
             grid.box_shape,
             decide=last_present if plan.regions else winner,
             nearest_axis=nearest_axis(plan, grid),
+            device=device,
             sink=sink,
             slab_logits=SLAB_LOGITS_PER_VOXEL * chunk.voxels,
             progress=lambda done, total: progress("segment", done / total, f"window {done} of {total}"),
@@ -97,7 +105,8 @@ def predictor_of(network: nn.Module, classes: int, device: torch.device, dtype: 
 
     def features(batch: Tensor) -> Tensor:
         with autocast(device, dtype):
-            *_, finest = decode(batch)
+            for maps in decode(batch):
+                finest = maps  # and only the last one is kept
         return finest
 
     return Predictor(features, head)

@@ -13,13 +13,13 @@ import nibabel
 import torch
 from torch import Tensor, nn
 
-from volseg.api.budget import Work, parse_size, peak_memory_bytes, plan_chunks, require_room
+from volseg.api.budget import Work, parse_size, peak_memory_bytes, plan_chunks, require_room, windows_at_once
 from volseg.api.labelling import label_volume, probability_sink
 from volseg.api.result import Result
 from volseg.data.inputs import Case
 from volseg.data.preprocess import image_to_network
 from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
-from volseg.data.sizes import stored_bytes
+from volseg.data.sizes import reading_bytes
 from volseg.device import DTYPES, choose_device, choose_precision, memory_errors
 from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import sha256_of
@@ -55,6 +55,7 @@ class Segmenter:
     dtype: torch.dtype
     windows: Windows
     max_memory: int | None = None
+    crop: str = "none"
 
     @classmethod
     def load(
@@ -65,6 +66,7 @@ class Segmenter:
         overlap: float = 0.5,
         tta: str = "none",
         max_memory: str | int | None = None,
+        crop: str = "none",
     ) -> "Segmenter":
         """Load a model.
 
@@ -76,6 +78,8 @@ class Segmenter:
             tta: "none", or "mirror": the mean over mirror images along the axes the plan allows.
             max_memory: the most memory the process may take, in bytes or as text such as "4G"; None for no limit.
                 What a scan needs is planned before it is read and before it is computed, and refused if it is more.
+            crop: "none": what the plan says; or "body": only a box around the body is computed, an approximation:
+                windows stand elsewhere than without it, and outside of it all is background. See `volseg.data.body`.
 
         Raises:
             InputError: no such model, or not a model file.
@@ -85,18 +89,23 @@ class Segmenter:
             raise UsageError(f"The overlap is a share from 0 to below 1, found {overlap}. The default is 0.5.")
         if tta not in ("none", "mirror"):
             raise UsageError(f"Unknown tta {tta!r}. Use none or mirror.")
+        if crop not in ("none", "body"):
+            raise UsageError(f"Unknown crop {crop!r}. Use none or body.")
         path = find_model(model)
         card, weights = load_model(path)
         place = choose_device(device)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
+        dtype = choose_precision(precision, place)
+        windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror)
         return cls(
             card=card,
             sha256=sha256_of(path),
             network=load_network(card, weights, path).to(place),
             device=place,
-            dtype=choose_precision(precision, place),
-            windows=Windows(card.plan.patch_size, overlap=overlap, mirror_axes=mirror),
+            dtype=dtype,
+            windows=windows,
             max_memory=None if max_memory is None else parse_size(str(max_memory)),
+            crop=crop,
         )
 
     def __call__(self, scan: Any, progress: Progress = silent, probabilities: str | Path | None = None) -> Result:
@@ -117,9 +126,9 @@ class Segmenter:
     def _open(self, scan: Any) -> tuple[Scan, float]:
         """The scan in memory, and the seconds that took."""
         started = time.perf_counter()
-        if self.max_memory is not None:
-            paths = scan.paths if isinstance(scan, Case) else [Path(scan)] if isinstance(scan, str | Path) else []
-            require_room(sum(map(stored_bytes, paths)), self.max_memory, f"{paths[0]}" if paths else "")
+        paths = scan.paths if isinstance(scan, Case) else [Path(scan)] if isinstance(scan, str | Path) else []
+        if self.max_memory is not None and paths:
+            require_room(sum(map(reading_bytes, paths)), self.max_memory, str(paths[0]))
         with memory_errors("reading the scan"):
             opened = open_scan(scan, len(self.card.plan.channels))
         return opened, time.perf_counter() - started
@@ -130,14 +139,14 @@ class Segmenter:
         work = Work(self.card, opened, self.windows, self.dtype, self.device.type == "cpu")
         chunk = plan_chunks(work, self.max_memory)
         with memory_errors(f"segmenting on {self.device}"):
-            volume, grid = image_to_network(opened.channels, opened.geometry, plan)
+            volume, grid = image_to_network(opened.channels, opened.geometry, plan, self.crop == "body")
             prepared = time.perf_counter()
             with probability_sink(probabilities, volume, grid, plan) as sink:
                 labels = label_volume(self.network, volume, grid, plan, self.windows, self.dtype, progress, sink, chunk)
             del volume
-        segmented = time.perf_counter()
-        measures = tuple(measure(labels, plan.labels, opened.geometry.voxel_ml, chunk.voxels))
-        flags = scan_flags(opened.channels, plan.channels)
+            segmented = time.perf_counter()
+            measures = tuple(measure(labels, plan.labels, opened.geometry.voxel_ml, chunk.voxels))
+            flags = scan_flags(opened.channels, plan.channels)
         measured = time.perf_counter()
         record = {
             "model": {"name": self.card.name, "sha256": self.sha256},
@@ -145,6 +154,7 @@ class Segmenter:
             "precision": next(name for name, dtype in DTYPES.items() if dtype == self.dtype),
             "overlap": self.windows.overlap,
             "mirror_axes": list(self.windows.mirror_axes),
+            "crop": plan.crop if self.crop == "none" else self.crop,
             "seconds": {
                 "read": round(read_seconds, 4),
                 "prepare": round(prepared - started, 4),

@@ -72,7 +72,11 @@ def find_cases(
 
 
 def plan_outputs(
-    cases: Sequence[Case], out: Path, overwrite: bool = False, skip_existing: bool = False
+    cases: Sequence[Case],
+    out: Path,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    also: Sequence[str] = (),
 ) -> list[tuple[Case, Path]]:
     """Decide before any work which cases are segmented and where each label image goes.
 
@@ -80,7 +84,8 @@ def plan_outputs(
         cases: see `find_cases`.
         out: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
         overwrite: replace results that exist.
-        skip_existing: leave out the cases whose result exists.
+        skip_existing: leave out the cases whose result exists, with all its files.
+        also: suffixes of files that belong to a result beside its label image, such as ".probabilities.npy".
 
     Raises:
         UsageError: two cases with one output name, a result that exists or would replace a scan, or both options.
@@ -99,15 +104,19 @@ def plan_outputs(
         raise UsageError(
             f"The record of a result would replace {taken[0]}. Choose another --output, or add --overwrite."
         )
+    jobs = list(zip(cases, outputs, strict=True))
+    files = [[output, *(beside(output, suffix) for suffix in also)] for output in outputs]
+    there = [[file for file in one if file.exists()] for one in files]
     if skip_existing:
-        return [(case, output) for case, output in zip(cases, outputs, strict=True) if not output.exists()]
-    existing = [output for output in outputs if output.exists()]
+        # The label image is written last, so that other files without it are those of a run that was stopped.
+        return [job for job, one, found in zip(jobs, files, there, strict=True) if found != one]
+    existing = [found[0] for found in there if found]
     if existing and not overwrite:
         raise UsageError(
             f"{len(existing)} of {len(outputs)} results exist already, the first is {existing[0]}. "
             "Add --overwrite to replace them or --skip-existing to keep them."
         )
-    return list(zip(cases, outputs, strict=True))
+    return jobs
 
 
 def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:

@@ -43,12 +43,15 @@ def read_file(path: Path, suffix: str) -> sitk.Image:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file's voxels, from its header alone."""
+    """The most bytes that reading a file holds at one time, from its header alone."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
-    return int(math.prod(reader.GetSize()) * sitk.GetArrayViewFromImage(voxel).nbytes)
+    size = int(math.prod(reader.GetSize()) * sitk.GetArrayViewFromImage(voxel).nbytes)
+    # Compressed voxels of MetaImage are held whole beside the others; NRRD is unpacked piece by piece.
+    packed = path.stat().st_size if path.suffix.lower() == ".mha" else size
+    return size + (packed if packed < size else 0)
 
 
 def voxels_of(image: Any) -> tuple[np.ndarray, np.ndarray]:

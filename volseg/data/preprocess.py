@@ -11,16 +11,19 @@ import numpy as np
 import torch
 
 from volseg.config import Channel, Plan
-from volseg.data.geometry import Geometry, GridMap, map_to_network
+from volseg.data.body import body_box
+from volseg.data.geometry import Box, Geometry, GridMap, map_to_network
 from volseg.data.nonzero import filled_nonzero, nonzero_box
 from volseg.data.resample import resample_nearest, resample_slabs, separate_axis, slabs
 from volseg.errors import InputError
 
 
 def normaliser(
-    channel: Channel, volume: np.ndarray, mask: np.ndarray | None = None
+    channel: Channel, volume: np.ndarray, mask: np.ndarray | None = None, box: Box | None = None
 ) -> Callable[[int, int], np.ndarray]:
     """A function that gives planes start to stop of a volume as the network wants them, (planes, H, W) float32.
+
+    Numbers that depend on the scan are those of the whole volume, also where planes are asked of a box in it.
 
     'zscore': minus the mean, over the standard deviation of the volume (1 when it is constant).
     'zscore_nonzero': the same over and inside `mask`; outside of it voxels stay as they are, which is 0.
@@ -33,15 +36,18 @@ def normaliser(
         channel: what to do.
         volume: (D, H, W) of any real dtype, all of it.
         mask: (D, H, W) bool for 'zscore_nonzero', see `volseg.data.nonzero`.
+        box: the part of the volume that planes are asked of; None for all of it.
 
     Raises:
         InputError: 'rgb' with intensities below 0 or above 255.
     """
     shift, scale = map(np.float32, _shift_and_scale(channel, volume, mask))
-    within = mask if channel.normalisation == "zscore_nonzero" else None
+    cut = tuple(slice(*span) for span in box or ())
+    part = volume[cut]
+    within = mask[cut] if mask is not None and channel.normalisation == "zscore_nonzero" else None
 
     def normalise(start: int, stop: int) -> np.ndarray:
-        values = volume[start:stop].astype(np.float32, order="C")
+        values = part[start:stop].astype(np.float32, order="C")
         if channel.normalisation == "ct" and channel.clip is not None:
             np.clip(values, *channel.clip, out=values)
         where = True if within is None else within[start:stop]
@@ -52,13 +58,17 @@ def normaliser(
     return normalise
 
 
-def image_to_network(channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan) -> tuple[torch.Tensor, GridMap]:
+def image_to_network(
+    channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan, body: bool = False
+) -> tuple[torch.Tensor, GridMap]:
     """Bring a scan to the plan's grid.
 
     Args:
         channels: one (I, J, K) array per channel of the plan, stored dtype.
         geometry: their grid.
         plan: of the model.
+        body: whether only the box around the body is kept, see `volseg.data.body`. Intensities are normalised as they
+            are without it.
 
     Returns:
         (C, D, H, W) float32 on the CPU, and the map that leads back.
@@ -68,20 +78,27 @@ def image_to_network(channels: Sequence[np.ndarray], geometry: Geometry, plan: P
     """
     grid = network_grid(channels, geometry, plan)
     volumes = [grid.into(array) for array in channels]
+    box = None
+    if body:
+        box = body_box(volumes[0], grid.spacing_mm)
+        grid = map_to_network(geometry, plan, _moved(box, grid.box))
     masked = any(channel.normalisation == "zscore_nonzero" for channel in plan.channels)
     mask = filled_nonzero(volumes) if masked else None
     separate = separate_axis(plan.image_resampling, grid.spacing_mm, plan.spacing_mm)
 
-    def resampled(channel: Channel, volume: np.ndarray) -> torch.Tensor:
-        normalise = normaliser(channel, volume, mask)
+    result = torch.empty((len(volumes), *grid.shape))
+
+    def resample(channel: Channel, volume: np.ndarray, out: torch.Tensor) -> None:
+        normalise = normaliser(channel, volume, mask, box)
 
         def read(start: int, stop: int) -> torch.Tensor:
             return torch.from_numpy(normalise(start, stop))
 
-        return resample_slabs(read, grid.box_shape, grid.shape, plan.image_resampling, separate)
+        resample_slabs(read, grid.box_shape, grid.shape, plan.image_resampling, separate, out)
 
-    results = [resampled(channel, volume) for channel, volume in zip(plan.channels, volumes, strict=True)]
-    return torch.stack(results) if len(results) > 1 else results[0][None], grid
+    for channel, volume, out in zip(plan.channels, volumes, result, strict=True):
+        resample(channel, volume, out)
+    return result, grid
 
 
 def network_grid(channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan) -> GridMap:
@@ -117,6 +134,12 @@ def classes_of(label: np.ndarray, plan: Plan) -> np.ndarray:
         table[one.value] = index
     classes: np.ndarray = table[label]
     return classes
+
+
+def _moved(box: Box, outer: Box) -> Box:
+    """A box that is counted from the start of another one, counted from where that one is."""
+    d, h, w = ((low + start, low + stop) for (start, stop), (low, _) in zip(box, outer, strict=True))
+    return d, h, w
 
 
 def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:

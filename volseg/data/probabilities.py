@@ -3,7 +3,7 @@
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from volseg.config import Triple
 from volseg.data.geometry import GridMap
 from volseg.files import room_for, whole_file
 
-# Bytes written between two times that the file's pages are handed back to the system.
-_PAGES = 1 << 28
+# Bytes of the file's pages that are touched between two times that they are handed back to the system.
+HELD_BYTES = 1 << 28
+_ZEROS = bytes(1 << 20)
 
 
 @contextmanager
@@ -40,36 +41,87 @@ def probability_file(
     """
     shape = (classes, *grid.stored_shape)
     size = 2 * math.prod(shape)
+    fortran = _fortran_order(shape, 1 + grid.axes[order[0]])
     with whole_file(path) as temporary:
         room_for(path, size)
-        # The plane's axis is the slowest in the file where it can be, so that a plane is written in one piece.
-        stored = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float16, shape=shape, fortran_order=grid.axes[order[0]] == 2
-        )
-        with open(temporary, "r+b") as handle:
-            # A full disk is an error here, and a crash where a mapped page finds no room.
-            os.posix_fallocate(handle.fileno(), 0, stored.offset + size)
-        if not regions and grid.box_shape != grid.stored_shape:
-            stored[0] = 1
+        stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape, fortran_order=fortran)
+        _reserve(temporary, stored.offset, size)
+        pages = _Pages(stored)
+        if not regions and math.prod(grid.box_shape) < math.prod(grid.stored_shape):
+            for outside in np.moveaxis(stored[0], 2 if fortran else 0, 0):
+                pages.write(outside, np.float16(1))
         planes = grid.into(stored).transpose(0, *(axis + 1 for axis in order))
-        written = 0
 
         def write(plane: int, rows: slice, logits: torch.Tensor) -> None:
-            nonlocal written
             probabilities = torch.sigmoid(logits) if regions else torch.softmax(logits, 0)
-            planes[:, plane, rows] = probabilities.to(torch.float16).cpu().numpy()
-            written += 2 * probabilities.numel()
-            if written > _PAGES:
-                _hand_back(stored)
-                written = 0
+            pages.write(planes[:, plane, rows], probabilities.to(torch.float16).cpu().numpy())
 
         yield write
         stored.flush()
 
 
-def _hand_back(stored: np.memmap) -> None:
-    """Let the system keep what was written, instead of this process."""
-    pages = stored._mmap  # type: ignore[attr-defined]  # numpy has no public way to it
-    if hasattr(mmap, "MADV_DONTNEED"):
-        stored.flush()
-        pages.madvise(mmap.MADV_DONTNEED)
+class _Pages:
+    """Writes to a mapped file, and hands its pages back to the system before many of them are held.
+
+    Args:
+        stored: all of the file's values.
+    """
+
+    def __init__(self, stored: np.memmap) -> None:
+        self.stored = stored
+        self.held = 0
+
+    def write(self, part: np.ndarray, values: np.ndarray | np.float16) -> None:
+        """Set a part of the file."""
+        part[...] = values
+        self.held += _touched_bytes(part.shape, part.strides)
+        if self.held > HELD_BYTES:
+            self.held = 0
+            self._hand_back()
+
+    def _hand_back(self) -> None:
+        """Let the system keep what was written, instead of this process."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.stored.flush()
+            self.stored._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy has no public way
+
+
+def _fortran_order(shape: Sequence[int], axis: int) -> bool:
+    """Whether planes across `axis` of a float16 array touch fewer pages where its last axis is the slowest one."""
+
+    def touched(fortran: bool) -> int:
+        sizes = shape if fortran else shape[::-1]
+        strides = [2 * math.prod(sizes[:faster]) for faster in range(len(sizes))]
+        both = list(zip(shape, strides if fortran else strides[::-1], strict=True))
+        del both[axis]
+        return _touched_bytes(*zip(*both, strict=True))
+
+    return touched(True) < touched(False)
+
+
+def _touched_bytes(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Bytes of the pages that writing a float16 array touches: those of every run without a gap of a page.
+
+    A run begins and ends within a page, which on average makes one page more than its own bytes.
+    """
+    run, runs = 2, 1
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True)):
+        if stride <= max(run, mmap.PAGESIZE):
+            run += (size - 1) * stride
+        else:
+            runs *= size
+    return runs * (run + mmap.PAGESIZE)
+
+
+def _reserve(path: Path, offset: int, size: int) -> None:
+    """Take the room of a file's `size` bytes after `offset`, which it lacks until then and reads as zeros.
+
+    A full disk is an error here, and a crash where a mapped page finds no room.
+    """
+    with open(path, "r+b") as handle:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), offset, size)
+            return
+        handle.seek(offset)
+        for start in range(0, size, len(_ZEROS)):
+            handle.write(_ZEROS[: size - start])

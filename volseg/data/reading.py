@@ -28,7 +28,7 @@ from volseg.errors import GridError, InputError
 # Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
 _LARGEST_GZIP_RATIO = 1032
 # What nibabel, gzip and the system raise on files that are not what they say.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     EOFError,
     ArithmeticError,
@@ -257,7 +257,7 @@ def _unreadable_as_input_error(source: str) -> Iterator[None]:
     """Say of any failure to read that the file is damaged."""
     try:
         yield
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{source} cannot be read: damaged, cut short or of an unknown kind ({reason}); copy it again."

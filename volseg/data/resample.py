@@ -78,7 +78,12 @@ def separate_axis(resampling: Resampling, current_spacing: Sequence[float], new_
 
 
 def resample_slabs(
-    read: Read, source: Triple, target: Triple, resampling: Resampling = LINEAR, separate: int | None = None
+    read: Read,
+    source: Triple,
+    target: Triple,
+    resampling: Resampling = LINEAR,
+    separate: int | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Resample a volume that is read a few planes at a time.
 
@@ -91,6 +96,7 @@ def resample_slabs(
         target: (D, H, W) of the result.
         resampling: orders of the splines.
         separate: the axis that is resampled last and on its own, see `separate_axis`.
+        out: (..., *target) float32 that the result is written to; None to make one.
 
     Returns:
         (..., *target) float32. Beyond it, memory does not grow with D.
@@ -109,8 +115,9 @@ def resample_slabs(
             planes = steps[axis].along(planes, axis - 3)
         return limits.clip(planes, slice(start, stop)) if limits and separate == 0 else planes
 
-    planes, result = _Planes(planes_of), None
-    voxels = source[0] * max(source[1] * source[2], target[1] * target[2])
+    planes, result = _Planes(planes_of), out
+    # Neither the planes that are read nor those that are made may be more than a slab.
+    voxels = max(source[0], target[0]) * max(source[1] * source[2], target[1] * target[2])
     count = max(1, SLAB_VOXELS * target[0] // voxels)
     for start in range(0, target[0], count):
         stop = min(start + count, target[0])

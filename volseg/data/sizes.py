@@ -1,36 +1,75 @@
-"""How large a scan will be in memory, told by its header, before any of it is read."""
+"""How much memory reading a scan takes, told by its header, before any of it is read."""
 
 import math
+import struct
+import sys
 import zipfile
 from pathlib import Path
 
 import nibabel as nib
-from nibabel.filebasedimages import ImageFileError
+from isal import igzip
+from nibabel.wrapstruct import WrapStructError
 
 from volseg.data.formats import ITK_SUFFIXES, image_suffix
+from volseg.data.reading import UNREADABLE
+
+# DICOM may be rescaled: 2 bytes a voxel in the files become 4 in SimpleITK, and 2 again in a copy beside them.
+_DICOM_FACTOR = 3
+# Where a header holds which bytes.
+_KINDS = (
+    (0, b"\0\0\0\1", nib.MGHImage.header_class),
+    (344, b"n+1\0", nib.Nifti1Header),
+    (4, b"n+2\0", nib.Nifti2Header),
+)
+# What SimpleITK and zipfile, and nibabel of half a header, raise beside what reading meets.
+_DAMAGED = (*UNREADABLE, RuntimeError, struct.error, zipfile.BadZipFile, WrapStructError)
 
 
-def stored_bytes(path: Path) -> int:
-    """Bytes of a scan's voxels in memory; 0 where the file does not say, which reading it will then say of it.
+def reading_bytes(path: Path) -> int:
+    """The most bytes that reading a scan holds at one time, which may be more than its voxels take afterwards.
 
     Args:
-        path: as for `volseg.data.reading.read_scan`. Of DICOM, which may be compressed, the files' sizes are taken.
+        path: as for `volseg.data.reading.read_scan`. Of DICOM, which may be compressed, 3 times the files' sizes.
+
+    Returns:
+        0 where the file does not say, which reading it will then say of it.
     """
     path = Path(path)
+    suffix = image_suffix(path)
     try:
         if path.is_dir():
-            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            return _DICOM_FACTOR * sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as packed:
-                return sum(member.file_size for member in packed.infolist())
-        if image_suffix(path) in ITK_SUFFIXES:
+                return _DICOM_FACTOR * sum(member.file_size for member in packed.infolist())
+        if suffix is None:
+            return _DICOM_FACTOR * path.stat().st_size
+        if suffix in ITK_SUFFIXES:
             from volseg.data.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 
             return size_of(path)
-        if image_suffix(path) is None:
-            return path.stat().st_size
-        voxels = nib.load(path).dataobj
-        scaled = (voxels.slope, voxels.inter) != (1, 0)
-        return int(math.prod(voxels.shape) * max(voxels.dtype.itemsize, 4 if scaled else 1))
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, ImageFileError):
+        return _nibabel_bytes(path, suffix)
+    except _DAMAGED:
         return 0
+
+
+def _nibabel_bytes(path: Path, suffix: str) -> int:
+    """The same of a NIfTI or MGH file."""
+    compressed = suffix in (".nii.gz", ".mgz")
+    with igzip.open(path) if compressed else open(path, "rb") as stream:
+        start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    kind = next((kind for at, magic, kind in _KINDS if start.startswith(magic, at)), None)
+    if kind is None:
+        return 0
+    # Unchecked, because nibabel prints what it finds, and reading checks it again.
+    header = kind(start[: kind.template_dtype.itemsize], check=False)
+    shape, size = [int(length) for length in header.get_data_shape()], int(header.get_data_dtype().itemsize)
+    if min(shape, default=0) < 1:
+        return 0
+    voxels = math.prod(shape)
+    # Unpacked bytes become an array by a copy; stored values are held until they are scaled, or in native byte order.
+    unpacked = size * (2 if compressed else 1)
+    if header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
+        return voxels * max(unpacked, size + max(size, 4))
+    swapped = size > 1 and header.endianness != ("<" if sys.byteorder == "little" else ">")
+    return voxels * max(unpacked, 2 * size if swapped else size)

@@ -47,7 +47,7 @@ def label_slabs(
         sink: also given all interpolated logits, which then are computed everywhere.
 
     Yields:
-        Index of the first target plane, and classes (planes, rows, columns), uint8 up to 255 classes and int16 above;
+        Index of the first target plane, and classes (planes, rows, columns), uint8 up to 254 classes and int16 above;
         in order, without gaps.
     """
     stream = iter(slabs)

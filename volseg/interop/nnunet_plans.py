@@ -130,8 +130,9 @@ def plan_of(
     settings = checked(Configuration, document, f"Configuration {configuration} in plans.json", InputError)
     regions, labels = _labels(info)
     back = _resampling(settings.resampling_fn_probabilities, settings.resampling_fn_probabilities_kwargs)
-    if max(back.order, back.separate_order) > 1:
-        _refuse("The resampling of logits", f"order {max(back.order, back.separate_order)}", "orders 0 and 1")
+    if back.order != 1 or back.separate_order > 1:
+        found = f"order {back.order}, along a separate axis {back.separate_order}"
+        _refuse("The resampling of logits", found, "order 1, along a separate axis 0 or 1")
     first, second, third = known.transpose_forward
     return checked(
         Plan,
@@ -173,6 +174,8 @@ def _inherited(plans: Plans, name: str) -> dict[str, Any]:
         stored = plans.configurations[following]
         document = {**stored, **document}
         following = stored.get("inherits_from")
+        if following is not None and not isinstance(following, str):
+            _refuse("inherits_from", repr(following), "the name of one configuration")
     return document
 
 

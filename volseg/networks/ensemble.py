@@ -19,8 +19,8 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits (B, classes, D, H, W) of (B, in_channels, D, H, W), in evaluation mode."""
-        total: Tensor = self.members[0](x)
+        """Class logits (B, classes, D, H, W), summed in float32, of (B, in_channels, D, H, W), in evaluation mode."""
+        total: Tensor = self.members[0](x).float()
         for member in self.members[1:]:
-            total = total + member(x)
-        return total / len(self.members)
+            total += member(x)
+        return total.div_(len(self.members))

@@ -57,9 +57,10 @@ class UNet(nn.Module):
         maps = self.decode(x)
         if self.training and self.config.deep_supervision:
             return [head(features) for head, features in zip(self.heads, maps, strict=True)][::-1]
-        *_, features = maps
-        finest: Tensor = self.heads[-1](features)
-        return finest
+        for features in maps:
+            finest = features  # and only the last one is kept
+        logits: Tensor = self.heads[-1](finest)
+        return logits
 
     @property
     def head(self) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ def test_blocks_are_used_again_inside_and_given_back_afterwards() -> None:
         inside = page_faults(4)
         held = resident_bytes()
     assert inside < outside / 4
-    assert resident_bytes() < held - (1 << 25)
+    assert resident_bytes() < held - (1 << 23)
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")

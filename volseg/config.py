@@ -103,7 +103,9 @@ class Label(Frozen):
 
     name: str
     value: int = Field(ge=1, le=65535)
-    parts: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field((), description="a region's stored values, its own included; () for a plain label")
+    parts: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (), description="a region's stored values, its own included; () for a plain label"
+    )
     colour: Triple | None = None
     volume_ml_range: tuple[float, float] | None = Field(
         None, description="smallest and largest volume in the training references"

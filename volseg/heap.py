@@ -25,9 +25,9 @@ _users = 0
 def kept_heap() -> Iterator[None]:
     """Inside, freed memory stays with the process; afterwards what is free goes back to the system.
 
-    It concerns the whole process, and may be entered by several threads. Afterwards glibc's settings are those it starts
-    with, but for the size from which blocks are the system's own: 32 MB, to which glibc itself raises it where large
-    blocks are freed. Where the C library is not glibc, nothing happens.
+    It concerns the whole process, and may be entered by several threads. Afterwards glibc's settings are those it
+    starts with, but for the size from which blocks are the system's own: 32 MB, to which glibc itself raises it where
+    large blocks are freed. Where the C library is not glibc, nothing happens.
     """
     global _users
     with _lock:

@@ -77,8 +77,10 @@ def read_card(path: Path) -> ModelCard:
             f"The '{HEADER_KEY}' document in {path} is damaged. Take a fresh copy of the model."
         ) from error
     if found != SCHEMA_VERSION:
-        raise InputError(f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. "
-            "Use the volseg that wrote it, or a newer one.")
+        raise InputError(
+            f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. "
+            "Use the volseg that wrote it, or a newer one."
+        )
     return checked(ModelCard, document, f"The document in {path}", InputError)
 
 

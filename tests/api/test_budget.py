@@ -3,8 +3,8 @@
 import gzip
 import json
 import os
-import zipfile
 import re
+import zipfile
 
 import nibabel
 import numpy as np
@@ -53,11 +53,13 @@ def save(path, array, endianness="<", scaled=False):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
-@pytest.mark.parametrize(("suffix", "copies"), [(".nii", 1), (".nii.gz", 2), (".mgz", 2), (".nrrd", 1)])
-def test_the_header_tells_what_reading_takes(tmp_path, dtype, suffix, copies):
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mgz", ".nrrd"])
+def test_the_header_tells_what_reading_takes(tmp_path, dtype, suffix):
     array = np.arange(4 * 5 * 6).reshape(4, 5, 6).astype(dtype)
     path = tmp_path / f"scan{suffix}"
     save(path, array)
+    # MGH is big-endian, and bytes have no order.
+    copies = 2 if suffix == ".mgz" and array.itemsize > 1 else 1
     assert reading_bytes(path) == copies * array.nbytes == copies * read_scan(path).channels[0].nbytes
 
 
@@ -121,7 +123,7 @@ DAMAGED = {
     "deflate.nii.gz": gzip.compress(damaged_nifti(0, b""))[:10] + b"\xff" * 100,
     "cut.nii.gz": gzip.compress(os.urandom(1000))[:60],
     "datatype.nii": damaged_nifti(70, b"\x77\x77"),
-    "dimensions.nii": damaged_nifti(40, b"\x77\x77"),
+    "dimensions.nii": damaged_nifti(40, b"\0\0"),
     "negative.nii": damaged_nifti(42, b"\xff\xff"),
     "slope.nii": damaged_nifti(112, np.array([1, np.inf], "<f4").tobytes()),
     "half.nii": damaged_nifti(0, b"")[:200],

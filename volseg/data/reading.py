@@ -19,6 +19,7 @@ from isal.isal_zlib import IsalError
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from volseg.data.checks import check_affine, check_container, check_label, check_nifti, check_scan
 from volseg.data.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
@@ -27,6 +28,8 @@ from volseg.errors import GridError, InputError
 
 # Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
 _LARGEST_GZIP_RATIO = 1032
+# Bytes unpacked at a time.
+_PIECE = 1 << 22
 # What nibabel, gzip and the system raise on files that are not what they say.
 UNREADABLE = (
     OSError,
@@ -37,6 +40,7 @@ UNREADABLE = (
     KeyError,
     IsalError,
     HeaderDataError,
+    WrapStructError,
     MGHError,
 )
 
@@ -238,7 +242,21 @@ def _voxels(stream: io.BufferedIOBase, header: Any, largest: int, source: str) -
     needed = offset + math.prod(shape) * dtype.itemsize
     if needed > largest:
         raise InputError(f"{source} is cut short: its header promises {needed} bytes, found at most {largest}.")
+    if isinstance(stream, igzip.IGzipFile):
+        return _unpacked(stream, np.empty(shape, dtype, order="F"), offset)
     array: np.ndarray = np.asarray(ArrayProxy(stream, (shape, dtype, offset)).get_unscaled())
+    return array
+
+
+def _unpacked(stream: io.BufferedIOBase, array: np.ndarray, offset: int) -> np.ndarray:
+    """The array, filled piece by piece, so that the bytes are not held twice."""
+    stream.seek(offset)
+    room = memoryview(array.T.reshape(-1).view(np.uint8).data)
+    while room:
+        count = stream.readinto(room[:_PIECE])
+        if not count:
+            raise EOFError("it ends before its voxels do")
+        room = room[count:]
     return array
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nibabel as nib
 from isal import igzip
-from nibabel.wrapstruct import WrapStructError
 
 from volseg.data.formats import ITK_SUFFIXES, image_suffix
 from volseg.data.reading import UNREADABLE
@@ -21,8 +20,8 @@ _KINDS = (
     (344, b"n+1\0", nib.Nifti1Header),
     (4, b"n+2\0", nib.Nifti2Header),
 )
-# What SimpleITK and zipfile, and nibabel of half a header, raise beside what reading meets.
-_DAMAGED = (*UNREADABLE, RuntimeError, struct.error, zipfile.BadZipFile, WrapStructError)
+# What SimpleITK and zipfile raise beside what reading meets.
+_DAMAGED = (*UNREADABLE, RuntimeError, struct.error, zipfile.BadZipFile)
 
 
 def reading_bytes(path: Path) -> int:
@@ -67,9 +66,8 @@ def _nibabel_bytes(path: Path, suffix: str) -> int:
     if min(shape, default=0) < 1:
         return 0
     voxels = math.prod(shape)
-    # Unpacked bytes become an array by a copy; stored values are held until they are scaled, or in native byte order.
-    unpacked = size * (2 if compressed else 1)
+    # Stored values are held until they are scaled, or in native byte order.
     if header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
-        return voxels * max(unpacked, size + max(size, 4))
+        return voxels * (size + max(size, 4))
     swapped = size > 1 and header.endianness != ("<" if sys.byteorder == "little" else ">")
-    return voxels * max(unpacked, 2 * size if swapped else size)
+    return voxels * size * (2 if swapped else 1)

@@ -63,8 +63,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document whole or not at all; NaN and infinity are refused, as JSON has neither."""
-    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    """Write a JSON document whole or not at all."""
+    write_text(path, as_json(document))
+
+
+def as_json(document: Any) -> str:
+    """A JSON document as text; NaN and infinity are refused, as JSON has neither."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def read_json_lines(path: Path) -> list[Any]:

@@ -204,3 +204,18 @@ def test_mirroring_averages_over_mirror_images(tmp_path, stored):
     scan = scan[:16, :16, :16]
     once, turned = mirrored((scan, plain)).labels, mirrored((scan[:, ::-1].copy(), plain)).labels
     np.testing.assert_array_equal(turned[:, ::-1], once)
+
+
+def test_where_the_labels_cannot_be_written_there_is_no_record_either(tmp_path, segmenter, monkeypatch):
+    result = segmenter((blob(), AFFINE))
+    result.save(tmp_path / "out.nii.gz")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("volseg.data.writing._write_nibabel", full)
+    for name in ("out.nii.gz", "new.nii.gz"):
+        with pytest.raises(ResourceError, match="No space left on device"):
+            result.save(tmp_path / name)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -88,8 +88,7 @@ def test_feature_map_size_is_what_the_convolutions_put_out(choices):
     for module in unet.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
             module.register_forward_hook(lambda _module, _input, output: sizes.append(output.numel()))
-    with torch.no_grad():
-        unet(torch.zeros(1, 1, *patch))
+    unet(torch.zeros(1, 1, *patch))  # with gradients, because without them the upsampling is done in place
     # The stem and in-plane kernels stay one convolution in a (2+1)D network, so there the measure is an upper bound.
     if choices.block == "conv3d":
         assert sum(sizes) == feature_map_size(network, patch)

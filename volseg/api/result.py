@@ -10,7 +10,7 @@ from volseg.config import Label
 from volseg.data.formats import beside
 from volseg.data.reading import Scan
 from volseg.data.writing import write_labels
-from volseg.files import write_json
+from volseg.files import as_json, whole_file
 from volseg.inference.quality import LabelQuality
 from volseg.version import __version__
 
@@ -73,6 +73,7 @@ class Result:
             ResourceError: the disk refused the bytes.
         """
         path = Path(path)
-        # The record first, so that a label image always has one.
-        write_json(beside(path, ".json"), self.record)
-        write_labels(self.labels, self.scan, path)
+        # The record has its bytes on the disk before the label image appears, and appears only if that does.
+        with whole_file(beside(path, ".json")) as temporary:
+            temporary.write_text(as_json(self.record), encoding="utf-8")
+            write_labels(self.labels, self.scan, path)

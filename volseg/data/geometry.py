@@ -128,18 +128,15 @@ class GridMap:
         d, h, w = (slice(start, stop) for start, stop in self.box)
         return view[..., d, h, w]
 
-    def back(self, cut: np.ndarray, outside: Any = 0, table: np.ndarray | None = None) -> np.ndarray:
+    def back(self, cut: np.ndarray, outside: Any = 0) -> np.ndarray:
         """A (D, H, W) array on the cut-out as a stored (I, J, K) array, `outside` where nothing was cut.
 
-        The exact inverse of `into` inside the box. With a `table`, `cut` holds indices into it, and its values are
-        stored.
+        The exact inverse of `into` inside the box.
         """
         if cut.shape != self.box_shape:
             raise GridError(f"The cut-out has shape {self.box_shape}, found {cut.shape}.")
-        stored = np.full(self.stored_shape, outside, dtype=cut.dtype if table is None else table.dtype)
-        # Plane by plane, because numpy widens indices to 8 bytes a voxel.
-        for target, plane in zip(self.into(stored), cut, strict=True):
-            target[...] = plane if table is None else table[plane]
+        stored = np.full(self.stored_shape, outside, dtype=cut.dtype)
+        self.into(stored)[...] = cut
         return stored
 
     def _oriented(self, array: np.ndarray) -> np.ndarray:

@@ -51,14 +51,14 @@ def predict(
     as_json: Json = False,
 ) -> int:
     """Segment scans; each result lies on its scan's own grid, with a JSON record beside it."""
-    from volseg.api.batch import segment_files
+    from volseg.api.batch import PROBABILITIES, segment_files
     from volseg.api.segmenter import Segmenter
     from volseg.data.inputs import find_cases, plan_outputs
 
     segmenter = Segmenter.load(model, device, precision, overlap, tta, max_memory, crop)
     names = tuple(one.name for one in segmenter.card.plan.channels)
     cases = find_cases(inputs or [], names, _named(channel))
-    also = (".probabilities.npy",) if probabilities else ()
+    also = (PROBABILITIES,) if probabilities else ()
     jobs = plan_outputs(cases, output, overwrite, skip_existing, also)
     with progress_bar() as progress:
         done = list(segment_files(segmenter, jobs, _writers(preview), progress, probabilities))

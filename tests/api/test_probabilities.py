@@ -14,9 +14,11 @@ import torch
 
 from tests.pipeline import blob, leftovers, tiny_plan, volseg, write_model
 from volseg import Segmenter
+from volseg.api.batch import segment_files
 from volseg.config import Label, NetworkConfig
 from volseg.data import probabilities
 from volseg.data.geometry import GridMap
+from volseg.data.inputs import Case
 from volseg.data.probabilities import probability_file
 from volseg.errors import ResourceError
 
@@ -150,3 +152,19 @@ def test_a_full_disk_is_an_error_where_room_cannot_be_reserved(monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate")
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         probabilities._reserve(Path("/dev/full"), 0, 1000)
+
+
+def test_those_of_an_earlier_run_outlive_a_later_one_that_fails_without_them(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("volseg.data.writing._write_nibabel", full)
+    segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu")
+    nibabel.save(nibabel.Nifti1Image(blob(), AFFINE), tmp_path / "scan.nii.gz")
+    kept = tmp_path / "o.probabilities.npy"
+    kept.write_bytes(b"earlier")
+    job = (Case("scan", (tmp_path / "scan.nii.gz",), ".nii.gz"), tmp_path / "o.nii.gz")
+    for asked in (False, True):
+        (written,) = segment_files(segmenter, [job], probabilities=asked)
+        assert "No space left on device" in str(written.error)
+        assert kept.exists() is not asked

@@ -60,11 +60,11 @@ def segment_files(
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
             behind: Future[Written] | None = None
-            files = (beside(output, PROBABILITIES) if probabilities else None for _, output in jobs)
+            files = [beside(output, PROBABILITIES) if probabilities else None for _, output in jobs]
             outcomes = segmenter.map((case for case, _ in jobs), show, files)
-            for case, output in jobs:
+            for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
-                following = writer.submit(_write, case, output, next(outcomes), also)
+                following = writer.submit(_write, case, output, file, next(outcomes), also)
                 if behind:
                     yield behind.result()
                 behind, done = following, done + 1
@@ -79,8 +79,14 @@ def segment_files(
         ) from stop
 
 
-def _write(case: Case, output: Path, outcome: Outcome, also: Sequence[Callable[[Result, Path], None]]) -> Written:
-    """Write what was computed; a disk that refuses it is the case's error."""
+def _write(
+    case: Case,
+    output: Path,
+    probabilities: Path | None,
+    outcome: Outcome,
+    also: Sequence[Callable[[Result, Path], None]],
+) -> Written:
+    """Write what was computed; a disk that refuses it is the case's error, and its `probabilities` go as well."""
     if outcome.result is None:
         return Written(case, output, error=outcome.error)
     try:
@@ -89,7 +95,7 @@ def _write(case: Case, output: Path, outcome: Outcome, also: Sequence[Callable[[
             for write in also:
                 write(outcome.result, output)
     except VolsegError as error:
-        # Written before the labels were, and nothing without them.
-        beside(output, PROBABILITIES).unlink(missing_ok=True)
+        if probabilities:
+            probabilities.unlink(missing_ok=True)
         return Written(case, output, error=error)
     return Written(case, output, record=outcome.result.record)

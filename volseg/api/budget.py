@@ -27,9 +27,9 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 # Voxels of the scan worked on at a time, the quickest first, and logits on the network's grid for each of them.
 CHUNKS = (1 << 22, 1 << 20, 1 << 18)
 SLAB_LOGITS_PER_VOXEL = 4
-# What a voxel at work takes: while it is resampled as float32, oriented and in part resampled; while components are
-# counted, with its number and a copy. Measured with benchmarks/memory.py.
-PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 24
+# What a voxel at work takes: while it is resampled, with its float32 and oriented copies; while components are counted,
+# at the worst, which is every voxel a component of its own (368 MB were measured for 1 << 22 of them).
+PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
 # A kept heap's holes, as a factor on what comes and goes; see `volseg.heap`.
 HOLES = 1.5
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from volseg import heap
-from volseg.heap import kept_heap
+from volseg.heap import kept_block, kept_heap
 
 GLIBC = heap._glibc("mallopt") is not None
 
@@ -62,3 +62,22 @@ def test_nothing_happens_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap.sys, "platform", "darwin")
     with kept_heap():
         assert float(torch.ones(8).sum()) == 8
+
+
+def test_blocks_come_again_inside_once_all_that_shares_them_is_gone() -> None:
+    with kept_heap():
+        block = kept_block(1 << 20)
+        view = torch.from_numpy(block).view(torch.float32)[10:]
+        place = block.ctypes.data
+        del block
+        other = kept_block(1 << 20)
+        assert other.ctypes.data != place
+        del view
+        assert kept_block(1 << 19).ctypes.data != place
+        assert kept_block(1 << 20).ctypes.data == place
+    assert not heap._free
+
+
+def test_outside_blocks_are_not_kept() -> None:
+    kept_block(1 << 20)
+    assert not heap._free[1 << 20]

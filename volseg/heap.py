@@ -1,16 +1,20 @@
 """Memory that is freed and asked for again within a moment, kept meanwhile.
 
 glibc gives every large block back to the system when it is freed, and the system clears each page of the next one:
-a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. Blocks
-above 32 MB, the most that glibc allows here, still do so; `volseg.networks.maps` asks for large pages for them.
+a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. For blocks
+above 32 MB glibc cannot be told otherwise; `kept_block` keeps those.
 """
 
 import ctypes
 import sys
 import threading
+import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 # Names and numbers of <malloc.h>, and the values glibc starts with; see mallopt(3).
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
@@ -19,6 +23,7 @@ START = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 0}
 
 _lock = threading.Lock()
 _users = 0
+_free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
 
 @contextmanager
@@ -40,8 +45,29 @@ def kept_heap() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
+                _free.clear()
                 _set(START)
                 _trim()
+
+
+def kept_block(size: int) -> np.ndarray:
+    """Uninitialised memory of `size` bytes, (size,) uint8; within `kept_heap` a block of that size that is free again.
+
+    The memory is numpy's, which asks the system for large pages, so that clearing them is quick. It is free again when
+    the array and all that shares its memory are gone.
+    """
+    with _lock:
+        block = _free[size].pop() if _free[size] else np.empty(size, np.uint8)
+    handed_out = block[:]
+    weakref.finalize(handed_out, _take_back, block)
+    return handed_out
+
+
+def _take_back(block: np.ndarray) -> None:
+    # Also called by the garbage collector, wherever it runs, and so possibly while this thread holds the lock: list
+    # operations are atomic.
+    if _users:
+        _free[block.size].append(block)
 
 
 def _glibc(name: str) -> Any:

@@ -6,16 +6,19 @@ from torch.nn import functional as F
 
 from volseg.networks import conv, winograd
 from volseg.networks.conv import Conv
-from volseg.networks.maps import is_plain_inference
-from volseg.networks.winograd import FROM_INPUT, FROM_TAPS, TO_OUTPUT
+from volseg.networks.maps import plain_inference
+from volseg.networks.winograd import FOUR_FROM_INPUT, FOUR_FROM_TAPS, FOUR_TO_OUTPUT
+
+NATIVE = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+needs_bf16 = pytest.mark.skipif(not NATIVE, reason="oneDNN has no bfloat16 for this processor")
 
 
 def test_the_three_matrices_make_a_filter_of_three_taps() -> None:
     generator = torch.Generator().manual_seed(0)
     signal, taps = torch.randn(6, generator=generator), torch.randn(3, generator=generator)
-    products = (torch.tensor(FROM_INPUT) @ signal) * (torch.tensor(FROM_TAPS) @ taps)
+    products = (torch.tensor(FOUR_FROM_INPUT) @ signal) * (torch.tensor(FOUR_FROM_TAPS) @ taps)
     expected = F.conv1d(signal.view(1, 1, 6), taps.view(1, 1, 3)).flatten()
-    torch.testing.assert_close(torch.tensor(TO_OUTPUT) @ products, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(FOUR_TO_OUTPUT) @ products, expected, rtol=1e-5, atol=1e-5)
 
 
 def layer_of(channels: int, bias: bool, kernel=(3, 3, 3), stride=(1, 1, 1)) -> Conv:
@@ -60,15 +63,57 @@ def test_other_kernels_and_strides(kernel, stride) -> None:
     assert_same(layer_of(16, False, kernel, stride), torch.randn(1, 16, 12, 14, 10))
 
 
-def test_gradients_half_precision_and_other_formats_are_left_to_torch() -> None:
+@needs_bf16
+@pytest.mark.parametrize("at_work", [1, 1 << 21])
+@pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (24, 9, 8)])
+def test_in_bfloat16_two_planes_are_made_at_a_time(shape, at_work: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "AT_WORK", at_work)
+    layer, x = layer_of(16, True), torch.randn(2, 16, *shape).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+        plain = layer._whole(x.bfloat16(), layer.weight.bfloat16())
+    expected = F.conv3d(x.double(), layer.weight.double(), layer.bias.double(), padding=1).detach()
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    error, plain_error = (float((one - expected).square().mean().sqrt()) for one in (found, plain))
+    assert 0 < error < 3 * plain_error < 0.01 * float(expected.std())
+
+
+@needs_bf16
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (2, 2, 2)), ((1, 1, 1), (1, 1, 1)), ((3, 3, 3), (1, 1, 1))])
+def test_other_convolutions_in_bfloat16(kernel, stride) -> None:
+    layer, x = layer_of(16, True, kernel, stride), torch.randn(1, 16, 6, 9, 8).to(memory_format=torch.channels_last_3d)
+    expected = F.conv3d(x.double(), layer.weight.double(), layer.bias.double(), layer.stride, layer.padding).detach()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
+def test_filters_follow_the_weight(dtype: torch.dtype) -> None:
+    layer, x = layer_of(16, False), torch.ones(1, 16, 8, 14, 14).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        before = layer(x)
+        kept = layer._filters
+        assert torch.equal(layer(x), before)
+        assert layer._filters is kept
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), 2 * before)
+
+
+def test_gradients_and_other_formats_and_types_are_left_to_torch() -> None:
     x = torch.randn(1, 16, 12, 12, 12).contiguous(memory_format=torch.channels_last_3d)
-    assert not is_plain_inference(x)
+    assert plain_inference(x) is None
     with torch.no_grad():
-        assert is_plain_inference(x)
-        assert not is_plain_inference(x.contiguous())
-        assert not is_plain_inference(x.bfloat16())
+        assert plain_inference(x) == torch.float32
+        assert plain_inference(x.contiguous()) is None
+        assert plain_inference(x.bfloat16()) is None
+        assert plain_inference(x.double()) is None
+        with torch.autocast("cpu", torch.float16):
+            assert plain_inference(x) is None
         with torch.autocast("cpu", torch.bfloat16):
-            assert not is_plain_inference(x)
+            assert plain_inference(x) == (torch.bfloat16 if NATIVE else None)
     layer = layer_of(16, False)
     layer(x).sum().backward()
     assert layer.weight.grad is not None

@@ -58,7 +58,7 @@ def test_refuses_a_single_voxel():
         InstanceNorm(3)(torch.ones(2, 3, 1, 1, 1))
 
 
-@pytest.mark.parametrize("chunk", [7, 1 << 20])
+@pytest.mark.parametrize("chunk", [7, 100, 1 << 20])
 def test_in_place_gives_the_same_and_only_without_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("volseg.networks.norms.CHUNK", chunk)
     norm, fast = InstanceNorm(3), InstanceNorm(3, inplace=True)
@@ -74,3 +74,18 @@ def test_in_place_gives_the_same_and_only_without_gradients(chunk: int, monkeypa
     with torch.no_grad():
         assert fast(x) is x
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [100, 1 << 20])
+def test_in_place_in_bfloat16_its_sums_are_float32(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 for this processor")
+    monkeypatch.setattr("volseg.networks.norms.CHUNK", chunk)
+    torch.manual_seed(0)
+    norm = InstanceNorm(3, inplace=True)
+    x = (torch.randn(2, 3, 9, 20, 21) * 0.5 + 10).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    expected = F.instance_norm(x.double(), eps=1e-5)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert norm(x) is x
+    # Nothing is lost but by rounding the answer once: half a unit in the last of 8 binary places.
+    torch.testing.assert_close(x.double(), expected, rtol=2**-8, atol=1e-5)

@@ -22,3 +22,7 @@ def test_without_gradients_it_is_the_concatenation(stride: tuple[int, int, int])
     assert len(skips) == 1
     assert found.is_contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(found, plain.detach(), rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = up.beside(x, [skip.bfloat16()])
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), plain.detach(), rtol=0.02, atol=0.02)

@@ -1,27 +1,37 @@
-"""Feature maps of networks that predict in float32 on a CPU: when they do, and where the maps lie."""
+"""Feature maps of networks that predict on a CPU: when they do, in which type, and where the maps lie."""
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
+from volseg.heap import kept_block
 
-def empty_maps(batch: int, channels: int, sizes: Sequence[int]) -> torch.Tensor:
-    """Uninitialised float32 feature maps (B, C, D, H, W) on the CPU, channels last.
+TYPES = (torch.float32, torch.bfloat16)
 
-    The memory is numpy's, which asks the system for large pages, so that clearing them is quick, see `volseg.heap`; and
-    for no alignment: glibc finds no place for an aligned block in the hole that one of the same size left.
+
+def empty_maps(batch: int, channels: int, sizes: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised feature maps (B, C, D, H, W) on the CPU, channels last, in memory of `kept_block`."""
+    shape = (batch, *sizes, channels)
+    memory = torch.from_numpy(kept_block(math.prod(shape) * dtype.itemsize))
+    return memory.view(dtype).view(shape).permute(0, 4, 1, 2, 3)
+
+
+def plain_inference(x: torch.Tensor) -> torch.dtype | None:
+    """The type in which an input (B, C, D, H, W) is for predicting on a CPU that oneDNN knows, channels last.
+
+    Returns:
+        float32, or bfloat16 under autocast where the processor's instructions allow it; None for all else.
     """
-    return torch.from_numpy(np.empty((batch, *sizes, channels), np.float32)).permute(0, 4, 1, 2, 3)
-
-
-def is_plain_inference(x: torch.Tensor) -> bool:
-    """Whether an input (B, C, D, H, W) is for predicting in float32 on a CPU that oneDNN knows, channels last."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and x.is_contiguous(memory_format=torch.channels_last_3d)
-        and torch.backends.mkldnn.is_available()
-    )
+    if (
+        x.device.type != "cpu"
+        or x.dtype not in TYPES
+        or torch.is_grad_enabled()
+        or not x.is_contiguous(memory_format=torch.channels_last_3d)
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32 if x.dtype == torch.float32 else None
+    is_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if is_bf16 else None

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from volseg.errors import UsageError
+from volseg.networks.maps import plain_inference
 
 SPATIAL = (2, 3, 4)
 # Values at a time of what is normalised in place: few enough for a processor's cache.
@@ -19,7 +20,7 @@ class InstanceNorm(nn.Module):
 
     torch's own copies channels-last tensors to contiguous ones, which makes it two to three times as slow on the CPU.
     Its batch norm and group norm keep the format, but sum in a way that loses precision in large or nearly constant
-    windows. So float32 on the CPU is computed here; all else is torch's.
+    windows. So what a CPU computes is put together here; all else is torch's.
 
     Args:
         channels: number of channels C.
@@ -45,27 +46,34 @@ class InstanceNorm(nn.Module):
                 "Instance norm needs more than one voxel per channel, found feature maps of 1 x 1 x 1. "
                 "Use a larger input, fewer stages, or another norm."
             )
+        if self.inplace and plain_inference(x) == x.dtype:
+            for sample in x.split(1):
+                self._normalise_(sample)
+            return x
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            last = x.is_contiguous(memory_format=torch.channels_last_3d)
-            if self.inplace and last and not torch.is_grad_enabled():
-                for sample in x.permute(0, 2, 3, 4, 1).flatten(1, 3):
-                    self._normalise_(sample)
-                return x
             out: Tensor = InstanceNormFunction.apply(x, self.weight, self.bias, self.eps)
             return out
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
-    def _normalise_(self, voxels: Tensor) -> None:
-        """Normalise (N, C) in place, a chunk at a time: each is read from memory twice and written once."""
-        chunks = voxels.split(max(1, CHUNK // voxels.shape[1]))
-        mean = voxels.mean(0)
-        squares = torch.zeros_like(mean)
+    def _normalise_(self, x: Tensor) -> None:
+        """Normalise (1, C, D, H, W) in place, a few planes at a time, with sums in float32.
+
+        Torch's sums lose precision in long chunks; here those of short ones are put together as Chan, Golub and LeVeque
+        1983, Algorithms for Computing the Sample Variance, do it.
+        """
+        chunks = x.split(max(1, CHUNK // x[:, :, 0].numel()), dim=2)
+        # Float32 for what torch would keep: so it also answers in float32.
+        zeros, ones = torch.zeros_like(self.weight), torch.ones_like(self.weight)
+        means, variances = (
+            torch.stack(found).double()
+            for found in zip(*(torch.batch_norm_update_stats(chunk, zeros, ones, 0.0) for chunk in chunks), strict=True)
+        )
+        shares = torch.tensor([chunk.shape[2] / x.shape[2] for chunk in chunks], dtype=torch.float64)[:, None]
+        mean = (shares * means).sum(0)
+        variance = (shares * (variances + (means - mean).square())).sum(0).float()
+        mean = mean.float()
         for chunk in chunks:
-            squares += (chunk - mean).square_().sum(0)
-        scale = torch.rsqrt(squares / len(voxels) + self.eps) * self.weight
-        shift = self.bias - mean * scale
-        for chunk in chunks:
-            torch.addcmul(shift, chunk, scale, out=chunk)
+            chunk.copy_(F.batch_norm(chunk, mean, variance, self.weight, self.bias, training=False, eps=self.eps))
 
 
 class InstanceNormFunction(torch.autograd.Function):

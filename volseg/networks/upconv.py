@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from volseg.config import Triple
-from volseg.networks.maps import empty_maps, is_plain_inference
+from volseg.networks.maps import empty_maps, plain_inference
 
 
 class UpConv(nn.ConvTranspose3d):
@@ -25,10 +25,11 @@ class UpConv(nn.ConvTranspose3d):
         Returns:
             (B, out_channels + C, D, H, W) for a skip of (B, C, D, H, W).
         """
-        if not is_plain_inference(x):
-            return torch.cat([self(x), skips.pop()], dim=1)
+        dtype = plain_inference(x)
         skip = skips.pop()
-        both = empty_maps(len(x), self.out_channels + skip.shape[1], skip.shape[2:])
+        if dtype is None:
+            return torch.cat([self(x), skip], dim=1)
+        both = empty_maps(len(x), self.out_channels + skip.shape[1], skip.shape[2:], dtype)
         both[:, self.out_channels :] = skip
         for sample, target in zip(x, both, strict=True):
             self._bring_up(sample.permute(1, 2, 3, 0), target.permute(1, 2, 3, 0)[..., : self.out_channels])
@@ -41,9 +42,9 @@ class UpConv(nn.ConvTranspose3d):
         """
         kd, kh, kw = self.stride
         _, height, width, _ = x.shape
-        weight = self.weight.permute(0, 2, 3, 4, 1).flatten(1)
-        bias = 0.0 if self.bias is None else self.bias
+        weight = self.weight.permute(0, 2, 3, 4, 1).flatten(1).to(out.dtype)
+        assert self.bias is not None
+        bias = self.bias.to(out.dtype).repeat(kd * kh * kw)
         for plane, block in zip(x, out.split(kd), strict=True):
-            blocks = torch.mm(plane.flatten(0, 1), weight).view(height, width, kd, kh, kw, -1)
-            target = block.unflatten(1, (height, kh)).unflatten(3, (width, kw))
-            torch.add(blocks.permute(2, 0, 3, 1, 4, 5), bias, out=target)
+            blocks = torch.addmm(bias, plane.flatten(0, 1).to(out.dtype), weight).view(height, width, kd, kh, kw, -1)
+            block.unflatten(1, (height, kh)).unflatten(3, (width, kw)).copy_(blocks.permute(2, 0, 3, 1, 4, 5))

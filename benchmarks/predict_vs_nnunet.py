@@ -118,8 +118,8 @@ def warm_work(precision: str, model: Path, scans: Path, output: Path):
     output.mkdir()
 
     def work() -> None:
-        for scan in sorted(scans.iterdir()):
-            segmenter(scan).save(output / scan.name)
+        for outcome in segmenter.map(sorted(scans.iterdir())):
+            outcome.result.save(output / outcome.input.name)
 
     return work
 

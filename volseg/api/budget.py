@@ -30,6 +30,8 @@ SLAB_LOGITS_PER_VOXEL = 4
 # What a voxel at work takes: while it is resampled, with its float32 and oriented copies; while components are counted,
 # at the worst, which is every voxel a component of its own (368 MB were measured for 1 << 22 of them).
 PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
+# Where a window's feature maps take no more, a CPU's cores wait for each other longer than they gain by sharing one.
+SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
 # A kept heap's holes, as a factor on what comes and goes; see `volseg.heap`.
 HOLES = 1.5
 
@@ -120,6 +122,12 @@ def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int
         return 1
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(8, int(free / (4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)))))
+
+
+def scans_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
+    """How many scans are computed best side by side: on a CPU with small windows several, with fewer threads each."""
+    is_small = dtype.itemsize * feature_maps(plan.network, plan.patch_size) <= SMALL_MAPS
+    return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == "cpu" and is_small else 1
 
 
 def fits(volume: torch.Tensor, device: torch.device) -> bool:

@@ -2,18 +2,27 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import nibabel
 import torch
 from torch import Tensor, nn
 
-from volseg.api.budget import Work, parse_size, peak_memory_bytes, plan_chunks, require_room, windows_at_once
+from volseg.api.budget import (
+    Work,
+    parse_size,
+    peak_memory_bytes,
+    plan_chunks,
+    require_room,
+    scans_at_once,
+    windows_at_once,
+)
 from volseg.api.labelling import label_volume, probability_sink
 from volseg.api.result import Result
 from volseg.data.inputs import Case
@@ -23,6 +32,7 @@ from volseg.data.sizes import reading_bytes
 from volseg.device import DTYPES, choose_device, choose_precision, memory_errors
 from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import sha256_of
+from volseg.heap import kept_heap
 from volseg.inference.quality import measure, scan_flags
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard, load_model
@@ -30,6 +40,10 @@ from volseg.networks import Ensemble, UNet
 from volseg.progress import Progress, silent
 
 BUNDLED = Path(__file__).parent.parent / "models"
+# A scan in any form, and the file its probabilities go to.
+Job: TypeAlias = tuple[Any, Path | None]
+# A scan, and the seconds it took to read.
+Opened: TypeAlias = tuple[Scan, float]
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ class Segmenter:
         """
         return self._segment(*self._open(scan), progress, Path(probabilities) if probabilities else None)
 
-    def _open(self, scan: Any) -> tuple[Scan, float]:
+    def _open(self, scan: Any) -> Opened:
         """The scan in memory, and the seconds that took."""
         started = time.perf_counter()
         paths = scan.paths if isinstance(scan, Case) else [Path(scan)] if isinstance(scan, str | Path) else []
@@ -168,29 +182,60 @@ class Segmenter:
     def map(
         self, scans: Iterable[Any], progress: Progress = silent, probabilities: Iterable[Path | None] = repeat(None)
     ) -> Iterator[Outcome]:
-        """Segment many scans, in order; the next one is read while one is computed, unless memory is limited.
+        """Segment many scans, in order, and keep the device busy meanwhile.
 
-        A scan that cannot be segmented is an outcome with an error, not an exception.
+        Unless memory is limited, the next scan is read while one is computed; on a CPU, scans whose windows are small
+        are computed side by side. A scan that cannot be segmented is an outcome with an error, not an exception.
 
         Args:
             scans: each as for a call.
-            progress: told how far the windows of the scan at work are.
+            progress: told how far the windows of the scans at work are, from their threads.
             probabilities: the file of each scan's probabilities, None for none.
         """
+        jobs = zip(scans, probabilities, strict=False)
+        at_once = scans_at_once(self.card.plan, self.dtype, self.device) if self.max_memory is None else 1
+        first = list(islice(jobs, at_once))
+        if len(first) > 1:
+            yield from self._side_by_side(chain(first, jobs), at_once, progress)
+        else:
+            yield from self._one_by_one(chain(first, jobs), progress)
+
+    def _one_by_one(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Outcome]:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-read") as reader:
-            waiting: deque[tuple[Any, Path | None, Future[tuple[Scan, float]]]] = deque()
-            for scan, file in zip(scans, probabilities, strict=False):
-                waiting.append((scan, file, reader.submit(self._open, scan)))
+            # No name for what was read: it would keep a scan while the next one is computed.
+            waiting: deque[tuple[Job, Callable[[], Opened]]] = deque()
+            for job in jobs:
+                waiting.append((job, reader.submit(self._open, job[0]).result))
                 if len(waiting) > (self.max_memory is None):
                     yield self._outcome(*waiting.popleft(), progress)
             while waiting:
                 yield self._outcome(*waiting.popleft(), progress)
 
-    def _outcome(
-        self, scan: Any, probabilities: Path | None, opened: "Future[tuple[Scan, float]]", progress: Progress
-    ) -> Outcome:
+    def _side_by_side(self, jobs: Iterable[Job], at_once: int, progress: Progress) -> Iterator[Outcome]:
+        threads = torch.get_num_threads()
+        with (
+            kept_heap(),
+            ThreadPoolExecutor(
+                at_once, "volseg-segment", initializer=torch.set_num_threads, initargs=(threads // at_once,)
+            ) as pool,
+        ):
+            try:
+                waiting: deque[Future[Outcome]] = deque()
+                for job in jobs:
+                    waiting.append(pool.submit(self._outcome, job, partial(self._open, job[0]), progress))
+                    if len(waiting) > at_once:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+                # What one thread sets, torch takes over for all threads that begin later.
+                torch.set_num_threads(threads)
+
+    def _outcome(self, job: Job, opened: Callable[[], Opened], progress: Progress) -> Outcome:
+        scan, probabilities = job
         try:
-            return Outcome(scan, result=self._segment(*opened.result(), progress, probabilities))
+            return Outcome(scan, result=self._segment(*opened(), progress, probabilities))
         except VolsegError as error:
             return Outcome(scan, error=error)
 

@@ -125,7 +125,9 @@ def _with_zeros(planes: Tensor, start: int, stop: int) -> Tensor:
     depth = len(planes)
     if start >= 0 and stop <= depth:
         return planes[start:stop]
-    part = planes.new_zeros(stop - start, *planes.shape[1:])
     first, last = max(start, 0), min(stop, depth)
+    part = planes.new_empty(stop - start, *planes.shape[1:])
+    part[: first - start] = 0
     part[first - start : last - start] = planes[first:last]
+    part[last - start :] = 0
     return part

@@ -1,5 +1,7 @@
 """Volumes and flags of small label images made by hand, and components against one pass over the whole."""
 
+import tracemalloc
+
 import cc3d
 import numpy as np
 import pytest
@@ -114,3 +116,16 @@ def test_regions_are_measured_with_all_their_parts() -> None:
     # Three voxels are a speck beside 216, and a second piece beside 8; both are at the border.
     assert whole.flags == ("touches_border",)
     assert core.flags == ("touches_border", "several_components")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_no_copy_of_the_image_is_made(order: str) -> None:
+    labels = np.zeros((96, 100, 104), np.uint8, order=order)
+    labels[:, -1, 50] = 2
+    tracemalloc.start()
+    found = measure(labels, [Label(name="line", value=2)], 1.0, slab_voxels=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found[0].flags == ("touches_border",)
+    # What is as large as 2^16 values, or as a few planes, is there whatever the image.
+    assert peak < (1 << 22) + labels.size // 2

@@ -55,7 +55,9 @@ def measure(
         voxel_ml: volume of a voxel in millilitres.
         slab_voxels: how many are looked at together.
     """
-    border = {value for axis in range(3) for side in (0, -1) for value in np.unique(labels.take(side, axis)).tolist()}
+    # `take` would copy the whole image first where its planes do not lie as it likes.
+    faces = [np.moveaxis(labels, axis, 0)[side] for axis in range(3) for side in (0, -1)]
+    border = {value for face in faces for value in np.unique(face).tolist()}
     if not any(label.parts for label in table):
         voxels, second = count_components(labels, slab_voxels)
         return [

@@ -1,5 +1,6 @@
 """The command line: parse, call the API, print. The heavy parts are imported when a verb runs."""
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from volseg.console import guarded, progress_bar, show_error, show_json, show_li
 from volseg.errors import UsageError
 
 logger = logging.getLogger(__name__)
+# New objects between two looks for garbage; Python starts with 700.
+GARBAGE_THRESHOLD = 50_000
 app = typer.Typer(
     name="volseg",
     help="Segment medical volumes. For research; not a medical device.",
@@ -257,6 +260,8 @@ def main() -> None:
     if "--debug" in sys.argv:
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
         logging.getLogger("volseg").setLevel(logging.DEBUG)
+    # Loading torch makes a million objects that stay; looking through them for garbage time and again takes longer.
+    gc.set_threshold(GARBAGE_THRESHOLD)
     app()
 
 

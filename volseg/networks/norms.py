@@ -53,6 +53,9 @@ class InstanceNorm(nn.Module):
         if x.device.type == "cpu" and x.dtype == torch.float32:
             out: Tensor = InstanceNormFunction.apply(x, self.weight, self.bias, self.eps)
             return out
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and self.weight.dtype == torch.float32:
+            out = HalfInstanceNormFunction.apply(x, self.weight, self.bias, self.eps)
+            return out  # noqa: RET504 - with a type
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
     def _normalise_(self, x: Tensor) -> None:
@@ -108,3 +111,35 @@ class InstanceNormFunction(torch.autograd.Function):
         offset = -scale * d_bias / voxels - mean * slope
         d_x = torch.addcmul(offset, x, slope).addcmul_(gradient, scale)
         return d_x, d_weight.sum(0).flatten(), d_bias.sum(0).flatten(), None
+
+
+class HalfInstanceNormFunction(torch.autograd.Function):
+    """Instance norm of bfloat16 maps as autocast makes them: the batch norm of each sample, whose sums are float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalise x (B, C, D, H, W), then scale by weight (C,) and shift by bias (C,), both float32."""
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        out = torch.empty_like(x)
+        mean, inverse_std = weight.new_empty(2, *x.shape[:2])
+        for sample, *kept in zip(x.split(1), out.split(1), mean, inverse_std, strict=True):
+            torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, eps, out=kept)
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients for x, weight and bias."""
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        d_x, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        gradients = gradient.contiguous(memory_format=torch.channels_last_3d).split(1)
+        for sample, one, target, *sums in zip(x.split(1), gradients, d_x.split(1), mean, inverse_std, strict=True):
+            found = torch.ops.aten.native_batch_norm_backward(
+                one, sample, weight, None, None, *sums, True, ctx.eps, [True, True, True]
+            )
+            target.copy_(found[0])
+            d_weight += found[1]
+            d_bias += found[2]
+        return d_x, d_weight, d_bias, None

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from tests.pipeline import blob, leftovers, tiny_plan, write_model
 from volseg import Segmenter
+from volseg.api.budget import scans_at_once
 from volseg.config import Label
 from volseg.errors import InputError, ResourceError, UsageError
 
@@ -144,6 +147,42 @@ def test_map_keeps_the_order_and_turns_a_bad_case_into_an_outcome(tmp_path, segm
     assert outcomes[1].input == bad
     assert isinstance(outcomes[1].error, InputError)
     np.testing.assert_array_equal(outcomes[2].result.labels, labels)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_scans_side_by_side_are_those_one_by_one(
+    segmenter, stored, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = [(np.roll(stored[0], shift, axis=0), AFFINE) for shift in range(count)]
+    threads = torch.get_num_threads()
+    found = {}
+    for at_once in (1, 2):
+        monkeypatch.setattr("volseg.api.segmenter.scans_at_once", lambda *_, at_once=at_once: at_once)
+        found[at_once] = list(segmenter.map(iter(scans)))
+        assert torch.get_num_threads() == threads
+        assert all(outcome.input is scan for outcome, scan in zip(found[at_once], scans, strict=True))
+    for one, two in zip(found[1], found[2], strict=True):
+        np.testing.assert_array_equal(one.result.labels, two.result.labels)
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == threads
+
+
+def test_who_stops_listening_to_scans_side_by_side_gets_the_threads_back(segmenter, stored, monkeypatch) -> None:
+    monkeypatch.setattr("volseg.api.segmenter.scans_at_once", lambda *_: 2)
+    threads = torch.get_num_threads()
+    outcomes = segmenter.map((stored[0], AFFINE) for _ in range(50))
+    next(outcomes)
+    outcomes.close()
+    assert torch.get_num_threads() == threads
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("volseg-segment")]
+
+
+@pytest.mark.parametrize(("edge", "at_once"), [(32, 4), (256, 1)])
+def test_only_scans_with_small_windows_are_computed_side_by_side(edge, at_once, monkeypatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 16)
+    plan = tiny_plan().model_copy(update={"patch_size": (edge,) * 3})
+    assert scans_at_once(plan, torch.float32, torch.device("cpu")) == at_once
+    assert scans_at_once(plan, torch.float32, torch.device("cuda")) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -151,7 +153,12 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(run, phantoms):
 def test_fold_all_trains_on_every_case_and_validates_on_none(phantoms, tmp_path):
     run = train(phantoms, tmp_path / "run", fold="all", steps=2, overrides=TINY, device="cpu")
     assert not (run / "validation.json").exists()
-    assert read_card(run / "model.safetensors").training["cases"] == 5
+    training = read_card(run / "model.safetensors").training
+    assert training["cases"] == 5
+    words = shlex.split(training["command"])
+    assert words[:5] == ["volseg", "train", training["dataset"], "--output", "RUN"]
+    assert words[words.index("--fold") + 1] == "all"
+    assert {word for before, word in pairwise(words) if before == "--set"} == set(TINY)
 
 
 def test_conv2plus1d_trains_too(phantoms, tmp_path):

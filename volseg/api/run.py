@@ -218,6 +218,7 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
         name=f"{run.data.name}-fold{run.settings.fold}",
         plan=run.plan,
         training={
+            "command": run.settings.command(run.data.name, run.config),
             "dataset": run.data.name,
             "licence": run.data.licence,
             "cases": len(run.training),

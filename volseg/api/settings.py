@@ -1,5 +1,7 @@
 """How a run was asked for, and the folder it lives in."""
 
+import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,16 @@ class RunSettings(Frozen):
         if self.minutes is not None:
             return Budget(seconds=60 * self.minutes)
         return Budget(steps=self.steps or planned_steps)
+
+    def command(self, dataset: str, config: Config) -> str:
+        """The command that trains the same again; `dataset` is a name, because paths differ from machine to machine."""
+        words = ["volseg", "train", dataset, "--output", "RUN"]
+        for key, value in self.model_dump(exclude_none=True).items():
+            words += [f"--{key}", str(value)]
+        for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():
+            for key, value in changes.items():
+                words += ["--set", f"{group}.{key}={json.dumps(value)}"]
+        return shlex.join(words)
 
 
 def settle(

@@ -23,6 +23,9 @@ Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
 Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "none"]
 
+# Stands in place of a class where nobody has labelled a voxel: the loss passes over it.
+IGNORED = -1
+
 
 class Frozen(BaseModel):
     """An immutable value that refuses unknown keys."""
@@ -111,6 +114,11 @@ class Label(Frozen):
         None, description="smallest and largest volume in the training references"
     )
 
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        """The values that label images hold where the label is: a region's parts, else its own."""
+        return self.parts or (self.value,)
+
 
 class Resampling(Frozen):
     """How values are carried from one grid to another: by B-splines of an order, axis by axis.
@@ -136,6 +144,7 @@ class Plan(Frozen):
     channels: tuple[Channel, ...]
     labels: tuple[Label, ...]
     regions: bool = False
+    ignore: int | None = Field(None, ge=1, le=65535, description="value in references of voxels that nobody labelled")
     orientation: Literal["ras", "stored"] = Field("ras", description="the axes' order: RAS+, or as stored")
     axes: Triple = Field((2, 0, 1), description="axes of the oriented scan that become D, H, W; D is through-plane")
     crop: Literal["none", "nonzero"] = Field("none", description="the box around all voxels that are not 0")
@@ -173,7 +182,14 @@ class Plan(Frozen):
             {label.name for label in self.labels}
         ) != len(self.labels):
             raise ValueError("two labels share a name or a value")
+        if self.ignore in self.stored_values:
+            raise ValueError(f"ignore is {self.ignore}, which is the value of a label")
         return self
+
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        """The values of all labels in references, each once; those of plain labels in the order of the classes."""
+        return tuple(dict.fromkeys(value for label in self.labels for value in label.stored_values))
 
 
 class PlanChoices(Frozen):

@@ -31,6 +31,13 @@ def small_plan(**changes: Any) -> Plan:
     return Plan(**{**values, **changes})
 
 
+def region_plan(**changes: Any) -> Plan:
+    """The same with regions that overlap: all of 3 and 5, and 5 alone."""
+    labels = (Label(name="both", value=3, parts=(3, 5)), Label(name="two", value=5, parts=(5,)))
+    network = small_plan().network.model_copy(update={"classes": 2})
+    return small_plan(labels=labels, regions=True, network=network, **changes)
+
+
 def write_cases(folder: Path, count: int = 3) -> list[TrainingCase]:
     """Noise scans (I, J, K) = (12, 10 + case, 9), each with two labelled boxes; case 1 lacks the second label."""
     cases = []

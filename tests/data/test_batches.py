@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.small_cases import small_plan, write_cases
-from volseg.config import AugmentationConfig
+from tests.data.small_cases import region_plan, small_plan, write_cases
+from volseg.config import IGNORED, AugmentationConfig, Label
 from volseg.data.batches import BatchDataset, batch_loader, draw_centre, lost_workers
 from volseg.data.cache import cache_cases
 from volseg.errors import TrainingError, UsageError
@@ -129,6 +129,27 @@ def test_the_share_of_foreground_patches(cached):
 def test_a_class_that_a_case_lacks_is_not_drawn(cached):
     rng, label = np.random.default_rng(0), cached[1].label
     assert {int(label[draw_centre(rng, cached[1], (1, 1, 1), 1.0)]) for _ in range(50)} == {1}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_no_patch_is_centred_on_an_ignored_voxel(tmp_path, share):
+    network = PLAN.network.model_copy(update={"classes": 2})
+    plan = small_plan(labels=(Label(name="two", value=5),), ignore=3, network=network)
+    rng, case = np.random.default_rng(0), cache_cases(write_cases(tmp_path, 1), plan, tmp_path / "cache")[0]
+    assert (case.label == IGNORED).any()
+    hits = Counter(int(case.label[draw_centre(rng, case, (1, 1, 1), share)]) for _ in range(300))
+    assert set(hits) == ({1} if share else {0, 1})
+
+
+def test_batches_of_regions_say_for_each_where_it_is(cached, tmp_path):
+    augment = augmentation(PLAN, AugmentationConfig())
+    cases = cache_cases([case.case for case in cached], region_plan(), tmp_path)
+    regions = BatchDataset(cases, region_plan(), 0.0, augment, seed=7)[3]
+    plain = BatchDataset(cached, PLAN, 0.0, augment, seed=7)[3]
+    assert torch.equal(regions["image"], plain["image"])
+    expected = torch.stack([plain["label"] > 0, plain["label"] == 2], dim=1)
+    assert torch.equal(regions["label"], expected.to(torch.int8))
+    assert expected.any()
 
 
 def test_workers_use_one_thread_and_ignore_interrupts(cached):

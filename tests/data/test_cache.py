@@ -9,8 +9,8 @@ import pytest
 import SimpleITK
 import torch
 
-from tests.data.small_cases import AFFINE, small_plan, write_cases
-from volseg.config import Channel, Label, Resampling
+from tests.data.small_cases import AFFINE, region_plan, small_plan, write_cases
+from volseg.config import IGNORED, Channel, Label, Resampling
 from volseg.data import cache
 from volseg.data.cache import cache_cases, cache_key
 from volseg.data.dataset import TrainingCase
@@ -81,6 +81,28 @@ def test_large_classes_keep_a_repeatable_subset_spread_over_all_of_it(cases, fol
         assert np.ptp(voxels, axis=0).max() > 0
 
 
+def test_foreground_voxels_of_a_region_are_those_of_all_its_parts(cases, folder):
+    cached = cache_cases(cases, region_plan(), folder)
+    assert [one.classes for one in cached] == [(1, 2), (1,), (1, 2)]
+    for one in cached:
+        assert np.array_equal(one.foreground(1), np.argwhere(one.label > 0))
+        assert np.array_equal(one.foreground(2), np.argwhere(one.label == 2))
+
+
+def test_ignored_voxels_are_no_foreground_and_the_others_are_known(cases, folder):
+    network = small_plan().network.model_copy(update={"classes": 2})
+    plan = small_plan(labels=(Label(name="one", value=3),), ignore=5, network=network)
+    cached = cache_cases(cases, plan, folder)
+    for one, others in zip(cached, cache_cases(cases, small_plan(), folder), strict=True):
+        assert np.array_equal(one.label == IGNORED, others.label == 2)
+        assert np.array_equal(one.foreground(1), np.argwhere(others.label == 1))
+        assert others.known is None
+    # Case 1 lacks what is ignored in the others.
+    assert cached[1].known is None
+    for one in (cached[0], cached[2]):
+        assert np.array_equal(one.known, np.argwhere(one.label != IGNORED))
+
+
 def test_a_finished_case_is_not_done_again_and_an_unfinished_one_is(cases, folder, monkeypatch):
     first, done, work = cache_cases(cases, small_plan(), folder), [], cache._preprocess
 
@@ -121,6 +143,7 @@ def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, m
         {"axes": (1, 0, 2)},
         {"orientation": "stored"},
         {"crop": "nonzero"},
+        {"ignore": 9},
         {"image_resampling": Resampling(order=3)},
         {"image_resampling": Resampling(separate="anisotropic")},
         {"channels": (Channel(normalisation="none"),)},
@@ -129,6 +152,13 @@ def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, m
 )
 def test_the_key_follows_what_preprocessing_depends_on(cases, changes):
     assert cache_key(cases[0], small_plan()) != cache_key(cases[0], small_plan(**changes))
+
+
+def test_the_key_follows_the_parts_of_regions(cases):
+    plan = region_plan()
+    labels = (plan.labels[0], plan.labels[1].model_copy(update={"parts": (3,)}))
+    keys = {cache_key(cases[0], plan), cache_key(cases[0], plan.model_copy(update={"labels": labels}))}
+    assert len(keys - {cache_key(cases[0], small_plan())}) == 2
 
 
 def test_the_key_ignores_what_does_not_change_the_result(cases, tmp_path):

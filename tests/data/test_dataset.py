@@ -9,6 +9,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.labels import LabelSet
 from volseg.data.phantom import write_phantoms
 from volseg.errors import InputError, UsageError
 
@@ -42,7 +43,7 @@ def write_nnunet(folder: Path, labels: dict | None = None, cases: tuple[str, ...
 
 def many_cases(folder: Path, count: int) -> DataSet:
     cases = tuple(TrainingCase(f"case_{i:03d}", (folder / f"{i}",), folder / f"{i}") for i in range(count))
-    return DataSet("many", folder, ("image",), {"organ": 1}, cases)
+    return DataSet("many", folder, ("image",), LabelSet({"organ": 1}), cases)
 
 
 def test_decathlon_layout(tmp_path):
@@ -50,7 +51,7 @@ def test_decathlon_layout(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.name == "Phantoms MR"
     assert dataset.channels == ("MRI",)
-    assert dataset.labels == {"ball": 1, "rod": 2}
+    assert dataset.labels.values == {"ball": 1, "rod": 2}
     assert dataset.licence == "Apache-2.0"
     assert [case.name for case in dataset.cases] == ["phantom_001", "phantom_002"]
     first = dataset.cases[0]
@@ -76,7 +77,7 @@ def test_nnunet_layout(tmp_path):
     write_nnunet(tmp_path)
     dataset = open_dataset(tmp_path)
     assert dataset.channels == ("T2", "ADC")
-    assert list(dataset.labels.items()) == [("PZ", 1), ("TZ", 2)]
+    assert list(dataset.labels.values.items()) == [("PZ", 1), ("TZ", 2)]
     assert [case.name for case in dataset.cases] == ["a", "b"]
     assert [path.name for path in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
     assert dataset.cases[0].label == tmp_path / "labelsTr" / "a.nii.gz"
@@ -87,7 +88,7 @@ def test_plain_layout_takes_labels_from_the_values_found(tmp_path):
     write_label(tmp_path / "labels" / "one.nii.gz", 4, 4, 2)
     write_label(tmp_path / "labels" / "two.nii.gz", 2)
     dataset = open_dataset(tmp_path)
-    assert dataset.labels == {"label_2": 2, "label_4": 4}
+    assert dataset.labels.values == {"label_2": 2, "label_4": 4}
     assert dataset.channels == ("image",)
     assert [(case.name, case.images[0].name) for case in dataset.cases] == [("one", "one.nrrd"), ("two", "two.nii.gz")]
 
@@ -95,7 +96,7 @@ def test_plain_layout_takes_labels_from_the_values_found(tmp_path):
 def test_plain_layout_takes_names_from_labels_json(tmp_path):
     touch(tmp_path / "images" / "one.nii", tmp_path / "labels" / "one.nii")
     (tmp_path / "labels.json").write_text('{"liver": 3}')
-    assert open_dataset(tmp_path).labels == {"liver": 3}
+    assert open_dataset(tmp_path).labels.values == {"liver": 3}
 
 
 def test_refuses_what_is_not_a_data_set(tmp_path):
@@ -136,18 +137,38 @@ def test_plain_layout_without_partner_and_with_two_of_a_name(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_nnunet_layout_with_regions_and_an_ignore_label(tmp_path):
+    document = write_nnunet(tmp_path, {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})
+    with pytest.raises(InputError, match="2 regions, but its regions_class_order has 0 values"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "regions_class_order": [1, 2]}))
+    assert open_dataset(tmp_path).labels == LabelSet({"whole": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, 3)
+
+
 @pytest.mark.parametrize(
-    ("labels", "complaint"),
+    ("labels", "expected"),
     [
-        ({"background": 0, "whole": [1, 2], "core": 1}, r"'whole' .* is a region \[1, 2\]"),
-        ({"background": 0, "organ": 1, "ignore": 2}, "'ignore' label"),
-        ({"background": 0, "organ": "one"}, "'organ' .* has the value 'one', expected an integer"),
-        ({"background": 0}, "no label beside the background"),
+        ({"0": "background", "1": "PZ", "2": "ignore"}, LabelSet({"PZ": 1}, ignore=2)),
+        (
+            {"background": 0, "whole": [1, 2], "core": 2},
+            LabelSet({"whole": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}),
+        ),
     ],
 )
-def test_labels_that_cannot_be_trained_on(tmp_path, labels, complaint):
-    write_nnunet(tmp_path, labels)
-    with pytest.raises(InputError, match=complaint):
+def test_decathlon_layout_with_an_ignore_label_or_regions(tmp_path, labels, expected):
+    touch(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    document = {
+        "labels": labels,
+        "regions_class_order": [1, 2],
+        "training": [{"image": "a.nii.gz", "label": "b.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    assert open_dataset(tmp_path).labels == expected
+
+
+def test_labels_that_cannot_be_trained_on_are_refused_by_the_folders_name(tmp_path):
+    write_nnunet(tmp_path, {"background": 0, "organ": "one"})
+    with pytest.raises(InputError, match=rf"'organ' in {tmp_path} has the value 'one', expected an integer"):
         open_dataset(tmp_path)
 
 
@@ -212,5 +233,5 @@ def test_choosing_a_fold(tmp_path):
 def test_hippocampus(data_folder):
     dataset = open_dataset(data_folder / "Task04_Hippocampus")
     assert len(dataset.cases) == 200
-    assert dataset.labels == {"Anterior": 1, "Posterior": 2}
+    assert dataset.labels.values == {"Anterior": 1, "Posterior": 2}
     assert [len(split["val"]) for split in split_folds(dataset)] == [40] * 5

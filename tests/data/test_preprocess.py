@@ -8,10 +8,18 @@ import torch
 from scipy import ndimage
 from skimage.transform import resize
 
+from tests.data.small_cases import region_plan, small_plan
 from tests.pipeline import tiny_plan
-from volseg.config import Channel, Label, NetworkConfig, Plan, Resampling
+from volseg.config import IGNORED, Channel, Label, NetworkConfig, Plan, Resampling
 from volseg.data.geometry import Geometry
-from volseg.data.preprocess import classes_of, image_to_network, label_to_network, network_grid, normaliser
+from volseg.data.preprocess import (
+    classes_of,
+    image_to_network,
+    label_to_network,
+    network_grid,
+    normaliser,
+    training_target,
+)
 from volseg.errors import InputError
 
 
@@ -113,6 +121,44 @@ def test_label_values_become_class_indices_and_unknown_ones_background():
     plan = tiny_plan(labels=(Label(name="a", value=7), Label(name="b", value=300)))
     stored = np.array([0, 7, 300, 5], dtype=np.uint16).reshape(1, 2, 2)
     np.testing.assert_array_equal(classes_of(stored, plan).ravel(), [0, 1, 2, 0])
+
+
+def test_ignored_voxels_stay_apart_from_all_classes():
+    plan = tiny_plan(labels=(Label(name="a", value=7), Label(name="b", value=254)), ignore=255)
+    stored = np.array([0, 7, 254, 255], dtype=np.uint8).reshape(1, 2, 2)
+    classes = classes_of(stored, plan)
+    np.testing.assert_array_equal(classes.ravel(), [0, 1, 2, IGNORED])
+    grid = network_grid([stored], Geometry(stored.shape, np.diag([1.5, 1.5, 2.0, 1.0])), plan)
+    assert sorted(label_to_network(stored, grid, plan).ravel().tolist()) == [IGNORED, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(254, torch.uint8), (255, torch.int16)])
+def test_no_class_of_many_is_taken_for_ignored(count, dtype):
+    labels = tuple(Label(name=f"{value}", value=value) for value in range(1, count + 1))
+    network = tiny_plan().network.model_copy(update={"classes": count + 1})
+    classes = torch.from_numpy(classes_of(np.arange(256).reshape(4, 8, 8), tiny_plan(labels=labels, network=network)))
+    assert classes.dtype == dtype
+    assert not (classes == IGNORED).any()
+
+
+def test_an_ignore_value_that_is_a_label_is_refused():
+    with pytest.raises(ValueError, match="ignore is 2, which is the value of a label"):
+        tiny_plan(ignore=2)
+    with pytest.raises(ValueError, match="ignore is 5, which is the value of a label"):
+        region_plan(ignore=5)
+
+
+def test_the_target_of_plain_labels_is_their_class_indices():
+    classes = torch.tensor([0, 1, 2, IGNORED], dtype=torch.int16).reshape(1, 1, 2, 2)
+    assert training_target(classes, small_plan(ignore=9)) is classes
+
+
+def test_the_target_of_regions_says_for_each_where_it_is():
+    plan = region_plan(ignore=9)
+    stored = np.array([0, 3, 5, 9, 5, 0], dtype=np.uint8).reshape(2, 1, 1, 3)
+    target = training_target(torch.from_numpy(classes_of(stored, plan)), plan)
+    both, two = [[0, 1, 1], [IGNORED, 1, 0]], [[0, 0, 1], [IGNORED, 1, 0]]
+    np.testing.assert_array_equal(target.squeeze(), np.stack([both, two], axis=1))
 
 
 def test_labels_are_resampled_without_new_values():

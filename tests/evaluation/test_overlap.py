@@ -88,6 +88,20 @@ def test_values_in_an_empty_image() -> None:
     assert values_in(np.zeros((3, 2, 1), dtype=np.uint8)) == set()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_regions_are_compared_as_all_their_values_together_and_ignored_voxels_left_out(seed: int) -> None:
+    prediction, reference = random_labels(seed), random_labels(seed + 100)
+    reference[2:4, 1:] = 9
+    regions = {"whole": (1, 2, 7), "core": (7, 2), "a": 1, "none": (4, 5)}
+    overlaps = label_overlaps(prediction, reference, regions, 1.0, ignore=9)
+    for name, values in regions.items():
+        p, r = (np.isin(labels[reference != 9], values) for labels in (prediction, reference))
+        found = overlaps[name]
+        assert (found.prediction_ml, found.reference_ml) == (p.sum(), r.sum())
+        assert found.dice == (2 * (p & r).sum() / (p.sum() + r.sum()) if p.any() or r.any() else None)
+        assert found.iou == ((p & r).sum() / (p | r).sum() if p.any() or r.any() else None)
+
+
 def test_shapes_have_to_agree() -> None:
     with pytest.raises(GridError, match=r"\(2, 2, 2\).*\(2, 2, 3\)"):
         label_overlaps(np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int), VALUES, 1.0)

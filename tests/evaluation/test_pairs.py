@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from volseg.data.labels import LabelSet
 from volseg.errors import ConfigError, InputError
 from volseg.evaluation.pairs import Pair, Pairs, match_pairs, read_labels_file
 
@@ -88,19 +89,25 @@ def test_what_cannot_be_paired(tmp_path: Path, names: list[str], chosen: str, me
 )
 def test_labels_files(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    assert read_labels_file(tmp_path / name) == {"Anterior": 1, "Posterior": 2}
+    assert read_labels_file(tmp_path / name) == LabelSet({"Anterior": 1, "Posterior": 2})
+
+
+def test_a_labels_file_with_regions_and_an_ignore_label(tmp_path: Path) -> None:
+    document = {"labels": {"whole": [1, 2], "core": 2, "ignore": 3}, "regions_class_order": [1, 2]}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    expected = LabelSet({"whole": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, ignore=3)
+    assert read_labels_file(tmp_path / "dataset.json") == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"labels": ["a", "b"]}', "'labels' in .* is a list"),
-        ('{"labels": {"whole": [1, 2]}}', r"Label 'whole' in .* has the value \[1, 2\]"),
+        ('{"labels": {"whole": [1, 2]}}', "1 regions, but its regions_class_order has 0 values"),
         ('{"labels": {"a": true}}', "Label 'a' in .* has the value True"),
-        ('{"labels": {"a": 1, "b": 1}}', "share a name or a value"),
-        ('{"labels": {"1": "a", "2": "a"}}', "share a name or a value"),
-        ('{"labels": {"background": 0}}', "names no label"),
-        ('{"labels": {"a": 1, "ignore": 2}}', "'ignore'"),
+        ('{"labels": {"a": 1, "b": 1}}', "share a value"),
+        ('{"labels": {"1": "a", "2": "a"}}', "share the name 'a'"),
+        ('{"labels": {"background": 0}}', "no label beside the background"),
         ('{"labels"', "Could not read labels from .*Expecting"),
         ("[1, 2]", "holds a list"),
     ],

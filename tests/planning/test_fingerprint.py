@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from volseg.data.dataset import DataSet, TrainingCase
+from volseg.data.labels import LabelSet
 from volseg.errors import InputError
 from volseg.planning.fingerprint import take_fingerprint
 
 # I runs to L, J to S, K to P: R, A, S are the stored axes 0, 2, 1.
 AFFINE = np.array([[-2.0, 0, 0, 0], [0, 0, -0.5, 0], [0, 3.0, 0, 0], [0, 0, 0, 1]])
+LABELS = LabelSet({"front": 1, "back": 3})
 
 
 def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, label_affine=AFFINE) -> TrainingCase:
@@ -21,8 +23,8 @@ def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, la
     return TrainingCase(name, (paths[0],), paths[1])
 
 
-def dataset_of(*cases: TrainingCase) -> DataSet:
-    return DataSet("tiny", Path(), ("MRI",), {"front": 1, "back": 3}, cases)
+def dataset_of(*cases: TrainingCase, labels: LabelSet = LABELS) -> DataSet:
+    return DataSet("tiny", Path(), ("MRI",), labels, cases)
 
 
 def tiny(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +53,30 @@ def test_measures_of_a_case(tmp_path):
     assert (channel.mean, channel.std) == pytest.approx((inside.mean(), inside.std()))
 
 
+def test_a_region_is_measured_with_all_its_parts(tmp_path):
+    image, label = tiny()
+    regions = LabelSet({"both": 1, "back": 3}, {"both": (1, 3), "back": (3,)})
+    (case,) = take_fingerprint(dataset_of(write_case(tmp_path, "a", image, label), labels=regions)).cases
+    assert case.volumes_ml == pytest.approx({"both": 12 * 3 / 1000, "back": 8 * 3 / 1000})
+    assert case.offsets["both"] == pytest.approx((0, 0, 0), abs=1e-9)
+    assert case.offsets["back"] == pytest.approx((0, (4.8333 - 6.5) / 8, 0), abs=1e-4)
+
+
+def test_ignored_voxels_have_no_part_in_any_measure(tmp_path):
+    image, label = tiny()
+    image[0], partly = 30_000, label.copy()
+    partly[0] = 4
+    whole, known = (
+        take_fingerprint(dataset_of(write_case(tmp_path, "a", image, one), labels=LabelSet(LABELS.values, ignore=4)))
+        for one in (label, partly)
+    )
+    assert known.cases[0].volumes_ml == whole.cases[0].volumes_ml
+    assert known.cases[0].offsets == whole.cases[0].offsets
+    assert known.channels == whole.channels
+    with pytest.raises(InputError, match=r"unknown label values \[4\]"):
+        take_fingerprint(dataset_of(write_case(tmp_path, "a", image, partly)))
+
+
 def test_ranges_over_cases_and_a_label_that_is_absent(tmp_path):
     image, label = tiny()
     cases = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image // 2, np.where(label == 1, 1, 0))
@@ -74,7 +100,7 @@ def test_several_channels_in_files_of_their_own(tmp_path):
     image, label = tiny()
     first, second = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", 2 * image, label)
     case = TrainingCase("a", (*first.images, *second.images), first.label)
-    fingerprint = take_fingerprint(DataSet("two", tmp_path, ("T1", "T2"), {"front": 1, "back": 3}, (case,)))
+    fingerprint = take_fingerprint(DataSet("two", tmp_path, ("T1", "T2"), LABELS, (case,)))
     assert fingerprint.channels[1].mean == pytest.approx(2 * fingerprint.channels[0].mean)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from volseg.config import PlanChoices
 from volseg.data.dataset import DataSet, open_dataset
+from volseg.data.labels import LabelSet
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, take_fingerprint
 from volseg.planning.planner import SET, make_plan, network_of_choices, read_plan, write_plan
@@ -18,8 +19,8 @@ def case(shape, spacing_mm, offsets=None, name="case") -> CaseFingerprint:
     return CaseFingerprint(name, shape, spacing_mm, dict.fromkeys(offsets, 1.5), offsets, (100.0,), np.zeros((1, 1)))
 
 
-def planned(*cases: CaseFingerprint, channel="MRI", accelerated=True, choices=None, memory_gb=8.0):
-    labels = {name: value for value, name in enumerate(cases[0].volumes_ml, start=1)}
+def planned(*cases: CaseFingerprint, channel="MRI", accelerated=True, choices=None, memory_gb=8.0, labels=None):
+    labels = labels or LabelSet({name: value for value, name in enumerate(cases[0].volumes_ml, start=1)})
     dataset = DataSet("tiny", Path(), (channel,), labels, ())
     channels = (ChannelFingerprint(channel, (-100.5, 300.25), 80.123456789, 40.0, (99.0, 101.0)),)
     fingerprint = Fingerprint(cases, channels)
@@ -205,6 +206,23 @@ def test_a_written_plan_reads_back_with_its_reasons(tmp_path, cases, accelerated
         value = lines[lines.index(f"# {reason}") + 1]
         # Two values may share a reason; the comment stands above the first.
         assert value.startswith(f"{key.removeprefix('network.')}:") or list(reasons.values()).count(reason) > 1
+
+
+def test_regions_and_the_ignore_label_reach_the_plan(tmp_path):
+    labels = LabelSet({"whole": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, ignore=3)
+    one = case((64, 64, 64), (1.0, 1.0, 1.0), {"whole": (0.0, 0.0, 0.0), "core": (0.0, 0.0, 0.0)})
+    plan, reasons = planned(one, labels=labels)
+    assert (plan.regions, plan.ignore, plan.network.classes) == (True, 3, 2)
+    assert "regions overlap" in reasons["labels"]
+    assert "value 3 take no part" in reasons["labels"]
+    assert [(label.name, label.value, label.parts) for label in plan.labels] == [
+        ("whole", 1, (1, 2)),
+        ("core", 2, (2,)),
+    ]
+    write_plan(plan, reasons, tmp_path / "plan.yaml")
+    assert read_plan(tmp_path / "plan.yaml") == plan
+    plain, _ = planned(one)
+    assert (plain.regions, plain.ignore, plain.network.classes) == (False, None, 3)
 
 
 def test_reading_something_else(tmp_path):

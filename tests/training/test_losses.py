@@ -2,11 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.losses import DiceLoss
+from torch import Tensor
+from torch.nn import functional
 
-from volseg.training.losses import dice_and_cross_entropy, soft_dice, supervised_loss
+from volseg.config import IGNORED
+from volseg.training.losses import SMOOTH, dice_and_cross_entropy, soft_dice, supervised_loss
 
 
 def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
@@ -55,3 +59,83 @@ def test_deep_supervision_weighs_by_halves_and_leaves_out_the_coarsest():
 def test_one_output_is_the_plain_loss():
     logits, target = torch.randn(1, 2, 4, 4, 4), torch.randint(0, 2, (1, 4, 4, 4))
     assert supervised_loss(logits, target) == dice_and_cross_entropy(logits, target)
+
+
+def random_case(regions: bool, share_ignored: float, size: int = 6) -> tuple[Tensor, Tensor]:
+    """Logits (2, 3, size, size, size) that ask for gradients, and a target of which a share of voxels is ignored."""
+    torch.manual_seed(int(regions))
+    logits = 2 * torch.randn(2, 3, size, size, size)
+    target = torch.randint(0, 2, logits.shape) if regions else torch.randint(0, 3, (2, size, size, size))
+    ignored = torch.rand(2, size, size, size) < share_ignored
+    target[ignored[:, None].expand_as(target) if regions else ignored] = IGNORED
+    return logits.requires_grad_(), target.to(torch.int8)
+
+
+def plainly(logits: np.ndarray, target: np.ndarray, regions: bool) -> float:
+    """The loss voxel by voxel in float64, from the formulas of Dice and of cross-entropy."""
+    overlap, total, entropies = np.zeros(3), np.zeros(3), []
+    for sample, d, h, w in np.ndindex(logits.shape[0], *logits.shape[2:]):
+        scores, truth = logits[sample, :, d, h, w], target[sample, ..., d, h, w]
+        if (truth == IGNORED).all():
+            continue
+        if regions:
+            share, member = 1 / (1 + np.exp(-scores)), truth.astype(float)
+            entropies += [-math.log(p if inside else 1 - p) for p, inside in zip(share, member, strict=True)]
+        else:
+            share, member = np.exp(scores) / np.exp(scores).sum(), np.eye(3)[truth]
+            entropies += [-math.log(share[truth])]
+        overlap, total = overlap + share * member, total + share + member
+    dice = (2 * overlap + SMOOTH) / (total + SMOOTH)
+    return 1 - dice[0 if regions else 1 :].mean() + sum(entropies) / max(len(entropies), 1)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.97, 1.0])
+def test_the_loss_is_that_of_the_formulas_over_known_voxels(regions, share):
+    logits, target = random_case(regions, share)
+    expected = plainly(logits.detach().double().numpy(), target.numpy(), regions)
+    assert dice_and_cross_entropy(logits, target).item() == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_ignored_voxels_have_no_gradient_at_all_and_known_ones_have(regions, share):
+    logits, target = random_case(regions, share)
+    dice_and_cross_entropy(logits, target).backward()
+    ignored = (target == IGNORED).expand_as(logits) if regions else (target == IGNORED)[:, None].expand_as(logits)
+    assert (logits.grad[ignored] == 0).all()
+    assert (logits.grad[~ignored] != 0).all()
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_what_the_network_says_of_ignored_voxels_changes_no_bit(regions):
+    logits, target = random_case(regions, 0.4)
+    other = torch.where((target if regions else target[:, None]) == IGNORED, 30 * torch.randn_like(logits), logits)
+    assert not torch.equal(other, logits)
+    assert torch.equal(dice_and_cross_entropy(other, target), dice_and_cross_entropy(logits, target))
+
+
+def test_without_ignored_voxels_the_loss_of_labels_is_the_plain_one_bit_for_bit():
+    logits, target = random_case(False, 0.0, size=24)
+    loss = dice_and_cross_entropy(logits, target.to(torch.uint8))
+    again = logits.detach().clone().requires_grad_()
+    probabilities = again.softmax(dim=1)
+    truth = functional.one_hot(target.long(), 3).movedim(-1, 1).float()
+    overlap, total = (
+        (probabilities * truth).sum((0, 2, 3, 4))[1:],
+        (probabilities.sum((0, 2, 3, 4))[1:] + truth.sum((0, 2, 3, 4))[1:]),
+    )
+    plain = 1.0 - ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean() + functional.cross_entropy(again, target.long())
+    assert torch.equal(loss, plain)
+    loss.backward()
+    plain.backward()
+    assert torch.equal(logits.grad, again.grad)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_deep_supervision_takes_the_nearest_target_of_regions_and_ignored_voxels_too(regions):
+    fine, target = random_case(regions, 0.4, size=8)
+    coarse, nearest = torch.randn(2, 3, 4, 4, 4), target[..., 1::2, 1::2, 1::2]
+    expected = (2 * dice_and_cross_entropy(fine, target) + dice_and_cross_entropy(coarse, nearest)) / 3
+    found = supervised_loss([fine, coarse, torch.randn(2, 3, 2, 2, 2)], target)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)

@@ -5,7 +5,7 @@ import torch
 from monai.transforms import Compose, RandFlipd
 
 from tests.data.small_cases import small_plan
-from volseg.config import AugmentationConfig
+from volseg.config import IGNORED, AugmentationConfig
 from volseg.transforms import RandAffinePatchd
 from volseg.transforms.spatial import Warp, draw_warp, exact_patch, is_strongly_anisotropic, sampling_grid, warped_patch
 
@@ -67,11 +67,12 @@ def test_a_warped_patch_is_what_scipy_makes_of_the_zero_padded_volume(warp, cent
     expected = scipy.ndimage.affine_transform(volume[0], matrix, order=1, **options)
     assert np.allclose(warped(volume, centre, size, matrix)[0], expected, atol=1e-4)
 
-    labels = (volume > 0).astype(np.uint8) * 7
-    expected = scipy.ndimage.affine_transform(labels[0], matrix, order=0, **options)
-    found = warped(labels, centre, size, matrix, nearest=True)
-    assert found.dtype == torch.uint8
-    assert np.array_equal(found[0], expected)
+    for value, kind in ((7, torch.uint8), (IGNORED, torch.int16)):
+        labels = np.where(volume > 0, value, 0).astype(str(kind).removeprefix("torch."))
+        expected = scipy.ndimage.affine_transform(labels[0], matrix, order=0, **options)
+        found = warped(labels, centre, size, matrix, nearest=True)
+        assert found.dtype == kind
+        assert np.array_equal(found[0], expected)
 
 
 def test_a_rotation_keeps_distances_in_millimetres():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from volseg.data.labels import LabelSet
 from volseg.evaluation.pairs import match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
 
@@ -19,7 +20,8 @@ def evaluate(
     Args:
         predictions: a label image, or a folder of them.
         references: its reference, or a folder of them; matched by name without suffix.
-        labels: {name: stored value}, or a file that holds it (a dataset.json, JSON or YAML); None: the values found.
+        labels: {name: stored value}, or a file that holds it (a dataset.json, JSON or YAML), of which regions are
+            compared as all their values together, and what references ignore is left out; None: the values found.
         output: where to write the report as JSON, and a CSV beside it.
 
     Returns:
@@ -31,8 +33,10 @@ def evaluate(
     """
     if output:
         check_report_name(Path(output))
-    values = read_labels_file(Path(labels)) if isinstance(labels, str | Path) else labels
-    document = evaluate_pairs(match_pairs(Path(predictions), Path(references)), values)
+    known = read_labels_file(Path(labels)) if isinstance(labels, str | Path) else LabelSet(dict(labels or {}))
+    document = evaluate_pairs(
+        match_pairs(Path(predictions), Path(references)), known.stored or None, ignore=known.ignore
+    )
     if output:
         write_report(document, Path(output))
     return document

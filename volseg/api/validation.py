@@ -32,14 +32,14 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype) -> Va
     """
     if not cases:
         return None
-    values = {label.name: label.value for label in plan.labels}
+    values = {label.name: label.stored_values for label in plan.labels}
     windows = Windows(plan.patch_size)
 
     def overlaps(network: nn.Module, cached: CachedCase) -> dict[str, Overlap]:
         volume = torch.from_numpy(np.array(cached.image))
         labels = label_volume(network, volume, cached.grid, plan, windows, dtype)
         reference = read_label(cached.case.label)
-        return label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml)
+        return label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
 
     def validate(network: nn.Module) -> dict[str, Any]:
         mean = summarise({cached.case.name: overlaps(network, cached) for cached in cases})["mean"]
@@ -72,7 +72,7 @@ def validate_from_files(
         # No record: it would name a model file that is still without its scores.
         write_labels(result.labels, result.scan, written)
         pairs.append(Pair(case.name, written, case.label))
-    document = evaluate_pairs(Pairs(tuple(pairs)), data.labels)
+    document = evaluate_pairs(Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore)
     write_report(document, run / "validation.json")
     dice = document["mean"]["foreground_dice"]
     progress("validate", 1.0, "no label was found" if dice is None else f"mean foreground Dice {dice:.4f}")

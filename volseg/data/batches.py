@@ -1,6 +1,6 @@
 """Training batches as a pure function of (seed, step): the same for any number of workers, and after any resume.
 
-Images are (B, C, D, H, W), labels (B, D, H, W). Augmentation comes in as a callable.
+Images are (B, C, D, H, W), labels (B, D, H, W), or (B, K, D, H, W) for regions. Augmentation comes in as a callable.
 """
 
 import signal
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from volseg.config import Plan, Triple
 from volseg.data.cache import CachedCase
+from volseg.data.preprocess import training_target
 from volseg.errors import TrainingError, UsageError
 
 # Two kinds of random streams under one seed: the order of the cases in an epoch, and what happens to a sample.
@@ -34,7 +35,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class BatchDataset(Dataset[dict[str, torch.Tensor]]):
-    """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": (B, D, H, W) class indices}.
+    """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": as of `training_target`}.
 
     Samples are numbered over the whole run; in every run of `len(cases)` samples each case comes once, in an order
     of its own.
@@ -70,7 +71,7 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         samples = [self.sample(first + index) for index in range(self.rank, self.plan.batch_size, self.world)]
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
-            "label": torch.stack([sample["label"][0] for sample in samples]),
+            "label": training_target(torch.stack([sample["label"][0] for sample in samples]), self.plan),
         }
 
     def sample(self, number: int) -> dict[str, Any]:
@@ -87,17 +88,19 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
 def draw_centre(rng: np.random.Generator, case: CachedCase, size: Triple, foreground: float) -> Triple:
     """Where a patch lies: the case voxel at its index size // 2.
 
-    With probability `foreground` the patch is centred on a random voxel of a random class of the case, else it lies
-    anywhere. Either way it is moved as little as needed to lie inside the case, or, along an axis where the case is
-    the smaller one, around it.
+    With probability `foreground` the patch is centred on a random voxel of a random label of the case, else it lies
+    anywhere, or, where a part of the case is ignored, is centred on a random voxel of the rest, as nnU-Net does. In
+    any case it is moved as little as needed to lie inside the case, or, along an axis where the case is the smaller
+    one, around it.
     """
     whole, shape = np.array(case.grid.shape), np.array(size)
     low, high = np.minimum(0, whole - shape), np.maximum(0, whole - shape)
-    if case.classes and rng.random() < foreground:
-        voxels = case.foreground(int(rng.choice(case.classes)))
-        start = np.clip(voxels[rng.integers(len(voxels))] - shape // 2, low, high)
-    else:
+    labelled = case.classes and rng.random() < foreground
+    voxels = case.foreground(int(rng.choice(case.classes))) if labelled else case.known
+    if voxels is None:
         start = rng.integers(low, high + 1)
+    else:
+        start = np.clip(voxels[rng.integers(len(voxels))] - shape // 2, low, high)
     centre = start + shape // 2
     return (int(centre[0]), int(centre[1]), int(centre[2]))
 

@@ -1,7 +1,7 @@
 """Preprocessed training cases on disk, so that each is read, oriented, normalised and resampled once.
 
 A case is four files `<name>.<key>.*` in one folder: `image.npy` float32 (C, D, H, W), `label.npy` class indices
-(D, H, W), `foreground.npy` int32 (N, 3) voxels of each class in turn, and `json`. The key is a hash of the input
+(D, H, W), `foreground.npy` int32 (N, 3) voxels of each label in turn, and `json`. The key is a hash of the input
 files' bytes and of all that preprocessing depends on, so nothing stale is ever used. The json file is written last:
 a case that has it is complete, and work that was cut off goes on where it stopped.
 """
@@ -11,28 +11,30 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from volseg.config import Plan
+from volseg.config import IGNORED, Plan
 from volseg.data.dataset import TrainingCase
 from volseg.data.formats import image_suffix, stem_of
 from volseg.data.geometry import GridMap
-from volseg.data.preprocess import image_to_network, label_to_network
+from volseg.data.preprocess import classes_of, image_to_network, label_to_network
 from volseg.data.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
 from volseg.files import sha256_of, whole_file, write_json
 
 # Raised whenever preprocessing or the files below change, so that older ones are not taken for current ones.
-FORMAT = 2
+FORMAT = 3
 # As many voxels per class as nnU-Net keeps for drawing patches.
 VOXELS_PER_CLASS = 10_000
 # The parts of a plan that change what is cached.
 PREPROCESSING: Any = {
     "channels": {"__all__": {"normalisation", "clip", "mean", "std"}},
-    "labels": {"__all__": {"value"}},
+    "labels": {"__all__": {"value", "parts"}},
+    "ignore": True,
     "orientation": True,
     "axes": True,
     "crop": True,
@@ -49,13 +51,15 @@ class CachedCase:
         case: where it comes from.
         stem: the path that its files begin with.
         grid: the map from the stored scan to the network's grid.
-        foreground_ranges: for class 1, 2, ...: the rows (start, stop) of its voxels in the foreground file.
+        foreground_ranges: for label 1, 2, ...: the rows (start, stop) of its voxels in the foreground file.
+        known_range: the rows of voxels that are not ignored, background included; None where none or all are.
     """
 
     case: TrainingCase
     stem: Path
     grid: GridMap
     foreground_ranges: tuple[tuple[int, int], ...]
+    known_range: tuple[int, int] | None = None
 
     @property
     def image(self) -> np.ndarray:
@@ -64,16 +68,21 @@ class CachedCase:
 
     @property
     def label(self) -> np.ndarray:
-        """(D, H, W) class indices, memory-mapped."""
+        """(D, H, W) class indices as of `volseg.data.preprocess.classes_of`, memory-mapped."""
         return self._open("label")
 
     def foreground(self, index: int) -> np.ndarray:
-        """(N, 3) int32 voxels of class `index`, at most 10 000 of them, memory-mapped."""
+        """(N, 3) int32 voxels of label `index`, at most 10 000 of them, memory-mapped."""
         return self._open("foreground")[slice(*self.foreground_ranges[index - 1])]
 
     @property
+    def known(self) -> np.ndarray | None:
+        """(N, 3) int32 voxels that are not ignored, at most 10 000 of them; None where none or all are."""
+        return None if self.known_range is None else self._open("foreground")[slice(*self.known_range)]
+
+    @property
     def classes(self) -> tuple[int, ...]:
-        """The foreground classes that occur in the case."""
+        """The labels that occur in the case, counted from 1."""
         ranges = enumerate(self.foreground_ranges, start=1)
         return tuple(index for index, (start, stop) in ranges if stop > start)
 
@@ -129,7 +138,7 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
     """
     try:
         scan = read_channels(case.images, len(plan.channels))
-        known = {label.value for label in plan.labels}
+        known = {*plan.stored_values, *([plan.ignore] if plan.ignore else [])}
         return scan, read_label(case.label, like=scan.geometry, known=known)
     except InputError as error:
         raise InputError(f"Case {case.name}: {error}") from error
@@ -140,33 +149,38 @@ def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
     scan, reference = read_for_plan(case, plan)
     image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
     label = label_to_network(reference.channels[0], grid, plan).numpy()
-    foreground, ranges = _foreground(label, len(plan.labels))
+    foreground, ranges, known = _foreground(label, plan)
     for part, array in (("image", image.numpy()), ("label", label), ("foreground", foreground)):
         with whole_file(_part(stem, f"{part}.npy")) as temporary:
             np.save(temporary, array, allow_pickle=False)
     sources = {"images": [str(path) for path in case.images], "label": str(case.label)}
-    write_json(_part(stem, "json"), {"format": FORMAT, **sources, "grid": asdict(grid), "foreground_ranges": ranges})
+    rows = {"foreground_ranges": ranges, "known_range": known}
+    write_json(_part(stem, "json"), {"format": FORMAT, **sources, "grid": asdict(grid), **rows})
 
 
 def _load(case: TrainingCase, stem: Path) -> CachedCase:
     """The entry of a complete case."""
     document = json.loads(_part(stem, "json").read_text(encoding="utf-8"))
     grid = GridMap(**{name: _as_tuples(value) for name, value in document["grid"].items()})
-    return CachedCase(case, stem, grid, _as_tuples(document["foreground_ranges"]))
+    return CachedCase(case, stem, grid, *(_as_tuples(document[rows]) for rows in ("foreground_ranges", "known_range")))
 
 
-def _foreground(label: np.ndarray, classes: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Voxels of each class in turn as (N, 3) int32, a random subset of large classes, and each class's rows."""
+def _foreground(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int] | None]:
+    """The foreground file as (N, 3) int32, a random subset of what is large, and the rows that `CachedCase` holds."""
     rng = np.random.default_rng(label.size)
+    masks = (np.isin(label, classes_of(np.array(one.stored_values), plan)) for one in plan.labels)
+    ignored = label == IGNORED
     ranges, voxels, start = [], [], 0
-    for index in range(1, classes + 1):
-        found = np.flatnonzero(label == index)
+    for mask in chain(masks, [~ignored] if 0 < np.count_nonzero(ignored) < label.size else []):
+        found = np.flatnonzero(mask)
         if len(found) > VOXELS_PER_CLASS:
             found = np.sort(rng.choice(found, VOXELS_PER_CLASS, replace=False, shuffle=False))
         ranges.append((start, start + len(found)))
         voxels.append(found)
         start += len(found)
-    return np.column_stack(np.unravel_index(np.concatenate(voxels), label.shape)).astype(np.int32), ranges
+    table = np.column_stack(np.unravel_index(np.concatenate(voxels), label.shape)).astype(np.int32)
+    labels = len(plan.labels)
+    return table, ranges[:labels], ranges[-1] if len(ranges) > labels else None
 
 
 def _files_of(path: Path) -> list[Path]:

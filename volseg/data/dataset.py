@@ -5,6 +5,8 @@ Three layouts are known by what the folder holds:
     Medical Segmentation Decathlon   dataset.json with "training": [{"image": ..., "label": ...}]
     nnU-Net v2 raw                   dataset.json with "channel_names"; imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
     plain                            images/ and labels/ with scans of equal names; labels.json {name: value} or none
+
+How labels are declared is in `volseg.data.labels`.
 """
 
 import json
@@ -18,6 +20,7 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 from volseg.data.formats import image_suffix, stem_of
+from volseg.data.labels import LabelSet, parse_labels
 from volseg.data.reading import read_label
 from volseg.errors import InputError, UsageError
 
@@ -48,7 +51,7 @@ class DataSet:
         name: of the data set.
         folder: where it lies.
         channels: their names, in order.
-        labels: name to stored value, without the background, by rising value.
+        labels: what is segmented, and which voxels nobody has labelled.
         cases: sorted by name.
         licence: as the data set states it, or "".
         description: as the data set states it, or "".
@@ -57,7 +60,7 @@ class DataSet:
     name: str
     folder: Path
     channels: tuple[str, ...]
-    labels: dict[str, int]
+    labels: LabelSet
     cases: tuple[TrainingCase, ...]
     licence: str = ""
     description: str = ""
@@ -71,7 +74,7 @@ def open_dataset(folder: Path) -> DataSet:
 
     Raises:
         InputError: no such folder, none of the layouts, files without a partner, two cases of one name, or labels
-            that are not plain values (regions, ignore).
+            that `parse_labels` refuses.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -168,8 +171,7 @@ def _open_decathlon(folder: Path, document: dict[str, Any]) -> DataSet:
     ]
     _refuse_missing(path for case in cases for path in (*case.images, case.label))
     modality = document.get("modality", {"0": "image"})
-    labels = {name: int(key) if key.isdigit() else key for key, name in document.get("labels", {}).items()}
-    return _dataset(folder, document, tuple(modality.values()), labels, cases)
+    return _dataset(folder, document, tuple(modality.values()), cases)
 
 
 def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
@@ -189,7 +191,7 @@ def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
         for name in sorted(names)
     ]
     _refuse_missing(path for case in cases for path in (*case.images, case.label))
-    return _dataset(folder, document, channels, document.get("labels", {}), cases)
+    return _dataset(folder, document, channels, cases)
 
 
 def _open_plain(folder: Path) -> DataSet:
@@ -211,31 +213,18 @@ def _open_plain(folder: Path) -> DataSet:
     else:
         found = {int(value) for case in cases for value in np.unique(read_label(case.label).channels[0])}
         labels = {f"label_{value}": value for value in sorted(found - {0})}
-    return _dataset(folder, {}, ("image",), labels, cases)
+    return _dataset(folder, {"labels": labels}, ("image",), cases)
 
 
-def _dataset(
-    folder: Path, document: dict[str, Any], channels: tuple[str, ...], labels: dict[str, Any], cases: list[TrainingCase]
-) -> DataSet:
+def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], cases: list[TrainingCase]) -> DataSet:
     """The data set, with the checks that all layouts share."""
-    for name, value in labels.items():
-        if isinstance(value, list):
-            raise InputError(f"Label '{name}' of {folder} is a region {value}; give each label one value of its own.")
-        if name == "ignore":
-            raise InputError(
-                f"{folder} has an 'ignore' label, which volseg does not train with. Leave out those cases."
-            )
-        if not isinstance(value, int) or not 0 <= value <= 65535:
-            raise InputError(f"Label '{name}' of {folder} has the value {value!r}, expected an integer of 0 to 65535.")
-    foreground = {name: value for name, value in sorted(labels.items(), key=lambda item: item[1]) if value != 0}
-    if not foreground:
-        raise InputError(f"{folder} has no label beside the background. List its labels, or check the label images.")
+    labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
     _refuse_duplicates([case.name for case in cases])
     return DataSet(
         name=str(document.get("name", folder.resolve().name)),
         folder=folder,
         channels=channels,
-        labels=foreground,
+        labels=labels,
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         licence=str(document.get("licence", document.get("license", ""))),
         description=str(document.get("description", "")),

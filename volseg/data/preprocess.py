@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from volseg.config import Channel, Plan
+from volseg.config import IGNORED, Channel, Plan
 from volseg.data.body import body_box
 from volseg.data.geometry import Box, Geometry, GridMap, map_to_network
 from volseg.data.nonzero import filled_nonzero, nonzero_box
@@ -116,7 +116,7 @@ def network_grid(channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan)
 
 
 def label_to_network(label: np.ndarray, grid: GridMap, plan: Plan) -> torch.Tensor:
-    """Bring a label image (I, J, K) of stored values to its scan's grid: (D, H, W) class indices, uint8 or int16.
+    """Bring a label image (I, J, K) of stored values to its scan's grid: (D, H, W) as of `classes_of`.
 
     Args:
         label: the stored values.
@@ -128,12 +128,39 @@ def label_to_network(label: np.ndarray, grid: GridMap, plan: Plan) -> torch.Tens
 
 
 def classes_of(label: np.ndarray, plan: Plan) -> np.ndarray:
-    """Stored label values as class indices, same shape; values outside the plan's labels become background."""
-    table = np.zeros(1 << 16, dtype=np.uint8 if len(plan.labels) < 256 else np.int16)
-    for index, one in enumerate(plan.labels, start=1):
-        table[one.value] = index
+    """Stored label values as class indices, same shape; values outside the plan's labels become background.
+
+    Index i stands for `plan.stored_values[i - 1]`: for plain labels that is class i, and `training_target` leads from
+    there to regions. The dtype is uint8, or int16 where there are more than 254 values or some may be `IGNORED`.
+    """
+    # torch takes 255 in uint8 for IGNORED.
+    small = len(plan.stored_values) < 255 and plan.ignore is None
+    table = np.zeros(1 << 16, dtype=np.uint8 if small else np.int16)
+    table[list(plan.stored_values)] = np.arange(1, len(plan.stored_values) + 1)
+    if plan.ignore is not None:
+        table[plan.ignore] = IGNORED
     classes: np.ndarray = table[label]
     return classes
+
+
+def training_target(classes: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """What the loss compares the network's outputs with.
+
+    Args:
+        classes: (B, D, H, W) as of `classes_of`.
+        plan: of the network.
+
+    Returns:
+        The same for plain labels; for regions (B, K, D, H, W) int8, 1 inside and 0 outside, `IGNORED` as it was.
+    """
+    if not plan.regions:
+        return classes
+    # One row per region. The last column is where IGNORED, as an index from the end, leads to.
+    inside = torch.zeros(len(plan.labels), len(plan.stored_values) + 2, dtype=torch.int8)
+    inside[:, IGNORED] = IGNORED
+    for row, region in zip(inside, plan.labels, strict=True):
+        row[classes_of(np.array(region.stored_values), plan).tolist()] = 1
+    return inside[:, classes.long()].movedim(0, 1).contiguous()
 
 
 def _moved(box: Box, outer: Box) -> Box:

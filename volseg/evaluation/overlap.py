@@ -47,15 +47,21 @@ ABSENT = Overlap(None, None, None, None, 0.0, 0.0, 0.0)
 
 
 def label_overlaps(
-    prediction: np.ndarray, reference: np.ndarray, values: Mapping[str, int], voxel_ml: float
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    values: Mapping[str, int | tuple[int, ...]],
+    voxel_ml: float,
+    ignore: int | None = None,
 ) -> dict[str, Overlap]:
     """Compare two label images in one pass over the voxels, whatever the number of labels.
 
     Args:
         prediction: integers (I, J, K).
         reference: integers (I, J, K), on the same grid.
-        values: stored value of each label, by name; never 0. Voxels with other values count as background.
+        values: stored value of each label, by name, or all those of a region, which may share them with others; never
+            0. Voxels with other values count as background.
         voxel_ml: volume of a voxel in millilitres.
+        ignore: where the reference has this value, voxels are left out of all measures, volumes included.
 
     Returns:
         The overlap of each label of `values`, in the same order.
@@ -65,19 +71,28 @@ def label_overlaps(
     """
     if prediction.shape != reference.shape:
         raise GridError(f"The prediction has shape {prediction.shape}, but its reference has {reference.shape}.")
-    known = np.array(sorted({0, *values.values()}), dtype=np.int64)
+    parts = {name: (value,) if isinstance(value, int) else value for name, value in values.items()}
+    known = np.array(sorted({0}.union(*parts.values())), dtype=np.int64)
+    places_of = {name: _places(np.array(one), known) for name, one in parts.items()}
     counts = np.zeros((3, len(known)), dtype=np.int64)
+    mixed = dict.fromkeys(parts, 0)
     outermost = int(np.argmax(reference.strides))
     # A slice of the outermost axis at a time: contiguous to read, and the temporaries stay small.
     for predicted, true in zip(
         np.moveaxis(prediction, outermost, 0), np.moveaxis(reference, outermost, 0), strict=True
     ):
         labelled = (predicted != 0) | (true != 0)
+        if ignore is not None:
+            labelled &= true != ignore
         p, r = _places(predicted[labelled], known), _places(true[labelled], known)
-        for total, places in zip(counts, (p, r, p[p == r]), strict=True):
+        equal = p == r
+        for total, places in zip(counts, (p, r, p[equal]), strict=True):
             total += np.bincount(places, minlength=len(known))
-    place_of = {value: place for place, value in enumerate(known.tolist())}
-    return {name: _overlap(counts[:, place_of[value]], voxel_ml) for name, value in values.items()}
+        # Two values of one region agree on it, too.
+        for name, places in places_of.items():
+            if len(places) > 1:
+                mixed[name] += int(np.count_nonzero(np.isin(p[~equal], places) & np.isin(r[~equal], places)))
+    return {name: _overlap(counts[:, places].sum(axis=1), mixed[name], voxel_ml) for name, places in places_of.items()}
 
 
 def values_in(labels: np.ndarray) -> set[int]:
@@ -92,9 +107,12 @@ def _places(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[places] == labels, places, np.searchsorted(known, 0))
 
 
-def _overlap(counts: np.ndarray, voxel_ml: float) -> Overlap:
-    """The measures of one label from its voxel counts: in the prediction, in the reference, in both."""
-    predicted, true, both = counts.tolist()
+def _overlap(counts: np.ndarray, mixed: int, voxel_ml: float) -> Overlap:
+    """The measures of one label from its voxel counts: in the prediction, in the reference, in both with one value
+    and with two.
+    """
+    predicted, true, same = counts.tolist()
+    both = same + mixed
     if predicted + true == 0:
         return ABSENT
     return Overlap(

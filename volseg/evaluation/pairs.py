@@ -9,6 +9,7 @@ from typing import Any
 
 from volseg.config import read_yaml
 from volseg.data.formats import SUFFIXES, image_suffix, stem_of
+from volseg.data.labels import LabelSet, parse_labels
 from volseg.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -61,32 +62,18 @@ def match_pairs(predictions: Path, references: Path) -> Pairs:
     return Pairs(tuple(Pair(name, path, true[name]) for name, path in predicted.items()), unmatched)
 
 
-def read_labels_file(path: Path) -> dict[str, int]:
-    """Read the names and values of labels, background left out.
+def read_labels_file(path: Path) -> LabelSet:
+    """Read the names and values of labels.
 
-    A Decathlon dataset.json ({"labels": {"1": "Liver"}}), an nnU-Net one ({"labels": {"Liver": 1}}), or
-    a plain mapping of names to values; JSON or YAML.
-
-    Returns:
-        The value of each label, by name, in the order of the file.
+    A Decathlon dataset.json ({"labels": {"1": "Liver"}}), an nnU-Net one ({"labels": {"Liver": 1}}), regions and an
+    ignore label included, or a plain mapping of names to values; JSON or YAML.
 
     Raises:
-        InputError: not such a file, or two labels share a name or a value.
+        InputError: not such a file, or labels that `parse_labels` refuses.
         ConfigError: not a YAML mapping.
     """
     document = _read_mapping(path)
-    labels = document.get("labels", document)
-    if not isinstance(labels, dict):
-        raise InputError(f"'labels' in {path} is a {type(labels).__name__}; expected a mapping of names to values.")
-    entries = [_name_and_value(key, entry, path) for key, entry in labels.items()]
-    named = {name: value for name, value in entries if value != 0}
-    if len(dict(entries)) < len(entries) or len(set(named.values())) < len(named):
-        raise InputError(f"Two labels in {path} share a name or a value: {entries}. Give each its own.")
-    if not named:
-        raise InputError(f"{path} names no label beside the background. Write for example {{'Liver': 1}}.")
-    if "ignore" in named:
-        raise InputError(f"{path} has nnU-Net's label 'ignore', whose voxels volseg cannot leave out. Remove it.")
-    return named
+    return parse_labels(document.get("labels", document), document.get("regions_class_order"), str(path))
 
 
 def _images_by_name(path: Path) -> dict[str, Path]:
@@ -129,12 +116,3 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path} holds a {type(document).__name__}, expected a mapping of names to values.")
     return document
-
-
-def _name_and_value(key: Any, entry: Any, path: Path) -> tuple[str, int]:
-    """One label of a file, written {name: value} or, as the Decathlon does, {value: name}."""
-    if isinstance(entry, str) and str(key).isdecimal():
-        return entry, int(key)
-    if isinstance(entry, int) and not isinstance(entry, bool):
-        return str(key), entry
-    raise InputError(f"Label {key!r} in {path} has the value {entry!r}; expected one whole number per label.")

@@ -18,13 +18,20 @@ from volseg.files import write_json, write_text
 MEASURES = tuple(field.name for field in fields(Overlap))
 
 
-def evaluate_pairs(pairs: Pairs, labels: Mapping[str, int] | None = None, workers: int = 1) -> dict[str, Any]:
+def evaluate_pairs(
+    pairs: Pairs,
+    labels: Mapping[str, int | tuple[int, ...]] | None = None,
+    workers: int = 1,
+    ignore: int | None = None,
+) -> dict[str, Any]:
     """Compare label images with their references.
 
     Args:
         pairs: the files, see `match_pairs`.
-        labels: stored value of each label, by name; None: every value found, as label_1, label_2, ...
+        labels: stored value of each label, or values of each region, by name; None: every value found, as label_1,
+            label_2, ...
         workers: threads; each holds one prediction and one reference.
+        ignore: value in references of voxels to leave out.
 
     Returns:
         The document of `summarise`.
@@ -34,7 +41,7 @@ def evaluate_pairs(pairs: Pairs, labels: Mapping[str, int] | None = None, worker
         GridError: a prediction does not lie on the grid of its reference.
     """
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda pair: _compare(pair, labels), pairs.matched))
+        found = list(pool.map(lambda pair: _compare(pair, labels, ignore), pairs.matched))
     names = labels or sorted({name for overlaps in found for name in overlaps}, key=_value_of)
     cases = {
         pair.name: {name: overlaps.get(name, ABSENT) for name in names}
@@ -95,13 +102,13 @@ def check_report_name(path: Path) -> None:
         raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
 
 
-def _compare(pair: Pair, labels: Mapping[str, int] | None) -> dict[str, Overlap]:
+def _compare(pair: Pair, labels: Mapping[str, int | tuple[int, ...]] | None, ignore: int | None) -> dict[str, Overlap]:
     """The overlaps of one case, of the given labels or of those found in its two images."""
     reference = read_label(pair.reference)
     prediction = read_label(pair.prediction, like=reference.geometry)
     true, predicted = reference.channels[0], prediction.channels[0]
     values = labels or {f"label_{value}": value for value in values_in(true) | values_in(predicted)}
-    return label_overlaps(predicted, true, values, reference.geometry.voxel_ml)
+    return label_overlaps(predicted, true, values, reference.geometry.voxel_ml, ignore)
 
 
 def _value_of(found_name: str) -> int:

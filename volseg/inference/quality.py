@@ -67,7 +67,7 @@ def measure(
     found = []
     for label in table:
         # Regions share voxels, so each needs a look of its own.
-        parts = label.parts or (label.value,)
+        parts = label.stored_values
         member = np.zeros(1 << 16, np.uint8)
         member[list(parts)] = 1
         voxels, second = count_components(labels, slab_voxels, member)

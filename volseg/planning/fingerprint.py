@@ -13,6 +13,7 @@ import numpy as np
 
 from volseg.data.dataset import DataSet, TrainingCase
 from volseg.data.geometry import Geometry, ras_order
+from volseg.data.labels import LabelSet
 from volseg.data.reading import read_channels, read_label
 from volseg.errors import InputError
 
@@ -30,7 +31,7 @@ class CaseFingerprint:
         name: of the case.
         shape: voxels along R, A, S.
         spacing_mm: along R, A, S.
-        volumes_ml: of each label, 0 where it is absent.
+        volumes_ml: of each label or region, 0 where it is absent.
         offsets: per label that is present: where its centroid lies along R, A, S from the centroid of all labels, as
             a share of the edge of the box around all labels.
         means: per channel, mean intensity of the whole scan.
@@ -102,19 +103,21 @@ def _case_or_problem(dataset: DataSet, case: TrainingCase) -> CaseFingerprint | 
     """The measures of one case, or what is wrong with it."""
     try:
         scan = read_channels(case.images, len(dataset.channels))
-        label = read_label(case.label, like=scan.geometry, known=tuple(dataset.labels.values())).channels[0]
+        label = read_label(case.label, like=scan.geometry, known=dataset.labels.known).channels[0]
     except InputError as error:
         return f"{case.name}: {error}"
     order, _ = ras_order(scan.geometry.affine)
+    foreground = label != 0 if dataset.labels.ignore is None else (label != 0) & (label != dataset.labels.ignore)
     # Seeded by the name, so that the sample does not depend on which other cases there are.
-    drawn = np.random.default_rng(list(case.name.encode())).permutation(np.flatnonzero(label))[:SAMPLES_PER_CASE]
-    counts = np.bincount(label.ravel(), minlength=max(dataset.labels.values()) + 1)
+    drawn = np.random.default_rng(list(case.name.encode())).permutation(np.flatnonzero(foreground))[:SAMPLES_PER_CASE]
+    stored = dataset.labels.stored
+    counts = np.bincount(label.ravel(), minlength=max(dataset.labels.known) + 1)
     return CaseFingerprint(
         name=case.name,
         shape=_ordered(scan.geometry.shape, order),
         spacing_mm=_ordered(scan.geometry.spacing_mm, order),
-        volumes_ml={name: int(counts[value]) * scan.geometry.voxel_ml for name, value in dataset.labels.items()},
-        offsets=_offsets(label, scan.geometry, dataset.labels),
+        volumes_ml={name: int(counts[list(values)].sum()) * scan.geometry.voxel_ml for name, values in stored.items()},
+        offsets=_offsets(label, foreground, scan.geometry, dataset.labels),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
         samples=np.stack([channel[np.unravel_index(drawn, label.shape)] for channel in scan.channels]).astype(
             np.float32
@@ -122,17 +125,19 @@ def _case_or_problem(dataset: DataSet, case: TrainingCase) -> CaseFingerprint | 
     )
 
 
-def _offsets(label: np.ndarray, geometry: Geometry, labels: dict[str, int]) -> dict[str, tuple[float, float, float]]:
+def _offsets(
+    label: np.ndarray, foreground: np.ndarray, geometry: Geometry, labels: LabelSet
+) -> dict[str, tuple[float, float, float]]:
     """See `CaseFingerprint.offsets`."""
-    profiles = {name: _profiles(label == value) for name, value in labels.items()}
+    profiles = {name: _profiles(np.isin(label, values)) for name, values in labels.stored.items()}
     present = {name: one for name, one in profiles.items() if one[0].any()}
+    every = _profiles(foreground)
     order, flips = ras_order(geometry.affine)
     offsets = {name: [0.0, 0.0, 0.0] for name in present}
     for world, (axis, flip) in enumerate(zip(order, flips, strict=True)):
-        every = np.sum([one[axis] for one in present.values()], axis=0)
-        edge = np.ptp(np.flatnonzero(every)) + 1 if present else 1
+        edge = np.ptp(np.flatnonzero(every[axis])) + 1 if present else 1
         for name, one in present.items():
-            offset = (_centre(one[axis]) - _centre(every)) / edge
+            offset = (_centre(one[axis]) - _centre(every[axis])) / edge
             offsets[name][world] = -offset if flip else offset
     return {name: (one[0], one[1], one[2]) for name, one in offsets.items()}
 

@@ -80,7 +80,7 @@ def make_plan(
         spacing_mm=spacing,
         choices=choices,
         channels=len(dataset.channels),
-        classes=len(dataset.labels) + 1,
+        classes=len(dataset.labels.values) + (not dataset.labels.parts),
         width=32 if accelerated else 16,
     )
     patch = choices.patch_size or fit_patch(spacing, median, build, memory * MAP_VALUES_PER_GB)
@@ -97,6 +97,8 @@ def make_plan(
         dataset=dataset.name,
         channels=decide("channels", None, _channels(fingerprint, choices)),
         labels=decide("labels", None, _labels(dataset, fingerprint)),
+        regions=bool(dataset.labels.parts),
+        ignore=dataset.labels.ignore,
         axes=order,
         spacing_mm=spacing,
         patch_size=patch,
@@ -226,10 +228,20 @@ def _steps(cases: int, batch_size: int) -> tuple[int, str]:
 def _labels(dataset: DataSet, fingerprint: Fingerprint) -> tuple[tuple[Label, ...], str]:
     """The foreground labels with the volumes they have."""
     labels = [
-        Label(name=name, value=value, volume_ml_range=_outward(fingerprint.volume_ml_range(name)))
-        for name, value in dataset.labels.items()
+        Label(
+            name=name,
+            value=value,
+            parts=dataset.labels.parts.get(name, ()),
+            volume_ml_range=_outward(fingerprint.volume_ml_range(name)),
+        )
+        for name, value in dataset.labels.values.items()
     ]
-    return tuple(labels), "volumes are the smallest and largest of the training references"
+    reason = "volumes are the smallest and largest of the training references"
+    if dataset.labels.parts:
+        reason += "; regions overlap, so each has a sigmoid of its own"
+    if dataset.labels.ignore is not None:
+        reason += f"; voxels of value {dataset.labels.ignore} take no part in the loss and in scores"
+    return tuple(labels), reason
 
 
 def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Channel, ...], str]:

@@ -33,7 +33,7 @@ def fit(
 
     Args:
         state: where the run stands; changed in place.
-        batches: from step `state.step` on; image (B, C, D, H, W) float32 and label (B, D, H, W) class indices.
+        batches: from step `state.step` on; image (B, C, D, H, W) float32 and label, a target of the loss.
         budget: steps or seconds; validation counts, reading the first batch does not.
         config: see `TrainingConfig`.
         dtype: the convolutions' precision.

@@ -1,6 +1,8 @@
 """Dice and cross-entropy, over all resolutions of a deeply supervised network.
 
-Logits are (B, K, D, H, W), targets (B, D, H, W) class indices; class 0 is the background.
+Logits are (B, K, D, H, W). Targets are class indices (B, D, H, W), class 0 being the background; or, for K regions that
+may overlap and have no background, (B, K, D, H, W) with 1 inside and 0 outside. Where a target is `IGNORED` the logits
+have no say in the loss, and their gradient is 0.
 """
 
 from collections.abc import Sequence
@@ -9,25 +11,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from volseg.config import IGNORED
+
 SMOOTH = 1e-5
 
 
 def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean soft Dice of the foreground classes, each summed over the whole batch (so that a class missing from one
-    sample does not swing the loss): 2 sum(p t) / (sum p + sum t). Float32, differentiable, 1 is perfect.
+    """Mean soft Dice of the regions or foreground classes, each summed over the whole batch (so that a class missing
+    from one sample does not swing the loss): 2 sum(p t) / (sum p + sum t). Float32, differentiable, 1 is perfect.
     """
-    classes = logits.shape[1]
-    probabilities = logits.float().softmax(dim=1)
-    truth = F.one_hot(target.long(), classes).movedim(-1, 1).to(probabilities.dtype)
+    known = (target != IGNORED).float()
+    # What is ignored is outside of all regions and, as background, of all classes that count.
+    target = target.clamp(min=0)
+    if _is_regions(logits, target):
+        probabilities, truth, first = logits.float().sigmoid() * known, target.float(), 0
+    else:
+        probabilities, first = logits.float().softmax(dim=1) * known[:, None], 1
+        truth = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1).to(probabilities.dtype)
     over = (0, *range(2, logits.ndim))
-    overlap = (probabilities * truth).sum(over)[1:]
-    total = probabilities.sum(over)[1:] + truth.sum(over)[1:]
+    overlap = (probabilities * truth).sum(over)[first:]
+    total = probabilities.sum(over)[first:] + truth.sum(over)[first:]
     return ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over all voxels that are not ignored, 0 if there is none; for regions the mean of theirs."""
+    known = target != IGNORED
+    if _is_regions(logits, target):
+        weight = known.float()
+        entropy = F.binary_cross_entropy_with_logits(logits.float(), target.float(), weight, reduction="sum")
+    else:
+        entropy = F.cross_entropy(logits.float(), target.long(), ignore_index=IGNORED, reduction="sum")
+    return entropy / known.sum().clamp(min=1)
 
 
 def dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """(1 - soft Dice) plus the mean cross-entropy; about K's logarithm plus 1 at random weights, 0 when perfect."""
-    return 1.0 - soft_dice(logits, target) + F.cross_entropy(logits.float(), target.long())
+    return 1.0 - soft_dice(logits, target) + cross_entropy(logits, target)
 
 
 def supervised_loss(outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
@@ -47,8 +67,15 @@ def supervised_loss(outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tenso
     return torch.as_tensor(loss) / sum(weights)
 
 
+def _is_regions(logits: Tensor, target: Tensor) -> bool:
+    """Whether a target holds regions rather than class indices."""
+    return target.ndim == logits.ndim
+
+
 def _nearest(target: Tensor, shape: Sequence[int]) -> Tensor:
-    """Take every n-th voxel's centre: `target` (B, D, H, W) at a coarser `shape`."""
-    if tuple(target.shape[1:]) == tuple(shape):
+    """Take every n-th voxel's centre: `target` (..., D, H, W) at a coarser `shape`."""
+    whole = target.shape[-3:]
+    if tuple(whole) == tuple(shape):
         return target
-    return F.interpolate(target[:, None].float(), size=tuple(shape), mode="nearest-exact")[:, 0]
+    coarse = F.interpolate(target.reshape(-1, 1, *whole).float(), size=tuple(shape), mode="nearest-exact")
+    return coarse.reshape(*target.shape[:-3], *shape)

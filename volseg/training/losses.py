@@ -1,6 +1,6 @@
-"""Dice and cross-entropy, over all resolutions of a deeply supervised network.
+"""Dice and cross-entropy, over all resolutions of a deeply supervised network; cross-entropy alone for a classifier.
 
-Logits are (B, K, D, H, W), targets (B, D, H, W) class indices; class 0 is the background.
+Of a segmentation, logits are (B, K, D, H, W), targets (B, D, H, W) class indices; class 0 is the background.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,11 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
 def dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """(1 - soft Dice) plus the mean cross-entropy; about K's logarithm plus 1 at random weights, 0 when perfect."""
     return 1.0 - soft_dice(logits, target) + F.cross_entropy(logits.float(), target.long())
+
+
+def classification_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of a `Classifier`'s logits (B, K) with class indices (B,); K's logarithm at random weights."""
+    return F.cross_entropy(logits.float(), target.long())
 
 
 def supervised_loss(outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:

@@ -36,8 +36,9 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = volseg.Predictor
 
 
-def test_networks_and_transforms_hold_the_promised_names():
+def test_networks_training_and_transforms_hold_the_promised_names():
     assert {"UNet", "Conv2Plus1d", "Classifier"} <= set(volseg.networks.__all__)
+    assert {"fit", "classification_loss"} <= set(volseg.training.__all__)
     assert {"preprocessing", "augmentation"} <= set(volseg.transforms.__all__)
 
 

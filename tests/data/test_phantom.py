@@ -1,4 +1,4 @@
-"""Phantoms: seeded, in the world, not solvable by thresholds; and the samples that are shipped."""
+"""Phantoms: seeded, in the world, not solvable by thresholds; clips; and the samples that are shipped."""
 
 import hashlib
 import json
@@ -7,9 +7,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import uniform_filter
 
 from volseg.data.geometry import Geometry
-from volseg.data.phantom import LABELS, make_phantom, threshold_baseline, write_phantoms
+from volseg.data.phantom import LABELS, make_clip, make_phantom, threshold_baseline, write_phantoms
 
 SAMPLES = Path(__file__).parent.parent.parent / "data_samples"
 
@@ -77,6 +78,42 @@ def test_threshold_baseline_gives_each_scan_its_own_window():
 def test_no_threshold_solves_the_phantoms(kind):
     phantoms = [make_phantom(seed, kind) for seed in range(4)]
     assert threshold_baseline([one[0] for one in phantoms], [one[1] for one in phantoms]) < 0.6
+
+
+def disc_places(clip: np.ndarray) -> np.ndarray:
+    """Where the disc of each frame is, to about a pixel: (T, 2), where a mean over 5 x 5 pixels is farthest from 0."""
+    smooth = np.abs(uniform_filter(clip, size=(1, 5, 5)))
+    return np.array([np.unravel_index(frame.argmax(), frame.shape) for frame in smooth])
+
+
+def test_clips_of_a_seed_begin_alike_and_only_one_of_them_moves():
+    for seed in range(20):
+        still, moving = make_clip(seed, moving=False), make_clip(seed, moving=True)
+        np.testing.assert_array_equal(still, make_clip(seed, moving=False))
+        np.testing.assert_array_equal(still[0], moving[0])
+        # Two frames of a disc that stands still differ by their noise.
+        assert np.std(still[1:] - still[0]) == pytest.approx(0.5 * np.sqrt(2), rel=0.05)
+        assert np.std(moving[1:] - moving[0]) > 1.05 * np.std(still[1:] - still[0])
+        assert not np.array_equal(still, make_clip(seed + 1, moving=False))
+
+
+def test_a_disc_moves_straight_on_at_one_to_two_pixels_a_frame():
+    speeds = []
+    for seed in range(40):
+        places = disc_places(make_clip(seed, moving=True))
+        speeds.append(np.linalg.norm(places[4] - places[0]) / 4)  # less where it was reflected on the way
+    assert max(speeds) < 2.5
+    assert 1.0 < np.quantile(speeds, 0.75) < 2.0
+
+
+def test_a_disc_that_moves_is_in_the_end_as_likely_anywhere_as_one_that_does_not():
+    still, moving = (
+        np.array([disc_places(make_clip(seed, kind)[-1:])[0] for seed in range(600)]) for kind in (False, True)
+    )
+    middle, error = (24 - 1) / 2, still.std(0) / np.sqrt(600)
+    assert (np.abs(still.mean(0) - middle) < 4 * error).all()
+    assert (np.abs(moving.mean(0) - middle) < 4 * error).all()
+    np.testing.assert_allclose(moving.std(0), still.std(0), rtol=0.1)
 
 
 def test_written_data_set(tmp_path):

@@ -13,7 +13,7 @@ from volseg.training.loop import fit
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState, has_checkpoint
 
-CONFIG = TrainingConfig(learning_rate=0.1, validations=4, average=0.9)
+CONFIG = TrainingConfig(learning_rate=0.1, validations=4, average=0.9, precision="fp32")
 
 
 def network() -> nn.Module:
@@ -35,7 +35,7 @@ def batches(start: int):
 
 
 def run(state: TrainingState, steps: int, **options) -> bool:
-    return fit(state, batches(state.step), Budget(steps=steps), CONFIG, torch.float32, **options)
+    return fit(state, batches(state.step), Budget(steps=steps), CONFIG, **options)
 
 
 def weights(state: TrainingState) -> list[torch.Tensor]:
@@ -46,6 +46,18 @@ def test_it_learns_a_threshold():
     losses = []
     run(TrainingState(network(), CONFIG), 60, report=lambda record: losses.append(record["loss"]))
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_it_takes_any_loss_of_the_output_and_the_label():
+    def loss(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return (output[:, 0] - 2.0 * label).square().mean()
+
+    with torch.no_grad():
+        first = loss(network()(batch(0)["image"]), batch(0)["label"]).item()
+    losses = []
+    run(TrainingState(network(), CONFIG), 60, report=lambda record: losses.append(record["loss"]), loss=loss)
+    assert losses[0] == pytest.approx(first, rel=1e-5)
+    assert losses[-1] < 0.5 * first
 
 
 @pytest.mark.parametrize("cut", [1, 7, 19])
@@ -96,7 +108,7 @@ def test_a_spent_budget_takes_no_step():
 
 def test_the_wall_clock_budget_ends_the_run():
     state = TrainingState(network(), CONFIG)
-    assert fit(state, batches(0), Budget(seconds=0.3), CONFIG, torch.float32)
+    assert fit(state, batches(0), Budget(seconds=0.3), CONFIG)
     assert state.step > 1
     assert 0.3 <= state.seconds < 3.0
 
@@ -118,7 +130,7 @@ def test_a_loss_that_is_no_number_is_refused_with_weights_untouched():
     bad = batch(0)
     bad["image"][0, 0, 0, 0, 0] = math.nan
     with pytest.raises(TrainingError, match="step 1"):
-        fit(state, iter([bad]), Budget(steps=5), CONFIG, torch.float32)
+        fit(state, iter([bad]), Budget(steps=5), CONFIG)
     assert all(torch.isfinite(value).all() for value in weights(state))
 
 

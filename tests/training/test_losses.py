@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from volseg.config import IGNORED
-from volseg.training.losses import SMOOTH, dice_and_cross_entropy, soft_dice, supervised_loss
+from volseg.training.losses import (
+    SMOOTH,
+    classification_loss,
+    dice_and_cross_entropy,
+    soft_dice,
+    supervised_loss,
+)
 
 
 def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
@@ -43,6 +49,13 @@ def test_a_perfect_answer_costs_nothing():
     target = torch.randint(0, 3, (2, 4, 4, 4))
     logits = 50.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
     assert dice_and_cross_entropy(logits, target).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_classification_loss_of_two_clips_by_hand():
+    logits = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
+    loss = classification_loss(logits.bfloat16(), torch.tensor([1, 0], dtype=torch.uint8))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2, abs=2e-3)
 
 
 def test_deep_supervision_weighs_by_halves_and_leaves_out_the_coarsest():

@@ -175,7 +175,6 @@ def _fit(run: Run, progress: Progress) -> tuple[TrainingState, bool]:
             batch_loader(dataset, state.step, config.workers),
             run.settings.budget(run.plan.steps),
             config,
-            dtype,
             validator(run.plan, validation_cases, dtype),
             books.enter,
             stopped,

@@ -1,8 +1,8 @@
-"""Seeded phantoms: small scans with known labels, for the demo and the tests.
+"""Seeded phantoms: small scans with known labels, and clips of a known kind, for the demo and the tests.
 
-Two labelled structures, a ball and a rod, have the intensity of an unlabelled rind and of unlabelled beads, so
-that only place and shape tell them apart: no threshold finds them. All lengths are world millimetres, so that
-the anatomy is the same whatever order, direction or tilt the voxel grid has.
+The scans hold two labelled structures, a ball and a rod, with the intensity of an unlabelled rind and of unlabelled
+beads, so that only place and shape tell them apart: no threshold finds them. All their lengths are world millimetres,
+so that the anatomy is the same whatever order, direction or tilt the voxel grid has.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ LABELS = {"ball": 1, "rod": 2}
 SPACING_MM = np.array([1.25, 1.5, 2.0])  # along R, A, S
 SHAPE = np.array([48, 46, 30])  # along R, A, S, before +-2 voxels
 STORED_ORDERS = ("RAS", "LPS", "ALS", "LAS")
+CLIP_FRAMES, CLIP_EDGE, CLIP_NOISE = 8, 24, 0.5
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,33 @@ def make_phantom(seed: int, kind: Kind) -> tuple[np.ndarray, np.ndarray, np.ndar
     if kind == "mr":
         intensity = np.abs(intensity) * rng.uniform(0.5, 3.0)
     return _stored(rng, intensity.round().astype(np.int16), labels, affine)
+
+
+def make_clip(seed: int, moving: bool) -> np.ndarray:
+    """One clip of a disc in noise that moves or stands still; equal arguments give equal clips.
+
+    Only time tells the kinds apart. The two clips of a seed have their first frame in common, and in every later one a
+    disc that is reflected at the borders is as likely at any place as one that stands still.
+
+    Args:
+        seed: of the random generator: the disc's radius, brightness and place, its direction and speed, the noise.
+        moving: straight on by 1 to 2 pixels a frame and back from the borders; else it stays where it is at first.
+
+    Returns:
+        (T, H, W) float32: 8 frames of 24 x 24 pixels. The disc is brighter or darker than its surroundings, which are
+        0, by 1 to 2; the noise has a standard deviation of 0.5.
+    """
+    rng = np.random.default_rng(seed)
+    radius, brightness = rng.uniform(2.5, 4.5), rng.choice([-1, 1]) * rng.uniform(1, 2)
+    speed, angle = rng.uniform(1, 2), rng.uniform(0, 2 * np.pi)
+    step = moving * speed * np.array([np.cos(angle), np.sin(angle)])
+    # Along each axis the centre keeps a radius away from the borders; a triangle wave is a way with reflections.
+    room = CLIP_EDGE - 1 - 2 * radius
+    way = rng.uniform(0, room, size=2) + np.arange(CLIP_FRAMES)[:, None] * step
+    centres = radius + room - np.abs(way % (2 * room) - room)
+    rows, columns = np.indices((CLIP_EDGE, CLIP_EDGE))[:, None] - centres.T[..., None, None]
+    disc = np.clip(radius + 0.5 - np.hypot(rows, columns), 0, 1)  # a pixel at the rim is covered in part
+    return np.asarray(brightness * disc + rng.normal(0, CLIP_NOISE, size=disc.shape), dtype=np.float32)
 
 
 def write_phantoms(folder: Path, count: int, seed: int, kind: Kind, tests: int = 0) -> None:

@@ -7,7 +7,7 @@ from volseg.networks.blocks import encoder_stages, initialise
 
 
 class Classifier(nn.Module):
-    """Encoder, average over all voxels, one linear layer.
+    """Encoder, average over all voxels, one linear layer; `volseg.training` shows how to train it.
 
     Args:
         config: as for a `UNet`; what it says about decoder and deep supervision is not used.

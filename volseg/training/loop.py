@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from volseg.config import TrainingConfig
-from volseg.device import autocast
+from volseg.device import autocast, choose_precision
 from volseg.errors import TrainingError
 from volseg.training.losses import supervised_loss
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState
 
 Batch = dict[str, Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 Validate = Callable[[torch.nn.Module], dict[str, Any]]
 
 
@@ -24,22 +25,23 @@ def fit(
     batches: Iterable[Batch],
     budget: Budget,
     config: TrainingConfig,
-    dtype: torch.dtype,
     validate: Validate | None = None,
     report: Callable[[dict[str, Any]], object] = dict,
     stopped: Callable[[], bool] = lambda: False,
+    loss: Loss = supervised_loss,
 ) -> bool:
     """Train `state.network` in place until the budget is spent.
 
     Args:
         state: where the run stands; changed in place.
-        batches: from step `state.step` on; image (B, C, D, H, W) float32 and label, a target of the loss.
+        batches: from step `state.step` on; image (B, C, D, H, W) float32, and label, the target that `loss` takes.
         budget: steps or seconds; validation counts, reading the first batch does not.
         config: see `TrainingConfig`.
-        dtype: the convolutions' precision.
         validate: called with the averaged network at even shares of the run; its dict joins the next record.
         report: gets one record per step: step, seconds, progress, loss and learning_rate, and what validation said.
         stopped: asked after every step; True ends the loop early with the state whole.
+        loss: from the network's output and the batch's label to a scalar. The default is that of a `UNet`, for class
+            indices (B, D, H, W); a `Classifier` takes `classification_loss`.
 
     Returns:
         Whether the budget is spent.
@@ -48,6 +50,7 @@ def fit(
         TrainingError: the loss is not finite.
     """
     device = next(state.network.parameters()).device
+    dtype = choose_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     progress = budget.progress(state.step, state.seconds)
     if progress >= 1:
@@ -62,13 +65,13 @@ def fit(
         rate = learning_rate(progress, config.learning_rate, config.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(state, batch, scaler, config, device, dtype)
+        value = _step(state, batch, loss, scaler, config, device, dtype)
         state.step += 1
         state.update_average(config.average)
 
         # ---- validate at even shares of the run; the last share is the end, which is validated from written files
         state.seconds = spent_before + time.perf_counter() - started
-        record: dict[str, Any] = {"loss": loss, "learning_rate": rate}
+        record: dict[str, Any] = {"loss": value, "learning_rate": rate}
         last, progress = progress, budget.progress(state.step, state.seconds)
         if (
             validate
@@ -89,6 +92,7 @@ def fit(
 def _step(
     state: TrainingState,
     batch: Batch,
+    loss: Loss,
     scaler: torch.amp.GradScaler,
     config: TrainingConfig,
     device: torch.device,
@@ -99,15 +103,15 @@ def _step(
     target = batch["label"].to(device, non_blocking=True)
     with autocast(device, dtype):
         outputs = state.network(image)
-    loss = supervised_loss(outputs, target)
-    value = loss.item()
+    error = loss(outputs, target)
+    value = error.item()
     if not math.isfinite(value):
         raise TrainingError(
             f"The loss became {value} at step {state.step + 1}. Lower training.learning_rate "
             f"(now {config.learning_rate}) or use --set training.precision=fp32, and start again."
         )
     state.optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+    scaler.scale(error).backward()
     scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
     scaler.step(state.optimizer)

@@ -1,8 +1,8 @@
-"""Dice and cross-entropy, over all resolutions of a deeply supervised network.
+"""Dice and cross-entropy, over all resolutions of a deeply supervised network; cross-entropy alone for a classifier.
 
-Logits are (B, K, D, H, W). Targets are class indices (B, D, H, W), class 0 being the background; or, for K regions that
-may overlap and have no background, (B, K, D, H, W) with 1 inside and 0 outside. Where a target is `IGNORED` the logits
-have no say in the loss, and their gradient is 0.
+Of a segmentation, logits are (B, K, D, H, W). Targets are class indices (B, D, H, W), class 0 being the background; or,
+for K regions that may overlap and have no background, (B, K, D, H, W) with 1 inside and 0 outside. Where a target is `IGNORED`
+the logits have no say in the loss, and their gradient is 0.
 """
 
 from collections.abc import Sequence
@@ -48,6 +48,11 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """(1 - soft Dice) plus the mean cross-entropy; about K's logarithm plus 1 at random weights, 0 when perfect."""
     return 1.0 - soft_dice(logits, target) + cross_entropy(logits, target)
+
+
+def classification_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of a `Classifier`'s logits (B, K) with class indices (B,); K's logarithm at random weights."""
+    return F.cross_entropy(logits.float(), target.long())
 
 
 def supervised_loss(outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:

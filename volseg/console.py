@@ -21,10 +21,9 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from volseg.errors import VolsegError
+from volseg.errors import INTERRUPTED, OtherProcessError, VolsegError
 from volseg.progress import Progress
 
-INTERRUPTED = 128 + signal.SIGINT
 LINE_SECONDS = 15.0
 
 errors = Console(stderr=True, highlight=False)
@@ -43,6 +42,8 @@ def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
         signal.signal(signal.SIGTERM, _as_interrupt)
         try:
             code = verb(*args, **kwargs)
+        except OtherProcessError as error:
+            raise typer.Exit(error.exit_code) from error
         except VolsegError as error:
             logger.debug("Where this error came from:", exc_info=error)
             show_error(error)

@@ -39,7 +39,7 @@ def fit(
         dtype: the convolutions' precision.
         validate: called with the averaged network at even shares of the run; its dict joins the next record.
         report: gets one record per step: step, seconds, progress, loss and learning_rate, and what validation said.
-        stopped: asked after every step; True ends the loop early with the state whole.
+        stopped: asked after every step; True, on any rank, ends the loop early with the state whole.
 
     Returns:
         Whether the budget is spent.
@@ -55,7 +55,7 @@ def fit(
     state.network.train()
     source = iter(batches)
     batch = next(source)
-    spent_before, started = state.seconds, time.perf_counter()
+    spent_before, started, ranks = state.seconds, time.perf_counter(), state.ranks
 
     while True:
         # ---- one step
@@ -67,7 +67,7 @@ def fit(
         state.update_average(config.average)
 
         # ---- validate at even shares of the run; the last share is the end, which is validated from written files
-        state.seconds = spent_before + time.perf_counter() - started
+        state.seconds = ranks.agreed(spent_before + time.perf_counter() - started)
         record: dict[str, Any] = {"loss": loss, "learning_rate": rate}
         last, progress = progress, budget.progress(state.step, state.seconds)
         if (
@@ -76,12 +76,12 @@ def fit(
             and progress < 1
         ):
             record |= validate(state.average)
-            state.seconds = spent_before + time.perf_counter() - started
+            state.seconds = ranks.agreed(spent_before + time.perf_counter() - started)
             progress = budget.progress(state.step, state.seconds)
 
         # ---- log, stop or go on
         report({"step": state.step, "seconds": round(state.seconds, 3), "progress": progress, **record})
-        if progress >= 1 or stopped():
+        if progress >= 1 or ranks.any(stopped()):
             return progress >= 1
         batch = next(source)
 
@@ -98,8 +98,8 @@ def _step(
     image = batch["image"].to(device, non_blocking=True)
     target = batch["label"].to(device, non_blocking=True)
     with autocast(device, dtype):
-        outputs = state.network(image)
-    loss = supervised_loss(outputs, target)
+        outputs = state.parallel(image)
+    loss = supervised_loss(outputs, target, state.ranks)
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(

@@ -12,6 +12,7 @@ from volseg.config import TrainingConfig
 from volseg.device import autocast
 from volseg.errors import TrainingError
 from volseg.training.losses import supervised_loss
+from volseg.training.ranks import Ranks
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState
 
@@ -53,6 +54,7 @@ def fit(
     if progress >= 1:
         return True
     state.network.train()
+    loss_of = state.ranks.parallel(LossOf(state.network, state.ranks, dtype))
     source = iter(batches)
     batch = next(source)
     spent_before, started, ranks = state.seconds, time.perf_counter(), state.ranks
@@ -62,7 +64,7 @@ def fit(
         rate = learning_rate(progress, config.learning_rate, config.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(state, batch, scaler, config, device, dtype)
+        loss = _step(state, loss_of, batch, scaler, config, device)
         state.step += 1
         state.update_average(config.average)
 
@@ -86,20 +88,32 @@ def fit(
         batch = next(source)
 
 
+class LossOf(torch.nn.Module):
+    """What is minimised, as one module: what its output depends on are the weights that get a gradient."""
+
+    def __init__(self, network: torch.nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.ranks, self.dtype = network, ranks, dtype
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        """The loss of the whole batch, of which each rank has its own part."""
+        with autocast(image.device, self.dtype):
+            outputs = self.network(image)
+        return supervised_loss(outputs, target, self.ranks)
+
+
 def _step(
     state: TrainingState,
+    loss_of: torch.nn.Module,
     batch: Batch,
     scaler: torch.amp.GradScaler,
     config: TrainingConfig,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> float:
     """One optimiser step; the loss before it."""
     image = batch["image"].to(device, non_blocking=True)
     target = batch["label"].to(device, non_blocking=True)
-    with autocast(device, dtype):
-        outputs = state.parallel(image)
-    loss = supervised_loss(outputs, target, state.ranks)
+    loss: Tensor = loss_of(image, target)
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(

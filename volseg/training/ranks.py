@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from volseg.device import choose_device
 from volseg.errors import INTERRUPTED, OtherProcessError, TrainingError, UsageError, VolsegError
+from volseg.training.stop import undisturbed
 
 Made = TypeVar("Made")
 
@@ -52,13 +53,13 @@ class Ranks:
         """This rank's part of `whole`: every `world`-th from `rank` on."""
         return whole[self.rank :: self.world]
 
-    def parallel(self, network: nn.Module) -> nn.Module:
-        """`network`, or a module that calls it and averages the gradients over the ranks during the backward pass.
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """`module`, or one that calls it and averages the gradients over the ranks during the backward pass.
 
-        The ranks begin with the weights of rank 0. Parameters without a gradient, such as those of an output that the
-        loss leaves out, have to be the same ones in every step.
+        Backward has to start from all that the module returns, and the parameters that get no gradient have to be the
+        same ones every time.
         """
-        return DistributedDataParallel(network, static_graph=True) if self.world > 1 else network
+        return DistributedDataParallel(module, static_graph=True) if self.world > 1 else module
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over the ranks, the same bits on each.
@@ -162,16 +163,14 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         yield ranks
     except BaseException as error:
-        if not _speaks(store):
-            raise OtherProcessError(_exit_code(error)) from error
-        if _says_rank_lost(error):
-            raise TrainingError(
-                "A process of this run was lost, perhaps killed for lack of memory. "
-                "Go on with the same command and --resume."
-            ) from error
-        raise
-    finally:
-        dist.destroy_process_group()
+        # Where one process ends badly, torchrun sends SIGTERM to the others; that is not what there is to say.
+        with undisturbed():
+            said = _last_word(error, store)
+            dist.destroy_process_group()
+        if said is error:
+            raise
+        raise said from error
+    dist.destroy_process_group()
 
 
 def _connect(device: torch.device) -> tuple[Ranks, Store]:
@@ -189,18 +188,30 @@ def _connect(device: torch.device) -> tuple[Ranks, Store]:
         raise TrainingError(f"The other processes of this run cannot be reached: {error}. Start all anew.") from error
 
 
-def _speaks(store: Store) -> bool:
-    """Whether this is the first process in trouble: that one says why, the others follow from it."""
+def _last_word(error: BaseException, store: Store) -> BaseException:
+    """What this process ends with: the first one in trouble says what it is, and the others follow from it."""
     try:
-        return bool(store.add("volseg/speaks", 1) == 1)
+        first = store.add("volseg/speaks", 1) == 1
     except RuntimeError:
         # Whoever kept the store is gone.
-        return True
+        first = True
+    if not first:
+        return OtherProcessError(_exit_code(error))
+    if not _comes_from_lost_rank(error):
+        return error
+    return TrainingError(
+        "A process of this run was lost, perhaps killed for lack of memory. Go on with the same command and --resume."
+    )
 
 
-def _says_rank_lost(error: BaseException) -> bool:
-    """Whether it is what torch raises where another process does not answer; gloo has no type of its own for it."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+def _comes_from_lost_rank(error: BaseException | None) -> bool:
+    """Whether it began with what torch raises where another process does not answer."""
+    while error:
+        # Gloo has no type of its own for this.
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _exit_code(error: BaseException) -> int:

@@ -29,7 +29,6 @@ class TrainingState:
     Attributes:
         network: trained in place.
         ranks: the processes that train it together, each with its own copy of all this.
-        parallel: what is called in training: the network, or a module around it that joins the ranks' gradients.
         average: same network with the exponential average of the weights; the model that is kept.
         optimizer: AdamW over the network.
         step: finished optimiser steps.
@@ -40,7 +39,6 @@ class TrainingState:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.ranks = ranks
-        self.parallel = ranks.parallel(network)
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

@@ -7,7 +7,7 @@
     |-- ConfigError       a configuration or plan that does not hold together
     |-- TrainingError     training could not go on: loss not finite, a worker lost
     |-- ResourceError     memory or disk is not enough
-    `-- OtherProcessError     another process of the same run has said what is wrong
+    `-- OtherProcessError another process of the same run has said what is wrong
     KeyboardInterrupt
     `-- Stopped           Ctrl-C or SIGTERM came, and what was reached is safe on disk
 

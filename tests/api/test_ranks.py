@@ -24,7 +24,12 @@ def command(phantoms, run, *more: str) -> list[str]:
 
 
 def finished(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=600)
+
+
+def sentences(errors: str) -> list[str]:
+    """What volseg itself said went wrong, between torchrun's own lines."""
+    return [line.removeprefix("Error: ") for line in errors.splitlines() if line.startswith("Error: ")]
 
 
 def metrics(run: Path) -> list[dict]:
@@ -78,16 +83,17 @@ def pid_of_rank(launcher: int, rank: int) -> int:
 def test_a_killed_process_ends_the_run_with_one_sentence_and_resume_goes_on(phantoms, shared, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(command(phantoms, run), env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (run / "checkpoint" / "state.safetensors").exists():
         time.sleep(0.005)
     os.kill(pid_of_rank(process.pid, 1), signal.SIGKILL)
     killed = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 20
+    _, errors = process.communicate(timeout=300)
+    assert time.monotonic() - killed < 60
     assert process.returncode == 1
-    assert errors.count("Error: A process of this run was lost") == 1
-    assert "--resume" in errors
+    (sentence,) = sentences(errors)
+    assert "A process of this run was lost" in sentence
+    assert "--resume" in sentence
     assert not (run / "model.safetensors").exists()
 
     again = finished(command(phantoms, run))
@@ -99,6 +105,6 @@ def test_a_killed_process_ends_the_run_with_one_sentence_and_resume_goes_on(phan
 def test_a_wrong_call_is_said_once_and_leaves_no_folder(phantoms, tmp_path):
     done = finished(command(phantoms, tmp_path / "run", "plan.batch_size=1"))
     assert done.returncode == 1  # torchrun's own
-    assert done.stderr.count("Error: A batch of 1 cannot be shared by 2 processes") == 1
-    assert "was lost" not in done.stderr
+    (sentence,) = sentences(done.stderr)
+    assert "A batch of 1 cannot be shared by 2 processes" in sentence
     assert not (tmp_path / "run").exists()

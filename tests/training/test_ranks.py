@@ -23,7 +23,7 @@ def ended(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     command = torchrun("-m", "tests.training.ranks_program", folder)
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=120
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return folder

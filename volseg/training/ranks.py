@@ -117,7 +117,7 @@ class SumOverRanks(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, world: int) -> Tensor:
         """Add up `value`, of one shape on all of the `world` ranks."""
         ctx.world = world
-        total = value.detach().clone(memory_format=torch.contiguous_format)
+        total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 

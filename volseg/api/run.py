@@ -74,7 +74,7 @@ def train(
     """Train a network on a data set and leave a run folder with the model, its scores and a report.
 
     Processes that torchrun started together share every batch and the validation, and one of them writes: the run is
-    that of one process, within rounding. They need the same files.
+    that of one process, within rounding. All of them have to see the same folders.
 
     Args:
         dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/.

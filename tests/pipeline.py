@@ -51,9 +51,16 @@ def volseg(*arguments: object, **options) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), **options)
 
 
+def torchrun(*program: object) -> list[str]:
+    """The command that starts two processes of a program together; they talk over the loopback interface."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2")
+    return [sys.executable, *launcher, *map(str, program)]
+
+
 def environment() -> dict[str, str]:
     """One thread per process, so that sums are made in one order and tests do not crowd the machine."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback}
 
 
 def same_weights(one: Path, other: Path) -> bool:

@@ -21,10 +21,9 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from volseg.errors import VolsegError
+from volseg.errors import INTERRUPTED, OtherProcessError, VolsegError
 from volseg.progress import Progress
 
-INTERRUPTED = 128 + signal.SIGINT
 LINE_SECONDS = 15.0
 
 errors = Console(stderr=True, highlight=False)
@@ -43,13 +42,12 @@ def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
         signal.signal(signal.SIGTERM, _as_interrupt)
         try:
             code = verb(*args, **kwargs)
-        except VolsegError as error:
-            logger.debug("Where this error came from:", exc_info=error)
-            show_error(error)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as stop:
-            errors.print(_escaped(stop) or "Stopped. Nothing half-written was left behind.", soft_wrap=True)
-            raise typer.Exit(INTERRUPTED) from stop
+        except (VolsegError, KeyboardInterrupt) as error:
+            # What is said now is said whole: torchrun sends SIGTERM where another process has ended.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            code = _say(error)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
 
     return run
@@ -105,6 +103,17 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 def show_line(text: str) -> None:
     """Print one line of an answer on standard output, as it is."""
     sys.stdout.write(text + "\n")
+
+
+def _say(error: VolsegError | KeyboardInterrupt) -> int:
+    """Print why a verb ended early, in one sentence; the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        errors.print(_escaped(error) or "Stopped. Nothing half-written was left behind.", soft_wrap=True)
+        return INTERRUPTED
+    if not isinstance(error, OtherProcessError):
+        logger.debug("Where this error came from:", exc_info=error)
+        show_error(error)
+    return error.exit_code
 
 
 def _cell(value: Any) -> str:

@@ -6,13 +6,19 @@
     |   `-- GridError     grids that have to agree do not
     |-- ConfigError       a configuration or plan that does not hold together
     |-- TrainingError     training could not go on: loss not finite, a worker lost
-    `-- ResourceError     memory or disk is not enough
+    |-- ResourceError     memory or disk is not enough
+    `-- OtherProcessError another process of the same run has said what is wrong
     KeyboardInterrupt
     `-- Stopped           Ctrl-C or SIGTERM came, and what was reached is safe on disk
 
 A message says what was wrong, what was found against what was expected, and what to do. The command
 line prints it without a traceback; `exit_code` is what the process then ends with.
 """
+
+import signal
+
+# The exit code after `Stopped` and any other Ctrl-C.
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class VolsegError(Exception):
@@ -49,6 +55,14 @@ class TrainingError(VolsegError):
 
 class ResourceError(VolsegError):
     """Memory or disk is not enough for the work asked for."""
+
+
+class OtherProcessError(VolsegError):
+    """Another process of the same run has said what is wrong; this one only ends, with `exit_code`."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("Another process of this run has said why it ends.")
+        self.exit_code = exit_code
 
 
 class Stopped(KeyboardInterrupt):

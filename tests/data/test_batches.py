@@ -79,6 +79,9 @@ def test_the_ranks_share_out_the_global_batch(cached, dataset):
         assert same(part, {key: value[rank::2] for key, value in whole.items()})
     with pytest.raises(UsageError, match="batch of 4 cannot be shared by 5"):
         BatchDataset(cached, PLAN, 0.33, Middle(), world=5)
+    batch_norm = PLAN.model_copy(update={"network": PLAN.network.model_copy(update={"norm": "batch"})})
+    with pytest.raises(UsageError, match="Batch norm needs the whole batch in one process, found 2"):
+        BatchDataset(cached, batch_norm, 0.33, Middle(), world=2)
 
 
 def test_no_two_samples_and_no_two_seeds_are_the_same(cached, dataset):

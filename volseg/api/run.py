@@ -1,10 +1,9 @@
 """Training as a user asks for it: a data set in, a run folder out."""
 
 import logging
-import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,11 +15,11 @@ import torch
 from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, load_config
-from volseg.data.batches import BatchDataset, batch_loader, lost_workers
-from volseg.data.cache import cache_cases
+from volseg.data.batches import BatchDataset, batch_loader, check_shared, lost_workers
+from volseg.data.cache import CachedCase, cache_cases
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.device import choose_device, choose_precision, memory_errors
-from volseg.errors import Stopped, UsageError
+from volseg.errors import Stopped
 from volseg.files import remove_leftovers, write_json
 from volseg.heap import kept_heap
 from volseg.modelfile import ModelCard, save_model
@@ -31,6 +30,7 @@ from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.loop import fit
 from volseg.training.metrics import MetricsLog
+from volseg.training.ranks import Ranks, joined, local_device
 from volseg.training.state import TrainingState, has_checkpoint
 from volseg.training.stop import stop_requests
 from volseg.transforms import augmentation
@@ -73,6 +73,9 @@ def train(
 ) -> Path:
     """Train a network on a data set and leave a run folder with the model, its scores and a report.
 
+    Processes that torchrun started together share every batch and the validation, and one of them writes: the run is
+    that of one process, within rounding. All of them have to see the same folders.
+
     Args:
         dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/.
         output: the run folder; must not exist unless `resume` or `overwrite`.
@@ -97,22 +100,26 @@ def train(
     """
     asked = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
     folder = Path(output)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("Training on several processes is not there yet. Start one process, without torchrun.")
-    settings, configuration = settle(folder, Path(config) if config else None, overrides, asked, resume, overwrite)
-    place = choose_device(device)
-    run = _prepare(folder, settings, configuration, open_dataset(Path(dataset)), place, resume)
-    with _log_file(folder / "log.txt"):
-        logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, place, run.data.name,
-                    len(run.training), len(run.validation))  # fmt: skip
-        try:
-            state, done = _fit(run, progress)
-            if not done:
-                raise KeyboardInterrupt
-            _finish(run, state, progress)
-        except KeyboardInterrupt as stop:
-            again = shlex.join(["volseg", "train", str(dataset), "--output", str(folder), "--resume"])
-            raise Stopped(f"Stopped; what was reached is safe in {folder}. Go on with: {again}") from stop
+    place = local_device(device)
+    with joined(place) as ranks:
+
+        def prepare() -> Run:
+            settled = settle(folder, Path(config) if config else None, overrides, asked, resume, overwrite)
+            return _prepare(folder, *settled, open_dataset(Path(dataset)), place, ranks.world, resume)
+
+        run = replace(ranks.made_by_first(prepare), device=place)
+        with _log_file(folder / "log.txt") if ranks.first else _quiet():
+            logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, place,
+                        run.data.name, len(run.training), len(run.validation))  # fmt: skip
+            try:
+                state, done = _fit(run, ranks, progress if ranks.first else silent)
+                if not done:
+                    raise KeyboardInterrupt
+                _finish(run, state, progress if ranks.first else silent)
+            except KeyboardInterrupt as stop:
+                again = shlex.join(["volseg", "train", str(dataset), "--output", str(folder), "--resume"])
+                again = again if ranks.world == 1 else "the same command and --resume"
+                raise Stopped(f"Stopped; what was reached is safe in {folder}. Go on with: {again}") from stop
     return folder
 
 
@@ -123,7 +130,13 @@ def plan_dataset(dataset: str | Path, config: Path | None, overrides: Sequence[s
 
 
 def _prepare(
-    folder: Path, settings: RunSettings, config: Config, data: DataSet, device: torch.device, resume: bool
+    folder: Path,
+    settings: RunSettings,
+    config: Config,
+    data: DataSet,
+    device: torch.device,
+    world: int,
+    resume: bool,
 ) -> Run:
     """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data."""
     planned = resume and (folder / "plan.yaml").exists()
@@ -139,32 +152,33 @@ def _prepare(
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
     if planned:
         plan = read_plan(folder / "plan.yaml")
+        check_shared(plan, world)
     else:
         fingerprint = take_fingerprint(replace(data, cases=tuple(training)))
         plan, reasons = make_plan(data, fingerprint, config.plan, accelerated=device.type != "cpu")
+        check_shared(plan, world)
         begin(folder, settings, config)
         write_json(folder / "splits.json", splits)
         write_plan(plan, reasons, folder / "plan.yaml")
     return Run(folder, settings, config, data, plan, device, training, validation)
 
 
-def _fit(run: Run, progress: Progress) -> tuple[TrainingState, bool]:
+def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
     """Train from the checkpoint, or from the seed; where the run then stands, and whether its budget is spent."""
-    training_cases, validation_cases = (
-        cache_cases(cases, run.plan, run.folder / "cache", partial(_show_cached, progress, stage))
-        for stage, cases in (("prepare", run.training), ("prepare validation", run.validation))
-    )
+    training_cases, validation_cases = ranks.made_by_first(partial(_cached, run, progress))
     config = run.config.training
     torch.manual_seed(run.settings.seed)
-    state = TrainingState(UNet(run.plan.network).to(run.device), config)
+    state = TrainingState(UNet(run.plan.network).to(run.device), config, ranks)
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT)
         logger.info("Going on after step %d", state.step)
     patches = augmentation(run.plan, run.config.augmentation)
-    dataset = BatchDataset(training_cases, run.plan, config.foreground, patches, run.settings.seed)
+    dataset = BatchDataset(
+        training_cases, run.plan, config.foreground, patches, run.settings.seed, ranks.rank, ranks.world
+    )
     dtype = choose_precision(config.precision, run.device)
     with (
-        closing(Bookkeeper(run, state, progress)) as books,
+        _bookkeeping(run, state, progress) as enter,
         lost_workers(),
         memory_errors("training"),
         kept_heap(),
@@ -175,12 +189,24 @@ def _fit(run: Run, progress: Progress) -> tuple[TrainingState, bool]:
             batch_loader(dataset, state.step, config.workers),
             run.settings.budget(run.plan.steps),
             config,
-            validator(run.plan, validation_cases, dtype),
-            books.enter,
+            validator(run.plan, validation_cases, dtype, ranks),
+            enter,
             stopped,
         )
-        state.save(run.folder / CHECKPOINT)
+        if ranks.first:
+            state.save(run.folder / CHECKPOINT)
+        # Whoever left now would have torchrun end the others, in the middle of writing.
+        ranks.wait()
     return state, done
+
+
+def _cached(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The cases to train on and those to validate on, preprocessed."""
+    folder = run.folder / "cache"
+    return (
+        cache_cases(run.training, run.plan, folder, partial(_show_cached, progress, "prepare")),
+        cache_cases(run.validation, run.plan, folder, partial(_show_cached, progress, "prepare validation")),
+    )
 
 
 class Bookkeeper:
@@ -210,6 +236,16 @@ class Bookkeeper:
         self._metrics.close()
 
 
+@contextmanager
+def _bookkeeping(run: Run, state: TrainingState, progress: Progress) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """What takes in the record of each step: a `Bookkeeper` on the rank that writes, nothing on the others."""
+    if not state.ranks.first:
+        yield dict
+        return
+    with closing(Bookkeeper(run, state, progress)) as books:
+        yield books.enter
+
+
 def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
     """Write the model, score it on the validation cases from written files, and report."""
     weights = state.average.state_dict()
@@ -227,13 +263,19 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
             "seconds": round(state.seconds, 1),
         },
     )
-    model = run.folder / "model.safetensors"
-    save_model(model, card, weights)
+    model, ranks = run.folder / "model.safetensors", state.ranks
+    if ranks.first:
+        save_model(model, card, weights)
+    ranks.wait()
     if run.validation:
         precision = run.config.training.precision
-        scores = validate_from_files(model, run.data, run.validation, run.folder, str(run.device), precision, progress)
-        save_model(model, card.model_copy(update={"scores": scores}), weights)
-    write_run_report(run.folder)
+        scores = validate_from_files(
+            model, run.data, run.validation, run.folder, str(run.device), precision, progress, ranks
+        )
+        if ranks.first:
+            save_model(model, card.model_copy(update={"scores": scores}), weights)
+    if ranks.first:
+        write_run_report(run.folder)
     logger.info("Finished after %d steps and %.0f seconds: %s", state.step, state.seconds, model)
 
 
@@ -255,3 +297,15 @@ def _log_file(path: Path) -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let only warnings through of the package's log lines: another process writes the same ones."""
+    package = logging.getLogger("volseg")
+    before = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(before)

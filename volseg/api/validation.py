@@ -21,10 +21,13 @@ from volseg.evaluation.report import evaluate_pairs, summarise, write_report
 from volseg.inference.windows import Windows
 from volseg.progress import Progress
 from volseg.training.loop import Validate
+from volseg.training.ranks import Ranks
 
 
-def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype) -> Validate | None:
+def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks: Ranks) -> Validate | None:
     """A function that segments `cases` with a network and returns their Dice on the original grids.
+
+    The ranks share out the cases, and all of them get the means.
 
     Returns:
         None without cases; else a function of a network in evaluation mode, returning
@@ -42,7 +45,8 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype) -> Va
         return label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        mean = summarise({cached.case.name: overlaps(network, cached) for cached in cases})["mean"]
+        found = ranks.gathered({cached.case.name: overlaps(network, cached) for cached in ranks.share(cases)})
+        mean = summarise({cached.case.name: found[cached.case.name] for cached in cases})["mean"]
         dice = {name: measures["dice"] for name, measures in mean["labels"].items()}
         return {"foreground_dice": mean["foreground_dice"], "dice": dice}
 
@@ -57,23 +61,31 @@ def validate_from_files(
     device: str,
     precision: str,
     progress: Progress,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Segment the original scans with the written model into RUN/validation, and score what was written.
+
+    The ranks share out the scans; rank 0 scores them all and writes down the scores.
 
     Returns:
         The means of validation.json: what goes into the model file as its scores.
     """
     segmenter = Segmenter.load(model, device=device, precision=precision)
-    pairs = []
-    for done, case in enumerate(cases):
-        progress("validate", done / len(cases), case.name)
-        written = run / "validation" / f"{case.name}.nii.gz"
+    pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label) for case in cases]
+    shared = ranks.share(list(zip(cases, pairs, strict=True)))
+    for done, (case, pair) in enumerate(shared):
+        progress("validate", done / len(shared), case.name)
         result = segmenter(read_channels(case.images, len(data.channels)))
         # No record: it would name a model file that is still without its scores.
-        write_labels(result.labels, result.scan, written)
-        pairs.append(Pair(case.name, written, case.label))
+        write_labels(result.labels, result.scan, pair.prediction)
+    ranks.wait()
+    return ranks.made_by_first(lambda: _score(pairs, data, run, progress))
+
+
+def _score(pairs: Sequence[Pair], data: DataSet, run: Path, progress: Progress) -> dict[str, Any]:
+    """Compare the written label images with their references, write down the scores, and return their means."""
     document = evaluate_pairs(Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore)
     write_report(document, run / "validation.json")
     dice = document["mean"]["foreground_dice"]
     progress("validate", 1.0, "no label was found" if dice is None else f"mean foreground Dice {dice:.4f}")
-    return {"cases": len(cases), **document["mean"]}
+    return {"cases": len(pairs), **document["mean"]}

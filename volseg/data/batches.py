@@ -59,11 +59,7 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.world > self.plan.batch_size:
-            raise UsageError(
-                f"A batch of {self.plan.batch_size} cannot be shared by {self.world} processes. "
-                f"Start at most {self.plan.batch_size}, or set plan.batch_size higher."
-            )
+        check_shared(self.plan, self.world)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         """This process's part of the batch of one step."""
@@ -83,6 +79,24 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         centre = draw_centre(rng, case, self.plan.patch_size, self.foreground)
         self.augment.set_random_state(seed=int(rng.integers(2**32)))
         return self.augment({"image": case.image, "label": case.label[None], "centre": centre})
+
+
+def check_shared(plan: Plan, world: int) -> None:
+    """Refuse to share the batches of `plan` among `world` processes where that cannot be done.
+
+    Raises:
+        UsageError: fewer samples than processes, or a norm over samples that lie on several processes.
+    """
+    if world > plan.batch_size:
+        raise UsageError(
+            f"A batch of {plan.batch_size} cannot be shared by {world} processes. "
+            f"Start at most {plan.batch_size}, or set plan.batch_size higher."
+        )
+    if world > 1 and plan.network.norm == "batch":
+        raise UsageError(
+            f"Batch norm needs the whole batch in one process, found {world} processes. "
+            "Start one process, or set plan.norm to instance."
+        )
 
 
 def draw_centre(rng: np.random.Generator, case: CachedCase, size: Triple, foreground: float) -> Triple:

@@ -12,11 +12,13 @@ from volseg.config import TrainingConfig
 from volseg.device import autocast, choose_precision
 from volseg.errors import TrainingError
 from volseg.training.losses import supervised_loss
+from volseg.training.ranks import Ranks
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState
 
 Batch = dict[str, Tensor]
-Loss = Callable[[Any, Tensor], Tensor]
+# From the network's output, the target and the ranks that share the batch to a scalar.
+Loss = Callable[[Any, Tensor, Ranks], Tensor]
 Validate = Callable[[torch.nn.Module], dict[str, Any]]
 
 
@@ -38,10 +40,11 @@ def fit(
         budget: steps or seconds; validation counts, reading the first batch does not.
         config: see `TrainingConfig`.
         validate: called with the averaged network at even shares of the run; its dict joins the next record.
-        report: gets one record per step: step, seconds, progress, loss and learning_rate, and what validation said.
-        stopped: asked after every step; True ends the loop early with the state whole.
-        loss: from the network's output and the batch's label to a scalar. The default is that of a `UNet`, for class
-            indices (B, D, H, W); a `Classifier` takes `classification_loss`.
+        report: gets one record per step: step, seconds, progress, loss and learning_rate, steps_per_second and
+            waiting_share, the share of the time that went by without a batch, since the loop began, and what validation
+            said.
+        stopped: asked after every step; True, on any rank, ends the loop early with the state whole.
+        loss: what is minimised. The default is that of a `UNet`; a `Classifier` takes `classification_loss`.
 
     Returns:
         Whether the budget is spent.
@@ -56,21 +59,23 @@ def fit(
     if progress >= 1:
         return True
     state.network.train()
+    loss_of = state.ranks.parallel(LossOf(state.network, loss, state.ranks, dtype))
     source = iter(batches)
     batch = next(source)
-    spent_before, started = state.seconds, time.perf_counter()
+    ranks, first_step, spent_before, waited = state.ranks, state.step, state.seconds, 0.0
+    started = time.perf_counter()
 
     while True:
         # ---- one step
         rate = learning_rate(progress, config.learning_rate, config.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        value = _step(state, batch, loss, scaler, config, device, dtype)
+        value = _step(state, loss_of, batch, scaler, config, device)
         state.step += 1
         state.update_average(config.average)
 
         # ---- validate at even shares of the run; the last share is the end, which is validated from written files
-        state.seconds = spent_before + time.perf_counter() - started
+        state.seconds = ranks.agreed(spent_before + time.perf_counter() - started)
         record: dict[str, Any] = {"loss": value, "learning_rate": rate}
         last, progress = progress, budget.progress(state.step, state.seconds)
         if (
@@ -79,39 +84,54 @@ def fit(
             and progress < 1
         ):
             record |= validate(state.average)
-            state.seconds = spent_before + time.perf_counter() - started
+            state.seconds = ranks.agreed(spent_before + time.perf_counter() - started)
             progress = budget.progress(state.step, state.seconds)
 
         # ---- log, stop or go on
+        elapsed = time.perf_counter() - started
+        record |= {"steps_per_second": (state.step - first_step) / elapsed, "waiting_share": waited / elapsed}
         report({"step": state.step, "seconds": round(state.seconds, 3), "progress": progress, **record})
-        if progress >= 1 or stopped():
+        if progress >= 1 or ranks.any(stopped()):
             return progress >= 1
+        idle = time.perf_counter()
         batch = next(source)
+        waited += time.perf_counter() - idle
+
+
+class LossOf(torch.nn.Module):
+    """What is minimised, as one module: what its output depends on are the weights that get a gradient."""
+
+    def __init__(self, network: torch.nn.Module, loss: Loss, ranks: Ranks, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.loss, self.ranks, self.dtype = network, loss, ranks, dtype
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        """The loss of the whole batch, of which each rank has its own part."""
+        with autocast(image.device, self.dtype):
+            outputs = self.network(image)
+        return self.loss(outputs, target, self.ranks)
 
 
 def _step(
     state: TrainingState,
+    loss_of: torch.nn.Module,
     batch: Batch,
-    loss: Loss,
     scaler: torch.amp.GradScaler,
     config: TrainingConfig,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> float:
     """One optimiser step; the loss before it."""
     image = batch["image"].to(device, non_blocking=True)
     target = batch["label"].to(device, non_blocking=True)
-    with autocast(device, dtype):
-        outputs = state.network(image)
-    error = loss(outputs, target)
-    value = error.item()
+    loss: Tensor = loss_of(image, target)
+    value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(
             f"The loss became {value} at step {state.step + 1}. Lower training.learning_rate "
             f"(now {config.learning_rate}) or use --set training.precision=fp32, and start again."
         )
     state.optimizer.zero_grad(set_to_none=True)
-    scaler.scale(error).backward()
+    scaler.scale(loss).backward()
     scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
     scaler.step(state.optimizer)

@@ -18,6 +18,7 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.errors import InputError
 from volseg.modelfile import save_tensors
+from volseg.training.ranks import ALONE, Ranks
 
 FILE_NAME = "state.safetensors"
 
@@ -27,15 +28,17 @@ class TrainingState:
 
     Attributes:
         network: trained in place.
+        ranks: the processes that train it together, each with its own copy of all this.
         average: same network with the exponential average of the weights; the model that is kept.
         optimizer: AdamW over the network.
         step: finished optimiser steps.
         seconds: wall-clock seconds spent in the loop, over all resumptions.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, network: nn.Module, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.ranks = ranks
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

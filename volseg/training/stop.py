@@ -17,9 +17,6 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     Outside the main thread Python allows no signal handlers: then the function is always False.
     """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
 
     def ask(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of signal handlers
         if asked.is_set():
@@ -27,9 +24,26 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         asked.set()
         logger.info("Stopping after this step; once more stops at once.")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(ask):
         yield asked.is_set
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let SIGINT and SIGTERM go by."""
+    with _handling(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handling(handle: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Give SIGINT and SIGTERM to `handle`, where this is the main thread, which alone gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

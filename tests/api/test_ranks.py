@@ -1,0 +1,110 @@
+"""Training runs of two processes: the run of one process, written once; a process that dies; a call that is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import TINY, environment, leftovers, same_weights, torchrun
+from volseg import train
+from volseg.data.phantom import write_phantoms
+
+OVERRIDES = (*TINY, "training.precision=fp32", "training.workers=0", "training.checkpoint_seconds=0.05")
+STEPS = 20
+
+
+def command(phantoms, run, *more: str) -> list[str]:
+    settings = [argument for override in (*OVERRIDES, *more) for argument in ("--set", override)]
+    options = ["--output", run, "--folds", 2, "--steps", STEPS, "--device", "cpu", "--resume"]
+    return torchrun("-m", "volseg", "train", phantoms, *options, *settings)
+
+
+def finished(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=600)
+
+
+def sentences(errors: str) -> list[str]:
+    """What volseg itself said went wrong, between torchrun's own lines."""
+    return [line.removeprefix("Error: ") for line in errors.splitlines() if line.startswith("Error: ")]
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, count=5, seed=3, kind="mr")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(phantoms, tmp_path_factory):
+    """A finished run of two processes."""
+    run = tmp_path_factory.mktemp("runs") / "shared"
+    done = finished(command(phantoms, run))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_the_run_of_two_processes_is_that_of_one(phantoms, shared, tmp_path):
+    alone = train(phantoms, tmp_path / "alone", folds=2, steps=STEPS, overrides=OVERRIDES, device="cpu")
+    assert len(metrics(alone)) == len(metrics(shared)) == STEPS
+    for one, two in zip(metrics(alone), metrics(shared), strict=True):
+        assert one.keys() == two.keys()
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["learning_rate"] == one["learning_rate"]
+        assert two.get("dice") == pytest.approx(one.get("dice"), abs=1e-3)
+    one, two = (json.loads((run / "validation.json").read_text()) for run in (alone, shared))
+    assert [case["name"] for case in two["cases"]] == [case["name"] for case in one["cases"]]
+    assert two["mean"]["foreground_dice"] == pytest.approx(one["mean"]["foreground_dice"], abs=1e-3)
+
+
+def test_one_process_writes(shared):
+    assert (shared / "log.txt").read_text().count("Finished after") == 1
+    assert len(list(shared.glob("events.out.tfevents.*"))) == 1
+    assert not leftovers(shared)
+
+
+def pid_of_rank(launcher: int, rank: int) -> int:
+    """The process that torchrun started as `rank`."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            return int(pid)
+    raise AssertionError(f"there is no rank {rank}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_a_killed_process_ends_the_run_with_one_sentence_and_resume_goes_on(phantoms, shared, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(phantoms, run), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (run / "checkpoint" / "state.safetensors").exists():
+        time.sleep(0.005)
+    os.kill(pid_of_rank(process.pid, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=300)
+    assert time.monotonic() - killed < 60
+    assert process.returncode == 1
+    (sentence,) = sentences(errors)
+    assert "A process of this run was lost" in sentence
+    assert "--resume" in sentence
+    assert not (run / "model.safetensors").exists()
+
+    again = finished(command(phantoms, run))
+    assert again.returncode == 0, again.stderr
+    assert same_weights(shared / "model.safetensors", run / "model.safetensors")
+    assert [record["step"] for record in metrics(run)] == list(range(1, STEPS + 1))
+
+
+def test_a_wrong_call_is_said_once_and_leaves_no_folder(phantoms, tmp_path):
+    done = finished(command(phantoms, tmp_path / "run", "plan.batch_size=1"))
+    assert done.returncode == 1  # torchrun's own
+    (sentence,) = sentences(done.stderr)
+    assert "A batch of 1 cannot be shared by 2 processes" in sentence
+    assert not (tmp_path / "run").exists()

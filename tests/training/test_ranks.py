@@ -1,0 +1,110 @@
+"""Two real processes that train together, against one that does it alone."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.pipeline import environment, torchrun
+from tests.training.ranks_program import tensors, trained
+from volseg.errors import UsageError
+from volseg.training.ranks import ALONE, joined, local_device
+from volseg.training.schedule import Budget
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> Path:
+    """Where two processes of ranks_program.py left how they ended."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = torchrun("-m", "tests.training.ranks_program", folder)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(ended) -> list[dict]:
+    return [json.loads((ended / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_both_ranks_hold_the_same_weights_averages_and_gradients(ended, steps):
+    first, second = (load_file(ended / f"{steps}steps.{rank}.safetensors") for rank in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_gradients_are_those_of_one_process_with_the_whole_batch(ended):
+    alone = tensors(trained(ALONE, Budget(steps=1))[0])
+    shared = load_file(ended / "1steps.0.safetensors")
+    # The head that the loss leaves out has no gradient in either.
+    assert alone.keys() == shared.keys()
+    assert len(alone) < 3 * len([name for name in alone if name.startswith("weight")])
+    largest = max(value.abs().max() for name, value in alone.items() if name.startswith("gradient"))
+    for name in alone:
+        torch.testing.assert_close(shared[name], alone[name], rtol=1e-4, atol=1e-5 * largest.item())
+
+
+def test_losses_and_weights_after_several_steps_are_those_of_one_process(ended, told):
+    state, records = trained(ALONE, Budget(steps=6))
+    losses = [record["loss"] for record in records]
+    assert told[0]["losses"] == told[1]["losses"] == pytest.approx(losses, rel=1e-5)
+    alone, shared = tensors(state), load_file(ended / "6steps.0.safetensors")
+    for name in alone:
+        if not name.startswith("gradient"):
+            torch.testing.assert_close(shared[name], alone[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_clock_of_the_first_rank_counts_for_all(told):
+    assert told[0]["timed"] == told[1]["timed"] > 1
+    assert told[0]["rates of the timed run"] == told[1]["rates of the timed run"]
+
+
+def test_a_stop_asked_of_one_rank_stops_all_after_the_same_step(told):
+    assert told[0]["stopped"] == told[1]["stopped"] == 4
+
+
+def test_what_each_rank_found_and_what_the_first_made_is_known_to_all(told):
+    for one in told:
+        assert one["gathered"] == {f"case {index}": index for index in range(5)}
+        assert one["made"] == "by 0"
+
+
+def test_a_process_on_its_own_starts_no_group():
+    with joined(torch.device("cpu")) as ranks:
+        assert ranks is ALONE
+        assert not torch.distributed.is_initialized()
+        value = torch.tensor([1.0, 2.0])
+        assert ranks.sum(value) is value
+        assert ranks.parallel(torch.nn.Identity()).__class__ is torch.nn.Identity
+
+
+@pytest.fixture
+def third_of_four(monkeypatch):
+    """The environment of one of four processes, and eight GPUs."""
+    for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+
+
+@pytest.mark.parametrize(("name", "device"), [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cpu", "cpu")])
+def test_each_process_takes_a_gpu_of_its_own(third_of_four, name, device):
+    assert local_device(name) == torch.device(device)
+
+
+def test_one_gpu_is_not_shared(third_of_four):
+    with pytest.raises(UsageError, match=r"cuda:1.*found 4 processes"):
+        local_device("cuda:1")
+
+
+def test_several_processes_without_torchrun_are_told_how_to_start(third_of_four):
+    with pytest.raises(UsageError, match=r"MASTER_ADDR is not set.*torchrun"), joined(torch.device("cpu")):
+        pass

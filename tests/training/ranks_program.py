@@ -17,7 +17,7 @@ from volseg.training.ranks import Ranks, joined
 from volseg.training.schedule import Budget
 from volseg.training.state import TrainingState
 
-CONFIG = TrainingConfig(learning_rate=0.01, validations=0, average=0.9)
+CONFIG = TrainingConfig(learning_rate=0.01, validations=0, average=0.9, precision="fp32")
 NETWORK = tiny_plan().network.model_copy(
     update={
         "features": (4, 8, 8),

@@ -10,6 +10,7 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.errors import InputError, TrainingError
 from volseg.training.loop import fit
+from volseg.training.ranks import ALONE, Ranks
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState, has_checkpoint
 
@@ -49,7 +50,7 @@ def test_it_learns_a_threshold():
 
 
 def test_it_takes_any_loss_of_the_output_and_the_label():
-    def loss(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def loss(output: torch.Tensor, label: torch.Tensor, _: Ranks = ALONE) -> torch.Tensor:
         return (output[:, 0] - 2.0 * label).square().mean()
 
     with torch.no_grad():

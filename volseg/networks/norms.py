@@ -1,5 +1,6 @@
 """Instance norm for channels-last tensors (B, C, D, H, W) on the CPU."""
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from volseg.networks.maps import plain_inference
 SPATIAL = (2, 3, 4)
 # Values at a time of what is normalised in place: few enough for a processor's cache.
 CHUNK = 1 << 20
+# Values of neighbouring voxels that are summed apart from each other.
+SIDE_BY_SIDE = 1 << 12
 
 
 class InstanceNorm(nn.Module):
@@ -59,27 +62,40 @@ class InstanceNorm(nn.Module):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
     def _normalise_(self, x: Tensor) -> None:
-        """Normalise (1, C, D, H, W) in place, a few planes at a time, with sums in float32.
-
-        Torch's sums lose precision in long chunks; here those of short ones are put together as Chan, Golub and LeVeque
-        1983, Algorithms for Computing the Sample Variance, do it.
-        """
-        chunks = x.split(max(1, CHUNK // x[:, :, 0].numel()), dim=2)
-        # Float32 for what torch would keep: so it also answers in float32.
-        zeros, ones = torch.zeros_like(self.weight), torch.ones_like(self.weight)
-        means, variances = (
-            torch.stack(found).double()
-            for found in zip(*(torch.batch_norm_update_stats(chunk, zeros, ones, 0.0) for chunk in chunks), strict=True)
-        )
-        shares = torch.tensor([chunk.shape[2] / x.shape[2] for chunk in chunks], dtype=torch.float64)[:, None]
-        mean = (shares * means).sum(0)
-        variance = (shares * (variances + (means - mean).square())).sum(0).float()
-        mean = mean.float()
+        """Normalise (1, C, D, H, W) in place, a few planes at a time: each is read from memory twice, written once."""
+        mean, variance = channel_statistics(x.permute(0, 2, 3, 4, 1).flatten(0, 3))
         unused = (torch.empty(0), torch.empty(0))
-        for chunk in chunks:
+        for chunk in x.split(max(1, CHUNK // x[:, :, 0].numel()), dim=2):
             torch.native_batch_norm(
                 chunk, self.weight, self.bias, mean, variance, False, 0.0, self.eps, out=(chunk, *unused)
             )
+
+
+def channel_statistics(voxels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of (N, C) float32 or bfloat16, both (C,) float32.
+
+    Torch sums one voxel after the other, which loses precision where there are many. So its channels here are those of
+    many voxels side by side, and what it finds for each of them is put together in float64 as Chan, Golub and LeVeque
+    1983, Algorithms for Computing the Sample Variance, do it.
+    """
+    channels = voxels.shape[1]
+    beside = max(1, min(SIDE_BY_SIDE // channels, math.isqrt(len(voxels))))
+    whole = len(voxels) // beside * beside
+    parts = [*voxels[:whole].view(-1, beside * channels).split(max(1, CHUNK // (beside * channels))), voxels[whole:]]
+    means, variances, counts = [], [], []
+    for part in parts:
+        if len(part):
+            # Float32 for what torch would keep of it, so that it also answers in float32.
+            kept = torch.zeros(part.shape[1])
+            maps = part.view(1, len(part), 1, -1).permute(0, 3, 1, 2)
+            mean, variance = torch.batch_norm_update_stats(maps, kept, kept, 0.0)
+            means.append(mean.view(-1, channels))
+            variances.append(variance.view(-1, channels))
+            counts += [len(part)] * len(means[-1])
+    mean, variance = torch.cat(means).double(), torch.cat(variances).double()
+    share = torch.tensor(counts, dtype=torch.float64)[:, None] / len(voxels)
+    total = (share * mean).sum(0)
+    return total.float(), (share * (variance + (mean - total).square())).sum(0).float()
 
 
 class InstanceNormFunction(torch.autograd.Function):

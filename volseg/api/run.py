@@ -20,7 +20,7 @@ from volseg.data.batches import BatchDataset, batch_loader, lost_workers
 from volseg.data.cache import cache_cases
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.device import choose_device, choose_precision, memory_errors
-from volseg.errors import Stopped, UsageError
+from volseg.errors import DataSetError, Stopped, UsageError
 from volseg.files import remove_leftovers, write_json
 from volseg.heap import kept_heap
 from volseg.modelfile import ModelCard, save_model
@@ -125,9 +125,14 @@ def plan_dataset(dataset: str | Path, config: Path | None, overrides: Sequence[s
 def _prepare(
     folder: Path, settings: RunSettings, config: Config, data: DataSet, device: torch.device, resume: bool
 ) -> Run:
-    """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data."""
+    """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data.
+
+    The plan is that of all cases of all folds, so that the folds have one plan and fit into one model.
+    """
     planned = resume and (folder / "plan.yaml").exists()
     if planned:
+        if data.problems:
+            raise DataSetError(data.name, data.problems)
         remove_leftovers(folder)
         splits = read_splits(folder / "splits.json", data)
     elif settings.fold == "all":
@@ -140,7 +145,8 @@ def _prepare(
     if planned:
         plan = read_plan(folder / "plan.yaml")
     else:
-        fingerprint = take_fingerprint(replace(data, cases=tuple(training)))
+        used = {name for one in splits for half in one.values() for name in half}
+        fingerprint = take_fingerprint(replace(data, cases=tuple(case for case in data.cases if case.name in used)))
         plan, reasons = make_plan(data, fingerprint, config.plan, accelerated=device.type != "cpu")
         begin(folder, settings, config)
         write_json(folder / "splits.json", splits)

@@ -229,7 +229,11 @@ def _labels(dataset: DataSet, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
         Label(name=name, value=value, volume_ml_range=_outward(fingerprint.volume_ml_range(name)))
         for name, value in dataset.labels.items()
     ]
-    return tuple(labels), "volumes are the smallest and largest of the training references"
+    empty = sum(not case.offsets for case in fingerprint.cases)
+    reason = "volumes are the smallest and largest of the references"
+    if empty:
+        reason += f"; {empty} of {len(fingerprint.cases)} cases have no labelled voxel"
+    return tuple(labels), reason
 
 
 def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Channel, ...], str]:

@@ -11,6 +11,7 @@ from volseg.version import __version__
 
 if TYPE_CHECKING:
     from volseg import networks, training, transforms
+    from volseg.api.ensemble import ensemble
     from volseg.api.evaluation import evaluate
     from volseg.api.result import Result
     from volseg.api.run import train
@@ -24,6 +25,7 @@ __all__ = [
     "Segmenter",
     "VolsegError",
     "__version__",
+    "ensemble",
     "evaluate",
     "networks",
     "train",
@@ -36,6 +38,7 @@ _HOMES = {
     "Outcome": "volseg.api.segmenter",
     "Result": "volseg.api.result",
     "Segmenter": "volseg.api.segmenter",
+    "ensemble": "volseg.api.ensemble",
     "evaluate": "volseg.api.evaluation",
     "train": "volseg.api.run",
 }

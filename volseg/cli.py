@@ -182,6 +182,23 @@ def import_nnunet(
 
 @app.command()
 @guarded
+def ensemble(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="run folders or model files, two or more")],
+    *,
+    output: Annotated[Path, typer.Option(help="the model file, .safetensors")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> int:
+    """Put the models of several runs, such as all folds, into one file that answers with their mean."""
+    from volseg.api.describe import describe
+    from volseg.api.ensemble import ensemble as join
+
+    _show_description(describe(join(models, output, overwrite=overwrite)), as_json)
+    return 0
+
+
+@app.command()
+@guarded
 def info(
     path: Annotated[Path, typer.Argument(help="a model, an image or a run folder")],
     *,

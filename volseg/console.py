@@ -1,6 +1,7 @@
 """What a person sees of the command line: progress, log lines, tables, and errors as one sentence.
 
-Everything here goes to standard error but `show_json` and `show_table`, which are the answer of a command.
+Everything here goes to standard error but what `show_json`, `show_table` and `show_line` print, which are the answer
+of a command.
 """
 
 import functools
@@ -21,14 +22,15 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from volseg.errors import INTERRUPTED, OtherProcessError, VolsegError
+from volseg.errors import INTERRUPTED, SHOWN, DataSetError, OtherProcessError, VolsegError
 from volseg.progress import Progress
 
 LINE_SECONDS = 15.0
-
-errors = Console(stderr=True, highlight=False)
 # Tables that go to a file or a pipe are not folded at the 80 columns rich assumes there.
-answers = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+PLAIN_WIDTH = 140
+
+errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+answers = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 logger = logging.getLogger("volseg")
 Arguments = ParamSpec("Arguments")
 
@@ -45,7 +47,7 @@ def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
         except (VolsegError, KeyboardInterrupt) as error:
             # What is said now is said whole: torchrun sends SIGTERM where another process has ended.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            code = _say(error)
+            code = _say(error, bool(kwargs.get("as_json")))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
@@ -80,8 +82,21 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def show_error(error: object) -> None:
-    """Print an error as one sentence on standard error."""
-    errors.print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True)
+    """Print an error as one sentence on standard error, and the problems of a data set as a table below it."""
+    if not isinstance(error, DataSetError):
+        errors.print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True)
+        return
+    errors.print(f"[red]Error:[/red] {_escaped(error.heading)}", soft_wrap=True)
+    errors.print(_table(None, ("case", "problem", "found", "what to do"), error.problems[:SHOWN]))
+    if len(error.problems) > SHOWN:
+        errors.print(f"and {len(error.problems) - SHOWN} more")
+
+
+def _error_document(error: VolsegError) -> dict[str, Any]:
+    """An error as the document of a command that failed."""
+    if not isinstance(error, DataSetError):
+        return {"error": str(error)}
+    return {"error": error.heading, "problems": [row._asdict() for row in error.problems]}
 
 
 def show_json(document: Any) -> None:
@@ -91,13 +106,17 @@ def show_json(document: Any) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table on standard output; numbers to the right."""
+    answers.print(_table(title, columns, rows))
+
+
+def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    answers.print(table)
+    return table
 
 
 def show_line(text: str) -> None:
@@ -105,14 +124,16 @@ def show_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _say(error: VolsegError | KeyboardInterrupt) -> int:
-    """Print why a verb ended early, in one sentence; the exit code."""
+def _say(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:
+    """Print why a verb ended early, in one sentence, and as a JSON document if asked for; the exit code."""
     if isinstance(error, KeyboardInterrupt):
         errors.print(_escaped(error) or "Stopped. Nothing half-written was left behind.", soft_wrap=True)
         return INTERRUPTED
     if not isinstance(error, OtherProcessError):
         logger.debug("Where this error came from:", exc_info=error)
         show_error(error)
+        if as_json:
+            show_json(_error_document(error))
     return error.exit_code
 
 

@@ -3,7 +3,8 @@
     VolsegError
     |-- UsageError        the call itself is wrong: an option, a name, an existing result
     |-- InputError        a scan, label image, data set or model file cannot be used as it is
-    |   `-- GridError     grids that have to agree do not
+    |   |-- GridError     grids that have to agree do not
+    |   `-- DataSetError  cases of a training data set cannot be used: all problems at once
     |-- ConfigError       a configuration or plan that does not hold together
     |-- TrainingError     training could not go on: loss not finite, a worker lost
     |-- ResourceError     memory or disk is not enough
@@ -16,9 +17,13 @@ line prints it without a traceback; `exit_code` is what the process then ends wi
 """
 
 import signal
+from collections.abc import Sequence
+from typing import NamedTuple
 
 # The exit code after `Stopped` and any other Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
+# Problems of a data set that a message lists.
+SHOWN = 30
 
 
 class VolsegError(Exception):
@@ -34,13 +39,43 @@ class UsageError(VolsegError):
 
 
 class InputError(VolsegError):
-    """A scan, label image, data set or model file cannot be used as it is."""
+    """A scan, label image, data set or model file cannot be used as it is.
+
+    Args:
+        found: what was wrong, as a sentence, or as its first half where a remedy follows.
+        remedy: its second half, what to do.
+        problem: the kind of it in a word or two, for tables.
+    """
 
     exit_code = 2
+
+    def __init__(self, found: str, remedy: str = "", problem: str = "not usable") -> None:
+        super().__init__(f"{found}; {remedy}." if remedy else found)
+        self.found, self.remedy, self.problem = found, remedy, problem
 
 
 class GridError(InputError):
     """Two grids that have to agree do not."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with a case of a data set: a row of a table."""
+
+    case: str
+    problem: str
+    found: str
+    remedy: str
+
+
+class DataSetError(InputError):
+    """A training data set cannot be used; `problems` are all that were found, the message lists the first ones."""
+
+    def __init__(self, name: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        self.heading = f"{name} cannot be trained on as it is, problems: {len(self.problems)}."
+        more = [f"and {len(self.problems) - SHOWN} more"] if len(self.problems) > SHOWN else []
+        rows = [f"{row.case}: {row.problem}: {row.found}; {row.remedy}." for row in self.problems[:SHOWN]]
+        super().__init__("\n  ".join([self.heading, *rows, *more]))
 
 
 class ConfigError(VolsegError):

@@ -13,7 +13,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save
 
 from volseg.config import Frozen, Plan, checked
-from volseg.errors import InputError
+from volseg.errors import InputError, UsageError
 from volseg.files import whole_file
 from volseg.version import __version__
 
@@ -31,6 +31,18 @@ class ModelCard(Frozen):
     training: dict[str, Any] = Field(default_factory=dict, description="data, licence, cases, steps, seconds, seed")
     scores: dict[str, Any] = Field(default_factory=dict, description="on the validation cases of its fold")
     volseg_version: str = __version__
+
+
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Refuse to write a model where it must not go.
+
+    Raises:
+        UsageError: the file exists and is not to be overwritten, or its name does not end in .safetensors.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path} does not end in .safetensors, as model files do. Choose such a name.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
 
 
 def save_model(path: Path, card: ModelCard, weights: dict[str, torch.Tensor]) -> None:

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import pickle
 import shutil
+import threading
+import time
 
 import nibabel as nib
 import numpy as np
@@ -127,11 +129,8 @@ def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, m
         patch.setattr(cache, "write_json", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache_cases(cases, small_plan(), folder)
-    assert sorted(path.name.split(".", 2)[2] for path in folder.iterdir()) == [
-        "foreground.npy",
-        "image.npy",
-        "label.npy",
-    ]
+    # No case is complete, whole files of those that were at work are there, and nothing half-written.
+    assert {path.name.split(".", 2)[2] for path in folder.iterdir()} == {"foreground.npy", "image.npy", "label.npy"}
     assert len(cache_cases(cases, small_plan(), folder)) == 3
     assert len(list(folder.iterdir())) == 12
 
@@ -191,7 +190,42 @@ def test_a_bad_case_is_named(cases, folder):
     nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), cases[1].label)
     with pytest.raises(InputError, match=r"Case case_1: .*label_1"):
         cache_cases(cases, small_plan(), folder)
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.glob("case_0.*"))) == 4
+    assert not list(folder.glob("case_1.*"))
+
+
+def test_a_file_that_is_gone_is_told_with_its_case(cases, folder):
+    cases[1].label.unlink()
+    with pytest.raises(InputError, match=r"Case case_1: could not read .*label_1.nii.gz: No such file"):
+        cache_cases(cases, small_plan(), folder)
+
+
+def test_two_cases_are_prepared_at_the_same_time_and_reported_in_order(tmp_path, folder, monkeypatch):
+    cases, both, calls, work = write_cases(tmp_path, 4), threading.Barrier(2), [], cache._preprocess
+
+    def together(case, plan, stem):
+        both.wait(timeout=30)
+        work(case, plan, stem)
+
+    monkeypatch.setattr(cache, "_preprocess", together)
+    cached = cache_cases(cases, small_plan(), folder, lambda done, total: calls.append((done, total)))
+    assert [one.case for one in cached] == cases
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_after_a_bad_case_no_further_one_is_begun(tmp_path, folder, monkeypatch):
+    cases, begun = write_cases(tmp_path, 8), []
+
+    def fail_first(case, plan, stem):
+        begun.append(case.name)
+        if case.name == "case_0":
+            raise InputError("Case case_0: bad.")
+        time.sleep(0.5)
+
+    monkeypatch.setattr(cache, "_preprocess", fail_first)
+    with pytest.raises(InputError, match="case_0"):
+        cache_cases(cases, small_plan(), folder)
+    assert len(begun) <= 3
 
 
 def test_an_entry_is_cheap_to_send_and_says_where_it_came_from(cases, folder):

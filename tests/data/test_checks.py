@@ -213,7 +213,7 @@ class TestLabel:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            (0.5, "have to be whole numbers, found 0.5; is it an image"),
+            (0.5, "have to be whole numbers, found 0.5; give a label image"),
             (-1, "run from -1.0 to 0.0"),
             (65536, "run from 0.0 to 65536.0, and have to be within 0 to 65535"),
             (np.nan, "run from nan to nan"),
@@ -236,7 +236,7 @@ class TestLabel:
         assert np.count_nonzero(label) == 1
 
     def test_unknown_values_are_listed(self):
-        with pytest.raises(InputError, match=r"unknown label values \[3, 4\]; known are \[1, 2, 7\]"):
+        with pytest.raises(InputError, match=r"unknown label values \[3, 4\], known are \[1, 2, 7\]"):
             check_label(ramp() % 5, NAME, known={7, 2, 1})
 
     def test_four_dimensions_are_refused(self):

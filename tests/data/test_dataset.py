@@ -112,29 +112,45 @@ def test_refuses_what_is_not_a_data_set(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_missing_files_are_counted_and_the_first_ones_listed(tmp_path):
-    entries = [{"image": f"imagesTr/{i}.nii.gz", "label": f"labelsTr/{i}.nii.gz"} for i in range(4)]
-    document = {"labels": {"0": "background", "1": "x"}, "training": entries}
-    (tmp_path / "dataset.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"8 files of the data set are missing: .*0\.nii\.gz.* and 3 more"):
-        open_dataset(tmp_path)
-
-
-def test_nnunet_without_a_channel_or_a_label(tmp_path):
+def test_files_that_are_not_there_keep_their_place(tmp_path):
     write_nnunet(tmp_path)
     (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
     (tmp_path / "labelsTr" / "b.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"2 files of the data set are missing: .*a_0001.nii.gz, .*b.nii.gz"):
-        open_dataset(tmp_path)
+    (tmp_path / "imagesTr" / "b_0000.nii.gz").unlink()
+    touch(tmp_path / "labelsTr" / "c.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert [case.name for case in dataset.cases] == ["a", "b", "c"]
+    assert dataset.cases[0].images[1] == tmp_path / "imagesTr" / "a_0001.nii.gz"
+    assert dataset.cases[2].images[0] == tmp_path / "imagesTr" / "c_0000.nii.gz"
 
 
-def test_plain_layout_without_partner_and_with_two_of_a_name(tmp_path):
-    touch(tmp_path / "images" / "one.nii", tmp_path / "images" / "two.nii", tmp_path / "labels" / "one.nii")
-    with pytest.raises(InputError, match=r"1 files have no partner .*two.nii"):
-        open_dataset(tmp_path)
-    touch(tmp_path / "images" / "one.nrrd")
-    with pytest.raises(InputError, match="1 cases share a name: one"):
-        open_dataset(tmp_path)
+def test_plain_layout_without_partners(tmp_path):
+    touch(tmp_path / "images" / "one.nii", tmp_path / "images" / "two.nii", tmp_path / "images" / "four.nrrd")
+    write_label(tmp_path / "labels" / "one.nii", 2)
+    write_label(tmp_path / "labels" / "three.nii.gz", 3)
+    touch(tmp_path / "labels" / "four.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert [(case.name, case.images[0].name, case.label.name) for case in dataset.cases] == [
+        ("four", "four.nrrd", "four.nii.gz"),
+        ("one", "one.nii", "one.nii"),
+        ("three", "three.nii.gz", "three.nii.gz"),
+        ("two", "two.nii", "two.nii"),
+    ]
+    # The label image of "four" is no image, which is told when it is read.
+    assert dataset.labels == {"label_2": 2, "label_3": 3}
+    assert dataset.problems == ()
+
+
+@pytest.mark.parametrize("half", ["images", "labels"])
+def test_plain_layout_with_two_of_a_name(tmp_path, half):
+    touch(tmp_path / "images" / "one.nii")
+    write_label(tmp_path / "labels" / "one.nii", 2)
+    touch(tmp_path / half / "one.nrrd")
+    dataset = open_dataset(tmp_path)
+    assert [case.images[0].name for case in dataset.cases] == ["one.nii"]
+    (problem,) = dataset.problems
+    assert (problem.case, problem.problem) == ("one", "same name")
+    assert str(tmp_path / half / "one.nrrd") in problem.found
 
 
 def test_nnunet_layout_with_regions_and_an_ignore_label(tmp_path):

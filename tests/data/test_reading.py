@@ -231,7 +231,7 @@ class TestLabels:
     def test_unknown_values_are_refused(self, tmp_path):
         path = save(nifti(ramp(dtype=np.uint8) % 4), tmp_path / "a.nii.gz")
         read_label(path, known=(1, 2, 3))
-        with pytest.raises(InputError, match=r"unknown label values \[3\]; known are \[1, 2\]"):
+        with pytest.raises(InputError, match=r"unknown label values \[3\], known are \[1, 2\]"):
             read_label(path, known=(1, 2))
 
 

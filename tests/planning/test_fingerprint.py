@@ -1,5 +1,6 @@
 """The fingerprint against numbers worked out by hand, and what it refuses."""
 
+import dataclasses
 from pathlib import Path
 
 import nibabel
@@ -8,7 +9,7 @@ import pytest
 
 from volseg.data.dataset import DataSet, TrainingCase
 from volseg.data.labels import LabelSet
-from volseg.errors import InputError
+from volseg.errors import DataSetError, InputError, Problem
 from volseg.planning.fingerprint import take_fingerprint
 
 # I runs to L, J to S, K to P: R, A, S are the stored axes 0, 2, 1.
@@ -116,25 +117,64 @@ def test_all_problems_are_told_at_once(tmp_path):
         write_case(tmp_path, "strange", image, label * 2),
         TrainingCase("gone", (tmp_path / "gone.nii.gz",), tmp_path / "gone_label.nii.gz"),
     )
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(DataSetError) as caught:
         take_fingerprint(dataset)
+    rows = [(row.case, row.problem) for row in caught.value.problems]
+    assert rows == [
+        ("holed", "not finite"),
+        ("moved", "grids differ"),
+        ("strange", "unknown labels"),
+        ("gone", "missing file"),
+        ("gone", "missing file"),
+        ("moved", "duplicate"),
+        ("strange", "duplicate"),
+    ]
     lines = str(caught.value).splitlines()
-    assert lines[0] == "4 of 5 cases of tiny cannot be used:"
-    assert [line.split(":")[0].strip() for line in lines[1:]] == ["holed", "moved", "strange", "gone"]
-    assert "NaN" in lines[1]
-    assert "grid" in lines[2]
-    assert "[2, 6]" in lines[3]
-    assert "does not exist" in lines[4]
+    assert lines[0] == "tiny cannot be trained on as it is, problems: 7."
+    assert lines[1].startswith("  holed: not finite: ")
+    assert lines[1].endswith("; replace them, for example by 0.")
 
 
-def test_only_ten_problems_are_listed(tmp_path):
-    gone = [TrainingCase(f"{i}", (tmp_path / "gone.nii",), tmp_path / "gone.nii") for i in range(12)]
-    with pytest.raises(InputError, match=r"12 of 12 cases(?s:.*)and 2 more$") as caught:
+def test_only_thirty_problems_are_listed(tmp_path):
+    gone = [TrainingCase(f"{i}", (tmp_path / "gone.nii",), tmp_path / "gone.nii") for i in range(32)]
+    with pytest.raises(DataSetError, match=r"problems: 32\.(?s:.*)and 2 more$") as caught:
         take_fingerprint(dataset_of(*gone))
-    assert len(str(caught.value).splitlines()) == 12
+    assert len(str(caught.value).splitlines()) == 32
+    assert len(caught.value.problems) == 32
+
+
+def test_problems_that_the_folder_tells_come_first(tmp_path):
+    told = Problem("a", "same name", "it is there twice", "rename one of them")
+    case = write_case(tmp_path, "a", *tiny())
+    with pytest.raises(DataSetError) as caught:
+        take_fingerprint(dataclasses.replace(dataset_of(case), problems=(told,)))
+    assert caught.value.problems == (told,)
+
+
+def test_equal_scans_are_found_whatever_way_they_are_stored(tmp_path):
+    image, label = tiny()
+    cases = [
+        write_case(tmp_path, "a", image, label),
+        write_case(tmp_path, "b", np.ascontiguousarray(image, np.float64), label),
+        write_case(tmp_path, "c", image[::-1], label),
+        write_case(tmp_path, "d", image, label),
+    ]
+    with pytest.raises(DataSetError) as caught:
+        take_fingerprint(dataset_of(*cases))
+    assert [(row.case, row.found) for row in caught.value.problems] == [
+        ("b", "its voxels are those of a"),
+        ("d", "its voxels are those of a"),
+    ]
 
 
 def test_labels_that_are_all_empty(tmp_path):
     image, label = tiny()
-    with pytest.raises(InputError, match="No case of tiny has a labelled voxel"):
+    with pytest.raises(DataSetError, match="all 1 cases hold background alone"):
         take_fingerprint(dataset_of(write_case(tmp_path, "a", image, 0 * label)))
+
+
+def test_empty_cases_among_others_are_logged(tmp_path, caplog):
+    image, label = tiny()
+    cases = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image + 1, 0 * label)
+    assert take_fingerprint(dataset_of(*cases)).cases[1].offsets == {}
+    assert caplog.messages == ["1 of 2 cases have no labelled voxel: b."]

@@ -11,7 +11,7 @@ from volseg.data.geometry import Geometry
 from volseg.data.reading import read_stored
 from volseg.errors import UsageError
 from volseg.files import read_json_lines, sha256_of
-from volseg.modelfile import read_card
+from volseg.modelfile import ModelCard, read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
 
@@ -78,9 +78,19 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "patch_size": _by(plan.patch_size),
         "network": f"{network.encoder} U-Net of {network.block}, features {', '.join(map(str, network.features))}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
-        "trained_on": ", ".join(f"{key} {value}" for key, value in card.training.items() if value is not None),
+        "members": _members(card),
+        "trained_on": ", ".join(
+            f"{key} {value}" for key, value in card.training.items() if value is not None and key != "members"
+        ),
         "foreground_dice": card.scores.get("foreground_dice"),
     }
+
+
+def _members(card: ModelCard) -> str:
+    """How many networks a model has, and of an ensemble of runs what each reached on its own validation cases."""
+    records = zip(card.training.get("members", ()), card.scores.get("members", ()), strict=True)
+    listed = [f"{record['name']} {scores.get('foreground_dice') or '-'}" for record, scores in records]
+    return f"{card.members} (Dice of each: {', '.join(listed)})" if listed else str(card.members)
 
 
 def _describe_image(path: Path) -> dict[str, Any]:

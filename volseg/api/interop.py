@@ -14,7 +14,7 @@ from volseg.files import sha256_of
 from volseg.interop.nnunet_checkpoint import Checkpoint, read_checkpoint
 from volseg.interop.nnunet_plans import plan_of
 from volseg.interop.nnunet_weights import import_weights
-from volseg.modelfile import ModelCard, save_model
+from volseg.modelfile import ModelCard, refuse_taken, save_model
 
 FOLD = re.compile(r"fold_(\d+|all)")
 
@@ -57,10 +57,7 @@ def import_nnunet(
         ResourceError: the disk refused the bytes.
     """
     folder, output = Path(folder), Path(output)
-    if output.suffix != ".safetensors":
-        raise UsageError(f"{output} does not end in .safetensors, as model files do. Choose such a name.")
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists already. Choose another name or allow overwriting (--overwrite).")
+    refuse_taken(output, overwrite)
     plans, dataset = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
     found = [Fold(path.parent.name, path, read_checkpoint(path)) for path in _checkpoints(folder, checkpoint, folds)]
     first = found[0].checkpoint

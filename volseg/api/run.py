@@ -19,7 +19,7 @@ from volseg.data.batches import BatchDataset, batch_loader, check_shared, lost_w
 from volseg.data.cache import CachedCase, cache_cases
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.device import choose_device, choose_precision, memory_errors
-from volseg.errors import Stopped
+from volseg.errors import DataSetError, Stopped
 from volseg.files import remove_leftovers, write_json
 from volseg.heap import kept_heap
 from volseg.modelfile import ModelCard, save_model
@@ -138,9 +138,14 @@ def _prepare(
     world: int,
     resume: bool,
 ) -> Run:
-    """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data."""
+    """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data.
+
+    The plan is that of all cases of all folds, so that the folds have one plan and fit into one model.
+    """
     planned = resume and (folder / "plan.yaml").exists()
     if planned:
+        if data.problems:
+            raise DataSetError(data.name, data.problems)
         remove_leftovers(folder)
         splits = read_splits(folder / "splits.json", data)
     elif settings.fold == "all":
@@ -154,7 +159,8 @@ def _prepare(
         plan = read_plan(folder / "plan.yaml")
         check_shared(plan, world)
     else:
-        fingerprint = take_fingerprint(replace(data, cases=tuple(training)))
+        used = {name for one in splits for half in one.values() for name in half}
+        fingerprint = take_fingerprint(replace(data, cases=tuple(case for case in data.cases if case.name in used)))
         plan, reasons = make_plan(data, fingerprint, config.plan, accelerated=device.type != "cpu")
         check_shared(plan, world)
         begin(folder, settings, config)

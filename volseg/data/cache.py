@@ -10,7 +10,9 @@ import glob
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from volseg.files import sha256_of, whole_file, write_json
 FORMAT = 3
 # As many voxels per class as nnU-Net keeps for drawing patches.
 VOXELS_PER_CLASS = 10_000
+# Cases that are prepared at the same time: one is resampled while another is read or written.
+AT_ONCE = 2
 # The parts of a plan that change what is cached.
 PREPROCESSING: Any = {
     "channels": {"__all__": {"normalisation", "clip", "mean", "std"}},
@@ -94,37 +98,44 @@ class CachedCase:
 def cache_cases(
     cases: Sequence[TrainingCase], plan: Plan, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> list[CachedCase]:
-    """Preprocess all cases that are not in the cache yet.
+    """Preprocess all cases that are not in the cache yet, a few at a time.
 
     Args:
         cases: to preprocess.
         plan: whose grid and normalisation they get.
         folder: of the cache; made if it is not there.
-        progress: called with the number of cases done and of all cases, after each.
+        progress: called with the number of cases done and of all cases, after each, in their order.
 
     Returns:
         One entry per case, in their order.
 
     Raises:
-        InputError: a case cannot be used; the message names it.
+        InputError: a case cannot be used; the message names it. No further case is begun.
         ResourceError: the disk is full.
     """
     cached = []
-    for done, case in enumerate(cases, start=1):
-        stem = Path(folder) / f"{case.name}.{cache_key(case, plan)}"
-        if not _part(stem, "json").exists():
-            _preprocess(case, plan, stem)
-        cached.append(_load(case, stem))
-        if progress:
-            progress(done, len(cases))
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="volseg-prepare") as pool:
+        for one in pool.map(partial(_cached, plan=plan, folder=Path(folder)), cases):
+            cached.append(one)
+            if progress:
+                progress(len(cached), len(cases))
     return cached
 
 
 def cache_key(case: TrainingCase, plan: Plan) -> str:
-    """16 hexadecimal digits that stand for the input files' bytes and for how they are preprocessed."""
+    """16 hexadecimal digits that stand for the input files' bytes and for how they are preprocessed.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    try:
+        files = [sha256_of(file) for path in (*case.images, case.label) for file in _files_of(path)]
+    except OSError as error:
+        reason = f"could not read {error.filename}: {error.strerror}"
+        raise InputError(f"Case {case.name}: {reason}. Put the file back.") from error
     facts = {
         "format": FORMAT,
-        "files": [sha256_of(file) for path in (*case.images, case.label) for file in _files_of(path)],
+        "files": files,
         "plan": plan.model_dump(mode="json", include=PREPROCESSING),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -142,6 +153,14 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
         return scan, read_label(case.label, like=scan.geometry, known=known)
     except InputError as error:
         raise InputError(f"Case {case.name}: {error}") from error
+
+
+def _cached(case: TrainingCase, plan: Plan, folder: Path) -> CachedCase:
+    """The entry of a case, made where there is none."""
+    stem = folder / f"{case.name}.{cache_key(case, plan)}"
+    if not _part(stem, "json").exists():
+        _preprocess(case, plan, stem)
+    return _load(case, stem)
 
 
 def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:

@@ -131,9 +131,13 @@ def check_scan(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarra
             low, high = volume.min(), volume.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             count = sum(int(slab.size - np.isfinite(slab).sum()) for slab in _slabs(volume))
-            raise InputError(f"{source} holds {count} NaN or infinite voxels; replace them, for example by 0.")
+            raise InputError(
+                f"{source} holds {count} NaN or infinite voxels", "replace them, for example by 0", "not finite"
+            )
         if low == high:
-            raise InputError(f"{source}: every voxel is {low}; a constant volume holds no anatomy.")
+            raise InputError(
+                f"{source}: every voxel is {low}, so it holds no anatomy", "copy it again or leave it out", "constant"
+            )
     return volumes
 
 
@@ -156,17 +160,27 @@ def check_label(array: np.ndarray, source: str, known: Collection[int] | None = 
         low, high = volume.min(), volume.max()
     if not (low >= 0 and high <= LARGEST_LABEL):
         raise InputError(
-            f"{source}: label values run from {low} to {high}, and have to be within 0 to {LARGEST_LABEL}."
+            f"{source}: label values run from {low} to {high}, and have to be within 0 to {LARGEST_LABEL}",
+            "mend the label image",
+            "label values",
         )
     present = np.zeros(LARGEST_LABEL + 1, dtype=bool)
     for slab in _slabs(volume):
         if volume.dtype.kind == "f" and (slab != np.rint(slab)).any():
             odd = slab[slab != np.rint(slab)][0]
-            raise InputError(f"{source}: label values have to be whole numbers, found {odd}; is it an image?")
+            raise InputError(
+                f"{source}: label values have to be whole numbers, found {odd}",
+                "give a label image, not a scan",
+                "label values",
+            )
         present[slab.astype(np.uint16)] = True
     found = [int(value) for value in np.flatnonzero(present)]
     if known is not None and (unknown := sorted(set(found) - {0, *known})):
-        raise InputError(f"{source} holds unknown label values {unknown[:10]}; known are {sorted(known)}.")
+        raise InputError(
+            f"{source} holds unknown label values {unknown[:10]}, known are {sorted(known)}",
+            "name all its labels, or mend it",
+            "unknown labels",
+        )
     return volume.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
 
 

@@ -10,8 +10,8 @@ How labels are declared is in `volseg.data.labels`.
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sklearn.model_selection import KFold
 from volseg.data.formats import image_suffix, stem_of
 from volseg.data.labels import LabelSet, parse_labels
 from volseg.data.reading import read_label
-from volseg.errors import InputError, UsageError
+from volseg.errors import InputError, Problem, UsageError
 
 SHOWN = 5
 Split = dict[str, list[str]]
@@ -52,9 +52,10 @@ class DataSet:
         folder: where it lies.
         channels: their names, in order.
         labels: what is segmented, and which voxels nobody has labelled.
-        cases: sorted by name.
+        cases: sorted by name; their files may be missing, which reading them finds.
         licence: as the data set states it, or "".
         description: as the data set states it, or "".
+        problems: what keeps it from being trained on, as far as its folder tells.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DataSet:
     cases: tuple[TrainingCase, ...]
     licence: str = ""
     description: str = ""
+    problems: tuple[Problem, ...] = ()
 
 
 def open_dataset(folder: Path) -> DataSet:
@@ -73,8 +75,7 @@ def open_dataset(folder: Path) -> DataSet:
         folder: in one of the three layouts above.
 
     Raises:
-        InputError: no such folder, none of the layouts, files without a partner, two cases of one name, or labels
-            that `parse_labels` refuses.
+        InputError: no such folder, none of the layouts, no cases, or labels that `parse_labels` refuses.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -141,10 +142,10 @@ def read_splits(path: Path, dataset: DataSet) -> list[Split]:
         case.name for case in dataset.cases
     }
     if unknown:
-        raise InputError(f"{path} names {len(unknown)} cases the data set does not have: {_listed(sorted(unknown))}.")
+        raise InputError(f"{path} names {len(unknown)} cases the data set does not have: {listed(sorted(unknown))}.")
     for number, fold in enumerate(folds):
         if shared := set(fold["train"]) & set(fold["val"]):
-            raise InputError(f"{path}, fold {number}: in train and in val are {_listed(sorted(shared))}.")
+            raise InputError(f"{path}, fold {number}: in train and in val are {listed(sorted(shared))}.")
     return folds
 
 
@@ -169,7 +170,6 @@ def _open_decathlon(folder: Path, document: dict[str, Any]) -> DataSet:
         TrainingCase(stem_of(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
         for entry in entries
     ]
-    _refuse_missing(path for case in cases for path in (*case.images, case.label))
     modality = document.get("modality", {"0": "image"})
     return _dataset(folder, document, tuple(modality.values()), cases)
 
@@ -177,11 +177,10 @@ def _open_decathlon(folder: Path, document: dict[str, Any]) -> DataSet:
 def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
     channels = tuple(document["channel_names"].values())
     ending = document.get("file_ending", ".nii.gz")
-    first = sorted((folder / "imagesTr").glob(f"*_0000{ending}"))
-    references = sorted((folder / "labelsTr").glob(f"*{ending}"))
-    names = {path.name.removesuffix(f"_0000{ending}") for path in first} | {
-        path.name.removesuffix(ending) for path in references
-    }
+    images = (folder / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")
+    references = (folder / "labelsTr").glob(f"*{ending}")
+    names = {path.name.removesuffix(ending)[:-5] for path in images}
+    names |= {path.name.removesuffix(ending) for path in references}
     cases = [
         TrainingCase(
             name,
@@ -190,7 +189,6 @@ def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
         )
         for name in sorted(names)
     ]
-    _refuse_missing(path for case in cases for path in (*case.images, case.label))
     return _dataset(folder, document, channels, cases)
 
 
@@ -198,52 +196,53 @@ def _open_plain(folder: Path) -> DataSet:
     images, references = (
         [path for path in sorted((folder / half).iterdir()) if image_suffix(path)] for half in ("images", "labels")
     )
-    _refuse_duplicates([stem_of(path) for path in images])
-    _refuse_duplicates([stem_of(path) for path in references])
-    by_name = [{stem_of(path): path for path in half} for half in (images, references)]
-    alone = sorted(path for half, other in (by_name, by_name[::-1]) for name, path in half.items() if name not in other)
-    if alone:
-        raise InputError(
-            f"{folder}: {len(alone)} files have no partner of the same name in images and labels: {_listed(alone)}."
-        )
-    cases = [TrainingCase(name, (path,), by_name[1][name]) for name, path in by_name[0].items()]
+    partner = {stem_of(path): path for path in reversed(references)}
+    # A file without a partner is a case that lacks one of this name.
+    cases = [
+        TrainingCase(stem_of(path), (path,), partner.get(stem_of(path), folder / "labels" / path.name))
+        for path in images
+    ]
+    taken = {case.label for case in cases}
+    cases += [
+        TrainingCase(stem_of(path), (folder / "images" / path.name,), path) for path in references if path not in taken
+    ]
     names = folder / "labels.json"
-    if names.exists():
-        labels = _read_json(names)
-    else:
-        found = {int(value) for case in cases for value in np.unique(read_label(case.label).channels[0])}
-        labels = {f"label_{value}": value for value in sorted(found - {0})}
+    labels = _read_json(names) if names.exists() else _labels_found(references)
     return _dataset(folder, {"labels": labels}, ("image",), cases)
+
+
+def _labels_found(references: Sequence[Path]) -> dict[str, int]:
+    """A name for each value that the label images hold, as far as they can be read."""
+    found: set[int] = set()
+    for path in references:
+        with suppress(InputError):
+            found |= {int(value) for value in np.unique(read_label(path).channels[0])}
+    return {f"label_{value}": value for value in sorted(found - {0})}
 
 
 def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], cases: list[TrainingCase]) -> DataSet:
     """The data set, with the checks that all layouts share."""
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
-    _refuse_duplicates([case.name for case in cases])
+    first = {case.name: case for case in reversed(cases)}
     return DataSet(
         name=str(document.get("name", folder.resolve().name)),
         folder=folder,
         channels=channels,
         labels=labels,
-        cases=tuple(sorted(cases, key=lambda case: case.name)),
+        cases=tuple(first[name] for name in sorted(first)),
         licence=str(document.get("licence", document.get("license", ""))),
         description=str(document.get("description", "")),
+        problems=tuple(_same_name(case, first[case.name]) for case in cases if case is not first[case.name]),
     )
 
 
-def _refuse_missing(paths: Iterable[Path]) -> None:
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise InputError(f"{len(missing)} files of the data set are missing: {_listed(missing)}.")
+def _same_name(case: TrainingCase, first: TrainingCase) -> Problem:
+    """The problem of a case whose name another one has."""
+    files, others = (", ".join(map(str, (*one.images, one.label))) for one in (case, first))
+    return Problem(case.name, "same name", f"it is {others}, and again {files}", "rename or remove one of them")
 
 
-def _refuse_duplicates(names: list[str]) -> None:
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise InputError(f"{len(twice)} cases share a name: {_listed(twice)}. Rename them.")
-
-
-def _listed(items: Sequence[Any]) -> str:
+def listed(items: Sequence[Any]) -> str:
     """The first few of some items, and how many more there are."""
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(str(item) for item in items[:SHOWN]) + more

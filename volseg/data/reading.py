@@ -129,6 +129,27 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
     return Scan((label,), geometry, stored.header, stored.source, tuple(warnings))
 
 
+def compare_grids(path: Path, reference: Path, whose: str) -> None:
+    """Refuse an image whose grid is not that of another, whatever their voxels are.
+
+    Args:
+        path: as for `read_scan`.
+        reference: the other one.
+        whose: what `reference` is to it, for the message.
+
+    Raises:
+        GridError: they differ.
+        InputError: one of them is missing, damaged or lies on no grid.
+    """
+    images = [read_stored(Path(one)) for one in (path, reference)]
+    for image in images:
+        check_affine(image.affine, image.source)
+    # Fewer axes are no grid, which a look at the voxels refuses.
+    if min(image.array.ndim for image in images) >= 3:
+        found, expected = (Geometry(image.array.shape[:3], image.affine) for image in images)
+        _require_grid(found, expected, images[0].source, whose)
+
+
 def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) -> Scan:
     """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied."""
     stored = Stored(np.asarray(array), np.array(affine, dtype=np.float64), None, "The array", [])
@@ -175,7 +196,7 @@ def read_stored(path: Path) -> Stored:
         InputError: it is missing, damaged, or no image.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist.")
+        raise InputError(f"{path} does not exist", "add it, or name another file", "missing file")
     suffix = image_suffix(path)
     if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
         from volseg.data.dicom import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
@@ -286,8 +307,9 @@ def _require_grid(found: Geometry, expected: Geometry, source: str, whose: str) 
     """Refuse a grid that is not the expected one."""
     if not found.same_grid(expected):
         raise GridError(
-            f"{source} lies on another grid than {whose}: {_described(found)}, expected {_described(expected)}; "
-            "resample it."
+            f"{source} lies on another grid than {whose}: {_described(found)}, expected {_described(expected)}",
+            "resample it",
+            "grids differ",
         )
 
 

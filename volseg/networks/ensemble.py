@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from volseg.networks.unet import UNet
-
 
 class Ensemble(nn.Module):
     """The mean of the logits of networks that were trained for the same task.
@@ -14,7 +12,7 @@ class Ensemble(nn.Module):
         members: at least one; parameters of member m are named `members.m.`, then as in the member.
     """
 
-    def __init__(self, members: Sequence[UNet]) -> None:
+    def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 

@@ -3,22 +3,26 @@
 Spatial triples are in the order R, A, S: the scan's axes after reorientation to the closest RAS+ order.
 """
 
+import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from volseg.data.dataset import DataSet, TrainingCase
+from volseg.data.dataset import DataSet, TrainingCase, listed
 from volseg.data.geometry import Geometry, ras_order
 from volseg.data.labels import LabelSet
-from volseg.data.reading import read_channels, read_label
-from volseg.errors import InputError
+from volseg.data.problems import case_problems, duplicate_problems, voxel_digest
+from volseg.data.reading import Scan, read_channels, read_label
+from volseg.errors import DataSetError, InputError, Problem
+
+logger = logging.getLogger(__name__)
 
 SAMPLES_PER_CASE = 10_000
-SHOWN = 10
 READERS = 2
 T = TypeVar("T", int, float)
 
@@ -79,33 +83,56 @@ class Fingerprint:
         return min(volumes), max(volumes)
 
 
+class _Look(NamedTuple):
+    """What a case is like or what is wrong with it, and the digest of its image if that can be used."""
+
+    measures: CaseFingerprint | None
+    problems: list[Problem]
+    digest: str | None
+
+
 def take_fingerprint(dataset: DataSet) -> Fingerprint:
     """Read every case once and measure it; two at a time, none kept in memory.
 
+    Cases without a labelled voxel are told in the log, and used.
+
     Raises:
-        InputError: everything that is wrong with any case, at once; or no labelled voxel in any.
+        DataSetError: everything that is wrong with any case, at once; or no labelled voxel in any.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        outcomes = list(pool.map(partial(_case_or_problem, dataset), dataset.cases))
-    problems = [one for one in outcomes if isinstance(one, str)]
-    measured = [one for one in outcomes if isinstance(one, CaseFingerprint)]
+        looks = dict(zip(dataset.cases, pool.map(partial(_look_at, dataset), dataset.cases), strict=True))
+    problems = [*dataset.problems, *(problem for look in looks.values() for problem in look.problems)]
+    problems += duplicate_problems({case.name: look.digest for case, look in looks.items() if look.digest})
+    measured = [look.measures for look in looks.values() if look.measures]
+    empty = [case.name for case in measured if not case.offsets]
+    if measured and len(empty) == len(measured):
+        found = f"the label images of all {len(empty)} cases hold background alone"
+        problems.append(Problem("all", "no label", found, "check them"))
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listed = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
-        raise InputError(f"{len(problems)} of {len(outcomes)} cases of {dataset.name} cannot be used:{listed}{more}")
-    if not any(case.offsets for case in measured):
-        raise InputError(f"No case of {dataset.name} has a labelled voxel. Check the label images.")
+        # Without the folder, which is the same for all.
+        inside = f"{dataset.folder}{os.sep}"
+        raise DataSetError(dataset.name, [row._replace(found=row.found.replace(inside, "")) for row in problems])
+    if empty:
+        logger.warning("%d of %d cases have no labelled voxel: %s.", len(empty), len(measured), listed(empty))
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
     return Fingerprint(tuple(measured), tuple(channels))
 
 
-def _case_or_problem(dataset: DataSet, case: TrainingCase) -> CaseFingerprint | str:
-    """The measures of one case, or what is wrong with it."""
+def _look_at(dataset: DataSet, case: TrainingCase) -> _Look:
+    """Read a case, and measure it or find all that is wrong with it."""
+    known = dataset.labels.known
+    digest: str | None = None
     try:
         scan = read_channels(case.images, len(dataset.channels))
-        label = read_label(case.label, like=scan.geometry, known=dataset.labels.known).channels[0]
-    except InputError as error:
-        return f"{case.name}: {error}"
+        digest = voxel_digest(scan)
+        label = read_label(case.label, like=scan.geometry, known=known).channels[0]
+    except InputError:
+        return _Look(None, case_problems(case, len(dataset.channels), known), digest)
+    return _Look(_measured(dataset, case, scan, label), [], digest)
+
+
+def _measured(dataset: DataSet, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
+    """The measures of a case."""
     order, _ = ras_order(scan.geometry.affine)
     foreground = label != 0 if dataset.labels.ignore is None else (label != 0) & (label != dataset.labels.ignore)
     # Seeded by the name, so that the sample does not depend on which other cases there are.

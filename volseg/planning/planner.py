@@ -236,7 +236,10 @@ def _labels(dataset: DataSet, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
         )
         for name, value in dataset.labels.values.items()
     ]
-    reason = "volumes are the smallest and largest of the training references"
+    empty = sum(not case.offsets for case in fingerprint.cases)
+    reason = "volumes are the smallest and largest of the references"
+    if empty:
+        reason += f"; {empty} of {len(fingerprint.cases)} cases have no labelled voxel"
     if dataset.labels.parts:
         reason += "; regions overlap, so each has a sigmoid of its own"
     if dataset.labels.ignore is not None:

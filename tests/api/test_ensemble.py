@@ -1,0 +1,141 @@
+"""Several models as one file: what it answers, what its card says, and which models are refused."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.pipeline import blob, tiny_plan, write_model
+from volseg import Segmenter, ensemble, train
+from volseg.cli import app
+from volseg.config import Channel, Label
+from volseg.data.phantom import write_phantoms
+from volseg.errors import InputError, UsageError
+from volseg.files import sha256_of
+from volseg.modelfile import ModelCard, load_model, read_card, save_model
+
+
+@pytest.fixture
+def models(tmp_path):
+    return [write_model(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1, 2)]
+
+
+def changed(path, **changes):
+    """The model with another plan or card; the weights stay."""
+    card, weights = load_model(path)
+    save_model(path, card.model_copy(update=changes), weights)
+
+
+def test_the_logits_are_the_mean_of_the_members(models, tmp_path):
+    joined = ensemble(models, tmp_path / "all.safetensors")
+    x = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    together, *alone = (Segmenter.load(path, device="cpu", precision="fp32").network(x) for path in (joined, *models))
+    torch.testing.assert_close(together, torch.stack(alone).mean(0))
+    assert (alone[0] - alone[1]).abs().max() > 0.01
+
+
+def test_the_file_holds_the_weights_and_the_records_of_its_members(models, tmp_path):
+    for number, path in enumerate(models):
+        scores = {"cases": 2, "foreground_dice": 0.5 + number / 10}
+        changed(path, name=f"tiny-fold{number}", training={"licence": "CC0", "fold": number}, scores=scores)
+    card, weights = load_model(ensemble(models, tmp_path / "all.safetensors"))
+    for number, path in enumerate(models):
+        _, plain = load_model(path)
+        assert all(torch.equal(weights[f"members.{number}.{name}"], tensor) for name, tensor in plain.items())
+    assert len(weights) == 3 * len(plain)
+    assert (card.name, card.members) == ("tiny-ensemble3", 3)
+    assert (card.training["dataset"], card.training["licence"]) == ("tiny", "CC0")
+    assert [one["fold"] for one in card.training["members"]] == [0, 1, 2]
+    assert [one["sha256"] for one in card.training["members"]] == [sha256_of(path) for path in models]
+    assert [one["foreground_dice"] for one in card.scores["members"]] == [0.5, 0.6, 0.7]
+
+
+def test_a_scan_is_segmented_by_all_members_in_one_pass(models, tmp_path):
+    joined = ensemble(models[:2], tmp_path / "all.safetensors")
+    nibabel.save(nibabel.Nifti1Image(blob(), np.diag([1.5, 1.5, 2.0, 1.0])), tmp_path / "scan.nii.gz")
+    files = [tmp_path / f"{name}.npy" for name in ("both", "one", "two")]
+    for model, file in zip((joined, *models), files, strict=False):
+        Segmenter.load(model, device="cpu", precision="fp32")(tmp_path / "scan.nii.gz", probabilities=file)
+    both, one, two = (np.log(np.load(file).astype(np.float64)) for file in files)
+    # Softmax of mean logits: log probabilities are the mean of the members', up to a constant per voxel.
+    rest = both - (one + two) / 2
+    assert np.abs(rest - rest.mean(axis=0)).max() < 0.02
+    assert np.abs(one - two).max() > 0.1
+
+
+def test_ranges_of_the_training_cases_are_put_together(tmp_path):
+    def model(number, volumes, means, **changes):
+        labels = tuple(Label(name=name, value=value, volume_ml_range=volumes) for name, value in (("a", 1), ("b", 2)))
+        plan = tiny_plan(channels=(Channel(mean_range=means),), labels=labels, **changes)
+        return write_model(tmp_path / f"{number}.safetensors", plan, number)
+
+    both = [model(1, (1.0, 3.0), (10.0, 20.0), steps=7), model(2, (2.0, 4.0), (5.0, 15.0), steps=9)]
+    plan = read_card(ensemble(both, tmp_path / "all.safetensors")).plan
+    assert {label.volume_ml_range for label in plan.labels} == {(1.0, 4.0)}
+    assert plan.channels[0].mean_range == (5.0, 20.0)
+    unknown = [*both, model(3, None, (1.0, 2.0))]
+    plan = read_card(ensemble(unknown, tmp_path / "more.safetensors")).plan
+    assert {label.volume_ml_range for label in plan.labels} == {None}
+    assert plan.channels[0].mean_range == (1.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"spacing_mm": (2.0, 1.5, 1.0)}, r"1.safetensors does not fit .*: spacing_mm.2 is 1.0, expected 1.5"),
+        ({"channels": (Channel(name="CT"),)}, "channels.0.name is CT, expected MRI"),
+        ({"labels": (Label(name="ball", value=1), Label(name="rod", value=3))}, "labels.1.value is 3, expected 2"),
+        ({"mirror_axes": (0,)}, r"mirror_axes is \[0\], expected \[\]"),
+        ({"network": tiny_plan().network.model_copy(update={"norm": "batch"})}, "network.norm is batch, expected inst"),
+    ],
+)  # fmt: skip
+def test_models_with_other_plans_are_refused(models, tmp_path, changes, words):
+    write_model(models[1], tiny_plan(**changes))
+    with pytest.raises(InputError, match=words):
+        ensemble(models, tmp_path / "all.safetensors")
+    assert not (tmp_path / "all.safetensors").exists()
+
+
+def test_other_models_are_refused_in_one_sentence(models, tmp_path):
+    output = tmp_path / "all.safetensors"
+    for wrong in ([], models[:1], [models[0], models[0]]):
+        with pytest.raises(UsageError, match="needs two models or more, each only once"):
+            ensemble(wrong, output)
+    with pytest.raises(InputError, match=r"no model .*absent"):
+        ensemble([*models, tmp_path / "absent"], output)
+    joined = ensemble(models[:2], output)
+    with pytest.raises(UsageError, match="exists already"):
+        ensemble(models, output)
+    with pytest.raises(InputError, match="is an ensemble of 2 networks itself"):
+        ensemble([models[2], joined], tmp_path / "more.safetensors")
+    with pytest.raises(UsageError, match=r"does not end in \.safetensors"):
+        ensemble(models, tmp_path / "all.pth")
+    save_model(models[1], ModelCard(name="tiny", plan=tiny_plan()), {"weight": torch.ones(1)})
+    with pytest.raises(InputError, match=r"weights in .*1\.safetensors do not fit its plan"):
+        ensemble(models, output, overwrite=True)
+    assert read_card(output).members == 2
+
+
+def test_the_folds_of_a_data_set_become_one_model(tmp_path):
+    write_phantoms(tmp_path / "data", count=4, seed=9, kind="ct")
+    settings = ("plan.features=[4, 8]", "plan.patch_size=[16, 16, 16]", "training.workers=0")
+    runs = [
+        train(tmp_path / "data", tmp_path / f"run{fold}", fold=fold, folds=2, steps=1, overrides=settings, device="cpu")
+        for fold in (0, 1)
+    ]
+    output = tmp_path / "all.safetensors"
+    done = CliRunner().invoke(app, ["ensemble", *map(str, runs), "--output", str(output), "--json"])
+    assert done.exit_code == 0, done.output
+    described = json.loads(done.stdout)
+    assert described["what"] == "model Phantoms CT-ensemble2"
+    assert "2 (Dice of each: Phantoms CT-fold0 " in described["members"]
+    card = read_card(output)
+    assert card.plan == read_card(runs[0] / "model.safetensors").plan
+    assert [record["fold"] for record in card.training["members"]] == [0, 1]
+    assert [scores["cases"] for scores in card.scores["members"]] == [2, 2]
+    (runs[1] / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"run .*run1 has no model yet.*--resume"):
+        ensemble(runs, output, overwrite=True)

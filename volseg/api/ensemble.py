@@ -1,0 +1,120 @@
+"""The models of several runs, such as the folds of a cross-validation, as one model file."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from volseg.api.segmenter import find_model, load_network
+from volseg.api.settings import is_run
+from volseg.config import Channel, Label, Plan
+from volseg.errors import InputError, UsageError
+from volseg.files import sha256_of
+from volseg.modelfile import ModelCard, load_model, read_card, refuse_taken, save_model
+from volseg.networks import Ensemble
+
+Part = TypeVar("Part", Channel, Label)
+
+# What a plan takes from its training cases without a change to what the network sees or answers; the members' are
+# put together.
+RANGES: Any = {
+    "channels": {"__all__": {"mean_range"}},
+    "labels": {"__all__": {"volume_ml_range"}},
+    "batch_size": True,
+    "steps": True,
+}
+
+
+def ensemble(models: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Path:
+    """Put several models into one file, which answers with the mean of their logits, in one pass over a scan.
+
+    Args:
+        models: at least two: run folders, model files or bundled names, whose plans agree but for the ranges of
+            their training cases.
+        output: the model file, ending in .safetensors. Its card lists the members' training records and scores.
+        overwrite: replace an existing `output`.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UsageError: fewer than two models, one of them twice, or `output` exists or is no name of a model file.
+        InputError: a model is missing, damaged, an ensemble itself, or does not fit the first one.
+        ResourceError: the disk refused the bytes.
+    """
+    output = Path(output)
+    refuse_taken(output, overwrite)
+    paths = [_model_of(model) for model in models]
+    if len({path.resolve() for path in paths}) < max(len(paths), 2):
+        found = ", ".join(map(str, models)) or "none"
+        raise UsageError(f"An ensemble needs two models or more, each only once, found {found}.")
+    cards = [read_card(path) for path in paths]
+    for path, card in zip(paths, cards, strict=True):
+        _check_fits(path, card, paths[0], cards[0])
+    members = Ensemble([load_network(*load_model(path), path) for path in paths])
+    plan = _joined([card.plan for card in cards])
+    records = [
+        {"name": card.name, "sha256": sha256_of(path), **card.training} for path, card in zip(paths, cards, strict=True)
+    ]
+    save_model(
+        output,
+        ModelCard(
+            name=f"{plan.dataset}-ensemble{len(cards)}",
+            plan=plan,
+            members=len(cards),
+            training={"dataset": plan.dataset, "licence": cards[0].training.get("licence"), "members": records},
+            scores={"members": [card.scores for card in cards]},
+        ),
+        members.state_dict(),
+    )
+    return output
+
+
+def _model_of(model: str | Path) -> Path:
+    """The model file of a run, or the model itself."""
+    if not is_run(Path(model)):
+        return find_model(model)
+    path = Path(model) / "model.safetensors"
+    if not path.exists():
+        raise InputError(f"The run {model} has no model yet. Finish it with volseg train --resume.")
+    return path
+
+
+def _check_fits(path: Path, card: ModelCard, first_path: Path, first: ModelCard) -> None:
+    """Refuse a model that cannot answer together with the first one."""
+    if card.members > 1:
+        raise InputError(f"{path} is an ensemble of {card.members} networks itself. Give the models it was made of.")
+    plans = [one.plan.model_dump(mode="json", exclude=RANGES) for one in (card, first)]
+    differences = list(_differences(plans[0], plans[1]))
+    if differences:
+        raise InputError(
+            f"{path} does not fit {first_path}: {'; '.join(differences[:3])}. "
+            "Give models that were trained with one plan, such as the folds of a data set."
+        )
+
+
+def _differences(found: Any, expected: Any, place: str = "") -> Iterator[str]:
+    """Where two plans differ, as "network.norm is batch, expected instance"."""
+    if isinstance(found, dict):
+        parts: Any = [(key, found[key], expected[key]) for key in found]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        parts = [(number, *pair) for number, pair in enumerate(zip(found, expected, strict=True))]
+    else:
+        if found != expected:
+            yield f"{place} is {found}, expected {expected}"
+        return
+    for name, one, other in parts:
+        yield from _differences(one, other, f"{place}.{name}" if place else name)
+
+
+def _joined(plans: Sequence[Plan]) -> Plan:
+    """The plan of all members: the first one's, with ranges that hold those of all."""
+    channels = tuple(_widened(one, "mean_range") for one in zip(*(plan.channels for plan in plans), strict=True))
+    labels = tuple(_widened(one, "volume_ml_range") for one in zip(*(plan.labels for plan in plans), strict=True))
+    return plans[0].model_copy(update={"channels": channels, "labels": labels})
+
+
+def _widened(parts: Sequence[Part], name: str) -> Part:
+    """The first of some parts, its range `name` so wide that it holds those of all; None where one is not known."""
+    ranges = [getattr(part, name) for part in parts]
+    whole = None if None in ranges else (min(low for low, _ in ranges), max(high for _, high in ranges))
+    return parts[0].model_copy(update={name: whole})

@@ -137,7 +137,7 @@ def test_plain_layout_without_partners(tmp_path):
         ("two", "two.nii", "two.nii"),
     ]
     # The label image of "four" is no image, which is told when it is read.
-    assert dataset.labels == {"label_2": 2, "label_3": 3}
+    assert dataset.labels.values == {"label_2": 2, "label_3": 3}
     assert dataset.problems == ()
 
 

@@ -139,12 +139,12 @@ def report_side(work: Callable[[], object], repeats: int) -> None:
     print(json.dumps({"seconds": seconds}))
 
 
-def run_side(arguments: Sequence[str | Path]) -> Side:
-    """A Python script that ends in `report_side`, in a process of its own: the median of its warm seconds.
+def run_side(arguments: Sequence[str | Path], python: str | Path = sys.executable) -> Side:
+    """A Python script that prints as `report_side` does, in a process of its own: the median of its warm seconds.
 
     CPU seconds and peak memory are those of the whole process.
     """
-    side = run_command([sys.executable, *arguments])
+    side = run_command([python, *arguments])
     return replace(side, seconds=statistics.median(json.loads(side.printed.splitlines()[-1])["seconds"]))
 
 

@@ -82,6 +82,7 @@ def make_plan(
         channels=len(dataset.channels),
         classes=len(dataset.labels.values) + (not dataset.labels.parts),
         width=32 if accelerated else 16,
+        blocks=2 if accelerated else 1,
     )
     patch = choices.patch_size or fit_patch(spacing, median, build, memory * MAP_VALUES_PER_GB)
     network = build(patch)
@@ -202,8 +203,11 @@ def _explain_network(
     for key in set(choices.model_fields_set) & set(NetworkConfig.model_fields):
         if getattr(choices, key) is not None:
             reasons[f"network.{key}"] = SET
-    if choices.blocks_per_stage:
-        reasons["network.encoder_blocks"] = reasons["network.decoder_blocks"] = SET
+    blocks = (
+        "two per stage, as nnU-Net has" if accelerated else "in minutes on a CPU, more steps gain more than more layers"
+    )
+    blocks = "nnU-Net's residual stages" if network.encoder == "residual" else blocks
+    reasons["network.encoder_blocks"] = reasons["network.decoder_blocks"] = SET if choices.blocks_per_stage else blocks
 
 
 def _batch_size(

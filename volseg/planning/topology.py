@@ -79,7 +79,13 @@ def feature_map_size(network: NetworkConfig, patch: Triple) -> int:
 
 
 def build_network(
-    patch: Triple, spacing_mm: Spacing, choices: PlanChoices, channels: int = 1, classes: int = 2, width: int = 32
+    patch: Triple,
+    spacing_mm: Spacing,
+    choices: PlanChoices,
+    channels: int = 1,
+    classes: int = 2,
+    width: int = 32,
+    blocks: int = 2,
 ) -> NetworkConfig:
     """The network for patches of this size and spacing.
 
@@ -90,6 +96,7 @@ def build_network(
         channels: of the input.
         classes: background included.
         width: features of the finest stage; they double from stage to stage.
+        blocks: convolutions per plain stage.
 
     Raises:
         ConfigError: more features were chosen than the patch gives stages.
@@ -103,8 +110,8 @@ def build_network(
             f"plan.features has {stages} entries, but a patch of {sizes_text(patch)} gives at most {possible} stages. "
             "Give fewer features or a larger patch."
         )
-    # nnU-Net's: a plain stage has 2 convolutions; residual stages grow deeper and have a light decoder.
-    encoder_blocks, decoder_blocks = (2,) * stages, (2,) * (stages - 1)
+    # nnU-Net's: residual stages grow deeper and have a light decoder.
+    encoder_blocks, decoder_blocks = (blocks,) * stages, (blocks,) * (stages - 1)
     if choices.encoder == "residual":
         encoder_blocks, decoder_blocks = (1, 3, 4, *(6,) * stages)[:stages], (1,) * (stages - 1)
     if choices.blocks_per_stage:

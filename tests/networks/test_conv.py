@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from volseg.networks import conv, winograd
 from volseg.networks.conv import Conv
-from volseg.networks.maps import plain_inference
+from volseg.networks.maps import convolves_bfloat16, plain_inference
 from volseg.networks.winograd import FOUR_FROM_INPUT, FOUR_FROM_TAPS, FOUR_TO_OUTPUT
 
-NATIVE = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+NATIVE = convolves_bfloat16()
 needs_bf16 = pytest.mark.skipif(not NATIVE, reason="oneDNN has no bfloat16 for this processor")
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from volseg.networks.maps import convolves_bfloat16
 from volseg.networks.pointconv import PointConv
 
 
@@ -20,7 +21,7 @@ def test_it_is_the_convolution_in_every_format() -> None:
 
 
 def test_logits_are_float32_where_maps_are_not() -> None:
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not convolves_bfloat16():
         pytest.skip("oneDNN has no bfloat16 for this processor")
     torch.manual_seed(0)
     layer = PointConv(6, 4)

@@ -59,6 +59,7 @@ class Work:
         windows: how they are cut.
         dtype: of feature maps.
         on_host: whether windows are computed in the process's own memory.
+        parameters: of the network.
     """
 
     card: ModelCard
@@ -66,6 +67,7 @@ class Work:
     windows: Windows
     dtype: torch.dtype
     on_host: bool
+    parameters: int
 
     def parts(self, chunk: Chunking) -> dict[str, int]:
         """Bytes that come on top of the scan at the peak of each stage."""
@@ -85,7 +87,7 @@ class Work:
         }
 
     def _windows(self, grid: list[int], chunk: Chunking) -> int:
-        """One batch of windows, the ring, and logits on their way back."""
+        """One batch of windows, what a network keeps for them, the ring, and logits on their way back."""
         network, patch = self.card.plan.network, self.card.plan.patch_size
         answers = network.classes if self.card.members > 1 else min(network.features[0], network.classes)
         ring = 4 * answers * min(grid[0], max(patch)) * grid[1] * grid[2]
@@ -97,7 +99,9 @@ class Work:
         maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
         # What is summed over mirror images and over members: the sum, one of them, and the answer to a constant window.
         maps += 3 * 4 * answers * math.prod(patch)
-        return ring + int((maps + back) * (HOLES if chunk.keep_heap else 1))
+        # The filters of `volseg.networks.winograd` are up to twice as large as the weights they are made of.
+        filters = 2 * self.parameters * self.dtype.itemsize
+        return ring + filters + int((maps + back) * (HOLES if chunk.keep_heap else 1))
 
 
 def feature_maps(network: NetworkConfig, patch: Triple) -> int:

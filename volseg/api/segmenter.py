@@ -150,7 +150,8 @@ class Segmenter:
     def _segment(self, opened: Scan, read_seconds: float, progress: Progress, probabilities: Path | None) -> Result:
         started = time.perf_counter()
         plan = self.card.plan
-        work = Work(self.card, opened, self.windows, self.dtype, self.device.type == "cpu")
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        work = Work(self.card, opened, self.windows, self.dtype, self.device.type == "cpu", parameters)
         chunk = plan_chunks(work, self.max_memory)
         with memory_errors(f"segmenting on {self.device}"):
             volume, grid = image_to_network(opened.channels, opened.geometry, plan, self.crop == "body")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -33,5 +34,10 @@ def plain_inference(x: torch.Tensor) -> torch.dtype | None:
         return None
     if not torch.is_autocast_enabled("cpu"):
         return torch.float32 if x.dtype == torch.float32 else None
-    is_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if is_bf16 else None
+    return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 and convolves_bfloat16() else None
+
+
+@cache
+def convolves_bfloat16() -> bool:
+    """Whether oneDNN has bfloat16 convolutions for this processor."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -11,7 +11,6 @@ import time
 from itertools import pairwise
 
 import pytest
-import torch
 
 from tests.pipeline import TINY, environment, leftovers, same_weights, volseg
 from volseg import Segmenter, evaluate, train
@@ -21,16 +20,8 @@ from volseg.errors import ConfigError, InputError, UsageError
 from volseg.modelfile import read_card
 from volseg.planning.planner import read_plan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SET = [argument for override in TINY for argument in ("--set", override)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small networks gain nothing from threads, and sums are made in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,25 +6,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from tests.pipeline import TINY
 from volseg import Segmenter, evaluate, train
 from volseg.modelfile import read_card
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (24, 22, 20)
 CASES = ("a", "b", "c", "d")
 # Random weights find one structure among others by chance only: see `test_random_weights_are_far_below`.
 LEARNED = 0.75
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small networks gain nothing from threads, and sums are made in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def balls(seed: int, *radii: float) -> list[np.ndarray]:

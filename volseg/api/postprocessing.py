@@ -83,7 +83,8 @@ def choose_rules(tallies: Sequence[Tally], labels: Sequence[Label]) -> dict[str,
     for label in labels:
         rule = ComponentRule()
         before = best = _mean_dice(tallies, label.value, rule)
-        for change in (*({"smallest_ml": size} for size in SIZES_ML), {"largest_only": True}):
+        changes: list[dict[str, Any]] = [*({"smallest_ml": size} for size in SIZES_ML), {"largest_only": True}]
+        for change in changes:
             candidate = rule.model_copy(update=change)
             dice = _mean_dice(tallies, label.value, candidate)
             if dice > best + GAIN:

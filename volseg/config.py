@@ -123,7 +123,7 @@ class Label(Frozen):
 class ComponentRule(Frozen):
     """Which 26-connected components of a label stay in a result; all others become background.
 
-    The figures are of the cases that the rule was chosen on, so the gain is a little flattering.
+    The figures are of the cases that the rule was chosen on, so they flatter it a little.
     """
 
     smallest_ml: float = Field(0.0, ge=0, allow_inf_nan=False, description="those of at least this volume")

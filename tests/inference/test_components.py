@@ -75,10 +75,11 @@ def test_a_comb_whose_teeth_meet_in_the_last_plane_has_one_fate(dropped: bool) -
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_a_volume_that_is_the_smallest_stays() -> None:
+@pytest.mark.parametrize("voxel_ml", [0.1, float(np.nextafter(np.float32(0.1), np.float32(0)))])
+def test_exactly_the_smallest_volume_stays_whatever_the_rounding_of_the_affine(voxel_ml: float) -> None:
     labels = np.zeros((3, 9, 9), np.uint8)
     labels[1, 1, 1:4], labels[1, 5, 1:3] = 1, 1
-    keep_components(labels, {1: ComponentRule(smallest_ml=3 * 0.1)}, 0.1)
+    keep_components(labels, {1: ComponentRule(smallest_ml=0.3)}, voxel_ml)
     assert np.argwhere(labels).tolist() == [[1, 1, 1], [1, 1, 2], [1, 1, 3]]
 
 

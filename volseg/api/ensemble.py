@@ -30,8 +30,9 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, overwrite: boo
     Args:
         models: at least two: run folders, model files or bundled names, whose plans agree but for the ranges of
             their training cases.
-        output: the model file, ending in .safetensors. Its card lists the members' training records and scores, and
-            has the postprocessing that all members agree on: see `_agreed`.
+        output: the model file, ending in .safetensors. Its card lists the members' training records and scores. Its
+            postprocessing is what they agree on: of a label only the largest component where all say so, and the
+            smallest of their volumes.
         overwrite: replace an existing `output`.
 
     Returns:
@@ -116,9 +117,8 @@ def _joined(plans: Sequence[Plan]) -> Plan:
 
 
 def _agreed(cards: Sequence[ModelCard]) -> dict[str, ComponentRule]:
-    """Of each label the largest component only where all members say so, and the smallest of their volumes.
-
-    So an ensemble drops nothing that a member would keep for its size. Nobody has scored it: it has no figures.
+    """The rules of an ensemble, which drop nothing that one of the members' would keep; without figures, for nobody
+    has scored them.
     """
     rules = {}
     for label in cards[0].plan.labels:

@@ -60,7 +60,7 @@ def tally(labels: np.ndarray, reference: np.ndarray, plan: Plan, voxel_ml: float
         planes = slice(slab.planes.stop - len(slab.numbers), slab.planes.stop)
         true = truth[planes]
         counted = np.ones(true.shape, bool) if plan.ignore is None else true != plan.ignore
-        right = counted & (image[planes] == true)
+        right = image[planes] == true
         total += np.bincount(true.ravel(), minlength=len(total))
         counts = [np.bincount(slab.numbers[mask], minlength=slab.pieces.shape[1]) for mask in (counted, right)]
         found.append((np.concatenate([slab.pieces, counts]), slab.met))

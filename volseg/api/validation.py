@@ -86,16 +86,16 @@ def validate_from_files(
         # No record: it would name a model file that is still without its scores.
         write_labels(result.labels, result.scan, pair.prediction)
         if not plan.regions:
-            reference = read_label(pair.reference, like=result.scan.geometry)
-            tallies[case.name] = tally(result.labels, reference.channels[0], plan, reference.geometry.voxel_ml)
+            reference = read_label(pair.reference, like=result.scan.geometry).channels[0]
+            tallies[case.name] = tally(result.labels, reference, plan, result.scan.geometry.voxel_ml)
     # Every rank chooses from the same numbers in one order, so all choose alike.
     tallies = ranks.gathered(tallies)
     rules = {} if plan.regions else choose_rules([tallies[case.name] for case in cases], plan.labels)
     logger.info("Postprocessing: %s", in_words(rules))
-    for _, pair in shared if rules else ():
+    for case, pair in shared if rules else ():
         written = read_label(pair.prediction)
         labels = np.array(written.channels[0])
-        postprocess(labels, plan.labels, rules, written.geometry.voxel_ml)
+        postprocess(labels, plan.labels, rules, tallies[case.name].voxel_ml)
         write_labels(labels, written, pair.prediction)
     ranks.wait()
     scores = ranks.made_by_first(lambda: _score(pairs, rules, data, run, progress))

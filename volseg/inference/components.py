@@ -15,6 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from volseg.config import ComponentRule
 
 SLAB_VOXELS = 1 << 22
+# Affines are often stored in float32, so a component of exactly a rule's volume may seem this much smaller.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def join(pieces: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.nda
 def join_slabs(found: Iterable[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]) -> tuple[np.ndarray, np.ndarray]:
     """The components of a whole image: `join` for the pieces of all its slabs, and what they met, slab by slab.
 
-    This holds some numbers for each piece of the image, and no voxels.
+    What is held meanwhile is some 60 bytes for each piece of the image, and no voxels.
     """
     pieces, pairs = [np.zeros((0, 0), np.int64)], [np.zeros((2, 0), np.int64)]
     before = start = 0
@@ -110,7 +112,7 @@ def kept(components: np.ndarray, rules: Mapping[int, ComponentRule], voxel_ml: f
     for value, rule in rules.items():
         mine = components[0] == value
         voxels = components[1][mine]
-        stays[mine] = voxels * voxel_ml >= rule.smallest_ml
+        stays[mine] = voxels * voxel_ml >= rule.smallest_ml * (1 - ROUNDING)
         if rule.largest_only:
             stays[mine] &= voxels == voxels.max(initial=0)
     return stays

@@ -1,21 +1,52 @@
 """The model file: a round trip, and refusals of what is not one."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.pipeline import tiny_plan, write_model
+from volseg.config import ComponentRule
 from volseg.errors import InputError
 from volseg.modelfile import ModelCard, load_model, read_card, save_model
 
 
 def test_round_trip(tmp_path):
-    card = ModelCard(name="tiny", plan=tiny_plan(), training={"cases": 3}, scores={"foreground_dice": 0.5})
+    rules = {"rod": ComponentRule(smallest_ml=0.1, dice_before=0.25, dice_after=0.5)}
+    card = ModelCard(
+        name="tiny", plan=tiny_plan(), training={"cases": 3}, postprocessing=rules, scores={"foreground_dice": 0.5}
+    )
     weights = {"a": torch.randn(3, 4), "b": torch.arange(3)}
     save_model(tmp_path / "m.safetensors", card, weights)
     read, loaded = load_model(tmp_path / "m.safetensors")
     assert read == card
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_a_file_from_before_postprocessing_has_none(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    card, weights = load_model(path)
+    document = json.loads(card.model_dump_json())
+    assert document.pop("postprocessing") == {}
+    save_file(weights, path, metadata={"volseg": json.dumps(document)})
+    assert read_card(path) == card
+
+
+@pytest.mark.parametrize(
+    ("regions", "name", "words"),
+    [(False, "liver", "postprocessing names liver, which the plan has no label for"), (True, "rod", "regions overlap")],
+)
+def test_rules_that_have_no_label_are_refused(tmp_path, regions, name, words):
+    network = tiny_plan().network.model_copy(update={"classes": 2 if regions else 3})
+    card = ModelCard(name="tiny", plan=tiny_plan(regions=regions, network=network))
+    save_model(
+        tmp_path / "m.safetensors",
+        card.model_copy(update={"postprocessing": {name: ComponentRule(largest_only=True)}}),
+        {"a": torch.ones(1)},
+    )
+    with pytest.raises(InputError, match=words):
+        read_card(tmp_path / "m.safetensors")
 
 
 def test_weights_without_a_document_are_refused(tmp_path):

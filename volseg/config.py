@@ -120,6 +120,18 @@ class Label(Frozen):
         return self.parts or (self.value,)
 
 
+class ComponentRule(Frozen):
+    """Which 26-connected components of a label stay in a result; all others become background.
+
+    The figures are of the cases that the rule was chosen on, so they flatter it a little.
+    """
+
+    smallest_ml: float = Field(0.0, ge=0, allow_inf_nan=False, description="those of at least this volume")
+    largest_only: bool = Field(False, description="of these only the largest; of equally large ones all")
+    dice_before: float | None = Field(None, description="the label's mean Dice on the validation cases without it")
+    dice_after: float | None = Field(None, description="and with it")
+
+
 class Resampling(Frozen):
     """How values are carried from one grid to another: by B-splines of an order, axis by axis.
 

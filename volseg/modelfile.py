@@ -5,14 +5,14 @@ Loading reads numbers and text only: nothing is unpickled and no code from the f
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save
 
-from volseg.config import Frozen, Plan, checked
+from volseg.config import ComponentRule, Frozen, Plan, checked
 from volseg.errors import InputError, UsageError
 from volseg.files import whole_file
 from volseg.version import __version__
@@ -29,8 +29,20 @@ class ModelCard(Frozen):
     plan: Plan
     members: int = Field(1, ge=1, description="networks whose logits are averaged, such as the folds")
     training: dict[str, Any] = Field(default_factory=dict, description="data, licence, cases, steps, seconds, seed")
-    scores: dict[str, Any] = Field(default_factory=dict, description="on the validation cases of its fold")
+    postprocessing: dict[str, ComponentRule] = Field(
+        default_factory=dict, description="by label name; chosen on the validation cases, none for regions"
+    )
+    scores: dict[str, Any] = Field(default_factory=dict, description="on the validation cases, after postprocessing")
     volseg_version: str = __version__
+
+    @model_validator(mode="after")
+    def _rules_have_labels(self) -> Self:
+        strangers = self.postprocessing.keys() - {label.name for label in self.plan.labels}
+        if strangers:
+            raise ValueError(f"postprocessing names {', '.join(sorted(strangers))}, which the plan has no label for")
+        if self.plan.regions and self.postprocessing:
+            raise ValueError("regions overlap, so they have no postprocessing")
+        return self
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.pipeline import blob, tiny_plan, write_model
 from volseg import Segmenter, ensemble, train
 from volseg.cli import app
-from volseg.config import Channel, Label
+from volseg.config import Channel, ComponentRule, Label
 from volseg.data.phantom import write_phantoms
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
@@ -80,6 +80,35 @@ def test_ranges_of_the_training_cases_are_put_together(tmp_path):
     plan = read_card(ensemble(unknown, tmp_path / "more.safetensors")).plan
     assert {label.volume_ml_range for label in plan.labels} == {None}
     assert plan.channels[0].mean_range == (1.0, 20.0)
+
+
+LARGEST, SMALL, LARGE = (
+    ComponentRule(largest_only=True, dice_before=0.5, dice_after=0.6),
+    ComponentRule(smallest_ml=0.1, dice_before=0.5, dice_after=0.6),
+    ComponentRule(smallest_ml=0.3, largest_only=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "together"),
+    [
+        (LARGEST, LARGEST, ComponentRule(largest_only=True)),
+        (LARGEST, LARGE, ComponentRule(largest_only=True)),
+        (SMALL, LARGE, ComponentRule(smallest_ml=0.1)),
+        (LARGE, LARGE, LARGE),
+        (LARGEST, SMALL, None),
+        (LARGEST, None, None),
+        (None, SMALL, None),
+        (None, None, None),
+    ],
+)
+def test_postprocessing_is_what_all_members_agree_on(models, tmp_path, one, two, together):
+    for path, rule in zip(models, (one, two), strict=False):
+        changed(path, postprocessing={"rod": rule} if rule else {})
+    path = ensemble(models[:2], tmp_path / "all.safetensors")
+    assert read_card(path).postprocessing == ({"rod": together} if together else {})
+    result = Segmenter.load(path, device="cpu")((blob(), np.diag([1.5, 1.5, 2.0, 1.0])))
+    assert list(result.record["postprocessing"]) == (["rod"] if together else [])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from tests.pipeline import TINY, environment, leftovers, same_weights, torchrun
 from volseg import train
 from volseg.data.phantom import write_phantoms
+from volseg.modelfile import read_card
 
 OVERRIDES = (*TINY, "training.precision=fp32", "training.workers=0", "training.checkpoint_seconds=0.05")
 STEPS = 20
@@ -63,6 +64,15 @@ def test_the_run_of_two_processes_is_that_of_one(phantoms, shared, tmp_path):
     one, two = (json.loads((run / "validation.json").read_text()) for run in (alone, shared))
     assert [case["name"] for case in two["cases"]] == [case["name"] for case in one["cases"]]
     assert two["mean"]["foreground_dice"] == pytest.approx(one["mean"]["foreground_dice"], abs=1e-3)
+
+
+def test_every_process_applies_the_postprocessing_that_was_chosen(shared):
+    rules = read_card(shared / "model.safetensors").postprocessing
+    scores = json.loads((shared / "validation.json").read_text())
+    assert rules
+    assert scores["postprocessing"] == {name: rule.model_dump() for name, rule in rules.items()}
+    for name, rule in rules.items():
+        assert rule.dice_before < rule.dice_after == scores["mean"]["labels"][name]["dice"]
 
 
 def test_one_process_writes(shared):

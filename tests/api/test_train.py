@@ -144,7 +144,9 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(run, phantoms):
 def test_fold_all_trains_on_every_case_and_validates_on_none(phantoms, tmp_path):
     run = train(phantoms, tmp_path / "run", fold="all", steps=2, overrides=TINY, device="cpu")
     assert not (run / "validation.json").exists()
-    training = read_card(run / "model.safetensors").training
+    card = read_card(run / "model.safetensors")
+    training = card.training
+    assert card.postprocessing == {}
     assert training["cases"] == 5
     words = shlex.split(training["command"])
     assert words[:5] == ["volseg", "train", training["dataset"], "--output", "RUN"]

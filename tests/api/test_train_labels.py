@@ -120,7 +120,9 @@ def test_two_channels_tell_apart_what_either_alone_cannot(two_channels):
 
 def test_regions_are_learned_written_and_scored_as_unions_of_their_parts(regions):
     run, scores = trained(regions)
-    assert read_card(run / "model.safetensors").plan.regions
+    card = read_card(run / "model.safetensors")
+    assert card.plan.regions
+    assert card.postprocessing == scores["postprocessing"] == {}
     for case in scores["cases"]:
         written, truth = (load(part / f"{case['name']}.nii.gz") for part in (run / "validation", regions / "labelsTr"))
         assert set(np.unique(written)) == {0, 1, 2}

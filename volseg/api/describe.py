@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from volseg.api.postprocessing import in_words
 from volseg.api.segmenter import find_model
 from volseg.api.settings import is_run
-from volseg.config import load_config
+from volseg.config import ComponentRule, checked, load_config
 from volseg.data.geometry import Geometry
 from volseg.data.reading import read_stored
 from volseg.errors import UsageError
@@ -79,6 +80,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "network": f"{network.encoder} U-Net of {network.block}, features {', '.join(map(str, network.features))}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
         "members": _members(card),
+        "postprocessing": in_words(card.postprocessing),
         "trained_on": ", ".join(
             f"{key} {value}" for key, value in card.training.items() if value is not None and key != "members"
         ),
@@ -113,7 +115,11 @@ def _describe_image(path: Path) -> dict[str, Any]:
 def _describe_run(path: Path) -> dict[str, Any]:
     last: dict[str, Any] = next(reversed(read_json_lines(path / "metrics.jsonl")), {})
     scores = path / "validation.json"
-    mean = json.loads(scores.read_text(encoding="utf-8"))["mean"] if scores.exists() else {}
+    document = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
+    mean = document.get("mean", {})
+    rules = {
+        name: checked(ComponentRule, rule, str(scores)) for name, rule in document.get("postprocessing", {}).items()
+    }
     return {
         "what": "run",
         "folder": str(path),
@@ -127,6 +133,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
             f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"] is not None
         )
         or None,
+        "postprocessing": in_words(rules),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from volseg.api.segmenter import find_model, load_network
 from volseg.api.settings import is_run
-from volseg.config import Channel, Label, Plan
+from volseg.config import Channel, ComponentRule, Label, Plan
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
 from volseg.modelfile import ModelCard, load_model, read_card, refuse_taken, save_model
@@ -30,7 +30,9 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, overwrite: boo
     Args:
         models: at least two: run folders, model files or bundled names, whose plans agree but for the ranges of
             their training cases.
-        output: the model file, ending in .safetensors. Its card lists the members' training records and scores.
+        output: the model file, ending in .safetensors. Its card lists the members' training records and scores. Its
+            postprocessing is what they agree on: of a label only the largest component where all say so, and the
+            smallest of their volumes.
         overwrite: replace an existing `output`.
 
     Returns:
@@ -61,6 +63,7 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, overwrite: boo
             name=f"{plan.dataset}-ensemble{len(cards)}",
             plan=plan,
             members=len(cards),
+            postprocessing=_agreed(cards),
             training={"dataset": plan.dataset, "licence": cards[0].training.get("licence"), "members": records},
             scores={"members": [card.scores for card in cards]},
         ),
@@ -111,6 +114,20 @@ def _joined(plans: Sequence[Plan]) -> Plan:
     channels = tuple(_widened(one, "mean_range") for one in zip(*(plan.channels for plan in plans), strict=True))
     labels = tuple(_widened(one, "volume_ml_range") for one in zip(*(plan.labels for plan in plans), strict=True))
     return plans[0].model_copy(update={"channels": channels, "labels": labels})
+
+
+def _agreed(cards: Sequence[ModelCard]) -> dict[str, ComponentRule]:
+    """The rules of an ensemble, which drop nothing that one of the members' would keep; without figures, for nobody
+    has scored them.
+    """
+    rules = {}
+    for label in cards[0].plan.labels:
+        members = [card.postprocessing.get(label.name, ComponentRule()) for card in cards]
+        rules[label.name] = ComponentRule(
+            smallest_ml=min(rule.smallest_ml for rule in members),
+            largest_only=all(rule.largest_only for rule in members),
+        )
+    return {name: rule for name, rule in rules.items() if rule != ComponentRule()}
 
 
 def _widened(parts: Sequence[Part], name: str) -> Part:

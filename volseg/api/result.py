@@ -25,7 +25,7 @@ class Result:
         scan_flags: flags of the scan as a whole.
         scan: what was segmented.
         shown: the model's labels.
-        run: model, device, precision, seconds per stage, peak memory.
+        run: model, device, precision, what postprocessing removed, seconds per stage, peak memory.
     """
 
     labels: np.ndarray

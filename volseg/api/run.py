@@ -253,7 +253,7 @@ def _bookkeeping(run: Run, state: TrainingState, progress: Progress) -> Iterator
 
 
 def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
-    """Write the model, score it on the validation cases from written files, and report."""
+    """Write the model, choose its postprocessing and score it on the validation cases, and report."""
     weights = state.average.state_dict()
     card = ModelCard(
         name=f"{run.data.name}-fold{run.settings.fold}",
@@ -275,11 +275,11 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
     ranks.wait()
     if run.validation:
         precision = run.config.training.precision
-        scores = validate_from_files(
+        found = validate_from_files(
             model, run.data, run.validation, run.folder, str(run.device), precision, progress, ranks
         )
         if ranks.first:
-            save_model(model, card.model_copy(update={"scores": scores}), weights)
+            save_model(model, card.model_copy(update=found), weights)
     if ranks.first:
         write_run_report(run.folder)
     logger.info("Finished after %d steps and %.0f seconds: %s", state.step, state.seconds, model)

@@ -24,6 +24,7 @@ from volseg.api.budget import (
     windows_at_once,
 )
 from volseg.api.labelling import label_volume, probability_sink
+from volseg.api.postprocessing import postprocess
 from volseg.api.result import Result
 from volseg.data.inputs import Case
 from volseg.data.preprocess import image_to_network
@@ -129,7 +130,7 @@ class Segmenter:
             scan: a path, a nibabel image, a SimpleITK image, (array (I, J, K), affine to RAS+ mm), or a `Scan`.
             progress: told how far the windows are.
             probabilities: a .npy file to write, float16 (C, I, J, K): background first, then the labels; of a model
-                of overlapping regions only the regions.
+                of overlapping regions only the regions. They are the network's: postprocessing changes labels only.
 
         Raises:
             InputError: the scan cannot be used; see `volseg.data.checks` for what is asked of it.
@@ -160,7 +161,9 @@ class Segmenter:
                 labels = label_volume(self.network, volume, grid, plan, self.windows, self.dtype, progress, sink, chunk)
             del volume
             segmented = time.perf_counter()
-            measures = tuple(measure(labels, plan.labels, opened.geometry.voxel_ml, chunk.voxels))
+            voxel_ml = opened.geometry.voxel_ml
+            cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels)
+            measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels))
             flags = scan_flags(opened.channels, plan.channels)
         measured = time.perf_counter()
         record = {
@@ -170,6 +173,7 @@ class Segmenter:
             "overlap": self.windows.overlap,
             "mirror_axes": list(self.windows.mirror_axes),
             "crop": plan.crop if self.crop == "none" else self.crop,
+            "postprocessing": cleaned,
             "seconds": {
                 "read": round(read_seconds, 4),
                 "prepare": round(prepared - started, 4),

@@ -1,6 +1,7 @@
 """Whole-volume validation: while training from the cached cases, and at its end from written files."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from volseg.api.labelling import label_volume
+from volseg.api.postprocessing import choose_rules, in_words, postprocess, tally
 from volseg.api.segmenter import Segmenter
-from volseg.config import Plan
+from volseg.config import ComponentRule, Plan
 from volseg.data.cache import CachedCase
 from volseg.data.dataset import DataSet, TrainingCase
 from volseg.data.reading import read_channels, read_label
@@ -22,6 +24,8 @@ from volseg.inference.windows import Windows
 from volseg.progress import Progress
 from volseg.training.loop import Validate
 from volseg.training.ranks import Ranks
+
+logger = logging.getLogger(__name__)
 
 
 def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks: Ranks) -> Validate | None:
@@ -65,27 +69,46 @@ def validate_from_files(
 ) -> dict[str, Any]:
     """Segment the original scans with the written model into RUN/validation, and score what was written.
 
-    The ranks share out the scans; rank 0 scores them all and writes down the scores.
+    What postprocessing helps is chosen on these cases and applied to what was written before it is scored. The ranks
+    share out the scans; rank 0 scores them all and writes down the scores.
 
     Returns:
-        The means of validation.json: what goes into the model file as its scores.
+        What goes into the model file: "postprocessing", and "scores", the means of validation.json.
     """
     segmenter = Segmenter.load(model, device=device, precision=precision)
+    plan = segmenter.card.plan
     pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label) for case in cases]
     shared = ranks.share(list(zip(cases, pairs, strict=True)))
+    tallies = {}
     for done, (case, pair) in enumerate(shared):
         progress("validate", done / len(shared), case.name)
         result = segmenter(read_channels(case.images, len(data.channels)))
         # No record: it would name a model file that is still without its scores.
         write_labels(result.labels, result.scan, pair.prediction)
+        if not plan.regions:
+            reference = read_label(pair.reference, like=result.scan.geometry).channels[0]
+            tallies[case.name] = tally(result.labels, reference, plan, result.scan.geometry.voxel_ml)
+    # Every rank chooses from the same numbers in one order, so all choose alike.
+    tallies = ranks.gathered(tallies)
+    rules = {} if plan.regions else choose_rules([tallies[case.name] for case in cases], plan.labels)
+    logger.info("Postprocessing: %s", in_words(rules))
+    for case, pair in shared if rules else ():
+        written = read_label(pair.prediction)
+        labels = np.array(written.channels[0])
+        postprocess(labels, plan.labels, rules, tallies[case.name].voxel_ml)
+        write_labels(labels, written, pair.prediction)
     ranks.wait()
-    return ranks.made_by_first(lambda: _score(pairs, data, run, progress))
+    scores = ranks.made_by_first(lambda: _score(pairs, rules, data, run, progress))
+    return {"postprocessing": rules, "scores": scores}
 
 
-def _score(pairs: Sequence[Pair], data: DataSet, run: Path, progress: Progress) -> dict[str, Any]:
+def _score(
+    pairs: Sequence[Pair], rules: Mapping[str, ComponentRule], data: DataSet, run: Path, progress: Progress
+) -> dict[str, Any]:
     """Compare the written label images with their references, write down the scores, and return their means."""
     document = evaluate_pairs(Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore)
-    write_report(document, run / "validation.json")
+    chosen = {name: rule.model_dump() for name, rule in rules.items()}
+    write_report({**document, "postprocessing": chosen}, run / "validation.json")
     dice = document["mean"]["foreground_dice"]
     progress("validate", 1.0, "no label was found" if dice is None else f"mean foreground Dice {dice:.4f}")
     return {"cases": len(pairs), **document["mean"]}

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import cc3d
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from volseg.config import Channel, Label
+from volseg.inference.components import SLAB_VOXELS, join, outermost_first, slabs
 
 LabelFlag: TypeAlias = Literal["empty", "touches_border", "several_components", "volume_outside_training_range"]
 ScanFlag: TypeAlias = Literal["intensity_outside_training_range"]
 
-SLAB_VOXELS = 1 << 22
 # A second piece with less than this share of a label's voxels is taken for a speck.
 COMPONENT_SHARE = 0.05
 
@@ -96,8 +93,8 @@ def count_components(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For every value its voxels, and the voxels of its second largest 26-connected component.
 
-    Slabs share a plane: a component of one slab and a component of the next are the same where they share a voxel of
-    it. Remembered are the components that reach the shared plane, and of each value the two largest others.
+    Remembered are the components that reach the plane shared with the next slab, and of each value the two largest
+    others.
 
     Args:
         labels: (I, J, K) uint8 or uint16.
@@ -107,44 +104,26 @@ def count_components(
     Returns:
         Two int64 arrays indexed by value. The second is 0 where there is no second component, and for value 0.
     """
-    if labels.strides[0] < labels.strides[2]:
-        labels = labels.T  # slabs that lie in one piece are read faster, and a component is one from any side
-    depth = max(1, slab_voxels // labels[0].size)
     voxels = np.zeros(1 << 16, np.int64)
-    # Components are (2, n) int64: values, and voxels. `held` ones reach the shared plane, where `plane` numbers them.
-    closed, held, plane = np.zeros((2, 0), np.int64), np.zeros((2, 1), np.int64), np.zeros(labels.shape[1:], np.int64)
-    for start in range(0, labels.shape[0], depth):
-        slab = labels[max(start - 1, 0) : start + depth]
-        slab = slab if table is None else table[slab]
-        numbers, count = cc3d.connected_components(slab, connectivity=26, return_N=True)
-        found = np.zeros((2, count + 1), np.int64)
-        found[0][numbers] = slab
-        found[1] = np.bincount(numbers[min(start, 1) :].ravel(), minlength=count + 1)
-        np.add.at(voxels, found[0], found[1])
-
-        linked = held[0][plane] > 0
-        joined, group = _join(held, found, plane[linked], numbers[0][linked])
-        reaching, inverse = np.unique(group[held.shape[1] :][numbers[-1]], return_inverse=True)
+    # Components are (2, n) int64: values, and voxels. `held` ones reach the shared plane; `place` says which of them
+    # the pieces of the last slab belong to.
+    closed, held, place = np.zeros((2, 0), np.int64), np.zeros((2, 0), np.int64), np.zeros(0, np.int64)
+    for slab in slabs(outermost_first(labels), slab_voxels, table):
+        np.add.at(voxels, slab.pieces[0], slab.pieces[1])
+        before, here = slab.met
+        known = held.shape[1]
+        joined, group = join(np.concatenate([held, slab.pieces], axis=1), place[before], known + here)
+        last = np.unique(slab.numbers[-1])
+        reaching, inverse = np.unique(group[known:][last], return_inverse=True)
         closed = _two_largest(np.concatenate([closed, np.delete(joined, reaching, axis=1)], axis=1))
-        held, plane = joined[:, reaching], inverse.reshape(plane.shape)
+        held, place = joined[:, reaching], np.zeros(slab.pieces.shape[1], np.int64)
+        place[last] = inverse
 
     second = np.zeros(1 << 16, np.int64)
     values, sizes = _two_largest(np.concatenate([closed, held], axis=1))
     again = (values[1:] == values[:-1]) & (values[1:] > 0)
     second[values[1:][again]] = sizes[1:][again]
     return voxels, second
-
-
-def _join(held: np.ndarray, found: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Components of `held` and `found` put together where `one` meets `other`, and which each of them became."""
-    pieces = np.concatenate([held, found], axis=1)
-    edges = (one, held.shape[1] + other.astype(np.int64))
-    graph = coo_matrix((np.ones(len(one), bool), edges), shape=(pieces.shape[1],) * 2)
-    count, group = connected_components(graph, directed=False)
-    joined = np.zeros((2, count), np.int64)
-    joined[0][group] = pieces[0]
-    np.add.at(joined[1], group, pieces[1])
-    return joined, group
 
 
 def _two_largest(components: np.ndarray) -> np.ndarray:

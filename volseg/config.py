@@ -225,7 +225,7 @@ class PlanChoices(Frozen):
 class TrainingConfig(Frozen):
     """How a network is trained."""
 
-    learning_rate: float = Field(5e-3, gt=0)
+    learning_rate: float = Field(1.5e-2, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(12.0, gt=0, description="largest norm of the gradient")
     warmup: float = Field(0.02, ge=0, lt=1, description="share of the run over which the learning rate rises")

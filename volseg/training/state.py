@@ -18,9 +18,12 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.errors import InputError
 from volseg.modelfile import save_tensors
+from volseg.training.muon import Muon
 from volseg.training.ranks import ALONE, Ranks
 
 FILE_NAME = "state.safetensors"
+# A checkpoint says whose moments it holds: those of another optimiser mean nothing to this one.
+OPTIMIZER = "muon"
 
 
 class TrainingState:
@@ -30,7 +33,7 @@ class TrainingState:
         network: trained in place.
         ranks: the processes that train it together, each with its own copy of all this.
         average: same network with the exponential average of the weights; the model that is kept.
-        optimizer: AdamW over the network.
+        optimizer: Muon over the network.
         step: finished optimiser steps.
         seconds: wall-clock seconds spent in the loop, over all resumptions.
     """
@@ -39,9 +42,7 @@ class TrainingState:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.ranks = ranks
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = Muon(network, config.learning_rate, config.weight_decay)
         self.step = 0
         self.seconds = 0.0
 
@@ -61,7 +62,7 @@ class TrainingState:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        header = {"state": json.dumps({"step": self.step, "seconds": self.seconds})}
+        header = {"state": json.dumps({"step": self.step, "seconds": self.seconds, "optimizer": OPTIMIZER})}
         save_tensors(folder / FILE_NAME, tensors, header)
 
     def load(self, folder: Path) -> None:
@@ -74,6 +75,8 @@ class TrainingState:
         try:
             with safetensors.safe_open(path, framework="np") as handle:
                 progress = json.loads(handle.metadata()["state"])
+            if progress.get("optimizer") != OPTIMIZER:
+                raise ValueError("it was written by a volseg with another optimiser")
             tensors = load_file(path)
             self.network.load_state_dict(_part(tensors, "network."))
             self.average.load_state_dict(_part(tensors, "average."))

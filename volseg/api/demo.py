@@ -18,7 +18,7 @@ from volseg.progress import Progress, silent
 STEPS = 250
 OVERRIDES = (
     "plan.features=[8, 16, 32]", "plan.blocks_per_stage=2", "plan.batch_size=2",
-    "training.validations=0", "training.learning_rate=0.01",
+    "training.validations=0",
 )  # fmt: skip
 TRAINING_CASES, TEST_CASES, SEED = 12, 3, 20
 

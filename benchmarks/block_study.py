@@ -25,7 +25,6 @@ BLOCKS = {
     "(2+1)D matched": ["--set", "plan.block=conv2plus1d", "--set", "plan.mid=matched"],
 }
 VOLSEG = [sys.executable, "-m", "volseg"]
-SIDES = "study.json"
 
 
 def main() -> None:
@@ -53,18 +52,23 @@ def main() -> None:
 def trained(options: argparse.Namespace, block: str, seed: int) -> Path:
     """The run of one block and seed, finished, and measured in its study.json."""
     run: Path = options.output / f"{'_'.join(word for word in BLOCKS[block] if '=' in word)}-seed{seed}"
-    if (run / SIDES).exists():
+    if sides_file(run).exists():
         return run
     budget = ["--minutes", str(options.minutes), "--fold", options.fold, "--seed", str(seed)]
     print(f"{block}, seed {seed}", file=sys.stderr)
     training = run_command([*VOLSEG, "train", options.dataset, "--output", run, *budget, *BLOCKS[block], "--overwrite"])
     validation = {case["name"] for case in json.loads((run / "validation.json").read_text())["cases"]}
     scans = [path for path in sorted((options.dataset / "imagesTr").iterdir()) if path.name.split(".")[0] in validation]
-    answers = ["--output", run / "timed", "--overwrite"]
+    answers = ["--output", options.output / "timed", "--overwrite"]
     predicting = run_command([*VOLSEG, "predict", *scans, "--model", run / "model.safetensors", *answers])
     sides = {"training": asdict(training), "predicting": asdict(predicting), "scans": len(scans)}
-    (run / SIDES).write_text(json.dumps(sides))
+    sides_file(run).write_text(json.dumps(sides))
     return run
+
+
+def sides_file(run: Path) -> Path:
+    """Where it stands what a run took; a run folder holds nothing but the run."""
+    return run.with_name(f"{run.name}.json")
 
 
 def row(block: str, runs: list[Path]) -> dict[str, object]:
@@ -74,7 +78,7 @@ def row(block: str, runs: list[Path]) -> dict[str, object]:
         found["stages"][-1] for name, found in json.loads(profile.printed)["blocks"].items() if matches(block, name)
     )
     means = [json.loads((run / "validation.json").read_text())["mean"] for run in runs]
-    sides = [json.loads((run / SIDES).read_text()) for run in runs]
+    sides = [json.loads(sides_file(run).read_text()) for run in runs]
     last = [records(run)[-1] for run in runs]
     return {
         "block": block,

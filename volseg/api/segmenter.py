@@ -221,7 +221,7 @@ class Segmenter:
         with (
             kept_heap(),
             ThreadPoolExecutor(
-                at_once, "volseg-segment", initializer=torch.set_num_threads, initargs=(threads // at_once,)
+                at_once, "volseg-segment", initializer=torch.set_num_threads, initargs=(max(threads // at_once, 1),)
             ) as pool,
         ):
             try:

@@ -82,7 +82,7 @@ def make_plan(
         channels=len(dataset.channels),
         classes=len(dataset.labels.values) + (not dataset.labels.parts),
         width=32 if accelerated else 16,
-        blocks=2 if accelerated else 1,
+        block="conv3d" if accelerated else "conv2plus1d",
     )
     patch = choices.patch_size or fit_patch(spacing, median, build, memory * MAP_VALUES_PER_GB)
     network = build(patch)
@@ -190,10 +190,12 @@ def _explain_network(
 ) -> None:
     """Add a reason for each value of the network that was derived or set."""
     anisotropy = max(spacing) / min(spacing)
-    plain = "plain 3-D convolutions"
-    if anisotropy > ANISOTROPIC:
-        plain += f"; at an anisotropy of {anisotropy:.1f} conv2plus1d costs less, see volseg profile"
-    reasons["network.block"] = plain
+    block = "in equal time on a CPU it reached a higher Dice than conv3d on Task04_Hippocampus (0.887 against 0.884)"
+    if accelerated:
+        block = "plain 3-D convolutions"
+        if anisotropy > ANISOTROPIC:
+            block += f"; at an anisotropy of {anisotropy:.1f} conv2plus1d costs less, see volseg profile"
+    reasons["network.block"] = block
     if not choices.features:
         reasons["network.features"] = (
             f"doubling from {network.features[0]}, which suits a {'GPU' if accelerated else 'CPU'}"
@@ -203,10 +205,7 @@ def _explain_network(
     for key in set(choices.model_fields_set) & set(NetworkConfig.model_fields):
         if getattr(choices, key) is not None:
             reasons[f"network.{key}"] = SET
-    blocks = (
-        "two per stage, as nnU-Net has" if accelerated else "in minutes on a CPU, more steps gain more than more layers"
-    )
-    blocks = "nnU-Net's residual stages" if network.encoder == "residual" else blocks
+    blocks = "nnU-Net's residual stages" if network.encoder == "residual" else "two per stage, as nnU-Net has"
     reasons["network.encoder_blocks"] = reasons["network.decoder_blocks"] = SET if choices.blocks_per_stage else blocks
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from volseg.config import NetworkConfig, PlanChoices, Triple
+from volseg.config import Block, NetworkConfig, PlanChoices, Triple
 from volseg.errors import ConfigError
 
 Spacing = tuple[float, float, float]
@@ -85,7 +85,7 @@ def build_network(
     channels: int = 1,
     classes: int = 2,
     width: int = 32,
-    blocks: int = 2,
+    block: Block = "conv3d",
 ) -> NetworkConfig:
     """The network for patches of this size and spacing.
 
@@ -96,7 +96,7 @@ def build_network(
         channels: of the input.
         classes: background included.
         width: features of the finest stage; they double from stage to stage.
-        blocks: convolutions per plain stage.
+        block: what the stages are made of, unless the user has fixed it.
 
     Raises:
         ConfigError: more features were chosen than the patch gives stages.
@@ -111,14 +111,10 @@ def build_network(
             "Give fewer features or a larger patch."
         )
     # nnU-Net's: residual stages grow deeper and have a light decoder.
+    blocks = choices.blocks_per_stage or 2
     encoder_blocks, decoder_blocks = (blocks,) * stages, (blocks,) * (stages - 1)
-    if choices.encoder == "residual":
+    if choices.encoder == "residual" and not choices.blocks_per_stage:
         encoder_blocks, decoder_blocks = (1, 3, 4, *(6,) * stages)[:stages], (1,) * (stages - 1)
-    if choices.blocks_per_stage:
-        encoder_blocks, decoder_blocks = (
-            (choices.blocks_per_stage,) * stages,
-            (choices.blocks_per_stage,) * (stages - 1),
-        )
     return NetworkConfig(
         in_channels=channels,
         classes=classes,
@@ -127,7 +123,7 @@ def build_network(
         decoder_blocks=decoder_blocks,
         kernels=topology.kernels[:stages],
         strides=topology.strides[:stages],
-        **choices.model_dump(include=NETWORK_CHOICES, exclude_none=True),
+        **{"block": block, **choices.model_dump(include=NETWORK_CHOICES, exclude_none=True)},
     )
 
 

@@ -154,9 +154,10 @@ def test_fold_all_trains_on_every_case_and_validates_on_none(phantoms, tmp_path)
     assert {word for before, word in pairwise(words) if before == "--set"} == set(TINY)
 
 
-def test_conv2plus1d_trains_too(phantoms, tmp_path):
-    run = train(phantoms, tmp_path / "run", steps=3, overrides=[*TINY, "plan.block=conv2plus1d"], device="cpu")
-    assert read_card(run / "model.safetensors").plan.network.block == "conv2plus1d"
+@pytest.mark.parametrize("block", ["conv3d", "conv2plus1d"])
+def test_every_block_trains(phantoms, tmp_path, block):
+    run = train(phantoms, tmp_path / "run", steps=3, overrides=[*TINY, f"plan.block={block}"], device="cpu")
+    assert read_card(run / "model.safetensors").plan.network.block == block
     assert json.loads((run / "validation.json").read_text())["cases"]
 
 

@@ -48,8 +48,11 @@ def test_hippocampus_is_planned_as_by_nnunet():
 def test_a_cpu_gets_a_smaller_network_and_batch():
     plan, reasons = planned(*HIPPOCAMPUS, accelerated=False)
     assert plan.network.features == (16, 32, 64, 128)
-    assert (plan.network.encoder_blocks, plan.network.decoder_blocks) == ((1,) * 4, (1,) * 3)
-    assert "CPU" in reasons["network.encoder_blocks"]
+    assert (plan.network.block, plan.network.mid) == ("conv2plus1d", "light")
+    assert "CPU" in reasons["network.block"]
+    assert (plan.network.encoder_blocks, plan.network.decoder_blocks) == ((2,) * 4, (2,) * 3)
+    chosen, reasons = planned(*HIPPOCAMPUS, choices=PlanChoices(block="conv3d"), accelerated=False)
+    assert (chosen.network.block, reasons["network.block"]) == ("conv3d", SET)
     assert plan.batch_size == 2
     assert plan.steps == 100_000
     assert "CPU" in reasons["network.features"]

@@ -13,7 +13,14 @@ from volseg.config import Channel, Label, NetworkConfig, Plan
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import UNet
 
-TINY = ("plan.features=[4, 8]", "plan.patch_size=[16, 16, 16]", "plan.batch_size=2", "training.validations=2")
+TINY = (
+    "plan.block=conv3d",
+    "plan.blocks_per_stage=1",
+    "plan.features=[4, 8]",
+    "plan.patch_size=[16, 16, 16]",
+    "plan.batch_size=2",
+    "training.validations=2",
+)
 
 
 def tiny_plan(**changes) -> Plan:

@@ -17,7 +17,7 @@ from volseg.progress import Progress, silent
 # About a minute on two slow cores. Steps rather than minutes, so that a busy machine takes longer but scores the same.
 STEPS = 250
 OVERRIDES = (
-    "plan.features=[8, 16, 32]", "plan.batch_size=2", "training.validations=0",
+    "plan.block=conv3d", "plan.features=[8, 16, 32]", "plan.batch_size=2", "training.validations=0",
 )  # fmt: skip
 TRAINING_CASES, TEST_CASES, SEED = 12, 3, 20
 

@@ -45,7 +45,7 @@ class RunSettings(Frozen):
             words += [f"--{key}", str(value)]
         for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():
             for key, value in changes.items():
-                words += ["--set", f"{group}.{key}={json.dumps(value)}"]
+                words += ["--set", f"{group}.{key}={value if isinstance(value, str) else json.dumps(value)}"]
         return shlex.join(words)
 
 

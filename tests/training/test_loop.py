@@ -141,3 +141,11 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="--overwrite"):
         TrainingState(network(), CONFIG).load(tmp_path)
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("volseg.training.state.OPTIMIZER", "adamw")
+    TrainingState(network(), CONFIG).save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"another optimiser.*--overwrite"):
+        TrainingState(network(), CONFIG).load(tmp_path)

@@ -45,7 +45,7 @@ def main() -> None:
         f"python benchmarks/block_study.py {options.dataset.name} --minutes {options.minutes:g} --seeds {options.seeds}"
     )
     rows = [row(block, found) for block, found in runs.items()]
-    curves = [{"block": block, **curve(found)} for block, found in runs.items()]
+    curves = [line for block, found in runs.items() for line in curve(block, found)]
     publish(title, command, f"{as_table(rows)}\n\n{as_table(curves)}", options.append)
 
 
@@ -96,15 +96,21 @@ def row(block: str, runs: list[Path]) -> dict[str, object]:
     }
 
 
-def curve(runs: list[Path]) -> dict[str, object]:
-    """Dice of the averaged weights on the way, the mean over the seeds, by the seconds trained."""
+def curve(block: str, runs: list[Path]) -> list[dict[str, object]]:
+    """Dice of the averaged weights on the way: a row per validation, the means over the seeds.
+
+    A run so short that a validation outlasts its share leaves the next one out; then the last ones are not compared.
+    """
     scored = [[record for record in records(run) if "foreground_dice" in record] for run in runs]
-    return {
-        f"Dice after {statistics.mean(record['seconds'] for record in at):.0f} s": spread(
-            [record["foreground_dice"] for record in at]
-        )
-        for at in zip(*scored, strict=True)
-    }
+    return [
+        {
+            "block": block,
+            "seconds": f"{statistics.mean(record['seconds'] for record in at):.0f}",
+            "steps": f"{statistics.mean(record['step'] for record in at):.0f}",
+            "mean foreground Dice": spread([record["foreground_dice"] for record in at]),
+        }
+        for at in zip(*scored, strict=False)
+    ]
 
 
 def spread(values: list[float]) -> str:

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def trained(options: argparse.Namespace, block: str, seed: int) -> Path:
-    """The run of one block and seed, finished, and measured in its study.json."""
+    """The run of one block and seed, finished, and measured: see `sides_file`."""
     run: Path = options.output / f"{'_'.join(word for word in BLOCKS[block] if '=' in word)}-seed{seed}"
     if sides_file(run).exists():
         return run

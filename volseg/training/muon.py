@@ -53,7 +53,7 @@ class Muon(torch.optim.AdamW):
         momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         # Nesterov's: the gradient of where the momentum leads.
         ahead = gradient.lerp(momentum, MOMENTUM)
-        # Channels last, as kernels are laid out, so that the matrix is a view of the momentum's memory.
+        # Channels last, as kernels are laid out, so that reading one as a matrix copies nothing.
         matrix = ahead.movedim(1, -1).flatten(1).float()
         update = orthogonalised(matrix).view(ahead.movedim(1, -1).shape).movedim(-1, 1)
         kernel.mul_(1 - rate * decay).add_(update, alpha=-rate * UPDATE_RMS * max(matrix.shape) ** 0.5)

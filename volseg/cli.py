@@ -186,6 +186,7 @@ def ensemble(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="run folders or model files, two or more")],
     *,
     output: Annotated[Path, typer.Option(help="the model file, .safetensors")],
+    half: Annotated[bool, typer.Option("--half", help="weights in float16: half the file")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
@@ -193,7 +194,7 @@ def ensemble(
     from volseg.api.describe import describe
     from volseg.api.ensemble import ensemble as join
 
-    _show_description(describe(join(models, output, overwrite=overwrite)), as_json)
+    _show_description(describe(join(models, output, half=half, overwrite=overwrite)), as_json)
     return 0
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.pipeline import blob, tiny_plan, write_model
 from volseg import Segmenter, ensemble, train
+from volseg.api.describe import describe
 from volseg.cli import app
 from volseg.config import Channel, ComponentRule, Label
 from volseg.data.phantom import write_phantoms
@@ -51,6 +52,55 @@ def test_the_file_holds_the_weights_and_the_records_of_its_members(models, tmp_p
     assert [one["fold"] for one in card.training["members"]] == [0, 1, 2]
     assert [one["sha256"] for one in card.training["members"]] == [sha256_of(path) for path in models]
     assert [one["foreground_dice"] for one in card.scores["members"]] == [0.5, 0.6, 0.7]
+
+
+def test_half_the_file_answers_with_the_same_labels(models, tmp_path):
+    whole = ensemble(models, tmp_path / "whole.safetensors")
+    half = ensemble(models, tmp_path / "half.safetensors", half=True)
+    (card, weights), (half_card, halves) = load_model(whole), load_model(half)
+    assert half_card == card
+    assert {tensor.dtype for tensor in halves.values()} == {torch.float16}
+    for name, tensor in weights.items():
+        # Eleven significant bits, or the smallest steps that float16 has.
+        torch.testing.assert_close(halves[name].float(), tensor, rtol=2**-11, atol=2**-25)
+    assert sum(tensor.nbytes for tensor in halves.values()) * 2 == sum(tensor.nbytes for tensor in weights.values())
+    scan = (blob(), np.diag([1.5, 1.5, 2.0, 1.0]))
+    one, other = (Segmenter.load(path, device="cpu", precision="fp32") for path in (whole, half))
+    assert next(other.network.parameters()).dtype == torch.float32
+    assert (one(scan).labels != other(scan).labels).mean() < 0.001
+
+
+def test_a_weight_too_large_for_half_is_refused(models, tmp_path):
+    card, weights = load_model(models[1])
+    name = next(iter(weights))
+    save_model(models[1], card, weights | {name: weights[name] + 1e5})
+    with pytest.raises(UsageError, match=rf"members.1.{name} hold a value beyond 65504.*Leave out --half"):
+        ensemble(models, tmp_path / "half.safetensors", half=True)
+    assert not (tmp_path / "half.safetensors").exists()
+
+
+def scored(rod, ball, cases, ball_cases):
+    return {"labels": {"rod": {"dice": rod, "cases": cases}, "ball": {"dice": ball, "cases": ball_cases}}}
+
+
+def test_folds_are_scored_together_on_what_each_had_not_seen(models, tmp_path):
+    for fold, scores in enumerate([scored(0.5, 0.7, 3, 2), scored(0.8, None, 1, 0), scored(0.6, 0.9, 2, 2)]):
+        changed(models[fold], training={"fold": fold}, scores=scores)
+    path = ensemble(models, tmp_path / "all.safetensors")
+    found = read_card(path).scores["out_of_fold"]
+    assert found["labels"]["rod"] == {"dice": pytest.approx((3 * 0.5 + 0.8 + 2 * 0.6) / 6), "cases": 6}
+    assert found["labels"]["ball"] == {"dice": pytest.approx(0.8), "cases": 4}
+    assert found["foreground_dice"] == pytest.approx((3.5 / 6 + 0.8) / 2)
+    assert describe(path)["foreground_dice"] == found["foreground_dice"]
+
+
+@pytest.mark.parametrize("training", [{"fold": 0}, {"fold": "all"}, {}])
+def test_models_that_share_their_cases_have_no_score_together(models, tmp_path, training):
+    for path in models:
+        changed(path, training=training, scores=scored(0.5, 0.5, 2, 2))
+    path = ensemble(models, tmp_path / "all.safetensors")
+    assert "out_of_fold" not in read_card(path).scores
+    assert describe(path)["foreground_dice"] is None
 
 
 def test_a_scan_is_segmented_by_all_members_in_one_pass(models, tmp_path):

@@ -84,7 +84,8 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "trained_on": ", ".join(
             f"{key} {value}" for key, value in card.training.items() if value is not None and key != "members"
         ),
-        "foreground_dice": card.scores.get("foreground_dice"),
+        # Of an ensemble of folds, what its members reached on cases they had not seen.
+        "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
     }
 
 

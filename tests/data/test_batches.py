@@ -116,21 +116,21 @@ def test_a_patch_lies_inside_the_case_or_around_it(cached, size, share):
 
 
 def test_foreground_patches_are_centred_on_each_class_equally_often(cached):
-    rng, label = np.random.default_rng(0), cached[0].label
+    rng, label = np.random.default_rng(0), cached[0].label[0]
     hits = Counter(int(label[draw_centre(rng, cached[0], (1, 1, 1), 1.0)]) for _ in range(1000))
     assert set(hits) == {1, 2}
     assert hits[1] / 1000 == pytest.approx(0.5, abs=0.06)
 
 
 def test_the_share_of_foreground_patches(cached):
-    rng, label = np.random.default_rng(0), cached[0].label
+    rng, label = np.random.default_rng(0), cached[0].label[0]
     background = (label == 0).mean()
     hit = np.mean([label[draw_centre(rng, cached[0], (1, 1, 1), 0.33)] > 0 for _ in range(3000)])
     assert hit == pytest.approx(0.33 + 0.67 * (1 - background), abs=0.03)
 
 
 def test_a_class_that_a_case_lacks_is_not_drawn(cached):
-    rng, label = np.random.default_rng(0), cached[1].label
+    rng, label = np.random.default_rng(0), cached[1].label[0]
     assert {int(label[draw_centre(rng, cached[1], (1, 1, 1), 1.0)]) for _ in range(50)} == {1}
 
 
@@ -139,8 +139,9 @@ def test_no_patch_is_centred_on_an_ignored_voxel(tmp_path, share):
     network = PLAN.network.model_copy(update={"classes": 2})
     plan = small_plan(labels=(Label(name="two", value=5),), ignore=3, network=network)
     rng, case = np.random.default_rng(0), cache_cases(write_cases(tmp_path, 1), plan, tmp_path / "cache")[0]
-    assert (case.label == IGNORED).any()
-    hits = Counter(int(case.label[draw_centre(rng, case, (1, 1, 1), share)]) for _ in range(300))
+    label = case.label[0]
+    assert (label == IGNORED).any()
+    hits = Counter(int(label[draw_centre(rng, case, (1, 1, 1), share)]) for _ in range(300))
     assert set(hits) == ({1} if share else {0, 1})
 
 

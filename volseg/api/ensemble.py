@@ -27,9 +27,7 @@ RANGES: Any = {
 }
 
 
-def ensemble(
-    models: Sequence[str | Path], output: str | Path, *, half: bool = False, overwrite: bool = False
-) -> Path:
+def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = False, overwrite: bool = False) -> Path:
     """Put several models into one file, which answers with the mean of their logits, in one pass over a scan.
 
     Args:

@@ -43,7 +43,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
     windows = Windows(plan.patch_size)
 
     def overlaps(network: nn.Module, cached: CachedCase) -> dict[str, Overlap]:
-        volume = torch.from_numpy(np.array(cached.image))
+        volume = torch.from_numpy(cached.image[...])
         labels = label_volume(network, volume, cached.grid, plan, windows, dtype)
         reference = read_label(cached.case.label)
         return label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)

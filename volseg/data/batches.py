@@ -78,7 +78,7 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         rng = np.random.default_rng([self.seed, SAMPLE, number])
         centre = draw_centre(rng, case, self.plan.patch_size, self.foreground)
         self.augment.set_random_state(seed=int(rng.integers(2**32)))
-        return self.augment({"image": case.image, "label": case.label[None], "centre": centre})
+        return self.augment({"image": case.image, "label": case.label, "centre": centre})
 
 
 def check_shared(plan: Plan, world: int) -> None:

@@ -1,9 +1,9 @@
 """Preprocessed training cases on disk, so that each is read, oriented, normalised and resampled once.
 
-A case is four files `<name>.<key>.*` in one folder: `image.npy` float32 (C, D, H, W), `label.npy` class indices
-(D, H, W), `foreground.npy` int32 (N, 3) voxels of each label in turn, and `json`. The key is a hash of the input
-files' bytes and of all that preprocessing depends on, so nothing stale is ever used. The json file is written last:
-a case that has it is complete, and work that was cut off goes on where it stopped.
+A case is four files `<name>.<key>.*` in one folder: `image.b2nd` float32 (C, D, H, W) and `label.b2nd` class indices
+(1, D, H, W), both of `volseg.data.packed`, `foreground.npy` int32 (N, 3) voxels of each label in turn, and `json`. The
+key is a hash of the input files' bytes and of all that preprocessing depends on, so nothing stale is ever used. The
+json file is written last: a case that has it is complete, and work that was cut off goes on where it stopped.
 """
 
 import glob
@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blosc2 import NDArray
 
 from volseg.config import IGNORED, Plan
 from volseg.data.dataset import TrainingCase
 from volseg.data.formats import image_suffix, stem_of
 from volseg.data.geometry import GridMap
+from volseg.data.packed import open_packed, write_packed
 from volseg.data.preprocess import classes_of, image_to_network, label_to_network
 from volseg.data.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
 from volseg.files import sha256_of, whole_file, write_json
 
 # Raised whenever preprocessing or the files below change, so that older ones are not taken for current ones.
-FORMAT = 3
+FORMAT = 4
 # As many voxels per class as nnU-Net keeps for drawing patches.
 VOXELS_PER_CLASS = 10_000
 # Cases that are prepared at the same time: one is resampled while another is read or written.
@@ -66,23 +68,23 @@ class CachedCase:
     known_range: tuple[int, int] | None = None
 
     @property
-    def image(self) -> np.ndarray:
-        """(C, D, H, W) float32, memory-mapped."""
-        return self._open("image")
+    def image(self) -> NDArray:
+        """(C, D, H, W) float32; a slice of it is read when it is asked for."""
+        return open_packed(_part(self.stem, "image.b2nd"))
 
     @property
-    def label(self) -> np.ndarray:
-        """(D, H, W) class indices as of `volseg.data.preprocess.classes_of`, memory-mapped."""
-        return self._open("label")
+    def label(self) -> NDArray:
+        """(1, D, H, W) class indices as of `volseg.data.preprocess.classes_of`, read in the same way."""
+        return open_packed(_part(self.stem, "label.b2nd"))
 
     def foreground(self, index: int) -> np.ndarray:
         """(N, 3) int32 voxels of label `index`, at most 10 000 of them, memory-mapped."""
-        return self._open("foreground")[slice(*self.foreground_ranges[index - 1])]
+        return self._voxels[slice(*self.foreground_ranges[index - 1])]
 
     @property
     def known(self) -> np.ndarray | None:
         """(N, 3) int32 voxels that are not ignored, at most 10 000 of them; None where none or all are."""
-        return None if self.known_range is None else self._open("foreground")[slice(*self.known_range)]
+        return None if self.known_range is None else self._voxels[slice(*self.known_range)]
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -90,9 +92,10 @@ class CachedCase:
         ranges = enumerate(self.foreground_ranges, start=1)
         return tuple(index for index, (start, stop) in ranges if stop > start)
 
-    def _open(self, part: str) -> np.ndarray:
-        array: np.ndarray = np.load(_part(self.stem, f"{part}.npy"), mmap_mode="r", allow_pickle=False)
-        return array
+    @property
+    def _voxels(self) -> np.ndarray:
+        table: np.ndarray = np.load(_part(self.stem, "foreground.npy"), mmap_mode="r", allow_pickle=False)
+        return table
 
 
 def cache_cases(
@@ -169,9 +172,10 @@ def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
     image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
     label = label_to_network(reference.channels[0], grid, plan).numpy()
     foreground, ranges, known = _foreground(label, plan)
-    for part, array in (("image", image.numpy()), ("label", label), ("foreground", foreground)):
-        with whole_file(_part(stem, f"{part}.npy")) as temporary:
-            np.save(temporary, array, allow_pickle=False)
+    write_packed(_part(stem, "image.b2nd"), image.numpy())
+    write_packed(_part(stem, "label.b2nd"), label[None])
+    with whole_file(_part(stem, "foreground.npy")) as temporary:
+        np.save(temporary, foreground, allow_pickle=False)
     sources = {"images": [str(path) for path in case.images], "label": str(case.label)}
     rows = {"foreground_ranges": ranges, "known_range": known}
     write_json(_part(stem, "json"), {"format": FORMAT, **sources, "grid": asdict(grid), **rows})

@@ -56,8 +56,9 @@ def augmentation(plan: Plan, config: AugmentationConfig) -> Compose:
     """The random pipeline: one patch out of a preprocessed case, then changes of its intensities.
 
     The order of the steps is nnU-Net's. Takes a dict {"image": (C, D, H, W) float32, "label": (1, D, H, W),
-    "centre": (D, H, W) voxel, optional} of arrays, memory maps or tensors of any size; gives {"image": (C, *patch_size)
-    float32, "label": (1, *patch_size) as stored}, plain tensors. `set_random_state(seed)` makes it repeatable.
+    "centre": (D, H, W) voxel, optional} of arrays, tensors or cached images of any size; gives {"image":
+    (C, *patch_size) float32, "label": (1, *patch_size) as stored}, plain tensors. `set_random_state(seed)` makes it
+    repeatable.
     """
     in_plane = is_strongly_anisotropic(plan.spacing_mm)
     brightness = (config.brightness_range[0] - 1, config.brightness_range[1] - 1)

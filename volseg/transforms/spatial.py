@@ -1,6 +1,6 @@
 """The spatial half of augmentation as one step: crop, rotate, scale and mirror in a single resampling.
 
-Arrays are (C, D, H, W). Only the box that a patch needs is read, so the volumes may be memory maps of whole cases.
+Arrays are (C, D, H, W). Only the box that a patch needs is read, so the volumes may be files of whole cases.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -134,8 +134,9 @@ def exact_patch(volume: np.ndarray, centre: Triple, size: Triple, mirrored: tupl
     whole, shape = np.array(volume.shape[1:]), np.array(size)
     start = np.array(centre) - shape // 2
     low, high = np.clip(start, 0, whole), np.clip(start + shape, 0, whole)
-    patch = np.zeros((volume.shape[0], *size), dtype=volume.dtype)
-    patch[(slice(None), *map(slice, low - start, high - start))] = volume[(slice(None), *map(slice, low, high))]
+    part = np.asarray(volume[(slice(None), *map(slice, low, high))])
+    patch = np.zeros((len(part), *size), dtype=part.dtype)
+    patch[(slice(None), *map(slice, low - start, high - start))] = part
     return torch.from_numpy(patch).flip([1 + axis for axis in range(3) if mirrored[axis]])
 
 
@@ -147,7 +148,8 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
     exact copy.
 
     Args:
-        keys: entries with arrays (C, D, H, W) on one grid; memory maps are read only where needed.
+        keys: entries (C, D, H, W) on one grid: tensors, arrays, or what gives arrays by slices, such as an image of
+            the cache, of which only what is needed is read.
         plan: patch size, spacing and mirror axes.
         config: probabilities and ranges.
         mode: "bilinear" or "nearest", one for each key.
@@ -175,7 +177,7 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         self.randomize()
         out = dict(data)
         size = self.plan.patch_size
-        volumes = {key: np.asarray(out[key]) for key in self.keys}
+        volumes = {key: out[key] for key in self.keys}
         whole = volumes[self.keys[0]].shape[1:]
         centre = out.pop("centre", tuple(length // 2 for length in whole))
         if self.warp.exact:

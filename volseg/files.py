@@ -72,6 +72,13 @@ def as_json(document: Any) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
+def as_tuples(value: Any) -> Any:
+    """The lists in a value read from JSON as tuples, all the way down."""
+    if isinstance(value, dict):
+        return {name: as_tuples(item) for name, item in value.items()}
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
 def read_json_lines(path: Path) -> list[Any]:
     """The documents of a file with one JSON document per line; a last line that a kill cut off is left out."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]

@@ -75,6 +75,20 @@ def test_the_same_call_gives_the_same_weights_and_another_seed_others(phantoms, 
     assert not same_weights(run / "model.safetensors", other / "model.safetensors")
 
 
+def test_folds_share_the_cache_that_a_variable_names(phantoms, run, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("VOLSEG_CACHE", str(shared))
+    again, other = (
+        train(phantoms, tmp_path / f"fold{fold}", fold=fold, steps=12, overrides=TINY, device="cpu") for fold in (0, 1)
+    )
+    assert same_weights(run / "model.safetensors", again / "model.safetensors")
+    assert (other / "plan.yaml").read_text() == (run / "plan.yaml").read_text()
+    assert not (again / "cache").exists()
+    assert not (other / "cache").exists()
+    # Five cases, each with its four files of preprocessing and its measures for the plan, once for both runs.
+    assert len(list(shared.iterdir())) == 5 * 5
+
+
 def test_runs_killed_at_random_moments_resume_to_the_same_weights(phantoms, tmp_path):
     arguments = [
         "train",

@@ -10,7 +10,9 @@ import pytest
 from volseg.data.dataset import DataSet, TrainingCase
 from volseg.data.labels import LabelSet
 from volseg.errors import DataSetError, InputError, Problem
+from volseg.planning import fingerprint
 from volseg.planning.fingerprint import take_fingerprint
+from volseg.planning.summary import summary
 
 # I runs to L, J to S, K to P: R, A, S are the stored axes 0, 2, 1.
 AFFINE = np.array([[-2.0, 0, 0, 0], [0, 0, -0.5, 0], [0, 3.0, 0, 0], [0, 0, 0, 1]])
@@ -52,6 +54,110 @@ def test_measures_of_a_case(tmp_path):
     assert channel.name == "MRI"
     assert channel.percentiles == pytest.approx(tuple(np.percentile(inside, [0.5, 99.5])))
     assert (channel.mean, channel.std) == pytest.approx((inside.mean(), inside.std()))
+
+
+def test_the_contrast_of_a_label_is_against_all_other_voxels(tmp_path):
+    image, label = tiny()
+    image[label == 3] += 2000
+    first, second = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", 5 - 2 * image, label)
+    case = TrainingCase("a", (*first.images, *second.images), first.label)
+    (found,) = take_fingerprint(DataSet("two", tmp_path, ("T1", "T2"), LABELS, (case,))).cases
+
+    def above(inside):
+        return (image[inside].mean() - image[~inside].mean()) / image.std()
+
+    back = above(label == 3)
+    assert back > 2
+    assert found.contrasts["back"] == pytest.approx((back, -back))
+    assert found.contrasts["front"][0] == pytest.approx(
+        (image[label == 1].mean() - image[label != 1].mean()) / image.std()
+    )
+    regions = LabelSet({"both": 1, "back": 3}, {"both": (1, 3), "back": (3,)})
+    (found,) = take_fingerprint(dataset_of(first, labels=regions)).cases
+    assert found.contrasts["both"] == pytest.approx(
+        ((image[label > 0].mean() - image[label == 0].mean()) / image.std(),)
+    )
+
+
+def test_a_label_everywhere_or_nowhere_has_no_contrast(tmp_path):
+    image = tiny()[0]
+    (found,) = take_fingerprint(dataset_of(write_case(tmp_path, "a", image, np.ones(image.shape)))).cases
+    assert found.contrasts == {}
+
+
+class TestCache:
+    @pytest.fixture
+    def dataset(self, tmp_path):
+        image, label = tiny()
+        return dataset_of(write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image // 2, label == 1))
+
+    @pytest.fixture
+    def reads(self, monkeypatch):
+        """The names of the files that are read as scans."""
+        names, read = [], fingerprint.read_channels
+
+        def noted(paths, channels):
+            names.append(paths[0].name)
+            return read(paths, channels)
+
+        monkeypatch.setattr(fingerprint, "read_channels", noted)
+        return names
+
+    def test_a_second_look_is_the_first_and_reads_no_scan(self, dataset, reads, tmp_path):
+        plain = take_fingerprint(dataset)
+        first = take_fingerprint(dataset, tmp_path / "cache")
+        assert sorted(reads) == ["a.nii.gz", "a.nii.gz", "b.nii.gz", "b.nii.gz"]
+        again = take_fingerprint(dataset, tmp_path / "cache")
+        assert len(reads) == 4
+        for one in (first, again):
+            assert one.channels == plain.channels
+            for case, expected in zip(one.cases, plain.cases, strict=True):
+                facts = dataclasses.asdict(case), dataclasses.asdict(expected)
+                np.testing.assert_array_equal(*(fact.pop("samples") for fact in facts))
+                assert facts[0] == facts[1]
+        assert summary_text(again) == summary_text(plain)
+
+    def test_what_has_changed_is_read_again(self, dataset, reads, tmp_path):
+        take_fingerprint(dataset, tmp_path / "cache")
+        reads.clear()
+        write_case(tmp_path, "b", tiny(3)[0], tiny()[1])
+        changed = take_fingerprint(dataset, tmp_path / "cache")
+        assert reads == ["b.nii.gz"]
+        assert changed.cases[1].volumes_ml["back"] > 0
+        take_fingerprint(dataclasses.replace(dataset, labels=LabelSet({"front": 1, "rear": 3})), tmp_path / "cache")
+        assert len(reads) == 3
+
+    def test_problems_are_not_kept_and_duplicates_are_found_in_what_is(self, dataset, tmp_path):
+        take_fingerprint(dataset, tmp_path / "cache")
+        twin = write_case(tmp_path, "c", tiny()[0], tiny()[1])
+        gone = TrainingCase("gone", (tmp_path / "gone.nii.gz",), tmp_path / "gone_label.nii.gz")
+        for _ in range(2):
+            with pytest.raises(DataSetError) as caught:
+                take_fingerprint(dataset_of(*dataset.cases, twin, gone), tmp_path / "cache")
+            found = [(row.case, row.problem) for row in caught.value.problems]
+            assert found == [("gone", "missing file"), ("gone", "missing file"), ("c", "duplicate")]
+
+
+def summary_text(found):
+    return "\n".join(summary(found))
+
+
+def test_the_summary_says_sizes_intensities_and_contrasts(tmp_path):
+    image, label = tiny()
+    small = write_case(tmp_path, "b", image[:4], label[:4] * 0 + (np.arange(4) == 1)[:, None, None])
+    found = take_fingerprint(dataset_of(write_case(tmp_path, "a", image, label), small))
+    text = summary_text(found)
+    assert "2 cases, along R x A x S:" in text
+    assert "voxels      median 5 x 10 x 8, from 4 x 10 x 8 to 6 x 10 x 8" in text
+    assert "spacing mm  median 2 x 0.5 x 3, from 2 x 0.5 x 3 to 2 x 0.5 x 3" in text
+    contrast = (image[label == 3].mean() - image[label != 3].mean()) / image.std()
+    assert (
+        f"label back: in 1 of 2 cases, median 0.024 ml, 1.7 % of the scan, against the rest of it {contrast:+.2f}"
+        in text
+    )
+    assert "label front: in 2 of 2 cases, median 0.126 ml" in text
+    (alone,) = dataclasses.replace(found, cases=found.cases[1:]).cases
+    assert "label back: in no case" in summary_text(dataclasses.replace(found, cases=(alone,)))
 
 
 def test_a_region_is_measured_with_all_its_parts(tmp_path):

@@ -10,13 +10,15 @@ from volseg.data.dataset import DataSet, open_dataset
 from volseg.data.labels import LabelSet
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, take_fingerprint
-from volseg.planning.planner import SET, make_plan, network_of_choices, read_plan, write_plan
+from volseg.planning.planner import SET, make_plan, network_of_choices, plan_text, read_plan
 
 
 def case(shape, spacing_mm, offsets=None, name="case") -> CaseFingerprint:
     """A case with shape and spacing along R, A, S."""
     offsets = offsets or {"organ": (0.0, 0.0, 0.0)}
-    return CaseFingerprint(name, shape, spacing_mm, dict.fromkeys(offsets, 1.5), offsets, (100.0,), np.zeros((1, 1)))
+    return CaseFingerprint(
+        name, shape, spacing_mm, dict.fromkeys(offsets, 1.5), offsets, {}, (100.0,), np.zeros((1, 1))
+    )
 
 
 def planned(*cases: CaseFingerprint, channel="MRI", accelerated=True, choices=None, memory_gb=8.0, labels=None):
@@ -204,13 +206,21 @@ def test_ranges_keep_their_extremes():
 def test_a_written_plan_reads_back_with_its_reasons(tmp_path, cases, accelerated):
     plan, reasons = planned(*cases, channel="CT", accelerated=accelerated)
     path = tmp_path / "plan.yaml"
-    write_plan(plan, reasons, path)
+    path.write_text(plan_text(plan, reasons))
     assert read_plan(path) == plan
     lines = [line.strip() for line in path.read_text().splitlines()]
     for key, reason in reasons.items():
         value = lines[lines.index(f"# {reason}") + 1]
         # Two values may share a reason; the comment stands above the first.
         assert value.startswith(f"{key.removeprefix('network.')}:") or list(reasons.values()).count(reason) > 1
+
+
+def test_lines_about_the_data_stand_on_top_whatever_they_hold(tmp_path):
+    plan, reasons = planned(*PROSTATE)
+    text = plan_text(plan, reasons, ["first", "second\nevil: 1\u2028worse: 2"])
+    (tmp_path / "plan.yaml").write_text(text)
+    assert text.splitlines()[1:3] == ["# first", "# second evil: 1 worse: 2"]
+    assert read_plan(tmp_path / "plan.yaml") == plan
 
 
 def test_regions_and_the_ignore_label_reach_the_plan(tmp_path):
@@ -224,7 +234,7 @@ def test_regions_and_the_ignore_label_reach_the_plan(tmp_path):
         ("whole", 1, (1, 2)),
         ("core", 2, (2,)),
     ]
-    write_plan(plan, reasons, tmp_path / "plan.yaml")
+    (tmp_path / "plan.yaml").write_text(plan_text(plan, reasons))
     assert read_plan(tmp_path / "plan.yaml") == plan
     plain, _ = planned(one)
     assert (plain.regions, plain.ignore, plain.network.classes) == (False, None, 3)

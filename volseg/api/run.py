@@ -16,16 +16,17 @@ from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, load_config
 from volseg.data.batches import BatchDataset, batch_loader, check_shared, lost_workers
-from volseg.data.cache import CachedCase, cache_cases
+from volseg.data.cache import CachedCase, cache_cases, shared_cache
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.device import choose_device, choose_precision, memory_errors
 from volseg.errors import DataSetError, Stopped
-from volseg.files import remove_leftovers, write_json
+from volseg.files import remove_leftovers, write_json, write_text
 from volseg.heap import kept_heap
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import UNet
 from volseg.planning.fingerprint import take_fingerprint
-from volseg.planning.planner import make_plan, plan_text, read_plan, write_plan
+from volseg.planning.planner import make_plan, plan_text, read_plan
+from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.loop import fit
@@ -126,7 +127,9 @@ def train(
 def plan_dataset(dataset: str | Path, config: Path | None, overrides: Sequence[str], device: str) -> str:
     """Look at a data set and say how volseg would train on all of it: YAML, the reason beside each value."""
     data, choices = open_dataset(Path(dataset)), load_config(config, overrides).plan
-    return plan_text(*make_plan(data, take_fingerprint(data), choices, accelerated=choose_device(device).type != "cpu"))
+    fingerprint = take_fingerprint(data, shared_cache())
+    plan, reasons = make_plan(data, fingerprint, choices, accelerated=choose_device(device).type != "cpu")
+    return plan_text(plan, reasons, summary(fingerprint))
 
 
 def _prepare(
@@ -160,12 +163,13 @@ def _prepare(
         check_shared(plan, world)
     else:
         used = {name for one in splits for half in one.values() for name in half}
-        fingerprint = take_fingerprint(replace(data, cases=tuple(case for case in data.cases if case.name in used)))
+        data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
+        fingerprint = take_fingerprint(data_used, shared_cache())
         plan, reasons = make_plan(data, fingerprint, config.plan, accelerated=device.type != "cpu")
         check_shared(plan, world)
         begin(folder, settings, config)
         write_json(folder / "splits.json", splits)
-        write_plan(plan, reasons, folder / "plan.yaml")
+        write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
     return Run(folder, settings, config, data, plan, device, training, validation)
 
 
@@ -208,7 +212,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
 
 def _cached(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
     """The cases to train on and those to validate on, preprocessed."""
-    folder = run.folder / "cache"
+    folder = shared_cache() or run.folder / "cache"
     return (
         cache_cases(run.training, run.plan, folder, partial(_show_cached, progress, "prepare")),
         cache_cases(run.validation, run.plan, folder, partial(_show_cached, progress, "prepare validation")),

@@ -9,6 +9,7 @@ json file is written last: a case that has it is complete, and work that was cut
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from volseg.data.packed import open_packed, write_packed
 from volseg.data.preprocess import classes_of, image_to_network, label_to_network
 from volseg.data.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
-from volseg.files import sha256_of, whole_file, write_json
+from volseg.files import as_tuples, sha256_of, whole_file, write_json
 
 # Raised whenever preprocessing or the files below change, so that older ones are not taken for current ones.
 FORMAT = 4
@@ -125,8 +126,23 @@ def cache_cases(
     return cached
 
 
+def shared_cache() -> Path | None:
+    """The folder that runs share their cache in, which the variable VOLSEG_CACHE names; None without it."""
+    named = os.environ.get("VOLSEG_CACHE")
+    return Path(named) if named else None
+
+
 def cache_key(case: TrainingCase, plan: Plan) -> str:
-    """16 hexadecimal digits that stand for the input files' bytes and for how they are preprocessed.
+    """The `content_key` of a case that is preprocessed as a plan says.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    return content_key(case, {"format": FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)})
+
+
+def content_key(case: TrainingCase, facts: dict[str, Any]) -> str:
+    """16 hexadecimal digits that stand for the input files' bytes and for what is done with them.
 
     Raises:
         InputError: a file cannot be read.
@@ -136,12 +152,7 @@ def cache_key(case: TrainingCase, plan: Plan) -> str:
     except OSError as error:
         reason = f"could not read {error.filename}: {error.strerror}"
         raise InputError(f"Case {case.name}: {reason}. Put the file back.") from error
-    facts = {
-        "format": FORMAT,
-        "files": files,
-        "plan": plan.model_dump(mode="json", include=PREPROCESSING),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps({"files": files, **facts}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
@@ -184,8 +195,8 @@ def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
 def _load(case: TrainingCase, stem: Path) -> CachedCase:
     """The entry of a complete case."""
     document = json.loads(_part(stem, "json").read_text(encoding="utf-8"))
-    grid = GridMap(**{name: _as_tuples(value) for name, value in document["grid"].items()})
-    return CachedCase(case, stem, grid, *(_as_tuples(document[rows]) for rows in ("foreground_ranges", "known_range")))
+    grid = GridMap(**{name: as_tuples(value) for name, value in document["grid"].items()})
+    return CachedCase(case, stem, grid, *(as_tuples(document[rows]) for rows in ("foreground_ranges", "known_range")))
 
 
 def _foreground(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int] | None]:
@@ -215,8 +226,3 @@ def _files_of(path: Path) -> list[Path]:
 
 def _part(stem: Path, part: str) -> Path:
     return stem.with_name(f"{stem.name}.{part}")
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON lists as tuples, all the way down."""
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

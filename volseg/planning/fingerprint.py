@@ -1,29 +1,36 @@
-"""What a data set is like: sizes, spacings, intensities and label volumes, measured case by case.
+"""What a data set is like: sizes, spacings, intensities, label volumes and contrasts, measured case by case.
 
 Spatial triples are in the order R, A, S: the scan's axes after reorientation to the closest RAS+ order.
 """
 
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from volseg.data.cache import content_key
 from volseg.data.dataset import DataSet, TrainingCase, listed
 from volseg.data.geometry import Geometry, ras_order
 from volseg.data.labels import LabelSet
 from volseg.data.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.reading import Scan, read_channels, read_label
 from volseg.errors import DataSetError, InputError, Problem
+from volseg.files import as_tuples, whole_file
 
 logger = logging.getLogger(__name__)
 
 SAMPLES_PER_CASE = 10_000
-READERS = 2
+# Scans that are read at the same time; each is in memory as it is stored and as it is read.
+READERS = 4
+# Raised whenever what is measured changes, so that older measures are not taken for current ones.
+FORMAT = 1
 T = TypeVar("T", int, float)
 
 
@@ -38,6 +45,8 @@ class CaseFingerprint:
         volumes_ml: of each label or region, 0 where it is absent.
         offsets: per label that is present: where its centroid lies along R, A, S from the centroid of all labels, as
             a share of the edge of the box around all labels.
+        contrasts: per label that is present, and channel: how far its mean intensity lies above that of the rest of the
+            scan, in standard deviations of the scan.
         means: per channel, mean intensity of the whole scan.
         samples: (C, n) float32 intensities of up to 10 000 labelled voxels, drawn at random.
     """
@@ -47,8 +56,14 @@ class CaseFingerprint:
     spacing_mm: tuple[float, float, float]
     volumes_ml: dict[str, float]
     offsets: dict[str, tuple[float, float, float]]
+    contrasts: dict[str, tuple[float, ...]]
     means: tuple[float, ...]
     samples: np.ndarray
+
+    @property
+    def whole_ml(self) -> float:
+        """Volume of the whole scan."""
+        return float(np.prod(self.shape) * np.prod(self.spacing_mm)) / 1000
 
 
 @dataclass(frozen=True)
@@ -91,16 +106,20 @@ class _Look(NamedTuple):
     digest: str | None
 
 
-def take_fingerprint(dataset: DataSet) -> Fingerprint:
-    """Read every case once and measure it; two at a time, none kept in memory.
+def take_fingerprint(dataset: DataSet, cache: Path | None = None) -> Fingerprint:
+    """Read every case once and measure it; a few at a time, none kept in memory.
 
     Cases without a labelled voxel are told in the log, and used.
+
+    Args:
+        dataset: to look at.
+        cache: a folder for the measures of each case, so that next time only its bytes are compared; None keeps none.
 
     Raises:
         DataSetError: everything that is wrong with any case, at once; or no labelled voxel in any.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        looks = dict(zip(dataset.cases, pool.map(partial(_look_at, dataset), dataset.cases), strict=True))
+        looks = dict(zip(dataset.cases, pool.map(partial(_look_at, dataset, cache), dataset.cases), strict=True))
     problems = [*dataset.problems, *(problem for look in looks.values() for problem in look.problems)]
     problems += duplicate_problems({case.name: look.digest for case, look in looks.items() if look.digest})
     measured = [look.measures for look in looks.values() if look.measures]
@@ -118,17 +137,47 @@ def take_fingerprint(dataset: DataSet) -> Fingerprint:
     return Fingerprint(tuple(measured), tuple(channels))
 
 
-def _look_at(dataset: DataSet, case: TrainingCase) -> _Look:
-    """Read a case, and measure it or find all that is wrong with it."""
+def _look_at(dataset: DataSet, cache: Path | None, case: TrainingCase) -> _Look:
+    """Measure a case or find all that is wrong with it, unless the cache knows that nothing is."""
     known = dataset.labels.known
     digest: str | None = None
     try:
+        kept = cache and _kept_file(dataset, cache, case)
+        if kept and kept.exists():
+            return _recalled(kept)
         scan = read_channels(case.images, len(dataset.channels))
         digest = voxel_digest(scan)
         label = read_label(case.label, like=scan.geometry, known=known).channels[0]
     except InputError:
         return _Look(None, case_problems(case, len(dataset.channels), known), digest)
-    return _Look(_measured(dataset, case, scan, label), [], digest)
+    look = _Look(_measured(dataset, case, scan, label), [], digest)
+    if kept:
+        _keep(look, kept)
+    return look
+
+
+def _kept_file(dataset: DataSet, cache: Path, case: TrainingCase) -> Path:
+    """Where the measures of a case are kept, under its name and a key of all that they depend on."""
+    labels = {"stored": dataset.labels.stored, "ignore": dataset.labels.ignore}
+    facts = {"format": FORMAT, "labels": labels, "channels": len(dataset.channels)}
+    return cache / f"{case.name}.{content_key(case, facts)}.npz"
+
+
+def _keep(look: _Look, file: Path) -> None:
+    """Write a look at a case in which nothing was wrong."""
+    assert look.measures
+    facts = {item.name: getattr(look.measures, item.name) for item in fields(CaseFingerprint)}
+    samples = facts.pop("samples")
+    with whole_file(file) as temporary:
+        np.savez(temporary, samples=samples, facts=np.array(json.dumps(facts | {"digest": look.digest})))
+
+
+def _recalled(file: Path) -> _Look:
+    """A look of `_keep`."""
+    with np.load(file, allow_pickle=False) as kept:
+        facts, samples = as_tuples(json.loads(str(kept["facts"]))), kept["samples"]
+    digest = facts.pop("digest")
+    return _Look(CaseFingerprint(samples=samples, **facts), [], digest)
 
 
 def _measured(dataset: DataSet, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
@@ -145,11 +194,28 @@ def _measured(dataset: DataSet, case: TrainingCase, scan: Scan, label: np.ndarra
         spacing_mm=_ordered(scan.geometry.spacing_mm, order),
         volumes_ml={name: int(counts[list(values)].sum()) * scan.geometry.voxel_ml for name, values in stored.items()},
         offsets=_offsets(label, foreground, scan.geometry, dataset.labels),
+        contrasts=_contrasts(label, counts, scan, stored),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
         samples=np.stack([channel[np.unravel_index(drawn, label.shape)] for channel in scan.channels]).astype(
             np.float32
         ),
     )
+
+
+def _contrasts(
+    label: np.ndarray, counts: np.ndarray, scan: Scan, stored: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[float, ...]]:
+    """See `CaseFingerprint.contrasts`; a label that fills the scan has none. `counts` are the voxels of each value."""
+    voxels = {name: int(counts[list(values)].sum()) for name, values in stored.items()}
+    found: dict[str, tuple[float, ...]] = {name: () for name, inside in voxels.items() if 0 < inside < label.size}
+    for channel in scan.channels:
+        std = float(channel.std(dtype=np.float64))
+        sums = np.bincount(label.ravel(), weights=channel.ravel(), minlength=len(counts))
+        for name in found:
+            inside = float(sums[list(stored[name])].sum())
+            rest = (float(sums.sum()) - inside) / (label.size - voxels[name])
+            found[name] += ((inside / voxels[name] - rest) / std if std else 0.0,)
+    return found
 
 
 def _offsets(

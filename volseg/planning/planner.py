@@ -5,7 +5,7 @@ order R, A, S; all others in network order (D, H, W), D being the through-plane 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -16,7 +16,6 @@ import yaml
 from volseg.config import Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
 from volseg.data.dataset import DataSet
 from volseg.errors import ConfigError
-from volseg.files import write_text
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
 from volseg.planning.topology import (
     Spacing,
@@ -126,14 +125,11 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
     return network, choices.patch_size
 
 
-def write_plan(plan: Plan, reasons: dict[str, str], path: Path) -> None:
-    """Write a plan as YAML; `read_plan` takes it back."""
-    write_text(path, plan_text(plan, reasons))
-
-
-def plan_text(plan: Plan, reasons: dict[str, str]) -> str:
-    """A plan as YAML, the reason for a value as a comment above it."""
-    lines = [f"# Plan for {' '.join(plan.dataset.split())}. A comment is the reason for the value below it."]
+def plan_text(plan: Plan, reasons: dict[str, str], about: Iterable[str] = ()) -> str:
+    """A plan as YAML: lines `about` the data on top, and the reason for a value as a comment above it."""
+    about = (f"Plan for {plan.dataset}. A comment is the reason for the value below it.", *about)
+    # A name may hold anything, line breaks too.
+    lines = [f"# {' '.join(line.splitlines())}" for line in about]
     document = plan.model_dump(mode="json", exclude_none=True)
     network = document.pop("network")
     for key, value in document.items():

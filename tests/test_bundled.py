@@ -25,10 +25,15 @@ def test_a_bundled_model_is_small_and_says_where_it_comes_from(name: str) -> Non
     path = find_model(name)
     card = read_card(path)
     assert path.stat().st_size < 10e6
-    assert card.training["command"].startswith("volseg train ")
     assert card.training["licence"]
-    assert card.scores["foreground_dice"] > 0.85
-    assert card.scores["cases"] > 0
+    members, scores = card.training["members"], card.scores["members"]
+    assert [member["fold"] for member in members] == list(range(len(members)))
+    assert all(member["command"].startswith("volseg train ") for member in members)
+    assert min(score["foreground_dice"] for score in scores) > 0.88
+    # Every case was left out once.
+    labels = card.scores["out_of_fold"]["labels"].values()
+    assert {label["cases"] for label in labels} == {sum(score["cases"] for score in scores)} == {200}
+    assert card.scores["out_of_fold"]["foreground_dice"] > 0.886
     assert all(channel.mean_range for channel in card.plan.channels)
     assert all(label.volume_ml_range for label in card.plan.labels)
 

@@ -49,6 +49,7 @@ def test_the_file_holds_the_weights_and_the_records_of_its_members(models, tmp_p
     assert len(weights) == 3 * len(plain)
     assert (card.name, card.members) == ("tiny-ensemble3", 3)
     assert (card.training["dataset"], card.training["licence"]) == ("tiny", "CC0")
+    assert card.training["command"] == "volseg ensemble tiny-fold0 tiny-fold1 tiny-fold2 --output MODEL"
     assert [one["fold"] for one in card.training["members"]] == [0, 1, 2]
     assert [one["sha256"] for one in card.training["members"]] == [sha256_of(path) for path in models]
     assert [one["foreground_dice"] for one in card.scores["members"]] == [0.5, 0.6, 0.7]
@@ -58,6 +59,7 @@ def test_half_the_file_answers_with_the_same_labels(models, tmp_path):
     whole = ensemble(models, tmp_path / "whole.safetensors")
     half = ensemble(models, tmp_path / "half.safetensors", half=True)
     (card, weights), (half_card, halves) = load_model(whole), load_model(half)
+    assert half_card.training.pop("command") == f"{card.training.pop('command')} --half"
     assert half_card == card
     assert {tensor.dtype for tensor in halves.values()} == {torch.float16}
     for name, tensor in weights.items():

@@ -90,13 +90,14 @@ def pid_of_rank(launcher: int, rank: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_a_killed_process_ends_the_run_with_one_sentence_and_resume_goes_on(phantoms, shared, tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_run_with_one_sentence_and_resume_goes_on(rank, phantoms, shared, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(command(phantoms, run), env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (run / "checkpoint" / "state.safetensors").exists():
         time.sleep(0.005)
-    os.kill(pid_of_rank(process.pid, 1), signal.SIGKILL)
+    os.kill(pid_of_rank(process.pid, rank), signal.SIGKILL)
     killed = time.monotonic()
     _, errors = process.communicate(timeout=300)
     assert time.monotonic() - killed < 60

@@ -1,5 +1,6 @@
 """The models of several runs, such as the folds of a cross-validation, as one model file."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -61,6 +62,8 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
         _check_fits(path, card, paths[0], cards[0])
     members = Ensemble([load_network(*load_model(path), path) for path in paths])
     plan = _joined([card.plan for card in cards])
+    # By names, because paths differ from machine to machine.
+    command = shlex.join(["volseg", "ensemble", *(card.name for card in cards), "--output", "MODEL"])
     records = [
         {"name": card.name, "sha256": sha256_of(path), **card.training} for path, card in zip(paths, cards, strict=True)
     ]
@@ -71,7 +74,12 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
             plan=plan,
             members=len(cards),
             postprocessing=_agreed(cards),
-            training={"dataset": plan.dataset, "licence": cards[0].training.get("licence"), "members": records},
+            training={
+                "command": f"{command} --half" if half else command,
+                "dataset": plan.dataset,
+                "licence": cards[0].training.get("licence"),
+                "members": records,
+            },
             scores={"members": [card.scores for card in cards], **_out_of_fold(cards)},
         ),
         _halved(members.state_dict()) if half else members.state_dict(),

@@ -5,7 +5,7 @@ A `Config` is what a user writes in YAML: choices that override the derived plan
 All defaults and units stand here. Spatial triples are in network order (D, H, W) unless they say (I, J, K).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -130,6 +130,20 @@ class ComponentRule(Frozen):
     largest_only: bool = Field(False, description="of these only the largest; of equally large ones all")
     dice_before: float | None = Field(None, description="the label's mean Dice on the validation cases without it")
     dice_after: float | None = Field(None, description="and with it")
+
+    def __str__(self) -> str:
+        """The rule as a person reads it, with its figures if it has any."""
+        least = f"of at least {self.smallest_ml:g} ml" if self.smallest_ml else ""
+        largest = f"only the largest component{least and f', if {least}'}"
+        kept = largest if self.largest_only else f"components {least}"
+        if self.dice_before is None or self.dice_after is None:
+            return kept
+        return f"{kept} (Dice {self.dice_before:.4f} before, {self.dice_after:.4f} after)"
+
+
+def rules_in_words(rules: Mapping[str, ComponentRule]) -> str:
+    """Rules as a person reads them, by label name."""
+    return "; ".join(f"{name}: {rule}" for name, rule in rules.items()) or "none"
 
 
 class Resampling(Frozen):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.pipeline import TINY, tiny_plan
 from volseg import Segmenter, evaluate, train
 from volseg.api.describe import describe
-from volseg.api.postprocessing import SIZES_ML, Tally, choose_rules, in_words, postprocess, tally
-from volseg.config import ComponentRule, Label
+from volseg.api.postprocessing import SIZES_ML, Tally, choose_rules, postprocess, tally
+from volseg.config import ComponentRule, Label, rules_in_words
 from volseg.data.phantom import write_phantoms
 from volseg.evaluation.overlap import label_overlaps
 from volseg.modelfile import load_model, read_card, save_model
@@ -112,9 +112,9 @@ def test_sizes_are_tried_from_small_to_large() -> None:
     ],
 )
 def test_rules_in_words(rule: ComponentRule, words: str) -> None:
-    assert in_words({"a": rule}) == words
-    assert in_words({"a": rule, "b": ComponentRule(smallest_ml=3)}) == f"{words}; b: components of at least 3 ml"
-    assert in_words({}) == "none"
+    assert rules_in_words({"a": rule}) == words
+    assert rules_in_words({"a": rule, "b": ComponentRule(smallest_ml=3)}) == f"{words}; b: components of at least 3 ml"
+    assert rules_in_words({}) == "none"
 
 
 @pytest.fixture(scope="module")
@@ -194,5 +194,5 @@ def test_validation_files_are_what_the_model_answers(run, phantoms) -> None:
 def test_info_says_it_of_the_model_and_of_the_run(run) -> None:
     rules = read_card(run / "model.safetensors").postprocessing
     for path in (run, run / "model.safetensors"):
-        assert describe(path)["postprocessing"] == in_words(rules)
-    assert " after)" in in_words(rules)
+        assert describe(path)["postprocessing"] == rules_in_words(rules)
+    assert " after)" in rules_in_words(rules)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.pipeline import TINY
 from volseg import Segmenter, evaluate, train
+from volseg.api.describe import describe
 from volseg.modelfile import read_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,6 +123,7 @@ def test_regions_are_learned_written_and_scored_as_unions_of_their_parts(regions
     run, scores = trained(regions)
     card = read_card(run / "model.safetensors")
     assert card.plan.regions
+    assert describe(run / "model.safetensors")["regions"] == "1 whole (of 1, 2), 2 core (of 2)"
     assert card.postprocessing == scores["postprocessing"] == {}
     for case in scores["cases"]:
         written, truth = (load(part / f"{case['name']}.nii.gz") for part in (run / "validation", regions / "labelsTr"))
@@ -138,6 +140,8 @@ def test_regions_are_learned_written_and_scored_as_unions_of_their_parts(regions
 def test_what_is_labelled_in_some_slices_is_found_in_all(ignored):
     run, scores = trained(ignored)
     assert read_card(run / "model.safetensors").plan.ignore == 2
+    described = describe(run / "model.safetensors")
+    assert (described["labels"], described["ignored_value"]) == ("1 ball", 2)
     for case in scores["cases"]:
         written = load(run / "validation" / f"{case['name']}.nii.gz")
         truth = balls(CASES.index(case["name"]), 6)[0]

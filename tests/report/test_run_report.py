@@ -92,6 +92,15 @@ def test_headline_figures(page):
         assert texts[texts.index(what) - 1] == figure
 
 
+def test_the_postprocessing_that_was_chosen_is_named(tmp_path, page):
+    assert "Postprocessing: none." in Reader(page).texts
+    rules = {NASTY: {"smallest_ml": 0.1, "dice_before": 0.5, "dice_after": 0.6}}
+    run = write_run(tmp_path / "ruled", example_validation() | {"postprocessing": rules}, example_records())
+    write_run_report(run)
+    expected = f"Postprocessing: {NASTY}: components of at least 0.1 ml (Dice 0.5000 before, 0.6000 after)."
+    assert expected in Reader((run / "report.html").read_text(encoding="utf-8")).texts
+
+
 def test_every_name_is_escaped(page):
     assert "<b>left" not in page
     assert "<i>one" not in page

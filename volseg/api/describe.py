@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from volseg.api.postprocessing import in_words
 from volseg.api.segmenter import find_model
 from volseg.api.settings import is_run
-from volseg.config import ComponentRule, checked, load_config
+from volseg.config import ComponentRule, Label, checked, load_config, rules_in_words
 from volseg.data.geometry import Geometry
 from volseg.data.reading import read_stored
 from volseg.errors import UsageError
@@ -74,19 +73,26 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "size_mb": round(path.stat().st_size / 1e6, 2),
         "volseg_version": card.volseg_version,
         "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.channels),
-        "labels": ", ".join(f"{label.value} {label.name}" for label in plan.labels),
+        "regions" if plan.regions else "labels": ", ".join(_label(label) for label in plan.labels),
+        **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
         "spacing_mm": _by(plan.spacing_mm),
         "patch_size": _by(plan.patch_size),
         "network": f"{network.encoder} U-Net of {network.block}, features {', '.join(map(str, network.features))}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
         "members": _members(card),
-        "postprocessing": in_words(card.postprocessing),
+        "postprocessing": rules_in_words(card.postprocessing),
         "trained_on": ", ".join(
             f"{key} {value}" for key, value in card.training.items() if value is not None and key != "members"
         ),
         # Of an ensemble of folds, what its members reached on cases they had not seen.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
     }
+
+
+def _label(label: Label) -> str:
+    """The written value and the name of a label, and of a region the values that it was made of."""
+    parts = f" (of {', '.join(map(str, label.parts))})" if label.parts else ""
+    return f"{label.value} {label.name}{parts}"
 
 
 def _members(card: ModelCard) -> str:
@@ -134,7 +140,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
             f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"] is not None
         )
         or None,
-        "postprocessing": in_words(rules),
+        "postprocessing": rules_in_words(rules),
     }
 
 

@@ -124,19 +124,6 @@ def postprocess(
     }
 
 
-def in_words(rules: Mapping[str, ComponentRule]) -> str:
-    """Rules as a person reads them, by label name, with their figures if they have any."""
-    return "; ".join(f"{name}: {_said(rule)}" for name, rule in rules.items()) or "none"
-
-
-def _said(rule: ComponentRule) -> str:
-    least = f"of at least {rule.smallest_ml:g} ml" if rule.smallest_ml else ""
-    kept_ones = f"only the largest component{least and f', if {least}'}" if rule.largest_only else f"components {least}"
-    if rule.dice_before is None or rule.dice_after is None:
-        return kept_ones
-    return f"{kept_ones} (Dice {rule.dice_before:.4f} before, {rule.dice_after:.4f} after)"
-
-
 def _mean_dice(tallies: Sequence[Tally], value: int, rule: ComponentRule) -> float:
     """The mean over the cases in which the label counts; 0 where it counts in none."""
     dice = [found for one in tallies if (found := one.dice(value, rule)) is not None]

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from volseg.api.labelling import label_volume
-from volseg.api.postprocessing import choose_rules, in_words, postprocess, tally
+from volseg.api.postprocessing import choose_rules, postprocess, tally
 from volseg.api.segmenter import Segmenter
-from volseg.config import ComponentRule, Plan
+from volseg.config import ComponentRule, Plan, rules_in_words
 from volseg.data.cache import CachedCase
 from volseg.data.dataset import DataSet, TrainingCase
 from volseg.data.reading import read_channels, read_label
@@ -91,7 +91,7 @@ def validate_from_files(
     # Every rank chooses from the same numbers in one order, so all choose alike.
     tallies = ranks.gathered(tallies)
     rules = {} if plan.regions else choose_rules([tallies[case.name] for case in cases], plan.labels)
-    logger.info("Postprocessing: %s", in_words(rules))
+    logger.info("Postprocessing: %s", rules_in_words(rules))
     for case, pair in shared if rules else ():
         written = read_label(pair.prediction)
         labels = np.array(written.channels[0])

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from volseg.config import ComponentRule, rules_in_words
 from volseg.files import read_json_lines, write_text
 from volseg.report.colours import colour_at
 
@@ -68,6 +69,7 @@ def write_run_report(run: Path) -> None:
         "<h2>Training</h2>",
         _training(records, validation),
         "<h2>Validation, worst case first</h2>",
+        _postprocessing(validation),
         _cases(validation),
         "<h2>Dice per label</h2>",
         _histograms(validation),
@@ -147,6 +149,14 @@ def _training(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any
     right.plot(times, mean, "o-", color=_AXIS, linewidth=2.2, markersize=4, label="mean foreground")
     _dress(right, "validation Dice", legend=bool(points))
     return _picture(figure, "Loss and validation Dice against seconds")
+
+
+def _postprocessing(validation: Mapping[str, Any] | None) -> str:
+    """The rules that were chosen on the cases below."""
+    if not validation:
+        return ""
+    rules = {name: ComponentRule(**rule) for name, rule in validation.get("postprocessing", {}).items()}
+    return f"<p>{escape(f'Postprocessing: {rules_in_words(rules)}.')}</p>"
 
 
 def _cases(validation: Mapping[str, Any] | None) -> str:

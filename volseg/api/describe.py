@@ -98,8 +98,9 @@ def _label(label: Label) -> str:
 def _members(card: ModelCard) -> str:
     """How many networks a model has, and of an ensemble of runs what each reached on its own validation cases."""
     records = zip(card.training.get("members", ()), card.scores.get("members", ()), strict=True)
-    listed = [f"{record['name']} {scores.get('foreground_dice') or '-'}" for record, scores in records]
-    return f"{card.members} (Dice of each: {', '.join(listed)})" if listed else str(card.members)
+    dice = [(record["name"], scores.get("foreground_dice")) for record, scores in records]
+    listed = ", ".join(f"{name} {'-' if one is None else f'{one:.4f}'}" for name, one in dice)
+    return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)
 
 
 def _describe_image(path: Path) -> dict[str, Any]:

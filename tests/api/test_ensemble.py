@@ -81,6 +81,16 @@ def test_a_weight_too_large_for_half_is_refused(models, tmp_path):
     assert not (tmp_path / "half.safetensors").exists()
 
 
+def test_counts_are_not_halved(tmp_path):
+    network = tiny_plan().network.model_copy(update={"norm": "batch"})
+    models = [write_model(tmp_path / f"{seed}.safetensors", tiny_plan(network=network), seed) for seed in (0, 1)]
+    card, weights = load_model(models[0])
+    name = next(name for name in weights if name.endswith("num_batches_tracked"))
+    save_model(models[0], card, weights | {name: torch.tensor(70_001)})
+    _, halves = load_model(ensemble(models, tmp_path / "half.safetensors", half=True))
+    assert halves[f"members.0.{name}"].item() == 70_001
+
+
 def scored(rod, ball, cases, ball_cases):
     return {"labels": {"rod": {"dice": rod, "cases": cases}, "ball": {"dice": ball, "cases": ball_cases}}}
 
@@ -94,6 +104,13 @@ def test_folds_are_scored_together_on_what_each_had_not_seen(models, tmp_path):
     assert found["labels"]["ball"] == {"dice": pytest.approx(0.8), "cases": 4}
     assert found["foreground_dice"] == pytest.approx((3.5 / 6 + 0.8) / 2)
     assert describe(path)["foreground_dice"] == found["foreground_dice"]
+
+
+@pytest.mark.parametrize("unscored", [0, 1])
+def test_a_fold_without_scores_leaves_none_together(models, tmp_path, unscored):
+    for fold, path in enumerate(models):
+        changed(path, training={"fold": fold}, scores={} if fold == unscored else scored(0.5, 0.5, 2, 2))
+    assert "out_of_fold" not in read_card(ensemble(models, tmp_path / "all.safetensors")).scores
 
 
 @pytest.mark.parametrize("training", [{"fold": 0}, {"fold": "all"}, {}])

@@ -123,7 +123,7 @@ def test_regions_are_learned_written_and_scored_as_unions_of_their_parts(regions
     run, scores = trained(regions)
     card = read_card(run / "model.safetensors")
     assert card.plan.regions
-    assert describe(run / "model.safetensors")["regions"] == "1 whole (of 1, 2), 2 core (of 2)"
+    assert describe(run / "model.safetensors")["labels"] == "1 whole (of 1, 2), 2 core (of 2)"
     assert card.postprocessing == scores["postprocessing"] == {}
     for case in scores["cases"]:
         written, truth = (load(part / f"{case['name']}.nii.gz") for part in (run / "validation", regions / "labelsTr"))

@@ -127,6 +127,16 @@ def test_a_finished_case_is_not_done_again_and_an_unfinished_one_is(cases, folde
     assert done == ["case_1"]
 
 
+@pytest.mark.parametrize("part", ["image.b2nd", "label.b2nd", "foreground.npy"])
+def test_a_case_that_has_lost_a_file_is_done_again(cases, folder, part):
+    first = cache_cases(cases, small_plan(), folder)
+    lost = first[1].stem.with_name(f"{first[1].stem.name}.{part}")
+    content = lost.read_bytes()
+    lost.unlink()
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert lost.read_bytes() == content
+
+
 def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, monkeypatch):
     def interrupted(path, document):
         raise KeyboardInterrupt
@@ -190,6 +200,15 @@ def test_the_key_follows_the_voxels_behind_a_detached_header(cases, tmp_path, su
     before = cache_key(case, small_plan())
     header.with_suffix(voxels).write_bytes(bytes([1]) * 120)
     assert cache_key(case, small_plan()) != before
+
+
+def test_a_folder_beside_a_detached_header_is_none_of_its_files(cases, tmp_path):
+    header = tmp_path / "scan.mhd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(header), useCompression=False)
+    case = dataclasses.replace(cases[0], images=(header,))
+    before = cache_key(case, small_plan())
+    (tmp_path / "scan.files").mkdir()
+    assert cache_key(case, small_plan()) == before
 
 
 def test_a_bad_case_is_named(cases, folder):

@@ -1,5 +1,7 @@
 """Compressed arrays: what comes back, how much of a file a slice needs, and what a full disk leaves."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,11 +55,15 @@ def test_a_patch_is_read_without_the_rest_of_its_file(tmp_path):
     packed = open_packed(path)
     first = (slice(None), slice(0, 30), slice(5, 60), slice(7, 90))
     assert np.array_equal(packed[first], array[first])
-    assert not np.array_equal(packed[:, size[0] // 2 :], array[:, size[0] // 2 :])
+    # An error would do as well; what must not be is that the rest is there.
+    with suppress(RuntimeError):
+        assert not np.array_equal(packed[:, size[0] // 2 :], array[:, size[0] // 2 :])
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(self, data):
+        with open(self, "wb") as handle:
+            handle.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)

@@ -79,6 +79,15 @@ def test_the_contrast_of_a_label_is_against_all_other_voxels(tmp_path):
     )
 
 
+def test_ignored_voxels_have_no_part_in_a_contrast(tmp_path):
+    image, label = tiny()
+    label[4:] = 4
+    labels = LabelSet(LABELS.values, ignore=4)
+    (found,) = take_fingerprint(dataset_of(write_case(tmp_path, "a", image, label), labels=labels)).cases
+    rest = image[(label != 1) & (label != 4)]
+    assert found.contrasts["front"] == pytest.approx(((image[label == 1].mean() - rest.mean()) / image.std(),))
+
+
 def test_a_label_everywhere_or_nowhere_has_no_contrast(tmp_path):
     image = tiny()[0]
     (found,) = take_fingerprint(dataset_of(write_case(tmp_path, "a", image, np.ones(image.shape)))).cases
@@ -126,6 +135,34 @@ class TestCache:
         assert changed.cases[1].volumes_ml["back"] > 0
         take_fingerprint(dataclasses.replace(dataset, labels=LabelSet({"front": 1, "rear": 3})), tmp_path / "cache")
         assert len(reads) == 3
+
+    def test_damaged_measures_are_taken_again(self, dataset, reads, tmp_path):
+        first = take_fingerprint(dataset, tmp_path / "cache")
+        one, two = sorted((tmp_path / "cache").iterdir())
+        one.write_bytes(one.read_bytes()[:200])
+        two.write_bytes(b"")
+        reads.clear()
+        again = take_fingerprint(dataset, tmp_path / "cache")
+        assert sorted(reads) == ["a.nii.gz", "b.nii.gz"]
+        assert summary_text(again) == summary_text(first)
+        take_fingerprint(dataset, tmp_path / "cache")
+        assert len(reads) == 2
+
+    def test_a_case_that_cannot_be_looked_up_is_no_case_less(self, dataset, tmp_path, monkeypatch):
+        def unreadable(folder, case, facts):
+            raise InputError("Case b: could not read x. Put the file back.")
+
+        take_fingerprint(dataset, tmp_path / "cache")
+        monkeypatch.setattr(fingerprint, "kept_under", unreadable)
+        with pytest.raises(DataSetError, match="could not read x") as caught:
+            take_fingerprint(dataset, tmp_path / "cache")
+        assert [row.case for row in caught.value.problems] == ["a", "b"]
+
+    def test_a_name_of_any_length_has_a_place(self, dataset, reads, tmp_path):
+        case = dataclasses.replace(dataset.cases[0], name="a" * 300)
+        for _ in range(2):
+            take_fingerprint(dataset_of(case), tmp_path / "cache")
+        assert len(reads) == 1
 
     def test_problems_are_not_kept_and_duplicates_are_found_in_what_is(self, dataset, tmp_path):
         take_fingerprint(dataset, tmp_path / "cache")

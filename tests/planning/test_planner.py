@@ -215,11 +215,19 @@ def test_a_written_plan_reads_back_with_its_reasons(tmp_path, cases, accelerated
         assert value.startswith(f"{key.removeprefix('network.')}:") or list(reasons.values()).count(reason) > 1
 
 
+def test_a_reason_may_hold_any_name(tmp_path):
+    offsets = {"left\nevil: 1\x1b": (-0.4, 0.0, 0.0), "right": (0.4, 0.0, 0.0)}
+    plan, reasons = planned(case((64, 64, 64), (1.0, 1.0, 1.0), offsets))
+    (tmp_path / "plan.yaml").write_text(plan_text(plan, reasons))
+    assert "\n" in reasons["mirror_axes"]
+    assert read_plan(tmp_path / "plan.yaml") == plan
+
+
 def test_lines_about_the_data_stand_on_top_whatever_they_hold(tmp_path):
     plan, reasons = planned(*PROSTATE)
-    text = plan_text(plan, reasons, ["first", "second\nevil: 1\u2028worse: 2"])
+    text = plan_text(plan, reasons, ["first", "second\nevil: 1\u2028worse:\x96\x07 2"])
     (tmp_path / "plan.yaml").write_text(text)
-    assert text.splitlines()[1:3] == ["# first", "# second evil: 1 worse: 2"]
+    assert text.splitlines()[1:3] == ["# first", "# second evil: 1 worse:   2"]
     assert read_plan(tmp_path / "plan.yaml") == plan
 
 

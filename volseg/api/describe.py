@@ -73,7 +73,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "size_mb": round(path.stat().st_size / 1e6, 2),
         "volseg_version": card.volseg_version,
         "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.channels),
-        "regions" if plan.regions else "labels": ", ".join(_label(label) for label in plan.labels),
+        "labels": ", ".join(_label(label) for label in plan.labels),
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
         "spacing_mm": _by(plan.spacing_mm),
         "patch_size": _by(plan.patch_size),

@@ -88,10 +88,10 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
 
 
 def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in float16, unless one of them is too large for it."""
-    halved = {name: tensor.half() for name, tensor in weights.items()}
+    """Weights in float16, unless one of them is too large for it; counts as they are."""
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     for name, tensor in halved.items():
-        if not tensor.isfinite().all():
+        if tensor.isinf().any():
             raise UsageError(f"The weights {name} hold a value beyond 65504, float16's largest. Leave out --half.")
     return halved
 
@@ -141,14 +141,15 @@ def _joined(plans: Sequence[Plan]) -> Plan:
 
 
 def _out_of_fold(cards: Sequence[ModelCard]) -> dict[str, Any]:
-    """Per label, the mean Dice over the cases of all folds, each from the member that did not see it, and the mean of
-    those; nothing unless every member has a fold of its own.
+    """Per label, the mean Dice over the cases of the members' folds, each from the member that did not see it, and the
+    mean of those; nothing unless every member has a fold of its own and scores.
     """
     folds = {card.training.get("fold") for card in cards}
-    if len(folds) < len(cards) or not all(isinstance(fold, int) for fold in folds):
+    scored = all("labels" in card.scores for card in cards)
+    if len(folds) < len(cards) or not all(isinstance(fold, int) for fold in folds) or not scored:
         return {}
     labels = {}
-    for label in cards[0].scores.get("labels", {}):
+    for label in cards[0].scores["labels"]:
         rows = [row for card in cards if (row := card.scores["labels"][label])["cases"]]
         if cases := sum(row["cases"] for row in rows):
             labels[label] = {"dice": sum(row["dice"] * row["cases"] for row in rows) / cases, "cases": cases}

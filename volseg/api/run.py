@@ -16,7 +16,8 @@ from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, load_config
 from volseg.data.batches import BatchDataset, batch_loader, check_shared, lost_workers
-from volseg.data.cache import CachedCase, cache_cases, shared_cache
+from volseg.data.cache import CachedCase, cache_cases
+from volseg.data.content import shared_cache
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.device import choose_device, choose_precision, memory_errors
 from volseg.errors import DataSetError, Stopped

@@ -3,13 +3,10 @@
 A case is four files `<name>.<key>.*` in one folder: `image.b2nd` float32 (C, D, H, W) and `label.b2nd` class indices
 (1, D, H, W), both of `volseg.data.packed`, `foreground.npy` int32 (N, 3) voxels of each label in turn, and `json`. The
 key is a hash of the input files' bytes and of all that preprocessing depends on, so nothing stale is ever used. The
-json file is written last: a case that has it is complete, and work that was cut off goes on where it stopped.
+json file is written last: a case that has all four is complete, and work that was cut off goes on where it stopped.
 """
 
-import glob
-import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,17 +19,18 @@ import numpy as np
 from blosc2 import NDArray
 
 from volseg.config import IGNORED, Plan
+from volseg.data.content import content_key, kept_under
 from volseg.data.dataset import TrainingCase
-from volseg.data.formats import image_suffix, stem_of
 from volseg.data.geometry import GridMap
 from volseg.data.packed import open_packed, write_packed
 from volseg.data.preprocess import classes_of, image_to_network, label_to_network
 from volseg.data.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
-from volseg.files import as_tuples, sha256_of, whole_file, write_json
+from volseg.files import as_tuples, whole_file, write_json
 
 # Raised whenever preprocessing or the files below change, so that older ones are not taken for current ones.
 FORMAT = 4
+PARTS = ("image.b2nd", "label.b2nd", "foreground.npy", "json")
 # As many voxels per class as nnU-Net keeps for drawing patches.
 VOXELS_PER_CLASS = 10_000
 # Cases that are prepared at the same time: one is resampled while another is read or written.
@@ -126,33 +124,13 @@ def cache_cases(
     return cached
 
 
-def shared_cache() -> Path | None:
-    """The folder that runs share their cache in, which the variable VOLSEG_CACHE names; None without it."""
-    named = os.environ.get("VOLSEG_CACHE")
-    return Path(named) if named else None
-
-
 def cache_key(case: TrainingCase, plan: Plan) -> str:
     """The `content_key` of a case that is preprocessed as a plan says.
 
     Raises:
         InputError: a file cannot be read.
     """
-    return content_key(case, {"format": FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)})
-
-
-def content_key(case: TrainingCase, facts: dict[str, Any]) -> str:
-    """16 hexadecimal digits that stand for the input files' bytes and for what is done with them.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    try:
-        files = [sha256_of(file) for path in (*case.images, case.label) for file in _files_of(path)]
-    except OSError as error:
-        reason = f"could not read {error.filename}: {error.strerror}"
-        raise InputError(f"Case {case.name}: {reason}. Put the file back.") from error
-    return hashlib.sha256(json.dumps({"files": files, **facts}, sort_keys=True).encode()).hexdigest()[:16]
+    return content_key(case, _facts(plan))
 
 
 def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
@@ -169,10 +147,15 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
         raise InputError(f"Case {case.name}: {error}") from error
 
 
+def _facts(plan: Plan) -> dict[str, Any]:
+    """What a preprocessed case depends on beside its files."""
+    return {"format": FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)}
+
+
 def _cached(case: TrainingCase, plan: Plan, folder: Path) -> CachedCase:
     """The entry of a case, made where there is none."""
-    stem = folder / f"{case.name}.{cache_key(case, plan)}"
-    if not _part(stem, "json").exists():
+    stem = kept_under(folder, case, _facts(plan))
+    if not all(_part(stem, part).exists() for part in PARTS):
         _preprocess(case, plan, stem)
     return _load(case, stem)
 
@@ -215,13 +198,6 @@ def _foreground(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[i
     table = np.column_stack(np.unravel_index(np.concatenate(voxels), label.shape)).astype(np.int32)
     labels = len(plan.labels)
     return table, ranges[:labels], ranges[-1] if len(ranges) > labels else None
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The files an image consists of: a detached header has its voxels beside it, under the same stem."""
-    if image_suffix(path) in (".nhdr", ".mhd"):
-        return sorted(path.parent.glob(f"{glob.escape(stem_of(path))}.*"))
-    return [path]
 
 
 def _part(stem: Path, part: str) -> Path:

@@ -6,16 +6,18 @@ Spatial triples are in the order R, A, S: the scan's axes after reorientation to
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
+from math import sqrt
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 
-from volseg.data.cache import content_key
+from volseg.data.content import kept_under
 from volseg.data.dataset import DataSet, TrainingCase, listed
 from volseg.data.geometry import Geometry, ras_order
 from volseg.data.labels import LabelSet
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_PER_CASE = 10_000
 # Scans that are read at the same time; each is in memory as it is stored and as it is read.
-READERS = 4
+READERS = 2
 # Raised whenever what is measured changes, so that older measures are not taken for current ones.
 FORMAT = 1
 T = TypeVar("T", int, float)
@@ -46,7 +48,7 @@ class CaseFingerprint:
         offsets: per label that is present: where its centroid lies along R, A, S from the centroid of all labels, as
             a share of the edge of the box around all labels.
         contrasts: per label that is present, and channel: how far its mean intensity lies above that of the rest of the
-            scan, in standard deviations of the scan.
+            scan, ignored voxels left out, in standard deviations of the scan.
         means: per channel, mean intensity of the whole scan.
         samples: (C, n) float32 intensities of up to 10 000 labelled voxels, drawn at random.
     """
@@ -143,13 +145,14 @@ def _look_at(dataset: DataSet, cache: Path | None, case: TrainingCase) -> _Look:
     digest: str | None = None
     try:
         kept = cache and _kept_file(dataset, cache, case)
-        if kept and kept.exists():
-            return _recalled(kept)
+        if kept and (recalled := _recalled(kept)):
+            return recalled
         scan = read_channels(case.images, len(dataset.channels))
         digest = voxel_digest(scan)
         label = read_label(case.label, like=scan.geometry, known=known).channels[0]
-    except InputError:
-        return _Look(None, case_problems(case, len(dataset.channels), known), digest)
+    except InputError as error:
+        first = Problem(case.name, error.problem, error.found, error.remedy or "mend it, or leave out the case")
+        return _Look(None, case_problems(case, len(dataset.channels), known) or [first], digest)
     look = _Look(_measured(dataset, case, scan, label), [], digest)
     if kept:
         _keep(look, kept)
@@ -157,10 +160,11 @@ def _look_at(dataset: DataSet, cache: Path | None, case: TrainingCase) -> _Look:
 
 
 def _kept_file(dataset: DataSet, cache: Path, case: TrainingCase) -> Path:
-    """Where the measures of a case are kept, under its name and a key of all that they depend on."""
-    labels = {"stored": dataset.labels.stored, "ignore": dataset.labels.ignore}
-    facts = {"format": FORMAT, "labels": labels, "channels": len(dataset.channels)}
-    return cache / f"{case.name}.{content_key(case, facts)}.npz"
+    """Where the measures of a case are kept, by all that they depend on."""
+    labels = {"stored": list(dataset.labels.stored.items()), "ignore": dataset.labels.ignore}
+    facts = {"format": FORMAT, "name": case.name, "labels": labels, "channels": len(dataset.channels)}
+    stem = kept_under(cache, case, facts)
+    return stem.with_name(f"{stem.name}.npz")
 
 
 def _keep(look: _Look, file: Path) -> None:
@@ -172,10 +176,14 @@ def _keep(look: _Look, file: Path) -> None:
         np.savez(temporary, samples=samples, facts=np.array(json.dumps(facts | {"digest": look.digest})))
 
 
-def _recalled(file: Path) -> _Look:
-    """A look of `_keep`."""
-    with np.load(file, allow_pickle=False) as kept:
-        facts, samples = as_tuples(json.loads(str(kept["facts"]))), kept["samples"]
+def _recalled(file: Path) -> _Look | None:
+    """A look of `_keep`; None where there is none, or a damaged one."""
+    try:
+        # Opened here, because NumPy leaves a damaged file open.
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as kept:
+            facts, samples = as_tuples(json.loads(str(kept["facts"]))), kept["samples"]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        return None
     digest = facts.pop("digest")
     return _Look(CaseFingerprint(samples=samples, **facts), [], digest)
 
@@ -187,14 +195,14 @@ def _measured(dataset: DataSet, case: TrainingCase, scan: Scan, label: np.ndarra
     # Seeded by the name, so that the sample does not depend on which other cases there are.
     drawn = np.random.default_rng(list(case.name.encode())).permutation(np.flatnonzero(foreground))[:SAMPLES_PER_CASE]
     stored = dataset.labels.stored
-    counts = np.bincount(label.ravel(), minlength=max(dataset.labels.known) + 1)
+    counts = _per_value(label, max(dataset.labels.known) + 1)
     return CaseFingerprint(
         name=case.name,
         shape=_ordered(scan.geometry.shape, order),
         spacing_mm=_ordered(scan.geometry.spacing_mm, order),
         volumes_ml={name: int(counts[list(values)].sum()) * scan.geometry.voxel_ml for name, values in stored.items()},
         offsets=_offsets(label, foreground, scan.geometry, dataset.labels),
-        contrasts=_contrasts(label, counts, scan, stored),
+        contrasts=_contrasts(label, counts, scan, dataset.labels),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
         samples=np.stack([channel[np.unravel_index(drawn, label.shape)] for channel in scan.channels]).astype(
             np.float32
@@ -202,20 +210,40 @@ def _measured(dataset: DataSet, case: TrainingCase, scan: Scan, label: np.ndarra
     )
 
 
-def _contrasts(
-    label: np.ndarray, counts: np.ndarray, scan: Scan, stored: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[float, ...]]:
+def _contrasts(label: np.ndarray, counts: np.ndarray, scan: Scan, labels: LabelSet) -> dict[str, tuple[float, ...]]:
     """See `CaseFingerprint.contrasts`; a label that fills the scan has none. `counts` are the voxels of each value."""
-    voxels = {name: int(counts[list(values)].sum()) for name, values in stored.items()}
-    found: dict[str, tuple[float, ...]] = {name: () for name, inside in voxels.items() if 0 < inside < label.size}
+    insides = {name: list(values) for name, values in labels.stored.items()}
+    outsides = {
+        name: [value for value in range(len(counts)) if value not in (*inside, labels.ignore)]
+        for name, inside in insides.items()
+    }
+    names = [name for name in insides if counts[insides[name]].sum() and counts[outsides[name]].sum()]
+    found: dict[str, tuple[float, ...]] = dict.fromkeys(names, ())
     for channel in scan.channels:
-        std = float(channel.std(dtype=np.float64))
-        sums = np.bincount(label.ravel(), weights=channel.ravel(), minlength=len(counts))
-        for name in found:
-            inside = float(sums[list(stored[name])].sum())
-            rest = (float(sums.sum()) - inside) / (label.size - voxels[name])
-            found[name] += ((inside / voxels[name] - rest) / std if std else 0.0,)
+        sums = _per_value(label, len(counts), channel)
+        mean = sums.sum() / label.size
+        std = sqrt(sum(float(np.square(plane - mean).sum()) for plane in _planes(channel)) / label.size)
+        for name in names:
+            inside, outside = (sums[part[name]].sum() / counts[part[name]].sum() for part in (insides, outsides))
+            found[name] += (float(inside - outside) / std if std else 0.0,)
     return found
+
+
+def _per_value(label: np.ndarray, values: int, channel: np.ndarray | None = None) -> np.ndarray:
+    """How many voxels have each of the values below `values`, or the sum of their intensities, (values,) float64.
+
+    A plane at a time, because NumPy counts and sums what it has brought into 64 bits.
+    """
+    total = np.zeros(values)
+    for index, plane in enumerate(_planes(label)):
+        weights = None if channel is None else channel[..., index].ravel()
+        total += np.bincount(plane.ravel(), weights, values)
+    return total
+
+
+def _planes(volume: np.ndarray) -> Iterator[np.ndarray]:
+    """The planes across K."""
+    return (volume[..., index] for index in range(volume.shape[2]))
 
 
 def _offsets(

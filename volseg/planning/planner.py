@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import yaml
 
-from volseg.config import Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
+from volseg.config import Block, Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
 from volseg.data.dataset import DataSet
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
@@ -74,6 +74,7 @@ def make_plan(
     spacing = decide("spacing_mm", choices.spacing_mm, (_picked(target, order), why_spacing))
     median = _median_shape(fingerprint, spacing, order)
     memory = memory_gb if accelerated else CPU_MEMORY_GB
+    block, reasons["network.block"] = _block(spacing, accelerated)
     build = partial(
         build_network,
         spacing_mm=spacing,
@@ -81,7 +82,7 @@ def make_plan(
         channels=len(dataset.channels),
         classes=len(dataset.labels.values) + (not dataset.labels.parts),
         width=32 if accelerated else 16,
-        block="conv3d" if accelerated else "conv2plus1d",
+        block=block,
     )
     patch = choices.patch_size or fit_patch(spacing, median, build, memory * MAP_VALUES_PER_GB)
     network = build(patch)
@@ -89,7 +90,7 @@ def make_plan(
     reasons["patch_size"] = (
         SET if choices.patch_size else f"the median scan is {sizes_text(median)}; the largest that fits {memory:g} GB"
     )
-    _explain_network(network, choices, spacing, accelerated, reasons)
+    _explain_network(network, choices, accelerated, reasons)
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases
     batch_size = decide("batch_size", choices.batch_size, _batch_size(network, patch, memory, voxels, accelerated))
@@ -128,8 +129,7 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
 def plan_text(plan: Plan, reasons: dict[str, str], about: Iterable[str] = ()) -> str:
     """A plan as YAML: lines `about` the data on top, and the reason for a value as a comment above it."""
     about = (f"Plan for {plan.dataset}. A comment is the reason for the value below it.", *about)
-    # A name may hold anything, line breaks too.
-    lines = [f"# {' '.join(line.splitlines())}" for line in about]
+    lines = [_comment(line) for line in about]
     document = plan.model_dump(mode="json", exclude_none=True)
     network = document.pop("network")
     for key, value in document.items():
@@ -181,17 +181,20 @@ def _check_patch(patch: Triple, network: NetworkConfig) -> None:
         )
 
 
-def _explain_network(
-    network: NetworkConfig, choices: PlanChoices, spacing: Spacing, accelerated: bool, reasons: dict[str, str]
-) -> None:
-    """Add a reason for each value of the network that was derived or set."""
-    anisotropy = max(spacing) / min(spacing)
-    block = "in equal time on a CPU it reached a higher Dice than conv3d on Task04_Hippocampus (0.887 against 0.884)"
+def _block(spacing: Spacing, accelerated: bool) -> tuple[Block, str]:
+    """The kind of convolutions: what reached the higher Dice in equal time (benchmarks/RESULTS.md, Blocks)."""
     if accelerated:
-        block = "plain 3-D convolutions"
-        if anisotropy > ANISOTROPIC:
-            block += f"; at an anisotropy of {anisotropy:.1f} conv2plus1d costs less, see volseg profile"
-    reasons["network.block"] = block
+        return "conv3d", "plain 3-D convolutions; (2+1)D has only been compared on CPUs"
+    if max(spacing) > ANISOTROPIC * min(spacing):
+        return "conv3d", "in equal time on a CPU 0.859 against 0.858 of conv2plus1d on Task04 with slices of 3.5 mm"
+    reason = (
+        "in equal time on a CPU 0.877 against 0.875 of conv3d on Task04_Hippocampus, and in five times as long 0.887"
+    )
+    return "conv2plus1d", f"{reason} against 0.884"
+
+
+def _explain_network(network: NetworkConfig, choices: PlanChoices, accelerated: bool, reasons: dict[str, str]) -> None:
+    """Add a reason for each value of the network that was derived or set."""
     if not choices.features:
         reasons["network.features"] = (
             f"doubling from {network.features[0]}, which suits a {'GPU' if accelerated else 'CPU'}"
@@ -294,7 +297,12 @@ def _yaml_lines(key: str, value: object, reason: str | None) -> list[str]:
     # Lists of numbers on one line; a lone scalar must not become "{key: value}".
     flow = None if isinstance(value, list) else False
     text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=110)
-    return [*([f"# {reason}"] if reason else []), *text.rstrip().split("\n")]
+    return [*([_comment(reason)] if reason else []), *text.rstrip().split("\n")]
+
+
+def _comment(text: str) -> str:
+    """A line that YAML passes over, whatever the names in it hold: line breaks, or what YAML has no place for."""
+    return f"# {''.join(one if one.isprintable() else ' ' for one in text)}"
 
 
 def _picked(values: Spacing, order: tuple[int, ...]) -> Spacing:

@@ -247,7 +247,9 @@ class TrainingConfig(Frozen):
     foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on a labelled voxel")
     validations: int = Field(5, ge=0, description="whole-volume validations spread over the run")
     checkpoint_seconds: float = Field(60.0, gt=0)
-    workers: int = Field(1, ge=0, description="processes that prepare batches; the batches do not depend on it")
+    workers: int | None = Field(
+        None, ge=0, description="processes that prepare batches, which do not depend on it; as many as suit the device"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 

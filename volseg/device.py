@@ -1,5 +1,7 @@
 """Which device and which precision the work runs in, chosen by what computes natively."""
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +10,7 @@ import torch
 from volseg.errors import ResourceError, UsageError
 
 ADVICE = "Free some, use a machine with more, or a smaller patch or batch."
+MOST_WORKERS = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,6 +49,25 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_computes_bf16() else torch.float32
+
+
+def gpu_memory_gb(device: torch.device) -> float:
+    """All the memory of a GPU of CUDA in GiB, whoever uses it; infinite where it is not known."""
+    if device.type != "cuda":
+        return math.inf
+    return float(torch.cuda.get_device_properties(device).total_memory / 2**30)
+
+
+def batch_workers(device: torch.device, processes: int) -> int:
+    """How many processes prepare batches for one of `processes` that train on this machine.
+
+    A CPU that trains needs its cores itself, and waits for one process 1 % of the time. A GPU takes batches faster than
+    one makes them; it gets a share of all cores but one, 8 at most.
+    """
+    if device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max((cores - 1) // processes, 1), MOST_WORKERS)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -14,19 +14,19 @@ import torch
 
 from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
-from volseg.config import Config, Plan, load_config
+from volseg.config import Config, Plan, PlanChoices, load_config
 from volseg.data.batches import BatchDataset, batch_loader, check_shared, lost_workers
 from volseg.data.cache import CachedCase, cache_cases
 from volseg.data.content import shared_cache
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
-from volseg.device import choose_device, choose_precision, memory_errors
+from volseg.device import batch_workers, choose_device, choose_precision, gpu_memory_gb, memory_errors
 from volseg.errors import DataSetError, Stopped
 from volseg.files import remove_leftovers, write_json, write_text
 from volseg.heap import kept_heap
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import UNet
-from volseg.planning.fingerprint import take_fingerprint
-from volseg.planning.planner import make_plan, plan_text, read_plan
+from volseg.planning.fingerprint import Fingerprint, take_fingerprint
+from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
 from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
@@ -129,8 +129,16 @@ def plan_dataset(dataset: str | Path, config: Path | None, overrides: Sequence[s
     """Look at a data set and say how volseg would train on all of it: YAML, the reason beside each value."""
     data, choices = open_dataset(Path(dataset)), load_config(config, overrides).plan
     fingerprint = take_fingerprint(data, shared_cache())
-    plan, reasons = make_plan(data, fingerprint, choices, accelerated=choose_device(device).type != "cpu")
+    plan, reasons = _plan(data, fingerprint, choices, choose_device(device))
     return plan_text(plan, reasons, summary(fingerprint))
+
+
+def _plan(
+    data: DataSet, fingerprint: Fingerprint, choices: PlanChoices, device: torch.device
+) -> tuple[Plan, dict[str, str]]:
+    """The plan for a device, and its reasons."""
+    memory = min(GPU_MEMORY_GB, gpu_memory_gb(device))
+    return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
 
 
 def _prepare(
@@ -166,7 +174,7 @@ def _prepare(
         used = {name for one in splits for half in one.values() for name in half}
         data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
         fingerprint = take_fingerprint(data_used, shared_cache())
-        plan, reasons = make_plan(data, fingerprint, config.plan, accelerated=device.type != "cpu")
+        plan, reasons = _plan(data, fingerprint, config.plan, device)
         check_shared(plan, world)
         begin(folder, settings, config)
         write_json(folder / "splits.json", splits)
@@ -188,6 +196,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         training_cases, run.plan, config.foreground, patches, run.settings.seed, ranks.rank, ranks.world
     )
     dtype = choose_precision(config.precision, run.device)
+    workers = batch_workers(run.device, ranks.world) if config.workers is None else config.workers
     with (
         _bookkeeping(run, state, progress) as enter,
         lost_workers(),
@@ -197,7 +206,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
     ):
         done = fit(
             state,
-            batch_loader(dataset, state.step, config.workers),
+            batch_loader(dataset, state.step, workers),
             run.settings.budget(run.plan.steps),
             config,
             validator(run.plan, validation_cases, dtype, ranks),

@@ -35,6 +35,8 @@ ANISOTROPIC = 3.0
 MAP_VALUES_PER_GB = 560e6 / 8
 # Not what a CPU has, but what it can compute: a step of two such patches takes a few cores a second or two.
 CPU_MEMORY_GB = 0.5
+# As much as nnU-Net plans for, so that what one GPU trained another can.
+GPU_MEMORY_GB = 8.0
 PASSES = 1000
 STEPS = (2_000, 100_000)
 ONE_SIDED = 0.1
@@ -42,7 +44,12 @@ SET = "set by the configuration"
 
 
 def make_plan(
-    dataset: DataSet, fingerprint: Fingerprint, choices: PlanChoices, *, accelerated: bool, memory_gb: float = 8.0
+    dataset: DataSet,
+    fingerprint: Fingerprint,
+    choices: PlanChoices,
+    *,
+    accelerated: bool,
+    memory_gb: float = GPU_MEMORY_GB,
 ) -> tuple[Plan, dict[str, str]]:
     """Decide everything about a model before training.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from volseg.errors import ConfigError, VolsegError
 
@@ -18,6 +18,11 @@ Triple = tuple[int, int, int]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Block = Literal["conv3d", "conv2plus1d"]
+# Told apart before they are checked, so that an error speaks of one of the two.
+Blocks = Annotated[
+    Annotated[Block, Tag("all")] | Annotated[tuple[Block, ...], Tag("each")],
+    Discriminator(lambda value: "all" if isinstance(value, str) else "each"),
+]
 Mid = Literal["light", "matched"] | Count
 Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
@@ -41,7 +46,7 @@ class NetworkConfig(Frozen):
 
     in_channels: int = Field(1, ge=1)
     classes: int = Field(2, ge=1, description="background included")
-    block: Block = "conv3d"
+    block: Blocks = Field("conv3d", description="of all stages, or one for each")
     mid: Mid = "light"
     encoder: Literal["plain", "residual"] = "plain"
     features: tuple[int, ...] = (32, 64, 128, 256)
@@ -61,6 +66,7 @@ class NetworkConfig(Frozen):
             "decoder_blocks": (len(self.decoder_blocks), stages - 1),
             "kernels": (len(self.kernels), stages),
             "strides": (len(self.strides), stages),
+            "block": (len(self.blocks), stages),
         }
         for name, (found, expected) in lengths.items():
             if found != expected:
@@ -72,6 +78,15 @@ class NetworkConfig(Frozen):
         if min(*self.features, *self.encoder_blocks, *self.decoder_blocks) < 1:
             raise ValueError("network.features, encoder_blocks and decoder_blocks have to be 1 or more")
         return self
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The kind of convolutions of each stage."""
+        return (self.block,) * len(self.features) if isinstance(self.block, str) else self.block
+
+    def at(self, stage: int) -> Self:
+        """The same with the kind of convolutions of one stage for all."""
+        return self.model_copy(update={"block": self.blocks[stage]})
 
     @property
     def divisor(self) -> Triple:
@@ -226,7 +241,7 @@ class PlanChoices(Frozen):
     batch_size: Count | None = None
     normalisation: Literal["zscore", "ct", "none"] | None = None
     mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None
-    block: Block | None = None
+    block: Blocks | None = Field(None, description="of all stages, or one for each feature chosen")
     mid: Mid | None = None
     encoder: Literal["plain", "residual"] | None = None
     features: tuple[Count, ...] | None = Field(None, min_length=2)
@@ -234,6 +249,12 @@ class PlanChoices(Frozen):
     norm: Norm | None = None
     activation: Activation | None = None
     deep_supervision: bool | None = None
+
+    @model_validator(mode="after")
+    def _blocks_have_features(self) -> Self:
+        if isinstance(self.block, tuple) and len(self.block) != len(self.features or ()):
+            raise ValueError(f"block has {len(self.block)} entries, so features need as many, found {self.features}")
+        return self
 
 
 class TrainingConfig(Frozen):

@@ -21,6 +21,7 @@ VARIANTS = [
     {"block": "conv2plus1d"},
     {"block": "conv2plus1d", "mid": "matched", "encoder": "residual"},
     {"block": "conv2plus1d", "mid": 6},
+    {"block": ("conv2plus1d", "conv3d", "conv2plus1d", "conv3d")},
     ANISOTROPIC,
     {"block": "conv2plus1d", **ANISOTROPIC},
     {"norm": "batch", "activation": "gelu"},
@@ -56,6 +57,20 @@ def plain_conv_unet(config: NetworkConfig, bias: bool) -> int:
 def test_parameters_are_those_of_plain_conv_unet(choices):
     config = NetworkConfig(classes=3, **choices)
     assert parameters(UNet(config)) == plain_conv_unet(config, bias=False)
+
+
+def test_each_stage_has_the_convolutions_that_it_was_given():
+    light, plain, mixed = (
+        UNet(NetworkConfig(**SMALL, block=block))
+        for block in ("conv2plus1d", "conv3d", ("conv2plus1d", "conv3d", "conv3d", "conv2plus1d"))
+    )
+    for network, other in ((mixed.encoder, light.encoder), (mixed.decoder[::-1], light.decoder[::-1])):
+        plain_part = plain.encoder if network is mixed.encoder else plain.decoder[::-1]
+        for stage, (found, split, whole) in enumerate(zip(network, other, plain_part, strict=True)):
+            assert parameters(found) == parameters(split if stage in (0, 3) else whole)
+            assert parameters(split) != parameters(whole)
+    with pytest.raises(ValueError, match=r"network\.block has 2 entries, but 4 features need 4"):
+        NetworkConfig(**SMALL, block=("conv3d", "conv2plus1d"))
 
 
 def test_parameters_of_the_default_as_a_number():

@@ -11,6 +11,7 @@ from volseg.data.labels import LabelSet
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, take_fingerprint
 from volseg.planning.planner import SET, make_plan, network_of_choices, plan_text, read_plan
+from volseg.planning.topology import feature_map_size
 
 
 def case(shape, spacing_mm, offsets=None, name="case") -> CaseFingerprint:
@@ -60,6 +61,21 @@ def test_a_cpu_gets_a_smaller_network_and_batch():
     assert "CPU" in reasons["network.features"]
     large, _ = planned(case((512, 512, 300), (0.8, 0.8, 1.5)), accelerated=False)
     assert np.prod(large.patch_size) < 100**3
+
+
+def test_stages_may_differ_in_their_blocks(tmp_path):
+    blocks = ("conv2plus1d", "conv3d", "conv3d")
+    choices = PlanChoices(block=blocks, features=(8, 16, 32))
+    plan, reasons = planned(*HIPPOCAMPUS, choices=choices, accelerated=False)
+    assert (plan.network.block, reasons["network.block"]) == (blocks, SET)
+    (tmp_path / "plan.yaml").write_text(plan_text(plan, reasons))
+    assert read_plan(tmp_path / "plan.yaml") == plan
+    one, other = (
+        feature_map_size(plan.network.model_copy(update={"block": kind}), plan.patch_size) for kind in blocks[:2]
+    )
+    assert other < feature_map_size(plan.network, plan.patch_size) < one
+    with pytest.raises(ValueError, match="block has 3 entries, so features need as many, found None"):
+        PlanChoices(block=blocks)
 
 
 def test_thick_slices():

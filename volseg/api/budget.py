@@ -115,7 +115,7 @@ def feature_maps(network: NetworkConfig, patch: Triple) -> int:
     for channels, stride in zip(network.features, network.strides, strict=True):
         voxels //= math.prod(stride)
         sizes.append(channels * voxels)
-    extra = int(network.encoder == "residual" or network.block == "conv2plus1d")
+    extra = int(network.encoder == "residual" or "conv2plus1d" in network.blocks)
     at_work = [(4 + extra) * sizes[stage] + sum(sizes[:stage]) + sizes[stage + 1] for stage in range(len(sizes) - 1)]
     return max(at_work) + (network.in_channels + network.classes) * math.prod(patch)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from volseg.api.segmenter import find_model
 from volseg.api.settings import is_run
-from volseg.config import ComponentRule, Label, checked, load_config, rules_in_words
+from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
 from volseg.data.geometry import Geometry
 from volseg.data.reading import read_stored
 from volseg.errors import UsageError
@@ -77,7 +77,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
         "spacing_mm": _by(plan.spacing_mm),
         "patch_size": _by(plan.patch_size),
-        "network": f"{network.encoder} U-Net of {network.block}, features {', '.join(map(str, network.features))}",
+        "network": f"{network.encoder} U-Net of {_kinds(network)}, features {', '.join(map(str, network.features))}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
         "members": _members(card),
         "postprocessing": rules_in_words(card.postprocessing),
@@ -87,6 +87,11 @@ def _describe_model(path: Path) -> dict[str, Any]:
         # Of an ensemble of folds, what its members reached on cases they had not seen.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
     }
+
+
+def _kinds(network: NetworkConfig) -> str:
+    """The kinds of convolutions, finest stage first, or the one that all stages have."""
+    return ", ".join(network.blocks if len(set(network.blocks)) > 1 else network.blocks[:1])
 
 
 def _label(label: Label) -> str:

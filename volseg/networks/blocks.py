@@ -165,14 +165,14 @@ def encoder_stages(config: NetworkConfig) -> nn.ModuleList:
             stage.append(stem)
             stride = UNIT_STRIDE
         for _ in range(config.encoder_blocks[s] - (s == 0 and config.encoder == "plain")):
-            stage.append(make_block(in_channels, channels, kernel, stride, config))
+            stage.append(make_block(in_channels, channels, kernel, stride, config.at(s)))
             in_channels, stride = channels, UNIT_STRIDE
         stages.append(stage)
     return stages
 
 
 def make_conv(in_channels: int, out_channels: int, kernel: Triple, stride: Triple, config: NetworkConfig) -> nn.Module:
-    """The convolution that `config.block` asks for; a kernel without through-plane extent has nothing to split."""
+    """The convolution that `config.block` asks for, one kind; a kernel without through-plane extent cannot be split."""
     if config.block == "conv2plus1d" and kernel[0] > 1:
         return Conv2Plus1d(in_channels, out_channels, config.mid, kernel, stride, config.norm, config.activation)
     depth, height, width = kernel

@@ -98,7 +98,7 @@ class DecoderStage(nn.Module):
         self.blocks = nn.Sequential()
         for block in range(config.decoder_blocks[s]):
             in_channels = channels if block else 2 * channels
-            self.blocks.append(ConvBlock(in_channels, channels, config.kernels[s], UNIT_STRIDE, config))
+            self.blocks.append(ConvBlock(in_channels, channels, config.kernels[s], UNIT_STRIDE, config.at(s)))
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         """Map (B, features[s + 1], ...) and the last of `skips`, (B, features[s], D, H, W), to that one's shape.

@@ -64,16 +64,18 @@ def feature_map_size(network: NetworkConfig, patch: Triple) -> int:
     for stride in network.strides:
         voxels //= math.prod(stride)
         sizes.append(voxels)
-    halves = 2 if network.block == "conv2plus1d" else 1
-    per_block = halves * (2 if network.encoder == "residual" else 1)
+    halves = [2 if block == "conv2plus1d" else 1 for block in network.blocks]
+    per_block = 2 if network.encoder == "residual" else 1
     encoder = sum(
-        per_block * blocks * width * size
-        for blocks, width, size in zip(network.encoder_blocks, network.features, sizes, strict=True)
+        half * per_block * blocks * width * size
+        for half, blocks, width, size in zip(halves, network.encoder_blocks, network.features, sizes, strict=True)
     )
     # Beside its blocks, each decoder stage has a transposed convolution.
     decoder = sum(
-        (halves * blocks + 1) * width * size
-        for blocks, width, size in zip(network.decoder_blocks, network.features[:-1], sizes[:-1], strict=True)
+        (half * blocks + 1) * width * size
+        for half, blocks, width, size in zip(
+            halves[:-1], network.decoder_blocks, network.features[:-1], sizes[:-1], strict=True
+        )
     )
     return encoder + decoder + network.classes * sizes[0]
 

@@ -1,0 +1,80 @@
+"""One window through plain modules, through the same after torch.compile, and through volseg's network, on the CPU.
+
+    python benchmarks/compiled.py [--repeats 5] [--toy] [--append]
+
+A U-Net of the CT case of `predict_vs_nnunet.py` (32 to 320 features, 15 classes, 96 voxels an edge), as MONAI's DynUNet
+and as volseg's, without gradients. Medians after two warm runs; the first compiled run, which compiles, is timed on its
+own. Needs volseg and a C++ compiler.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from monai.networks.nets import DynUNet
+from sides import as_table, publish
+
+from volseg.config import NetworkConfig
+from volseg.device import autocast
+from volseg.heap import kept_heap
+from volseg.networks import UNet
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="windows that count")
+    parser.add_argument("--toy", action="store_true", help="a small network and window, to see that everything works")
+    parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
+    options = parser.parse_args()
+    features, edge = ((4, 8, 16), 16) if options.toy else ((32, 64, 128, 256, 320), 96)
+    stages = len(features)
+    strides = [1, *[2] * (stages - 1)]
+    plain = DynUNet(3, 1, 15, [3] * stages, strides, strides[1:], filters=features).eval()
+    config = NetworkConfig(
+        classes=15,
+        features=features,
+        encoder_blocks=(2,) * stages,
+        decoder_blocks=(2,) * (stages - 1),
+        kernels=((3, 3, 3),) * stages,
+        strides=((1, 1, 1), *((2, 2, 2),) * (stages - 1)),
+    )
+    volseg, window, rows = UNet(config).eval(), torch.randn(1, 1, edge, edge, edge), []
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.compiler.reset()
+        compiled = torch.compile(plain)
+        with torch.no_grad(), autocast(CPU, dtype):
+            started = time.perf_counter()
+            compiled(window)
+            first = time.perf_counter() - started
+            sides = {"plain": plain, "compiled": compiled, "volseg": volseg}
+            seconds = {name: median_seconds(network, window, options.repeats) for name, network in sides.items()}
+        rows += [
+            {
+                "precision": str(dtype).removeprefix("torch."),
+                "network": name,
+                "seconds per window": f"{one:.3f}",
+                "times as fast as plain": f"{seconds['plain'] / one:.2f}",
+                "seconds to compile": f"{first:.1f}" if name == "compiled" else "",
+            }
+            for name, one in seconds.items()
+        ]
+    publish(f"torch.compile: a window of {edge}", "python benchmarks/compiled.py", as_table(rows), options.append)
+
+
+def median_seconds(network: Callable[[torch.Tensor], object], window: torch.Tensor, repeats: int) -> float:
+    """The median time of a window, after two that do not count."""
+    seconds = []
+    with kept_heap():
+        for _ in range(repeats + 2):
+            started = time.perf_counter()
+            network(window)
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def rows_of(kind: str, array: np.ndarray, folder: Path, repeats: int) -> list[di
         row = {"array": kind, "file": way, "MiB": f"{size / 2**20:.1f}", "times smaller": f"{array.nbytes / size:.2f}"}
         row["seconds to write"] = f"{seconds:.2f}"
         for edge in PATCHES:
-            row[f"ms per patch of {edge}"] = f"{1000 * patch_seconds(lambda p=path, o=opened: o(p), edge, repeats):.2f}"
+            row[f"ms per patch of {edge}"] = f"{1000 * patch_seconds(partial(opened, path), edge, repeats):.2f}"
         rows.append(row)
     return rows
 

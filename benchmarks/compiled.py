@@ -2,7 +2,7 @@
 
     python benchmarks/compiled.py [--repeats 5] [--toy] [--append]
 
-A U-Net of the CT case of `predict_vs_nnunet.py` (32 to 320 features, 15 classes, 96 voxels an edge), as MONAI's DynUNet
+The U-Net and window of `predict_vs_monai.py` (32 to 320 features, 15 classes, 96 voxels an edge), as MONAI's DynUNet
 and as volseg's, without gradients. Medians after two warm runs; the first compiled run, which compiles, is timed on its
 own. Needs volseg and a C++ compiler.
 """
@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import torch
 from monai.networks.nets import DynUNet
+from predict_vs_monai import plan_of
 from sides import as_table, publish
 
-from volseg.config import NetworkConfig
 from volseg.device import autocast
 from volseg.heap import kept_heap
 from volseg.networks import UNet
@@ -30,19 +30,11 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a small network and window, to see that everything works")
     parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
     options = parser.parse_args()
-    features, edge = ((4, 8, 16), 16) if options.toy else ((32, 64, 128, 256, 320), 96)
-    stages = len(features)
-    strides = [1, *[2] * (stages - 1)]
-    plain = DynUNet(3, 1, 15, [3] * stages, strides, strides[1:], filters=features).eval()
-    config = NetworkConfig(
-        classes=15,
-        features=features,
-        encoder_blocks=(2,) * stages,
-        decoder_blocks=(2,) * (stages - 1),
-        kernels=((3, 3, 3),) * stages,
-        strides=((1, 1, 1), *((2, 2, 2),) * (stages - 1)),
-    )
-    volseg, window, rows = UNet(config).eval(), torch.randn(1, 1, edge, edge, edge), []
+    plan = plan_of(options.toy)
+    network = plan.network
+    shape = network.kernels, network.strides, network.strides[1:]
+    plain = DynUNet(3, network.in_channels, network.classes, *shape, filters=network.features).eval()
+    volseg, window, rows = UNet(network).eval(), torch.randn(1, network.in_channels, *plan.patch_size), []
     for dtype in (torch.bfloat16, torch.float32):
         torch.compiler.reset()
         compiled = torch.compile(plain)
@@ -51,7 +43,7 @@ def main() -> None:
             compiled(window)
             first = time.perf_counter() - started
             sides = {"plain": plain, "compiled": compiled, "volseg": volseg}
-            seconds = {name: median_seconds(network, window, options.repeats) for name, network in sides.items()}
+            seconds = {name: median_seconds(side, window, options.repeats) for name, side in sides.items()}
         rows += [
             {
                 "precision": str(dtype).removeprefix("torch."),
@@ -62,7 +54,12 @@ def main() -> None:
             }
             for name, one in seconds.items()
         ]
-    publish(f"torch.compile: a window of {edge}", "python benchmarks/compiled.py", as_table(rows), options.append)
+    publish(
+        f"torch.compile: a window of {plan.patch_size[0]}",
+        "python benchmarks/compiled.py",
+        as_table(rows),
+        options.append,
+    )
 
 
 def median_seconds(network: Callable[[torch.Tensor], object], window: torch.Tensor, repeats: int) -> float:

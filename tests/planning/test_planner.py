@@ -86,6 +86,7 @@ def test_thick_slices():
     assert plan.network.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
     assert plan.network.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
     assert plan.network.block == "conv3d"
+    assert "anisotropy of 6.0" in reasons["network.block"]
     on_cpu, why = planned(*PROSTATE, accelerated=False)
     assert on_cpu.network.block == "conv3d"
     assert "slices of 3.5 mm" in why["network.block"]

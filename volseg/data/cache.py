@@ -130,7 +130,7 @@ def cache_key(case: TrainingCase, plan: Plan) -> str:
     Raises:
         InputError: a file cannot be read.
     """
-    return content_key(case, _facts(plan))
+    return content_key(case, {"format": FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)})
 
 
 def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
@@ -147,14 +147,9 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
         raise InputError(f"Case {case.name}: {error}") from error
 
 
-def _facts(plan: Plan) -> dict[str, Any]:
-    """What a preprocessed case depends on beside its files."""
-    return {"format": FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)}
-
-
 def _cached(case: TrainingCase, plan: Plan, folder: Path) -> CachedCase:
     """The entry of a case, made where there is none."""
-    stem = kept_under(folder, case, _facts(plan))
+    stem = kept_under(folder, case, cache_key(case, plan))
     if not all(_part(stem, part).exists() for part in PARTS):
         _preprocess(case, plan, stem)
     return _load(case, stem)

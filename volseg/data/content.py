@@ -22,13 +22,9 @@ def shared_cache() -> Path | None:
     return Path(named).expanduser().absolute() if named else None
 
 
-def kept_under(folder: Path, case: TrainingCase, facts: dict[str, Any]) -> Path:
-    """The path that the files of a case begin with: its name, and the `content_key`.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    return folder / f"{case.name[:NAME_LENGTH]}.{content_key(case, facts)}"
+def kept_under(folder: Path, case: TrainingCase, key: str) -> Path:
+    """The path that the files of a case begin with: its name, and its `content_key`."""
+    return folder / f"{case.name[:NAME_LENGTH]}.{key}"
 
 
 def content_key(case: TrainingCase, facts: dict[str, Any]) -> str:

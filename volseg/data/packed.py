@@ -7,8 +7,8 @@ import numpy as np
 
 from volseg.files import whole_file
 
-# 64 KiB of float32. Larger ones cost more to read a patch of 128 voxels an edge from, smaller ones compress less
-# (benchmarks/cache_read.py).
+# 64 KiB of float32. Of a resampled CT, blocks of 512 KiB were 2 % smaller and took 22 instead of 12 ms to read a patch
+# of 128 voxels an edge from.
 BLOCK = (1, 16, 32, 32)
 BLOCKS_PER_CHUNK = 4
 # Level 1 of Zstandard over shuffled bytes: what higher levels save does not pay for their time.

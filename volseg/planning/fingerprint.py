@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from volseg.data.content import kept_under
+from volseg.data.content import content_key, kept_under
 from volseg.data.dataset import DataSet, TrainingCase, listed
 from volseg.data.geometry import Geometry, ras_order
 from volseg.data.labels import LabelSet
@@ -163,7 +163,7 @@ def _kept_file(dataset: DataSet, cache: Path, case: TrainingCase) -> Path:
     """Where the measures of a case are kept, by all that they depend on."""
     labels = {"stored": list(dataset.labels.stored.items()), "ignore": dataset.labels.ignore}
     facts = {"format": FORMAT, "name": case.name, "labels": labels, "channels": len(dataset.channels)}
-    stem = kept_under(cache, case, facts)
+    stem = kept_under(cache, case, content_key(case, facts))
     return stem.with_name(f"{stem.name}.npz")
 
 
@@ -212,20 +212,18 @@ def _measured(dataset: DataSet, case: TrainingCase, scan: Scan, label: np.ndarra
 
 def _contrasts(label: np.ndarray, counts: np.ndarray, scan: Scan, labels: LabelSet) -> dict[str, tuple[float, ...]]:
     """See `CaseFingerprint.contrasts`; a label that fills the scan has none. `counts` are the voxels of each value."""
+    known = np.arange(len(counts)) != labels.ignore
     insides = {name: list(values) for name, values in labels.stored.items()}
-    outsides = {
-        name: [value for value in range(len(counts)) if value not in (*inside, labels.ignore)]
-        for name, inside in insides.items()
-    }
-    names = [name for name in insides if counts[insides[name]].sum() and counts[outsides[name]].sum()]
+    names = [name for name, inside in insides.items() if 0 < counts[inside].sum() < counts[known].sum()]
     found: dict[str, tuple[float, ...]] = dict.fromkeys(names, ())
     for channel in scan.channels:
         sums = _per_value(label, len(counts), channel)
         mean = sums.sum() / label.size
         std = sqrt(sum(float(np.square(plane - mean).sum()) for plane in _planes(channel)) / label.size)
         for name in names:
-            inside, outside = (sums[part[name]].sum() / counts[part[name]].sum() for part in (insides, outsides))
-            found[name] += (float(inside - outside) / std if std else 0.0,)
+            voxels, total = counts[insides[name]].sum(), sums[insides[name]].sum()
+            rest = (sums[known].sum() - total) / (counts[known].sum() - voxels)
+            found[name] += (float(total / voxels - rest) / std if std else 0.0,)
     return found
 
 

@@ -177,14 +177,13 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         self.randomize()
         out = dict(data)
         size = self.plan.patch_size
-        volumes = {key: out[key] for key in self.keys}
-        whole = volumes[self.keys[0]].shape[1:]
+        whole = out[self.keys[0]].shape[1:]
         centre = out.pop("centre", tuple(length // 2 for length in whole))
         if self.warp.exact:
-            return out | {key: exact_patch(volume, centre, size, self.warp.mirrored) for key, volume in volumes.items()}
+            return out | {key: exact_patch(out[key], centre, size, self.warp.mirrored) for key in self.keys}
         box, grid = sampling_grid(whole, centre, size, self.warp.matrix(self.plan.spacing_mm))
         for key, mode in zip(self.keys, self.mode, strict=True):
-            out[key] = warped_patch(volumes[key], box, grid, mode == "nearest")
+            out[key] = warped_patch(out[key], box, grid, mode == "nearest")
         return out
 
 

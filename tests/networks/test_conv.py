@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from volseg.networks import conv, winograd
+from volseg.networks import conv, winograd, winograd_gradient
 from volseg.networks.conv import Conv
 from volseg.networks.maps import convolves_bfloat16, plain_inference
 from volseg.networks.winograd import FOUR_FROM_INPUT, FOUR_FROM_TAPS, FOUR_TO_OUTPUT
@@ -102,7 +102,47 @@ def test_filters_follow_the_weight(dtype: torch.dtype) -> None:
         torch.testing.assert_close(layer(x), 2 * before)
 
 
-def test_gradients_and_other_formats_and_types_are_left_to_torch() -> None:
+@pytest.mark.parametrize("at_work", [1, 1 << 21])
+@pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (10, 12, 14), (11, 12, 13)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, at_work, monkeypatch) -> None:
+    monkeypatch.setattr(winograd_gradient, "AT_WORK", at_work)
+    layer = layer_of(16, bias)
+    x = torch.randn(2, 16, *shape).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    gradient = torch.randn(2, 7, *shape)
+    found = layer(x)
+    assert type(found.grad_fn).__name__ == ("AddBackward0" if bias else "WinogradConvBackward")
+    wanted = [x, *layer.parameters()]
+    gradients = torch.autograd.grad(found, wanted, gradient)
+    exact = [one.detach().double().requires_grad_() for one in wanted]
+    plain = F.conv3d(*exact, padding=1)
+    for one, other in zip(gradients, torch.autograd.grad(plain, exact, gradient.double()), strict=True):
+        assert float((one - other).abs().max()) < 2e-5 * float(other.abs().max())
+    assert float((found - plain).detach().abs().max()) < 2e-5 * float(plain.detach().abs().max())
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight"])
+def test_a_gradient_alone(frozen: str) -> None:
+    layer, x = layer_of(16, False), torch.randn(1, 16, 8, 15, 16).contiguous(memory_format=torch.channels_last_3d)
+    asked = layer.weight if frozen == "input" else x.requires_grad_()
+    layer.weight.requires_grad_(frozen == "input")
+    layer(x).square().sum().backward()
+    expected = torch.autograd.grad(F.conv3d(x, layer.weight, padding=1).square().sum(), asked)[0]
+    assert asked.grad is not None
+    torch.testing.assert_close(asked.grad, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_training_in_other_formats_and_types_is_left_to_torch() -> None:
+    layer = layer_of(16, False)
+    x = torch.randn(1, 16, 8, 15, 16)
+    assert type(layer(x).grad_fn).__name__ == "ConvolutionBackward0"
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(layer(x).grad_fn).__name__ != "WinogradConvBackward"
+    assert type(layer.double()(x.double()).grad_fn).__name__ == "ConvolutionBackward0"
+
+
+def test_predicting_is_without_gradients_and_in_formats_that_onednn_knows() -> None:
     x = torch.randn(1, 16, 12, 12, 12).contiguous(memory_format=torch.channels_last_3d)
     assert plain_inference(x) is None
     with torch.no_grad():
@@ -114,6 +154,3 @@ def test_gradients_and_other_formats_and_types_are_left_to_torch() -> None:
             assert plain_inference(x) is None
         with torch.autocast("cpu", torch.bfloat16):
             assert plain_inference(x) == (torch.bfloat16 if NATIVE else None)
-    layer = layer_of(16, False)
-    layer(x).sum().backward()
-    assert layer.weight.grad is not None

@@ -1,29 +1,33 @@
-"""The 3-D convolution, made faster where it predicts on a CPU."""
+"""The 3-D convolution, made faster on a CPU."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volseg.networks import winograd
-from volseg.networks.maps import empty_maps, plain_inference
+from volseg.networks.maps import empty_maps, plain_inference, plain_training
+from volseg.networks.winograd_gradient import WinogradConv
 
 # Outputs with as many values are made a few planes at a time, into memory of `empty_maps`.
 LARGE, PLANES = 1 << 22, 16
 
 
 class Conv(nn.Conv3d):
-    """`nn.Conv3d` with padding by half the kernel; see `plain_inference` for when it takes a faster way."""
+    """`nn.Conv3d` with padding by half the kernel; see `volseg.networks.maps` for when it takes a faster way."""
 
     # Winograd's filters, and what they were made of: the type, and the weight's memory and version.
     _filters: tuple[tuple[torch.dtype, int, int], list[Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, D, H, W)."""
+        same = self.kernel_size == (3, 3, 3) and self.stride == (1, 1, 1)
+        if same and plain_training(x) and winograd.pays(x):
+            made: Tensor = WinogradConv.apply(x, self.weight)
+            return made if self.bias is None else made + self.bias.view(-1, 1, 1, 1)
         dtype = plain_inference(x)
         if dtype is None:
             return super().forward(x)
         x = x.to(dtype)
-        same = self.kernel_size == (3, 3, 3) and self.stride == (1, 1, 1)
         if same and winograd.pays(x):
             out = winograd.convolve(x, self._winograd_filters(dtype))
             return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""Feature maps of networks that predict on a CPU: when they do, in which type, and where the maps lie."""
+"""Feature maps of networks on a CPU: which of its faster ways they can take, in which type, and where they lie."""
 
 import math
 from collections.abc import Sequence
@@ -24,20 +24,32 @@ def plain_inference(x: torch.Tensor) -> torch.dtype | None:
     Returns:
         float32, or bfloat16 under autocast where the processor's instructions allow it; None for all else.
     """
-    if (
-        x.device.type != "cpu"
-        or x.dtype not in TYPES
-        or torch.is_grad_enabled()
-        or not x.is_contiguous(memory_format=torch.channels_last_3d)
-        or not torch.backends.mkldnn.is_available()
-    ):
+    if torch.is_grad_enabled() or x.dtype not in TYPES or not _suits_onednn(x):
         return None
     if not torch.is_autocast_enabled("cpu"):
         return torch.float32 if x.dtype == torch.float32 else None
     return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 and convolves_bfloat16() else None
 
 
+def plain_training(x: torch.Tensor) -> bool:
+    """Whether an input (B, C, D, H, W) is for training on a CPU that oneDNN knows, in float32, channels last."""
+    return (
+        torch.is_grad_enabled()
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and _suits_onednn(x)
+    )
+
+
 @cache
 def convolves_bfloat16() -> bool:
     """Whether oneDNN has bfloat16 convolutions for this processor."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _suits_onednn(x: torch.Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and torch.backends.mkldnn.is_available()
+    )

@@ -1,4 +1,4 @@
-"""3 x 3 x 3 convolutions with fewer multiplications, for predicting on the CPU.
+"""3 x 3 x 3 convolutions with fewer multiplications, on the CPU; see `winograd_gradient` for training.
 
 Winograd's minimal filtering F(n, 3) makes n outputs of a 3-tap filter with n + 2 multiplications instead of 3 n. Used
 along D, where the multiplications are 2-D convolutions of whole planes, which the processor's library computes at full
@@ -90,7 +90,7 @@ def _by_four(x: Tensor, filters: list[Tensor], out: Tensor) -> None:
     sums = torch.empty(6, planes.shape[1])
     products = torch.empty(6, results.shape[1])
     for start in range(0, depth, 4):
-        torch.mm(from_input, _with_zeros(planes, start - 1, start + 5), out=sums)
+        torch.mm(from_input, with_zeros(planes, start - 1, start + 5), out=sums)
         for one, weight, product in zip(sums, filters, products, strict=True):
             image = one.view(1, *plane, channels).permute(0, 3, 1, 2)
             product.copy_(F.conv2d(image, weight, padding=1).permute(0, 2, 3, 1).reshape(-1))
@@ -104,7 +104,7 @@ def _by_two(x: Tensor, filters: list[Tensor], out: Tensor) -> None:
     pairs = max(1, AT_WORK // (2 * x[0].numel()))
     for start in range(0, depth, 2 * pairs):
         stop = min(start + 2 * pairs, depth + depth % 2)
-        planes = _with_zeros(x, start - 1, stop + 1)
+        planes = with_zeros(x, start - 1, stop + 1)
         first, second = planes[0:-2:2], planes[1:-1:2]
         third, fourth = planes[2::2], planes[3::2]
         sums = (first - third, second + third, third - second, second - fourth)
@@ -120,7 +120,7 @@ def _plane_conv(planes: Tensor, weight: Tensor) -> Tensor:
     return torch.mkldnn_convolution(images, weight, None, [1, 1], [1, 1], [1, 1], 1).permute(0, 2, 3, 1)
 
 
-def _with_zeros(planes: Tensor, start: int, stop: int) -> Tensor:
+def with_zeros(planes: Tensor, start: int, stop: int) -> Tensor:
     """`planes[start:stop]` (D, ...), zeros where that reaches beyond the volume."""
     depth = len(planes)
     if start >= 0 and stop <= depth:

@@ -21,9 +21,12 @@ class Conv(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, D, H, W)."""
         same = self.kernel_size == (3, 3, 3) and self.stride == (1, 1, 1)
-        if same and plain_training(x) and winograd.pays(x):
-            made: Tensor = WinogradConv.apply(x, self.weight)
-            return made if self.bias is None else made + self.bias.view(-1, 1, 1, 1)
+        if plain_training(x):
+            if same and winograd.pays(x):
+                made: Tensor = WinogradConv.apply(x, self.weight)
+                return made if self.bias is None else made + self.bias.view(-1, 1, 1, 1)
+            # Of one channel it cannot be told whether it comes last, and torch answers as if it did not.
+            return super().forward(x).contiguous(memory_format=torch.channels_last_3d)
         dtype = plain_inference(x)
         if dtype is None:
             return super().forward(x)

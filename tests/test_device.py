@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from volseg.device import batch_workers, gpu_memory_gb
+from volseg import device
+from volseg.device import batch_workers, choose_precision, gpu_memory_gb
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -25,3 +26,12 @@ def test_memory_is_that_of_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=6 * 2**30))
     assert gpu_memory_gb(GPU) == 6.0
     assert gpu_memory_gb(CPU) == gpu_memory_gb(torch.device("mps")) == math.inf
+
+
+@pytest.mark.parametrize(("native", "chosen", "warnings"), [(True, torch.bfloat16, 0), (False, torch.float32, 1)])
+def test_a_cpu_that_emulates_bfloat16_says_so_once(monkeypatch, caplog, native, chosen, warnings):
+    monkeypatch.setattr(device, "_cpu_computes_bf16", lambda: native)
+    device._warn_of_emulation.cache_clear()
+    assert choose_precision("auto", CPU) == chosen
+    assert choose_precision("bf16", CPU) == choose_precision("bf16", CPU) == torch.bfloat16
+    assert sum("no bfloat16" in message for message in caplog.messages) == warnings

@@ -1,13 +1,17 @@
 """Which device and which precision the work runs in, chosen by what computes natively."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
 from volseg.errors import ResourceError, UsageError
+
+logger = logging.getLogger(__name__)
 
 ADVICE = "Free some, use a machine with more, or a smaller patch or batch."
 MOST_WORKERS = 8
@@ -40,11 +44,13 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype convolutions run in; weights and sums stay float32 in all of them.
 
     'auto' is bf16 where the processor or GPU computes it natively, fp16 on older GPUs, else float32:
-    emulated bf16 is up to a hundred times slower than float32.
+    emulated bf16 is up to a hundred times slower than float32. Whoever asks a CPU for it is told so once.
     """
     if name != "auto":
         if name not in DTYPES:
             raise UsageError(f"Unknown precision {name!r}. Use auto, {', '.join(DTYPES)}.")
+        if name == "bf16" and device.type == "cpu" and not _cpu_computes_bf16():
+            _warn_of_emulation()
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
@@ -91,6 +97,11 @@ def memory_errors(doing: str) -> Iterator[None]:
         if "can't allocate memory" not in str(error):
             raise
         raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
+
+
+@cache
+def _warn_of_emulation() -> None:
+    logger.warning("This processor has no bfloat16 and emulates it, up to a hundred times slower than precision fp32.")
 
 
 def _cpu_computes_bf16() -> bool:

@@ -154,3 +154,6 @@ def test_predicting_is_without_gradients_and_in_formats_that_onednn_knows() -> N
             assert plain_inference(x) is None
         with torch.autocast("cpu", torch.bfloat16):
             assert plain_inference(x) == (torch.bfloat16 if NATIVE else None)
+    layer = layer_of(16, False)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None

@@ -94,7 +94,7 @@ def volseg_seconds(step: Step, precision: str) -> list[float]:
     ends: list[float] = []
     state = TrainingState(UNet(step.network), config)
     budget = Budget(steps=step.repeats + 1)
-    with kept_heap():
+    with kept_heap(large=True):
         fit(state, repeat(batch), budget, config, report=lambda _: ends.append(time.perf_counter()))
     return [later - sooner for sooner, later in pairwise(ends)]
 

@@ -12,11 +12,11 @@ from volseg.heap import kept_block, kept_heap
 GLIBC = heap._glibc("mallopt") is not None
 
 
-def page_faults(blocks: int) -> int:
-    """Pages the system had to clear while `blocks` blocks of 16 MB came and went."""
+def page_faults(blocks: int, megabytes: int = 16) -> int:
+    """Pages the system had to clear while `blocks` blocks came and went."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(blocks):
-        torch.ones(1 << 22)
+        torch.ones(megabytes << 18)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
@@ -35,6 +35,21 @@ def test_blocks_are_used_again_inside_and_given_back_afterwards() -> None:
         held = resident_bytes()
     assert inside < outside / 4
     assert resident_bytes() < held - (1 << 23)
+
+
+@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
+def test_large_blocks_are_used_again_only_where_that_is_asked_for() -> None:
+    with kept_heap():
+        page_faults(4, megabytes=48)
+        cleared = page_faults(4, megabytes=48)
+    with kept_heap(large=True):
+        page_faults(4, megabytes=48)
+        kept = page_faults(4, megabytes=48)
+        held = resident_bytes()
+    assert kept < cleared / 8
+    assert resident_bytes() < held - (32 << 20)
+    page_faults(1, megabytes=48)
+    assert page_faults(4, megabytes=48) > cleared / 2
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")

@@ -1,8 +1,9 @@
 """Memory that is freed and asked for again within a moment, kept meanwhile.
 
 glibc gives every large block back to the system when it is freed, and the system clears each page of the next one:
-a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. For blocks
-above 32 MB glibc cannot be told otherwise; `kept_block` keeps those.
+a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. Blocks above
+32 MB glibc keeps only together with all others, in one heap where nothing can be given back from the middle; `kept_block`
+keeps them one by one.
 """
 
 import ctypes
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 # Names and numbers of <malloc.h>, and the values glibc starts with; see mallopt(3).
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 KEEP = {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20, MMAP_THRESHOLD: 32 << 20}
-START = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 0}
+KEEP_LARGE = {MMAP_MAX: 0}
+START = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 0, MMAP_MAX: 65536}
 
 _lock = threading.Lock()
 _users = 0
@@ -27,18 +29,24 @@ _free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
 
 @contextmanager
-def kept_heap() -> Iterator[None]:
+def kept_heap(large: bool = False) -> Iterator[None]:
     """Inside, freed memory stays with the process; afterwards what is free goes back to the system.
 
     It concerns the whole process, and may be entered by several threads. Afterwards glibc's settings are those it
     starts with, but for the size from which blocks are the system's own: 32 MB, to which glibc itself raises it where
     large blocks are freed. Where the C library is not glibc, nothing happens.
+
+    Args:
+        large: keep blocks above 32 MB too, for work that asks for the same ones again and again, as training does:
+            a third more memory there, but none of it cleared after the second step.
     """
     global _users
     with _lock:
         _users += 1
         if _users == 1:
             _set(KEEP)
+        if large:
+            _set(KEEP_LARGE)
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from volseg.networks import conv, winograd, winograd_gradient
+from volseg.networks import conv, winograd
 from volseg.networks.conv import Conv
 from volseg.networks.maps import convolves_bfloat16, plain_inference
 from volseg.networks.winograd import FOUR_FROM_INPUT, FOUR_FROM_TAPS, FOUR_TO_OUTPUT
@@ -106,7 +106,7 @@ def test_filters_follow_the_weight(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (10, 12, 14), (11, 12, 13)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, at_work, monkeypatch) -> None:
-    monkeypatch.setattr(winograd_gradient, "AT_WORK", at_work)
+    monkeypatch.setattr(winograd, "AT_WORK", at_work)
     layer = layer_of(16, bias)
     x = torch.randn(2, 16, *shape).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     gradient = torch.randn(2, 7, *shape)

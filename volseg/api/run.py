@@ -201,7 +201,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         _bookkeeping(run, state, progress) as enter,
         lost_workers(),
         memory_errors("training"),
-        kept_heap(),
+        kept_heap(large=True),
         stop_requests() as stopped,
     ):
         done = fit(

@@ -46,8 +46,8 @@ FOUR_TO_OUTPUT: Matrix = (
 TWO_FROM_TAPS: Matrix = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 FROM_TAPS = {torch.float32: FOUR_FROM_TAPS, torch.bfloat16: TWO_FROM_TAPS}
 # Below these sizes the plain convolution is as fast.
-LEAST_CHANNELS, LEAST_PLANES, LEAST_VOXELS = 16, 8, 1500
-# Values of the input at work, in bfloat16: few enough for a processor's cache.
+LEAST_CHANNELS, LEAST_PLANES, LEAST_VOXELS = 16, 8, 1100
+# Values of the input at work: few enough for a processor's cache.
 AT_WORK = 1 << 21
 
 
@@ -76,26 +76,42 @@ def convolve(x: Tensor, filters: list[Tensor]) -> Tensor:
         (B, O, D, H, W), channels last.
     """
     out = empty_maps(len(x), len(filters[0]), x.shape[2:], x.dtype)
-    by_planes = _by_four if x.dtype == torch.float32 else _by_two
-    for sample, result in zip(x, out, strict=True):
-        by_planes(sample.permute(1, 2, 3, 0), filters, result.permute(1, 2, 3, 0))
+    planes, results = (maps.permute(0, 2, 3, 4, 1) for maps in (x, out))
+    if x.dtype == torch.float32:
+        _by_four(planes, filters, results)
+    else:
+        for sample, result in zip(planes, results, strict=True):
+            _by_two(sample, filters, result)
     return out
 
 
 def _by_four(x: Tensor, filters: list[Tensor], out: Tensor) -> None:
-    """Convolve (D, H, W, C) into (D, H, W, O), four planes at a time."""
-    depth, *plane, channels = x.shape
-    from_input, to_output = torch.tensor(FOUR_FROM_INPUT), torch.tensor(FOUR_TO_OUTPUT)
-    planes, results = x.reshape(depth, -1), out.view(depth, -1)
-    sums = torch.empty(6, planes.shape[1])
-    products = torch.empty(6, results.shape[1])
-    for start in range(0, depth, 4):
-        torch.mm(from_input, with_zeros(planes, start - 1, start + 5), out=sums)
-        for one, weight, product in zip(sums, filters, products, strict=True):
-            image = one.view(1, *plane, channels).permute(0, 3, 1, 2)
-            product.copy_(F.conv2d(image, weight, padding=1).permute(0, 2, 3, 1).reshape(-1))
-        count = min(4, depth - start)
-        torch.mm(to_output[:count], products, out=results[start : start + count])
+    """Convolve (B, D, H, W, C) into (B, D, H, W, O), four planes at a time, as many fours together as are cached."""
+    depth, to_output = x.shape[1], torch.tensor(FOUR_TO_OUTPUT)
+    for tiles in tiles_of(x):
+        sums = combined(FOUR_FROM_INPUT, [with_zeros(x[b], start - 1, start + 5) for b, start in tiles])
+        products = torch.empty(6, len(tiles), *out.shape[2:])
+        for product, each, weight in zip(products, sums, filters, strict=True):
+            product.copy_(_plane_conv(each, weight))
+        for (b, start), product in zip(tiles, products.flatten(2).unbind(1), strict=True):
+            count = min(4, depth - start)
+            torch.mm(to_output[:count], product, out=out[b, start : start + count].flatten(1))
+
+
+def tiles_of(x: Tensor) -> list[list[tuple[int, int]]]:
+    """The sample and the first plane of each four planes of (B, D, H, W, C), in lists that stay in the cache."""
+    tiles = [(b, start) for b in range(len(x)) for start in range(0, x.shape[1], 4)]
+    count = max(1, AT_WORK // (4 * x[0, 0].numel()))
+    return [tiles[first : first + count] for first in range(0, len(tiles), count)]
+
+
+def combined(matrix: Matrix, tiles: list[Tensor]) -> Tensor:
+    """The six sums of planes that a matrix (6, n) makes of each of T tiles (n, H, W, C): (6, T, H, W, C)."""
+    weights = torch.tensor(matrix)
+    out = torch.empty(6, len(tiles), *tiles[0].shape[1:])
+    for tile, sums in zip(tiles, out.flatten(2).unbind(1), strict=True):
+        torch.mm(weights, tile.flatten(1), out=sums)
+    return out
 
 
 def _by_two(x: Tensor, filters: list[Tensor], out: Tensor) -> None:

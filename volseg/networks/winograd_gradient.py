@@ -12,17 +12,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from volseg.networks.winograd import (
-    AT_WORK,
     FOUR_FROM_INPUT,
     FOUR_FROM_TAPS,
     FOUR_TO_OUTPUT,
+    combined,
     convolve,
     filters_of,
+    tiles_of,
     with_zeros,
 )
 
-# Planes of output that one product serves.
-PLANES = 4
+# How the gradient of the output becomes that of the products, and the gradient of the sums that of the input.
+FROM_OUTPUT = tuple(zip(*FOUR_TO_OUTPUT, strict=True))
+TO_INPUT = tuple(zip(*FOUR_FROM_INPUT, strict=True))
 
 
 class WinogradConv(torch.autograd.Function):
@@ -43,28 +45,24 @@ class WinogradConv(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         d_x = torch.zeros_like(x)
         d_filters = [torch.zeros_like(one) for one in filters]
-        for one, two, three in zip(*(maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x)), strict=True):
-            _add_gradients(one, two, three, filters, d_filters)
+        _add_gradients(*(maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x)), filters, d_filters)
         return d_x, torch.einsum("kd,koihw->oidhw", torch.tensor(FOUR_FROM_TAPS), torch.stack(d_filters))
 
 
 def _add_gradients(x: Tensor, gradient: Tensor, d_x: Tensor, filters: list[Tensor], d_filters: list[Tensor]) -> None:
-    """Add the gradients of one sample to `d_x` (D, H, W, C) and to `d_filters`, as many planes at once as are cached.
+    """Add the gradients to `d_x` (B, D, H, W, C) and to `d_filters`, as many tiles at once as are cached.
 
     Args:
-        x: (D, H, W, C).
-        gradient: of the output, (D, H, W, O).
+        x: (B, D, H, W, C).
+        gradient: of the output, (B, D, H, W, O).
         d_x: written to.
         filters: of `filters_of`.
         d_filters: like `filters`, written to.
     """
-    depth = len(x)
-    step = PLANES * max(1, AT_WORK // (PLANES * x[0].numel()))
-    to_input = torch.tensor(FOUR_FROM_INPUT).T
-    for start in range(0, depth, step):
-        stop = start + min(step, -(-(depth - start) // PLANES) * PLANES)
-        sums = _combined(FOUR_FROM_INPUT, with_zeros(x, start - 1, stop + 1))
-        d_products = _combined(tuple(zip(*FOUR_TO_OUTPUT, strict=True)), with_zeros(gradient, start, stop))
+    depth, to_input = x.shape[1], torch.tensor(TO_INPUT)
+    for tiles in tiles_of(x):
+        sums = combined(FOUR_FROM_INPUT, [with_zeros(x[b], start - 1, start + 5) for b, start in tiles])
+        d_products = combined(FROM_OUTPUT, [with_zeros(gradient[b], start, start + 4) for b, start in tiles])
         d_sums = torch.empty_like(sums)
         for image, d_image, weight, d_weight, d_sum in zip(sums, d_products, filters, d_filters, d_sums, strict=True):
             found = torch.ops.aten.convolution_backward(
@@ -73,25 +71,6 @@ def _add_gradients(x: Tensor, gradient: Tensor, d_x: Tensor, filters: list[Tenso
             )  # fmt: skip
             d_sum.copy_(found[0].permute(0, 2, 3, 1))
             d_weight += found[1]
-        for place, d_tile in zip(range(start - 1, stop - 1, PLANES), d_sums.flatten(2).unbind(1), strict=True):
-            first, last = max(place, 0), min(place + len(to_input), depth)
-            d_x[first:last].flatten(1).addmm_(to_input[first - place : last - place], d_tile)
-
-
-def _combined(matrix: tuple[tuple[float, ...], ...], planes: Tensor) -> Tensor:
-    """The sums of neighbouring planes that a matrix (6, n) makes, tile by tile, tiles being 4 planes apart.
-
-    Args:
-        matrix: the weight of each of a tile's planes in each sum.
-        planes: (4 T + n - 4, H, W, C).
-
-    Returns:
-        (6, T, H, W, C).
-    """
-    weights, size = torch.tensor(matrix), len(matrix[0])
-    tiles = (len(planes) - size) // PLANES + 1
-    out = planes.new_empty(len(matrix), tiles, *planes.shape[1:])
-    rows = planes.flatten(1)
-    for tile, sums in enumerate(out.flatten(2).unbind(1)):
-        torch.mm(weights, rows[PLANES * tile : PLANES * tile + size], out=sums)
-    return out
+        for (b, start), d_tile in zip(tiles, d_sums.flatten(2).unbind(1), strict=True):
+            first, last = max(start - 1, 0), min(start + 5, depth)
+            d_x[b, first:last].flatten(1).addmm_(to_input[first - start + 1 : last - start + 1], d_tile)

@@ -43,7 +43,7 @@ def test_large_blocks_are_used_again_only_where_that_is_asked_for() -> None:
         page_faults(4, megabytes=48)
         cleared = page_faults(4, megabytes=48)
     with kept_heap(large=True):
-        page_faults(4, megabytes=48)
+        page_faults(12, megabytes=48)
         kept = page_faults(4, megabytes=48)
         held = resident_bytes()
     assert kept < cleared / 8

@@ -1,8 +1,8 @@
 """Memory that is freed and asked for again within a moment, kept meanwhile.
 
 glibc gives every large block back to the system when it is freed, and the system clears each page of the next one:
-a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. Blocks above
-32 MB glibc keeps only together with all others, in one heap where nothing can be given back from the middle; `kept_block`
+a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. Blocks
+above 32 MB glibc keeps only in one heap with all others, out of whose middle nothing can be given back; `kept_block`
 keeps them one by one.
 """
 

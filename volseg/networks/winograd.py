@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from volseg.networks.maps import empty_maps
 

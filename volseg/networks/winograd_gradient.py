@@ -45,7 +45,8 @@ class WinogradConv(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         d_x = torch.zeros_like(x)
         d_filters = [torch.zeros_like(one) for one in filters]
-        _add_gradients(*(maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x)), filters, d_filters)
+        one, two, three = (maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x))
+        _add_gradients(one, two, three, filters, d_filters)
         return d_x, torch.einsum("kd,koihw->oidhw", torch.tensor(FOUR_FROM_TAPS), torch.stack(d_filters))
 
 

@@ -32,7 +32,8 @@ def main() -> None:
     options = parser.parse_args()
     names = [REFERENCE, *options.precisions]
     segmenters = {name: Segmenter.load(options.model, options.device, name) for name in names}
-    cases = validation_cases(options, segmenters[REFERENCE])
+    fold = segmenters[REFERENCE].card.training.get("fold", 0) if options.fold is None else options.fold
+    cases = held_out(options.dataset, fold)[: options.cases]
     dice = {name: mean_dice(segmenter, cases) for name, segmenter in segmenters.items()}
     rows = [
         {
@@ -47,12 +48,11 @@ def main() -> None:
     publish(title, command, as_table(rows), options.append)
 
 
-def validation_cases(options: argparse.Namespace, segmenter: Segmenter) -> list[TrainingCase]:
-    """The cases of the fold that the model was not trained on."""
-    data = open_dataset(options.dataset)
-    fold = segmenter.card.training.get("fold", 0) if options.fold is None else options.fold
-    held_out = set(choose_fold(split_folds(data), fold)["val"])
-    return [case for case in data.cases if case.name in held_out][: options.cases]
+def held_out(dataset: Path, fold: int | str) -> list[TrainingCase]:
+    """The cases that a model of this fold was not trained on."""
+    data = open_dataset(dataset)
+    names = set(choose_fold(split_folds(data), fold)["val"])
+    return [case for case in data.cases if case.name in names]
 
 
 def mean_dice(segmenter: Segmenter, cases: list[TrainingCase]) -> dict[str, float]:

@@ -47,7 +47,7 @@ FROM_TAPS = {torch.float32: FOUR_FROM_TAPS, torch.bfloat16: TWO_FROM_TAPS}
 # Below these sizes the plain convolution is as fast.
 LEAST_CHANNELS, LEAST_PLANES, LEAST_VOXELS = 16, 8, 1100
 # Values of the input at work: few enough for a processor's cache.
-AT_WORK = 1 << 21
+AT_WORK = 1 << 22
 
 
 def pays(x: Tensor) -> bool:

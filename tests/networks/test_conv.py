@@ -67,7 +67,7 @@ def test_other_kernels_and_strides(kernel, stride) -> None:
 @pytest.mark.parametrize("at_work", [1, 1 << 21])
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (24, 9, 8)])
 def test_in_bfloat16_two_planes_are_made_at_a_time(shape, at_work: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "AT_WORK", at_work)
+    monkeypatch.setitem(winograd.AT_WORK, torch.bfloat16, at_work)
     layer, x = layer_of(16, True), torch.randn(2, 16, *shape).contiguous(memory_format=torch.channels_last_3d)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         found = layer(x)
@@ -106,7 +106,7 @@ def test_filters_follow_the_weight(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (10, 12, 14), (11, 12, 13)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, at_work, monkeypatch) -> None:
-    monkeypatch.setattr(winograd, "AT_WORK", at_work)
+    monkeypatch.setitem(winograd.AT_WORK, torch.float32, at_work)
     layer = layer_of(16, bias)
     x = torch.randn(2, 16, *shape).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     gradient = torch.randn(2, 7, *shape)

@@ -9,6 +9,7 @@ In float32 four planes are made at a time, with half the multiplications. The su
 5 and would spoil bfloat16, so there two are made, with two thirds of them, and no weight above 1.
 """
 
+import math
 from typing import TypeAlias
 
 import torch
@@ -45,14 +46,16 @@ FOUR_TO_OUTPUT: Matrix = (
 TWO_FROM_TAPS: Matrix = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 FROM_TAPS = {torch.float32: FOUR_FROM_TAPS, torch.bfloat16: TWO_FROM_TAPS}
 # Below these sizes the plain convolution is as fast.
-LEAST_CHANNELS, LEAST_PLANES, LEAST_VOXELS = 16, 8, 1100
-# Values of the input at work: few enough for a processor's cache.
-AT_WORK = 1 << 22
+LEAST_CHANNELS, LEAST_PLANES = 16, 8
+LEAST_VOXELS = {torch.float32: 1100, torch.bfloat16: 1500}
+# Values of the input at work: few enough for a processor's cache, enough for its library to work at full speed.
+AT_WORK = {torch.float32: 1 << 22, torch.bfloat16: 1 << 21}
 
 
 def pays(x: Tensor) -> bool:
     """Whether an input (B, C, D, H, W) is large enough for this way to be faster."""
-    return x.shape[1] >= LEAST_CHANNELS and x.shape[2] >= LEAST_PLANES and x.shape[2:].numel() >= LEAST_VOXELS
+    _, channels, *sizes = x.shape
+    return channels >= LEAST_CHANNELS and sizes[0] >= LEAST_PLANES and math.prod(sizes) >= LEAST_VOXELS[x.dtype]
 
 
 def filters_of(weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -100,7 +103,7 @@ def _by_four(x: Tensor, filters: list[Tensor], out: Tensor) -> None:
 def tiles_of(x: Tensor) -> list[list[tuple[int, int]]]:
     """The sample and the first plane of each four planes of (B, D, H, W, C), in lists that stay in the cache."""
     tiles = [(b, start) for b in range(len(x)) for start in range(0, x.shape[1], 4)]
-    count = max(1, AT_WORK // (4 * x[0, 0].numel()))
+    count = max(1, AT_WORK[x.dtype] // (4 * x[0, 0].numel()))
     return [tiles[first : first + count] for first in range(0, len(tiles), count)]
 
 
@@ -116,7 +119,7 @@ def combined(matrix: Matrix, tiles: list[Tensor]) -> Tensor:
 def _by_two(x: Tensor, filters: list[Tensor], out: Tensor) -> None:
     """Convolve (D, H, W, C) into (D, H, W, O), two planes at a time, as many pairs together as stay in the cache."""
     depth = len(x)
-    pairs = max(1, AT_WORK // (2 * x[0].numel()))
+    pairs = max(1, AT_WORK[x.dtype] // (2 * x[0].numel()))
     for start in range(0, depth, 2 * pairs):
         stop = min(start + 2 * pairs, depth + depth % 2)
         planes = with_zeros(x, start - 1, stop + 1)

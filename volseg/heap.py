@@ -38,7 +38,7 @@ def kept_heap(large: bool = False) -> Iterator[None]:
 
     Args:
         large: keep blocks above 32 MB too, for work that asks for the same ones again and again, as training does:
-            a third more memory there, but none of it cleared after the second step.
+            up to a third more memory there, but hardly a page of it cleared after the first steps.
     """
     global _users
     with _lock:

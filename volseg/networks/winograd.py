@@ -9,7 +9,6 @@ In float32 four planes are made at a time, with half the multiplications. The su
 5 and would spoil bfloat16, so there two are made, with two thirds of them, and no weight above 1.
 """
 
-import math
 from typing import TypeAlias
 
 import torch
@@ -53,9 +52,9 @@ AT_WORK = {torch.float32: 1 << 22, torch.bfloat16: 1 << 21}
 
 
 def pays(x: Tensor) -> bool:
-    """Whether an input (B, C, D, H, W) is large enough for this way to be faster."""
-    _, channels, *sizes = x.shape
-    return channels >= LEAST_CHANNELS and sizes[0] >= LEAST_PLANES and math.prod(sizes) >= LEAST_VOXELS[x.dtype]
+    """Whether an input (B, C, D, H, W), float32 or bfloat16, is large enough for this way to be faster."""
+    enough = x.shape[2:].numel() >= LEAST_VOXELS[x.dtype]
+    return enough and x.shape[1] >= LEAST_CHANNELS and x.shape[2] >= LEAST_PLANES
 
 
 def filters_of(weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -89,9 +88,9 @@ def convolve(x: Tensor, filters: list[Tensor]) -> Tensor:
 
 def _by_four(x: Tensor, filters: list[Tensor], out: Tensor) -> None:
     """Convolve (B, D, H, W, C) into (B, D, H, W, O), four planes at a time, as many fours together as are cached."""
-    depth, to_output = x.shape[1], torch.tensor(FOUR_TO_OUTPUT)
+    depth, from_input, to_output = x.shape[1], torch.tensor(FOUR_FROM_INPUT), torch.tensor(FOUR_TO_OUTPUT)
     for tiles in tiles_of(x):
-        sums = combined(FOUR_FROM_INPUT, [with_zeros(x[b], start - 1, start + 5) for b, start in tiles])
+        sums = combined(from_input, x, tiles, -1)
         products = torch.empty(6, len(tiles), *out.shape[2:])
         for product, each, weight in zip(products, sums, filters, strict=True):
             product.copy_(_plane_conv(each, weight))
@@ -107,12 +106,16 @@ def tiles_of(x: Tensor) -> list[list[tuple[int, int]]]:
     return [tiles[first : first + count] for first in range(0, len(tiles), count)]
 
 
-def combined(matrix: Matrix, tiles: list[Tensor]) -> Tensor:
-    """The six sums of planes that a matrix (6, n) makes of each of T tiles (n, H, W, C): (6, T, H, W, C)."""
-    weights = torch.tensor(matrix)
-    out = torch.empty(6, len(tiles), *tiles[0].shape[1:])
-    for tile, sums in zip(tiles, out.flatten(2).unbind(1), strict=True):
-        torch.mm(weights, tile.flatten(1), out=sums)
+def combined(matrix: Tensor, x: Tensor, tiles: list[tuple[int, int]], offset: int) -> Tensor:
+    """The six sums of planes of (B, D, H, W, C) that a matrix (6, n) makes for each of T tiles: (6, T, H, W, C).
+
+    The n planes begin `offset` after the tile's first; beyond the volume they are 0.
+    """
+    size = matrix.shape[1]
+    out = torch.empty(6, len(tiles), *x.shape[2:])
+    for (b, start), sums in zip(tiles, out.flatten(2).unbind(1), strict=True):
+        first = start + offset
+        torch.mm(matrix, with_zeros(x[b], first, first + size).flatten(1), out=sums)
     return out
 
 

@@ -19,12 +19,7 @@ from volseg.networks.winograd import (
     convolve,
     filters_of,
     tiles_of,
-    with_zeros,
 )
-
-# How the gradient of the output becomes that of the products, and the gradient of the sums that of the input.
-FROM_OUTPUT = tuple(zip(*FOUR_TO_OUTPUT, strict=True))
-TO_INPUT = tuple(zip(*FOUR_FROM_INPUT, strict=True))
 
 
 class WinogradConv(torch.autograd.Function):
@@ -60,10 +55,10 @@ def _add_gradients(x: Tensor, gradient: Tensor, d_x: Tensor, filters: list[Tenso
         filters: of `filters_of`.
         d_filters: like `filters`, written to.
     """
-    depth, to_input = x.shape[1], torch.tensor(TO_INPUT)
+    depth, from_input, to_output = x.shape[1], torch.tensor(FOUR_FROM_INPUT), torch.tensor(FOUR_TO_OUTPUT)
     for tiles in tiles_of(x):
-        sums = combined(FOUR_FROM_INPUT, [with_zeros(x[b], start - 1, start + 5) for b, start in tiles])
-        d_products = combined(FROM_OUTPUT, [with_zeros(gradient[b], start, start + 4) for b, start in tiles])
+        sums = combined(from_input, x, tiles, -1)
+        d_products = combined(to_output.T, gradient, tiles, 0)
         d_sums = torch.empty_like(sums)
         for image, d_image, weight, d_weight, d_sum in zip(sums, d_products, filters, d_filters, d_sums, strict=True):
             found = torch.ops.aten.convolution_backward(
@@ -74,4 +69,4 @@ def _add_gradients(x: Tensor, gradient: Tensor, d_x: Tensor, filters: list[Tenso
             d_weight += found[1]
         for (b, start), d_tile in zip(tiles, d_sums.flatten(2).unbind(1), strict=True):
             first, last = max(start - 1, 0), min(start + 5, depth)
-            d_x[b, first:last].flatten(1).addmm_(to_input[first - start + 1 : last - start + 1], d_tile)
+            d_x[b, first:last].flatten(1).addmm_(from_input.T[first - start + 1 : last - start + 1], d_tile)

@@ -63,7 +63,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """A matrix of the same singular vectors whose singular values are about 1 (0.7 to 1.2) instead, by Newton-Schulz.
 
     A step of it is X <- P X with P = a + b S + c S S of S = X X', which commutes with S: so only S, the smaller one, is
-    iterated, as S <- P S P, and all steps are taken at once in the end. That is two to four times as fast.
+    iterated, as S <- P S P, and all steps are taken at once in the end. That is up to four times as fast.
 
     Args:
         matrix: (M, N) float32. A singular value below about a thousandth of the largest may stay smaller; 0 stays 0.

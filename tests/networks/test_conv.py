@@ -1,5 +1,7 @@
 """The 3-D convolution against torch's own, on every way it may take."""
 
+from itertools import accumulate, product
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,18 +9,56 @@ from torch.nn import functional as F
 from volseg.networks import conv, winograd
 from volseg.networks.conv import Conv
 from volseg.networks.maps import convolves_bfloat16, plain_inference
-from volseg.networks.winograd import FOUR_FROM_INPUT, FOUR_FROM_TAPS, FOUR_TO_OUTPUT
+from volseg.networks.winograd import FOUR, SIX, TEN, TWO, Scheme
 
 NATIVE = convolves_bfloat16()
 needs_bf16 = pytest.mark.skipif(not NATIVE, reason="oneDNN has no bfloat16 for this processor")
 
 
-def test_the_three_matrices_make_a_filter_of_three_taps() -> None:
+@pytest.mark.parametrize(("scheme", "outputs"), [(TWO, 2), (FOUR, 4), (SIX, 6), (TEN, 10)])
+def test_the_three_matrices_make_a_filter_of_three_taps(scheme: Scheme, outputs: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    signal, taps = torch.randn(6, generator=generator), torch.randn(3, generator=generator)
-    products = (torch.tensor(FOUR_FROM_INPUT) @ signal) * (torch.tensor(FOUR_FROM_TAPS) @ taps)
-    expected = F.conv1d(signal.view(1, 1, 6), taps.view(1, 1, 3)).flatten()
-    torch.testing.assert_close(torch.tensor(FOUR_TO_OUTPUT) @ products, expected, rtol=1e-5, atol=1e-5)
+    signal, taps = torch.randn(outputs + 2, generator=generator), torch.randn(3, generator=generator)
+    from_input, from_taps, to_output = (one.double() for one in (scheme.from_input, scheme.from_taps, scheme.to_output))
+    found = to_output @ ((from_input @ signal.double()) * (from_taps @ taps.double()))
+    expected = F.conv1d(signal.view(1, 1, -1), taps.view(1, 1, 3)).flatten()
+    assert scheme.outputs == outputs
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "tens", "sixes", "fours"),
+    [
+        (8, 0, 0, 2),
+        (9, 1, 0, 0),
+        (10, 1, 0, 0),
+        (14, 1, 0, 1),
+        (16, 1, 1, 0),
+        (20, 2, 0, 0),
+        (24, 2, 0, 1),
+        (40, 4, 0, 0),
+    ],
+)
+def test_training_covers_the_depth_with_the_fewest_products(depth: int, tens: int, sixes: int, fours: int) -> None:
+    counts = {scheme: count for scheme, count in zip((TEN, SIX, FOUR), (tens, sixes, fours), strict=True) if count}
+    assert winograd.schemes_to_train(depth) == list(counts)
+    x = torch.empty(3, depth, 1, 1, 16)
+    tiles = [(scheme, one) for scheme, some in winograd.tiles_of(x, {s: [] for s in counts}) for one in some]
+    assert [scheme for scheme, (b, _) in tiles if b == 2] == [s for s, count in counts.items() for _ in range(count)]
+    for b in range(3):
+        starts = [start for _, (of, start) in tiles if of == b]
+        assert starts == [0, *accumulate(s.outputs for s, (of, _) in tiles if of == b)][:-1]
+    products = sum(count * (scheme.outputs + 2) for scheme, count in counts.items())
+    fewest = min(
+        12 * a + 8 * b + 6 * c for a, b, c in product(range(depth), repeat=3) if 10 * a + 6 * b + 4 * c >= depth
+    )
+    assert products == fewest
+
+
+def test_predicting_takes_the_better_of_fours_and_sixes() -> None:
+    chosen = {depth: winograd.scheme_to_predict(depth, torch.float32) for depth in (8, 9, 12, 16, 20, 40, 96)}
+    assert chosen == {8: FOUR, 9: SIX, 12: SIX, 16: FOUR, 20: FOUR, 40: SIX, 96: SIX}
+    assert winograd.scheme_to_predict(96, torch.bfloat16) is TWO
 
 
 def layer_of(channels: int, bias: bool, kernel=(3, 3, 3), stride=(1, 1, 1)) -> Conv:
@@ -117,8 +157,8 @@ def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, at
     exact = [one.detach().double().requires_grad_() for one in wanted]
     plain = F.conv3d(*exact, padding=1)
     for one, other in zip(gradients, torch.autograd.grad(plain, exact, gradient.double()), strict=True):
-        assert float((one - other).abs().max()) < 2e-5 * float(other.abs().max())
-    assert float((found - plain).detach().abs().max()) < 2e-5 * float(plain.detach().abs().max())
+        assert float((one - other).abs().max()) < 1e-4 * float(other.abs().max())
+    assert float((found - plain).detach().abs().max()) < 1e-4 * float(plain.detach().abs().max())
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight"])

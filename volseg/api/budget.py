@@ -99,8 +99,8 @@ class Work:
         maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
         # What is summed over mirror images and over members: the sum, one of them, and the answer to a constant window.
         maps += 3 * 4 * answers * math.prod(patch)
-        # The filters of `volseg.networks.winograd` are up to twice as large as the weights they are made of.
-        filters = 2 * self.parameters * self.dtype.itemsize
+        # The filters of `volseg.networks.winograd` are up to 8/3 as large as the weights they are made of.
+        filters = 8 * self.parameters * self.dtype.itemsize // 3
         return ring + filters + int((maps + back) * (HOLES if chunk.keep_heap else 1))
 
 

@@ -15,8 +15,8 @@ LARGE, PLANES = 1 << 22, 16
 class Conv(nn.Conv3d):
     """`nn.Conv3d` with padding by half the kernel; see `volseg.networks.maps` for when it takes a faster way."""
 
-    # Winograd's filters, and what they were made of: the type, and the weight's memory and version.
-    _filters: tuple[tuple[torch.dtype, int, int], list[Tensor]] | None = None
+    # Winograd's filters, and what they were made for and of: the scheme, the type, and the weight's memory and version.
+    _filters: tuple[tuple[winograd.Scheme, torch.dtype, int, int], winograd.Filters] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, D, H, W)."""
@@ -32,7 +32,7 @@ class Conv(nn.Conv3d):
             return super().forward(x)
         x = x.to(dtype)
         if same and winograd.pays(x):
-            out = winograd.convolve(x, self._winograd_filters(dtype))
+            out = winograd.convolve(x, self._winograd_filters(x.shape[2], dtype))
             return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1, 1))
         weight = self.weight.to(dtype)
         if x.shape[1] == 1:
@@ -41,12 +41,13 @@ class Conv(nn.Conv3d):
         large = len(x) * self.out_channels * x.shape[2:].numel() >= LARGE
         return self._by_planes(x, weight) if same and large else self._whole(x, weight)
 
-    def _winograd_filters(self, dtype: torch.dtype) -> list[Tensor]:
+    def _winograd_filters(self, depth: int, dtype: torch.dtype) -> winograd.Filters:
         """The filters for the weight as it is now, remembered from window to window."""
-        made_of = (dtype, self.weight.data_ptr(), self.weight._version)
+        scheme = winograd.scheme_to_predict(depth, dtype)
+        made_of = (scheme, dtype, self.weight.data_ptr(), self.weight._version)
         kept = self._filters
         if kept is None or kept[0] != made_of:
-            self._filters = kept = (made_of, winograd.filters_of(self.weight, dtype))
+            self._filters = kept = (made_of, winograd.filters_of(self.weight, [scheme], dtype))
         return kept[1]
 
     def _whole(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from volseg.config import IGNORED
+from volseg.errors import UsageError
 from volseg.training.losses import (
     SMOOTH,
     classification_loss,
@@ -49,6 +50,11 @@ def test_a_perfect_answer_costs_nothing():
     target = torch.randint(0, 3, (2, 4, 4, 4))
     logits = 50.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
     assert dice_and_cross_entropy(logits, target).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_the_loss_of_a_segmentation_refuses_the_logits_of_a_classifier():
+    with pytest.raises(UsageError, match=r"found \(2, 3\).*loss=classification_loss"):
+        supervised_loss(torch.randn(2, 3), torch.tensor([1, 0]))
 
 
 def test_classification_loss_of_two_clips_by_hand():

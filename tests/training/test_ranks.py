@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.pipeline import environment, torchrun
 from tests.training.ranks_program import tensors, trained
 from volseg.errors import UsageError
-from volseg.training.ranks import ALONE, joined, local_device
+from volseg.training.ranks import ALONE, joined, local_device, ranks_here
 from volseg.training.schedule import Budget
 
 ROOT = Path(__file__).parents[2]
@@ -108,3 +108,20 @@ def test_one_gpu_is_not_shared(third_of_four):
 def test_several_processes_without_torchrun_are_told_how_to_start(third_of_four):
     with pytest.raises(UsageError, match=r"MASTER_ADDR is not set.*torchrun"), joined(torch.device("cpu")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "here"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "4"}, 4),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"LOCAL_WORLD_SIZE": "2"}, 1),
+    ],
+)
+def test_processes_on_other_machines_leave_this_one_its_cores(variables, here, monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ranks_here() == here

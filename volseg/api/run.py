@@ -32,7 +32,7 @@ from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.loop import fit
 from volseg.training.metrics import MetricsLog
-from volseg.training.ranks import Ranks, joined, local_device
+from volseg.training.ranks import Ranks, joined, local_device, ranks_here
 from volseg.training.state import TrainingState, has_checkpoint
 from volseg.training.stop import stop_requests
 from volseg.transforms import augmentation
@@ -196,7 +196,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         training_cases, run.plan, config.foreground, patches, run.settings.seed, ranks.rank, ranks.world
     )
     dtype = choose_precision(config.precision, run.device)
-    workers = batch_workers(run.device, ranks.world) if config.workers is None else config.workers
+    workers = batch_workers(run.device, ranks_here()) if config.workers is None else config.workers
     with (
         _bookkeeping(run, state, progress) as enter,
         lost_workers(),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from volseg.config import IGNORED
+from volseg.errors import UsageError
 from volseg.training.ranks import ALONE, Ranks
 
 SMOOTH = 1e-5
@@ -65,8 +66,16 @@ def supervised_loss(outputs: Tensor | Sequence[Tensor], target: Tensor, ranks: R
 
     The weights are nnU-Net's (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z). Coarse targets take the
     nearest voxel, so that a label is never mixed.
+
+    Raises:
+        UsageError: logits that are not (B, K, D, H, W), as those of a `Classifier`.
     """
     if isinstance(outputs, Tensor):
+        if outputs.ndim != 5:
+            raise UsageError(
+                f"The loss of a segmentation needs logits (B, K, D, H, W), found {tuple(outputs.shape)}. "
+                "Train a Classifier with fit(..., loss=classification_loss)."
+            )
         return dice_and_cross_entropy(outputs, target, ranks)
     used = outputs[:-1] if len(outputs) > 1 else outputs
     weights = [0.5**level for level in range(len(used))]

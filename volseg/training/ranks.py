@@ -221,6 +221,11 @@ def _exit_code(error: BaseException) -> int:
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
+def ranks_here() -> int:
+    """How many of the run's processes are on this machine, as torchrun says; all of them where it does not."""
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", _world())), _world())
+
+
 def _world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 

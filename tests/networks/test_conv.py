@@ -103,6 +103,18 @@ def test_other_kernels_and_strides(kernel, stride) -> None:
     assert_same(layer_of(16, False, kernel, stride), torch.randn(1, 16, 12, 14, 10))
 
 
+@pytest.mark.parametrize("at_work", [1, 1 << 21])
+@pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (24, 9, 8)])
+def test_the_sums_written_out_for_bfloat16_are_right_on_any_processor(shape, at_work: int, monkeypatch) -> None:
+    monkeypatch.setitem(winograd.AT_WORK, torch.float32, at_work)
+    layer, x = layer_of(16, False), torch.randn(1, 16, *shape)
+    found = torch.empty(*shape, 7)
+    with torch.no_grad():
+        filters = winograd.filters_of(layer.weight, [TWO], torch.float32)
+        winograd._by_two(x[0].movedim(0, -1).contiguous(), filters[TWO], found)
+        torch.testing.assert_close(found.movedim(-1, 0)[None], layer(x), rtol=1e-4, atol=1e-5)
+
+
 @needs_bf16
 @pytest.mark.parametrize("at_work", [1, 1 << 21])
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (24, 9, 8)])

@@ -60,7 +60,7 @@ def scheme_of(*points: float) -> Scheme:
     from_taps[-1, -1] = 1
     powers = np.array(points) ** np.arange(outputs)[:, None]
     to_output = np.hstack([powers, np.eye(outputs)[:, -1:]])
-    return Scheme(*(torch.tensor(matrix, dtype=torch.float32) for matrix in (from_input, from_taps, to_output)))
+    return Scheme(*(torch.from_numpy(matrix).float() for matrix in (from_input, from_taps, to_output)))
 
 
 # Small numbers and their inverses lose the least precision.
@@ -160,7 +160,7 @@ def _by_tiles(x: Tensor, filters: Filters, out: Tensor) -> None:
     depth = x.shape[1]
     for scheme, tiles in tiles_of(x, filters):
         sums = combined(scheme.from_input, x, tiles, -1)
-        products = torch.empty(len(sums), len(tiles), *out.shape[2:])
+        products = x.new_empty(len(sums), len(tiles), *out.shape[2:])
         for target, each, weight in zip(products, sums, filters[scheme], strict=True):
             target.copy_(_plane_conv(each, weight))
         for (b, start), made in zip(tiles, products.flatten(2).unbind(1), strict=True):
@@ -182,7 +182,7 @@ def combined(matrix: Tensor, x: Tensor, tiles: Tiles, offset: int) -> Tensor:
     The n planes begin `offset` after the tile's first; beyond the volume they are 0.
     """
     rows, size = matrix.shape
-    out = torch.empty(rows, len(tiles), *x.shape[2:])
+    out = x.new_empty(rows, len(tiles), *x.shape[2:])
     for (b, start), sums in zip(tiles, out.flatten(2).unbind(1), strict=True):
         first = start + offset
         torch.mm(matrix, with_zeros(x[b], first, first + size).flatten(1), out=sums)

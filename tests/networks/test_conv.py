@@ -23,7 +23,7 @@ def test_the_three_matrices_make_a_filter_of_three_taps(scheme: Scheme, outputs:
     found = to_output @ ((from_input @ signal.double()) * (from_taps @ taps.double()))
     expected = F.conv1d(signal.view(1, 1, -1), taps.view(1, 1, 3)).flatten()
     assert scheme.outputs == outputs
-    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_training_covers_the_depth_with_the_fewest_products(depth: int, tens: in
     counts = {scheme: count for scheme, count in zip((TEN, SIX, FOUR), (tens, sixes, fours), strict=True) if count}
     assert winograd.schemes_to_train(depth) == list(counts)
     x = torch.empty(3, depth, 1, 1, 16)
-    tiles = [(scheme, one) for scheme, some in winograd.tiles_of(x, {s: [] for s in counts}) for one in some]
+    tiles = [(scheme, one) for scheme, some in winograd.tiles_of(x, counts) for one in some]
     assert [scheme for scheme, (b, _) in tiles if b == 2] == [s for s, count in counts.items() for _ in range(count)]
     for b in range(3):
         starts = [start for _, (of, start) in tiles if of == b]
@@ -168,9 +168,10 @@ def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, at
     gradients = torch.autograd.grad(found, wanted, gradient)
     exact = [one.detach().double().requires_grad_() for one in wanted]
     plain = F.conv3d(*exact, padding=1)
+    most = 1e-4 if TEN in winograd.schemes_to_train(shape[0]) else 2e-5
     for one, other in zip(gradients, torch.autograd.grad(plain, exact, gradient.double()), strict=True):
-        assert float((one - other).abs().max()) < 1e-4 * float(other.abs().max())
-    assert float((found - plain).detach().abs().max()) < 1e-4 * float(plain.detach().abs().max())
+        assert float((one - other).abs().max()) < most * float(other.abs().max())
+    assert float((found - plain).detach().abs().max()) < most * float(plain.detach().abs().max())
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight"])

@@ -5,12 +5,12 @@ along D, where the multiplications are 2-D convolutions of whole planes, which t
 speed; the planes in between are small sums that stay in its cache. Lavin and Gray 2016, Fast Algorithms for
 Convolutional Neural Networks, arXiv 1509.09308, section 4.
 
-The more planes are made at a time, the fewer multiplications, and from eight on the less precision. Predicting in
+The more planes are made at a time, the fewer multiplications, and beyond six the less precision. Predicting in
 float32 takes fours (half of the multiplications) or sixes (4 in 9), whichever fit the depth better, and training tens
 (2 in 5) beside them. Bfloat16 has digits for twos only (2 in 3), whose sums weigh no plane by more than 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -44,10 +44,10 @@ class Scheme:
 
 
 def scheme_of(*points: float) -> Scheme:
-    """F(n, 3) from n + 1 points, the last one more being infinity: Toom and Cook's construction, transposed.
+    """F(n, 3) from n + 1 different points and infinity: Toom and Cook's construction, transposed.
 
-    Barabasz, Anderson, Soodhalter and Gregg 2020, Error Analysis and Improving the Accuracy of Winograd Convolution for
-    Deep Neural Networks, arXiv 1803.10986, section 3.
+    Barabasz, Anderson, Soodhalter and Gregg 2018, Error Analysis and Improving the Accuracy of Winograd Convolution for
+    Deep Neural Networks, arXiv 1803.10986.
     """
     outputs = len(points) - 1
     from_input, from_taps = np.zeros((outputs + 2, outputs + 2)), np.zeros((outputs + 2, 3))
@@ -168,9 +168,9 @@ def _by_tiles(x: Tensor, filters: Filters, out: Tensor) -> None:
             torch.mm(scheme.to_output[:count], made, out=out[b, start : start + count].flatten(1))
 
 
-def tiles_of(x: Tensor, filters: Filters) -> Iterator[tuple[Scheme, Tiles]]:
+def tiles_of(x: Tensor, schemes: Iterable[Scheme]) -> Iterator[tuple[Scheme, Tiles]]:
     """The tiles of (B, D, H, W, C), as many of one scheme together as stay in the cache; those of a sample in order."""
-    for scheme, starts in _division(x.shape[1], tuple(filters)):
+    for scheme, starts in _division(x.shape[1], tuple(schemes)):
         tiles = [(b, start) for b in range(len(x)) for start in starts]
         count = max(1, AT_WORK[x.dtype] // (scheme.outputs * x[0, 0].numel()))
         yield from ((scheme, tiles[first : first + count]) for first in range(0, len(tiles), count))

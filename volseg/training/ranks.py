@@ -144,6 +144,11 @@ def local_device(name: str) -> torch.device:
     return choose_device(f"cuda:{_variable('LOCAL_RANK')}")
 
 
+def ranks_here() -> int:
+    """How many of the run's processes are on this machine, as torchrun says; all of them where it does not."""
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", _world())), _world())
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started together with this one; a process on its own is `ALONE`.
@@ -219,11 +224,6 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, VolsegError):
         return error.exit_code
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-
-
-def ranks_here() -> int:
-    """How many of the run's processes are on this machine, as torchrun says; all of them where it does not."""
-    return min(int(os.environ.get("LOCAL_WORLD_SIZE", _world())), _world())
 
 
 def _world() -> int:

@@ -266,6 +266,9 @@ class TrainingConfig(Frozen):
     warmup: float = Field(0.02, ge=0, lt=1, description="share of the run over which the learning rate rises")
     average: float = Field(0.99, ge=0, lt=1, description="decay per step of the averaged weights that are kept; 0: off")
     foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on a labelled voxel")
+    growth: float = Field(
+        0.9, ge=0, le=1, description="share of the run over which patches grow from half their edges to the whole"
+    )
     validations: int = Field(5, ge=0, description="whole-volume validations spread over the run")
     checkpoint_seconds: float = Field(60.0, gt=0)
     workers: int | None = Field(
@@ -275,8 +278,15 @@ class TrainingConfig(Frozen):
 
 
 class AugmentationConfig(Frozen):
-    """Probabilities and ranges of the random transforms; the start is nnU-Net v2's table."""
+    """Probabilities and ranges of the random transforms; the start is nnU-Net v2's table.
 
+    They are those of a patch that is changed. At first few are: a network that has seen each case a few times has not
+    learned them by heart yet, and learns faster from scans as they are (benchmarks/EXPERIMENTS.md).
+    """
+
+    passes: float = Field(
+        40.0, ge=0, description="over the cases until all patches are changed; the share rises linearly from 0"
+    )
     rotation: float = Field(0.2, ge=0, le=1)
     rotation_degrees: float = Field(
         30.0, ge=0, le=180, description="each axis; strongly anisotropic plans turn freely in the plane instead"

@@ -34,6 +34,13 @@ class Middle:
         return {"image": place[None], "label": torch.tensor([[self.seed]])}
 
 
+class Still(Middle):
+    """A crop that says so: its seed is -1."""
+
+    def set_random_state(self, seed):
+        self.seed = -1
+
+
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
@@ -100,6 +107,16 @@ def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
     epochs = [tuple(widths[start : start + 3]) for start in range(0, 30, 3)]
     assert {tuple(sorted(epoch)) for epoch in epochs} == {(10, 11, 12)}
     assert len(set(epochs)) > 2
+
+
+def test_the_share_of_changed_patches_rises_over_the_passes(cached):
+    dataset = BatchDataset(cached, PLAN, 0.33, Middle(), seed=3, crop=Still(), passes=800)
+    # 800 passes over three cases, and one more quarter.
+    changed = np.array([dataset.sample(number)["label"].item() >= 0 for number in range(3000)]).reshape(5, 600)
+    assert changed.mean(axis=1) == pytest.approx([0.125, 0.375, 0.625, 0.875, 1], abs=0.05)
+    assert changed[4].all()
+    at_once = BatchDataset(cached, PLAN, 0.33, Middle(), seed=3, crop=Still())
+    assert all(at_once.sample(number)["label"].item() >= 0 for number in range(30))
 
 
 @pytest.mark.parametrize("size", [(4, 6, 8), (16, 6, 20)])

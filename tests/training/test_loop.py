@@ -76,6 +76,23 @@ def test_a_resumed_run_is_bit_for_bit_the_uncut_one(tmp_path, cut):
     assert all(torch.equal(a, b) for a, b in zip(weights(uncut), weights(second), strict=True))
 
 
+def test_it_trains_on_what_grow_makes_of_a_batch():
+    asked = []
+
+    def grow(batch, progress, step):
+        asked.append((progress, step))
+        return {key: value[..., : 2 + 6 * (progress >= 0.5)] for key, value in batch.items()}
+
+    grown, cut = TrainingState(network(), CONFIG), TrainingState(network(), CONFIG)
+    run(grown, 4, grow=grow)
+    assert asked == [(0.0, 0), (0.25, 1), (0.5, 2), (0.75, 3)]
+    parts = (grow(batch(step), step / 4, step) for step in range(4))
+    fit(cut, parts, Budget(steps=4), CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(weights(grown), weights(cut), strict=True))
+    run(whole := TrainingState(network(), CONFIG), 4)
+    assert not torch.equal(weights(whole)[0], weights(cut)[0])
+
+
 def test_records_say_what_happened():
     records = []
     run(TrainingState(network(), CONFIG), 10, report=records.append)

@@ -11,7 +11,7 @@ from volseg.config import AugmentationConfig, Channel, NetworkConfig
 from volseg.data.geometry import Geometry
 from volseg.data.preprocess import image_to_network, label_to_network
 from volseg.errors import InputError
-from volseg.transforms import augmentation, preprocessing
+from volseg.transforms import augmentation, cropping, preprocessing
 
 OFF = dict.fromkeys(
     [
@@ -101,6 +101,19 @@ def test_without_chances_the_patch_is_the_exact_crop():
     out = augmentation(small_plan(), only())(case())
     assert torch.equal(out["image"], patch_of("image"))
     assert torch.equal(out["label"], patch_of("label"))
+
+
+def test_cropping_only_mirrors_whatever_the_chances():
+    pipeline = cropping(small_plan(mirror_axes=(1,)), AugmentationConfig(**dict.fromkeys(OFF, 0.5)))
+    mirrored = 0
+    for seed in range(60):
+        out = pipeline.set_random_state(seed)(case())
+        flipped = not torch.equal(out["image"], patch_of("image"))
+        for name in ("image", "label"):
+            assert type(out[name]) is torch.Tensor
+            assert torch.equal(out[name], patch_of(name).flip(2) if flipped else patch_of(name))
+        mirrored += flipped
+    assert mirrored / 60 == pytest.approx(0.5, abs=0.2)
 
 
 @pytest.mark.parametrize("name", sorted(set(OFF) - {"rotation", "scaling", "mirror"}))

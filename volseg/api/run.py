@@ -19,6 +19,7 @@ from volseg.data.batches import BatchDataset, batch_loader, check_shared, lost_w
 from volseg.data.cache import CachedCase, cache_cases
 from volseg.data.content import shared_cache
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.growth import Growth
 from volseg.device import batch_workers, choose_device, choose_precision, gpu_memory_gb, memory_errors
 from volseg.errors import DataSetError, Stopped
 from volseg.files import remove_leftovers, write_json, write_text
@@ -35,7 +36,7 @@ from volseg.training.metrics import MetricsLog
 from volseg.training.ranks import Ranks, joined, local_device, ranks_here
 from volseg.training.state import TrainingState, has_checkpoint
 from volseg.training.stop import stop_requests
-from volseg.transforms import augmentation
+from volseg.transforms import augmentation, cropping
 from volseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -191,9 +192,20 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT)
         logger.info("Going on after step %d", state.step)
-    patches = augmentation(run.plan, run.config.augmentation)
+    changes = run.config.augmentation
     dataset = BatchDataset(
-        training_cases, run.plan, config.foreground, patches, run.settings.seed, ranks.rank, ranks.world
+        training_cases,
+        run.plan,
+        config.foreground,
+        augmentation(run.plan, changes),
+        run.settings.seed,
+        ranks.rank,
+        ranks.world,
+        cropping(run.plan, changes),
+        changes.passes,
+    )
+    growth = Growth(
+        run.plan.network.divisor, config.growth, config.foreground, run.settings.seed, ranks.rank, ranks.world
     )
     dtype = choose_precision(config.precision, run.device)
     workers = batch_workers(run.device, ranks_here()) if config.workers is None else config.workers
@@ -212,6 +224,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
             validator(run.plan, validation_cases, dtype, ranks),
             enter,
             stopped,
+            grow=growth,
         )
         if ranks.first:
             state.save(run.folder / CHECKPOINT)

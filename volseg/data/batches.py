@@ -44,10 +44,12 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         cases: to draw from.
         plan: batch size, over all ranks together, and patch size.
         foreground: share of patches centred on a labelled voxel.
-        augment: makes the patch.
+        augment: makes a patch, changed at random.
         seed: of the run, not negative.
         rank: this process takes the samples rank, rank + world, ... of each batch.
         world: the number of processes that share a batch.
+        crop: makes a patch of a case as it is; needed where `passes` is not 0.
+        passes: over the cases until every patch is a changed one; until then their share rises linearly from 0.
     """
 
     cases: Sequence[CachedCase]
@@ -57,6 +59,8 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
     seed: int = 0
     rank: int = 0
     world: int = 1
+    crop: Augmentation | None = None
+    passes: float = 0.0
 
     def __post_init__(self) -> None:
         check_shared(self.plan, self.world)
@@ -77,8 +81,10 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         case = self.cases[order[place]]
         rng = np.random.default_rng([self.seed, SAMPLE, number])
         centre = draw_centre(rng, case, self.plan.patch_size, self.foreground)
-        self.augment.set_random_state(seed=int(rng.integers(2**32)))
-        return self.augment({"image": case.image, "label": case.label, "centre": centre})
+        as_it_is = rng.random() * self.passes * len(self.cases) > number
+        pipeline = self.crop if self.crop and as_it_is else self.augment
+        pipeline.set_random_state(seed=int(rng.integers(2**32)))
+        return pipeline({"image": case.image, "label": case.label, "centre": centre})
 
 
 def check_shared(plan: Plan, world: int) -> None:
@@ -99,7 +105,26 @@ def check_shared(plan: Plan, world: int) -> None:
         )
 
 
-def draw_centre(rng: np.random.Generator, case: CachedCase, size: Triple, foreground: float) -> Triple:
+class Labelled(Protocol):
+    """What patches are cut out of: a `CachedCase`, or a larger patch."""
+
+    @property
+    def shape(self) -> Triple:
+        """(D, H, W)."""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels that occur, counted from 1."""
+
+    @property
+    def known(self) -> np.ndarray | None:
+        """(N, 3) voxels that are not ignored; None where none or all are."""
+
+    def foreground(self, index: int) -> np.ndarray:
+        """(N, 3) voxels of label `index`."""
+
+
+def draw_centre(rng: np.random.Generator, case: Labelled, size: Triple, foreground: float) -> Triple:
     """Where a patch lies: the case voxel at its index size // 2.
 
     With probability `foreground` the patch is centred on a random voxel of a random label of the case, else it lies
@@ -107,7 +132,7 @@ def draw_centre(rng: np.random.Generator, case: CachedCase, size: Triple, foregr
     any case it is moved as little as needed to lie inside the case, or, along an axis where the case is the smaller
     one, around it.
     """
-    whole, shape = np.array(case.grid.shape), np.array(size)
+    whole, shape = np.array(case.shape), np.array(size)
     low, high = np.minimum(0, whole - shape), np.maximum(0, whole - shape)
     labelled = case.classes and rng.random() < foreground
     voxels = case.foreground(int(rng.choice(case.classes))) if labelled else case.known

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from blosc2 import NDArray
 
-from volseg.config import IGNORED, Plan
+from volseg.config import IGNORED, Plan, Triple
 from volseg.data.content import content_key, kept_under
 from volseg.data.dataset import TrainingCase
 from volseg.data.geometry import GridMap
@@ -75,6 +75,11 @@ class CachedCase:
     def label(self) -> NDArray:
         """(1, D, H, W) class indices as of `volseg.data.preprocess.classes_of`, read in the same way."""
         return open_packed(_part(self.stem, "label.b2nd"))
+
+    @property
+    def shape(self) -> Triple:
+        """(D, H, W) on the network's grid."""
+        return self.grid.shape
 
     def foreground(self, index: int) -> np.ndarray:
         """(N, 3) int32 voxels of label `index`, at most 10 000 of them, memory-mapped."""

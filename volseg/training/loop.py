@@ -19,6 +19,8 @@ from volseg.training.state import TrainingState
 Batch = dict[str, Tensor]
 # From the network's output, the target and the ranks that share the batch to a scalar.
 Loss = Callable[[Any, Tensor, Ranks], Tensor]
+# From a batch, the progress of the run and the number of the step to what is trained on.
+Grow = Callable[[Batch, float, int], Batch]
 Validate = Callable[[torch.nn.Module], dict[str, Any]]
 
 
@@ -31,6 +33,7 @@ def fit(
     report: Callable[[dict[str, Any]], object] = dict,
     stopped: Callable[[], bool] = lambda: False,
     loss: Loss = supervised_loss,
+    grow: Grow = lambda batch, *_: batch,
 ) -> bool:
     """Train `state.network` in place until the budget is spent.
 
@@ -45,6 +48,7 @@ def fit(
             said.
         stopped: asked after every step; True, on any rank, ends the loop early with the state whole.
         loss: what is minimised. The default is that of a `UNet`; a `Classifier` takes `classification_loss`.
+        grow: what of a batch is trained on, such as a `volseg.data.growth.Growth`.
 
     Returns:
         Whether the budget is spent.
@@ -70,7 +74,7 @@ def fit(
         rate = learning_rate(progress, config.learning_rate, config.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        value = _step(state, loss_of, batch, scaler, config, device)
+        value = _step(state, loss_of, grow(batch, progress, state.step), scaler, config, device)
         state.step += 1
         state.update_average(config.average)
 

@@ -2,7 +2,7 @@
 
 from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
-from volseg.transforms.pipelines import augmentation, preprocessing
+from volseg.transforms.pipelines import augmentation, cropping, preprocessing
 from volseg.transforms.spatial import RandAffinePatchd
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "RandLowResolutiond",
     "ReadCased",
     "augmentation",
+    "cropping",
     "preprocessing",
 ]

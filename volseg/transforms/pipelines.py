@@ -52,6 +52,12 @@ def preprocessing(plan: Plan) -> Compose:
     )
 
 
+def cropping(plan: Plan, config: AugmentationConfig) -> Compose:
+    """The random pipeline without changes: a patch of a case as it is, or a mirror image of it, as `augmentation`."""
+    still = config.model_copy(update={"rotation": 0.0, "scaling": 0.0})
+    return SharedRandomCompose([RandAffinePatchd(("image", "label"), plan, still, mode=("bilinear", "nearest"))])
+
+
 def augmentation(plan: Plan, config: AugmentationConfig) -> Compose:
     """The random pipeline: one patch out of a preprocessed case, then changes of its intensities.
 

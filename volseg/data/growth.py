@@ -1,0 +1,113 @@
+"""Small patches first: a run begins with half their edges and ends with the whole.
+
+Most steps are cheap then, so there are more of them, and the last ones still see all that the network will be shown.
+On ten data sets nnU-Net reaches about the same or more in half the time with patches that grow: Fischer et al. 2024,
+Progressive Growing of Patch Size, doi 10.1007/978-3-031-72114-4_49. Ours is in benchmarks/EXPERIMENTS.md.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from volseg.config import IGNORED, Triple
+from volseg.data.batches import draw_centre
+
+# Beside those of `volseg.data.batches`: what is cut out of a sample.
+CUT = 2
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Cuts batches down to the size that patches have grown to.
+
+    Where a sample is cut is drawn from the seed and the sample's number, by the rules by which its patch was placed.
+
+    Args:
+        divisor: what the edges of a patch have to be multiples of, (D, H, W).
+        share: of the run, over which patches grow; 0: they are whole from the start.
+        foreground: share of patches centred on a labelled voxel.
+        seed: of the run, not negative.
+        rank: of this process, as of `BatchDataset`.
+        world: the number of processes that share a batch.
+    """
+
+    divisor: Triple
+    share: float
+    foreground: float
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __call__(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, Tensor]:
+        """A part of each patch.
+
+        Args:
+            batch: {"image": (B, C, D, H, W), "label": (B, D, H, W) or (B, K, D, H, W)}.
+            progress: of the run, from 0 to 1.
+            step: the number of the batch.
+
+        Returns:
+            The same with D, H and W of `grown`; the batch itself where they are whole.
+        """
+        images, labels = batch["image"], batch["label"]
+        whole = images.shape[2:]
+        size = grown(whole, self.divisor, progress / self.share if self.share else 1.0)
+        if size == tuple(whole):
+            return batch
+        first = step * len(images)
+        cuts = [self._cut(label, size, (first + index) * self.world + self.rank) for index, label in enumerate(labels)]
+        return {
+            "image": torch.stack([image[(..., *cut)] for image, cut in zip(images, cuts, strict=True)]),
+            "label": torch.stack([label[(..., *cut)] for label, cut in zip(labels, cuts, strict=True)]),
+        }
+
+    def _cut(self, label: Tensor, size: Triple, number: int) -> list[slice]:
+        """The part of sample `number` that is taken."""
+        rng = np.random.default_rng([self.seed, CUT, number])
+        centre = draw_centre(rng, LabelledPatch(label.numpy()), size, self.foreground)
+        starts = [middle - edge // 2 for middle, edge in zip(centre, size, strict=True)]
+        return [slice(start, start + edge) for start, edge in zip(starts, size, strict=True)]
+
+
+def grown(whole: Sequence[int], divisor: Triple, progress: float) -> Triple:
+    """What a patch has grown to, (D, H, W): its edges rise linearly from half to the whole, rounded up to the divisor.
+
+    No edge is below two divisors, if the whole has that many: instance norm needs a few voxels in the deepest stage.
+    """
+    share = min(1.0, 0.5 + 0.5 * progress)
+    sizes = [min(edge, max(2, math.ceil(share * edge / one)) * one) for edge, one in zip(whole, divisor, strict=True)]
+    return sizes[0], sizes[1], sizes[2]
+
+
+@dataclass(frozen=True)
+class LabelledPatch:
+    """The target of one sample, (D, H, W) class indices or (K, D, H, W) regions, as `draw_centre` asks for it."""
+
+    target: np.ndarray
+
+    @property
+    def shape(self) -> Triple:
+        """(D, H, W)."""
+        depth, height, width = self.target.shape[-3:]
+        return depth, height, width
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels or regions that occur, counted from 1."""
+        if self.target.ndim == 3:
+            return tuple(int(index) for index in np.unique(self.target) if index > 0)
+        return tuple(index for index, region in enumerate(self.target, start=1) if (region > 0).any())
+
+    def foreground(self, index: int) -> np.ndarray:
+        """(N, 3) voxels of label `index`."""
+        return np.argwhere(self.target == index if self.target.ndim == 3 else self.target[index - 1] > 0)
+
+    @property
+    def known(self) -> np.ndarray | None:
+        """(N, 3) voxels that are not ignored; None where none or all are."""
+        ignored = (self.target == IGNORED).reshape(-1, *self.shape).all(axis=0)
+        return np.argwhere(~ignored) if ignored.any() and not ignored.all() else None

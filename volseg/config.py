@@ -285,7 +285,7 @@ class AugmentationConfig(Frozen):
     """
 
     passes: float = Field(
-        40.0, ge=0, description="over the cases until all patches are changed; the share rises linearly from 0"
+        100.0, ge=0, description="over the cases until all patches are changed; the share rises linearly from 0"
     )
     rotation: float = Field(0.2, ge=0, le=1)
     rotation_degrees: float = Field(

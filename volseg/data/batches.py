@@ -134,8 +134,8 @@ def draw_centre(rng: np.random.Generator, case: Labelled, size: Triple, foregrou
     """
     whole, shape = np.array(case.shape), np.array(size)
     low, high = np.minimum(0, whole - shape), np.maximum(0, whole - shape)
-    labelled = case.classes and rng.random() < foreground
-    voxels = case.foreground(int(rng.choice(case.classes))) if labelled else case.known
+    classes = case.classes if rng.random() < foreground else ()
+    voxels = case.foreground(int(rng.choice(classes))) if classes else case.known
     if voxels is None:
         start = rng.integers(low, high + 1)
     else:

@@ -109,5 +109,8 @@ class LabelledPatch:
     @property
     def known(self) -> np.ndarray | None:
         """(N, 3) voxels that are not ignored; None where none or all are."""
-        ignored = (self.target == IGNORED).reshape(-1, *self.shape).all(axis=0)
-        return np.argwhere(~ignored) if ignored.any() and not ignored.all() else None
+        ignored = self.target == IGNORED
+        if not ignored.any() or ignored.all():
+            return None
+        # Of regions all are ignored or none.
+        return np.argwhere(~(ignored if ignored.ndim == 3 else ignored[0]))

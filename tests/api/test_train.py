@@ -53,6 +53,25 @@ def test_the_run_folder_holds_what_was_promised(run):
     assert len(json.loads((run / "splits.json").read_text())) == 5
 
 
+@pytest.mark.parametrize(
+    ("override", "changes"),
+    [
+        ("training.growth=0.9", False),
+        ("training.growth=0", True),
+        ("augmentation.passes=100", False),
+        ("augmentation.passes=0", True),
+    ],
+)
+def test_patches_grow_and_few_are_changed_in_the_first_passes(run, phantoms, tmp_path, override, changes):
+    def first_loss(run):
+        return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
+    # Patches that are changed are changed surely.
+    surely = [f"augmentation.{name}=1" for name in ("noise", "blur", "gamma")] if "passes" in override else []
+    other = train(phantoms, tmp_path / "run", steps=1, overrides=(*TINY, *surely, override), device="cpu")
+    assert (first_loss(other) != first_loss(run)) == changes
+
+
 def test_validation_is_what_evaluate_finds_on_the_written_files(run, phantoms):
     stored = json.loads((run / "validation.json").read_text())
     again = evaluate(run / "validation", phantoms / "labelsTr", phantoms / "dataset.json")

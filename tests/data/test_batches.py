@@ -5,16 +5,16 @@ import pickle
 import signal
 import threading
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from tests.data.small_cases import region_plan, small_plan, write_cases
-from volseg.config import IGNORED, AugmentationConfig, Label
-from volseg.data.batches import BatchDataset, batch_loader, draw_centre, lost_workers
+from volseg.config import AugmentationConfig
+from volseg.data.batches import BatchDataset, Onset, batch_loader, lost_workers
 from volseg.data.cache import cache_cases
+from volseg.data.draws import Draws
 from volseg.errors import TrainingError, UsageError
 from volseg.transforms import augmentation
 
@@ -49,7 +49,7 @@ def cached(tmp_path_factory):
 
 @pytest.fixture
 def dataset(cached):
-    return BatchDataset(cached, PLAN, foreground=0.33, augment=augmentation(PLAN, AugmentationConfig()), seed=7)
+    return BatchDataset(cached, PLAN, Draws(0.33, seed=7), augmentation(PLAN, AugmentationConfig()))
 
 
 def take(dataset, start, workers, count=4):
@@ -82,26 +82,28 @@ def test_a_pickled_dataset_gives_the_same_batches(dataset):
 def test_the_ranks_share_out_the_global_batch(cached, dataset):
     whole = dataset[5]
     for rank in range(2):
-        part = BatchDataset(cached, PLAN, 0.33, augmentation(PLAN, AugmentationConfig()), seed=7, rank=rank, world=2)[5]
+        draws = Draws(0.33, seed=7, rank=rank, world=2)
+        part = BatchDataset(cached, PLAN, draws, augmentation(PLAN, AugmentationConfig()))[5]
         assert same(part, {key: value[rank::2] for key, value in whole.items()})
     with pytest.raises(UsageError, match="batch of 4 cannot be shared by 5"):
-        BatchDataset(cached, PLAN, 0.33, Middle(), world=5)
+        BatchDataset(cached, PLAN, Draws(0.33, world=5), Middle())
     batch_norm = PLAN.model_copy(update={"network": PLAN.network.model_copy(update={"norm": "batch"})})
     with pytest.raises(UsageError, match="Batch norm needs the whole batch in one process, found 2"):
-        BatchDataset(cached, batch_norm, 0.33, Middle(), world=2)
+        BatchDataset(cached, batch_norm, Draws(0.33, world=2), Middle())
 
 
 def test_no_two_samples_and_no_two_seeds_are_the_same(cached, dataset):
-    seeds = [int(seed) for step in range(50) for seed in BatchDataset(cached, PLAN, 0.33, Middle(), 7)[step]["label"]]
+    reported = BatchDataset(cached, PLAN, Draws(0.33, seed=7), Middle())
+    seeds = [int(seed) for step in range(50) for seed in reported[step]["label"]]
     assert len(set(seeds)) == 200
     images = [image for step in range(5) for image in dataset[step]["image"]]
     assert not any(torch.equal(one, two) for one, two in itertools.combinations(images, 2))
-    other = BatchDataset(cached, PLAN, 0.33, augmentation(PLAN, AugmentationConfig()), seed=8)
+    other = BatchDataset(cached, PLAN, Draws(0.33, seed=8), augmentation(PLAN, AugmentationConfig()))
     assert not same(other[0], dataset[0])
 
 
 def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
-    dataset = BatchDataset(cached, PLAN, 0.33, Middle())
+    dataset = BatchDataset(cached, PLAN, Draws(0.33), Middle())
     # The width tells the three cases apart.
     widths = [int(dataset.sample(number)["image"][0, 5]) for number in range(30)]
     epochs = [tuple(widths[start : start + 3]) for start in range(0, 30, 3)]
@@ -110,63 +112,20 @@ def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
 
 
 def test_the_share_of_changed_patches_rises_over_the_passes(cached):
-    dataset = BatchDataset(cached, PLAN, 0.33, Middle(), seed=3, crop=Still(), passes=800)
+    dataset = BatchDataset(cached, PLAN, Draws(0.33, seed=3), Middle(), Onset(Still(), passes=800))
     # 800 passes over three cases, and one more quarter.
     changed = np.array([dataset.sample(number)["label"].item() >= 0 for number in range(3000)]).reshape(5, 600)
     assert changed.mean(axis=1) == pytest.approx([0.125, 0.375, 0.625, 0.875, 1], abs=0.05)
     assert changed[4].all()
-    at_once = BatchDataset(cached, PLAN, 0.33, Middle(), seed=3, crop=Still())
+    at_once = BatchDataset(cached, PLAN, Draws(0.33, seed=3), Middle(), Onset(Still(), passes=0))
     assert all(at_once.sample(number)["label"].item() >= 0 for number in range(30))
-
-
-@pytest.mark.parametrize("size", [(4, 6, 8), (16, 6, 20)])
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_patch_lies_inside_the_case_or_around_it(cached, size, share):
-    rng, whole = np.random.default_rng(0), np.array(cached[0].grid.shape)
-    starts = np.array([draw_centre(rng, cached[0], size, share) for _ in range(300)]) - np.array(size) // 2
-    room = whole - size
-    assert (starts >= np.minimum(0, room)).all()
-    assert (starts <= np.maximum(0, room)).all()
-    if share == 0:
-        assert starts.min(axis=0).tolist() == np.minimum(0, room).tolist()
-        assert starts.max(axis=0).tolist() == np.maximum(0, room).tolist()
-
-
-def test_foreground_patches_are_centred_on_each_class_equally_often(cached):
-    rng, label = np.random.default_rng(0), cached[0].label[0]
-    hits = Counter(int(label[draw_centre(rng, cached[0], (1, 1, 1), 1.0)]) for _ in range(1000))
-    assert set(hits) == {1, 2}
-    assert hits[1] / 1000 == pytest.approx(0.5, abs=0.06)
-
-
-def test_the_share_of_foreground_patches(cached):
-    rng, label = np.random.default_rng(0), cached[0].label[0]
-    background = (label == 0).mean()
-    hit = np.mean([label[draw_centre(rng, cached[0], (1, 1, 1), 0.33)] > 0 for _ in range(3000)])
-    assert hit == pytest.approx(0.33 + 0.67 * (1 - background), abs=0.03)
-
-
-def test_a_class_that_a_case_lacks_is_not_drawn(cached):
-    rng, label = np.random.default_rng(0), cached[1].label[0]
-    assert {int(label[draw_centre(rng, cached[1], (1, 1, 1), 1.0)]) for _ in range(50)} == {1}
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_no_patch_is_centred_on_an_ignored_voxel(tmp_path, share):
-    network = PLAN.network.model_copy(update={"classes": 2})
-    plan = small_plan(labels=(Label(name="two", value=5),), ignore=3, network=network)
-    rng, case = np.random.default_rng(0), cache_cases(write_cases(tmp_path, 1), plan, tmp_path / "cache")[0]
-    label = case.label[0]
-    assert (label == IGNORED).any()
-    hits = Counter(int(label[draw_centre(rng, case, (1, 1, 1), share)]) for _ in range(300))
-    assert set(hits) == ({1} if share else {0, 1})
 
 
 def test_batches_of_regions_say_for_each_where_it_is(cached, tmp_path):
     augment = augmentation(PLAN, AugmentationConfig())
     cases = cache_cases([case.case for case in cached], region_plan(), tmp_path)
-    regions = BatchDataset(cases, region_plan(), 0.0, augment, seed=7)[3]
-    plain = BatchDataset(cached, PLAN, 0.0, augment, seed=7)[3]
+    regions = BatchDataset(cases, region_plan(), Draws(0.0, seed=7), augment)[3]
+    plain = BatchDataset(cached, PLAN, Draws(0.0, seed=7), augment)[3]
     assert torch.equal(regions["image"], plain["image"])
     expected = torch.stack([plain["label"] > 0, plain["label"] == 2], dim=1)
     assert torch.equal(regions["label"], expected.to(torch.int8))
@@ -179,7 +138,7 @@ def test_workers_use_one_thread_and_ignore_interrupts(cached):
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             return {"image": torch.tensor([torch.get_num_threads(), ignored]), "label": torch.zeros(1)}
 
-    batch = take(BatchDataset(cached, PLAN, 0.33, Facts()), 0, 1, 1)[0]
+    batch = take(BatchDataset(cached, PLAN, Draws(0.33), Facts()), 0, 1, 1)[0]
     assert batch["image"][0].tolist() == [1, 1]
 
 

@@ -1,14 +1,23 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.data.small_cases import small_plan
 from volseg.config import IGNORED
+from volseg.data.draws import Draws
 from volseg.data.growth import Growth, LabelledPatch, grown
 
-DIVISOR = (2, 2, 4)
-GROWTH = Growth(DIVISOR, share=0.5, foreground=0.5, seed=3)
+
+def growth_of(draws: Draws, share: float = 0.5, batch_size: int = 2, stride=(2, 2, 4)) -> Growth:
+    network = small_plan().network.model_copy(update={"strides": ((1, 1, 1), stride)})
+    return Growth(small_plan(network=network, batch_size=batch_size), draws, share)
+
+
+DRAWS = Draws(0.5, seed=3)
+GROWTH = growth_of(DRAWS)
 
 
 def batch(count: int = 2, size=(8, 12, 16), regions: int = 0) -> dict[str, torch.Tensor]:
@@ -55,7 +64,7 @@ def test_nothing_is_cut_from_the_share_on_or_without_growth():
     assert GROWTH(whole, 0.5, 1) is whole
     assert GROWTH(whole, 0.45, 1) is whole
     assert GROWTH(whole, 0.2, 1) is not whole
-    assert Growth(DIVISOR, share=0.0, foreground=0.5)(whole, 0.0, 0) is whole
+    assert growth_of(DRAWS, share=0.0)(whole, 0.0, 0) is whole
 
 
 def test_samples_are_cut_in_places_of_their_own_that_step_and_seed_decide():
@@ -66,16 +75,17 @@ def test_samples_are_cut_in_places_of_their_own_that_step_and_seed_decide():
     # Where the corner of each sample's cut lies in its patch of 8 x 12 x 16.
     places = {corner % (8 * 12 * 16) for step in range(50) for corner in corners(GROWTH, step)}
     assert len(places) > 50
-    other = Growth(DIVISOR, share=0.5, foreground=0.5, seed=4)
+    other = growth_of(Draws(0.5, seed=4))
     assert [corners(GROWTH, step) for step in range(5)] != [corners(other, step) for step in range(5)]
 
 
-def test_ranks_cut_their_samples_as_one_process_does():
-    whole = batch(4)
-    together = GROWTH(whole, 0.1, 6)
+@pytest.mark.parametrize("count", [4, 5])
+def test_ranks_cut_their_samples_as_one_process_does(count):
+    whole = batch(count)
+    together = growth_of(DRAWS, batch_size=count)(whole, 0.1, 6)
     for rank in range(2):
         mine = {key: value[rank::2] for key, value in whole.items()}
-        alone = Growth(DIVISOR, 0.5, 0.5, seed=3, rank=rank, world=2)(mine, 0.1, 6)
+        alone = growth_of(replace(DRAWS, rank=rank, world=2), batch_size=count)(mine, 0.1, 6)
         assert all(torch.equal(alone[key], together[key][rank::2]) for key in alone)
 
 
@@ -83,7 +93,7 @@ def test_ranks_cut_their_samples_as_one_process_does():
 def test_cuts_are_centred_on_labels_as_often_as_patches_are(foreground):
     label = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
     label[0, 8, 8, 8] = 1
-    growth = Growth((2, 2, 2), 1.0, foreground)
+    growth = growth_of(Draws(foreground), batch_size=1, stride=(2, 2, 2))
     whole = {"image": label[:, None].float(), "label": label}
     hits = [growth(whole, 0.0, number)["label"][0, 4, 4, 4].item() for number in range(60)]
     assert np.mean(hits) == (1 if foreground else pytest.approx(0, abs=0.1))
@@ -92,7 +102,7 @@ def test_cuts_are_centred_on_labels_as_often_as_patches_are(foreground):
 def test_a_cut_is_centred_on_what_is_known_where_a_part_is_ignored():
     label = torch.full((1, 16, 16, 16), IGNORED, dtype=torch.int8)
     label[0, 6:10, 6:10, 6:10] = 0
-    growth = Growth((2, 2, 2), 1.0, 0.0)
+    growth = growth_of(Draws(0.0), batch_size=1, stride=(2, 2, 2))
     for number in range(20):
         assert growth({"image": label[:, None].float(), "label": label}, 0, number)["label"][0, 4, 4, 4] == 0
 

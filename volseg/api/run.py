@@ -15,10 +15,11 @@ import torch
 from volseg.api.settings import RunSettings, begin, settle
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, PlanChoices, load_config
-from volseg.data.batches import BatchDataset, batch_loader, check_shared, lost_workers
+from volseg.data.batches import BatchDataset, Onset, batch_loader, check_shared, lost_workers
 from volseg.data.cache import CachedCase, cache_cases
 from volseg.data.content import shared_cache
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.draws import Draws
 from volseg.data.growth import Growth
 from volseg.device import batch_workers, choose_device, choose_precision, gpu_memory_gb, memory_errors
 from volseg.errors import DataSetError, Stopped
@@ -193,20 +194,10 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         state.load(run.folder / CHECKPOINT)
         logger.info("Going on after step %d", state.step)
     changes = run.config.augmentation
-    dataset = BatchDataset(
-        training_cases,
-        run.plan,
-        config.foreground,
-        augmentation(run.plan, changes),
-        run.settings.seed,
-        ranks.rank,
-        ranks.world,
-        cropping(run.plan, changes),
-        changes.passes,
-    )
-    growth = Growth(
-        run.plan.network.divisor, config.growth, config.foreground, run.settings.seed, ranks.rank, ranks.world
-    )
+    draws = Draws(config.foreground, run.settings.seed, ranks.rank, ranks.world)
+    onset = Onset(cropping(run.plan, changes), changes.passes)
+    dataset = BatchDataset(training_cases, run.plan, draws, augmentation(run.plan, changes), onset)
+    growth = Growth(run.plan, draws, config.growth)
     dtype = choose_precision(config.precision, run.device)
     workers = batch_workers(run.device, ranks_here()) if config.workers is None else config.workers
     with (

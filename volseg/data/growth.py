@@ -13,34 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volseg.config import IGNORED, Triple
-from volseg.data.batches import draw_centre
-
-# Beside those of `volseg.data.batches`: what is cut out of a sample.
-CUT = 2
+from volseg.config import IGNORED, Plan, Triple
+from volseg.data.draws import CUT, Draws
 
 
 @dataclass(frozen=True)
 class Growth:
     """Cuts batches down to the size that patches have grown to.
 
-    Where a sample is cut is drawn from the seed and the sample's number, by the rules by which its patch was placed.
+    A cut is drawn by the rules by which the patch was placed.
 
     Args:
-        divisor: what the edges of a patch have to be multiples of, (D, H, W).
+        plan: batch size, over all ranks together, and what the edges of a patch have to be multiples of.
+        draws: those of the `BatchDataset`.
         share: of the run, over which patches grow; 0: they are whole from the start.
-        foreground: share of patches centred on a labelled voxel.
-        seed: of the run, not negative.
-        rank: of this process, as of `BatchDataset`.
-        world: the number of processes that share a batch.
     """
 
-    divisor: Triple
+    plan: Plan
+    draws: Draws
     share: float
-    foreground: float
-    seed: int = 0
-    rank: int = 0
-    world: int = 1
 
     def __call__(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, Tensor]:
         """A part of each patch.
@@ -55,11 +46,11 @@ class Growth:
         """
         images, labels = batch["image"], batch["label"]
         whole = images.shape[2:]
-        size = grown(whole, self.divisor, progress / self.share if self.share else 1.0)
+        size = grown(whole, self.plan.network.divisor, progress / self.share if self.share else 1.0)
         if size == tuple(whole):
             return batch
-        first = step * len(images)
-        cuts = [self._cut(label, size, (first + index) * self.world + self.rank) for index, label in enumerate(labels)]
+        numbers = self.draws.numbers(step, self.plan.batch_size)
+        cuts = [self._cut(label, size, number) for label, number in zip(labels, numbers, strict=True)]
         return {
             "image": torch.stack([image[(..., *cut)] for image, cut in zip(images, cuts, strict=True)]),
             "label": torch.stack([label[(..., *cut)] for label, cut in zip(labels, cuts, strict=True)]),
@@ -67,9 +58,7 @@ class Growth:
 
     def _cut(self, label: Tensor, size: Triple, number: int) -> list[slice]:
         """The part of sample `number` that is taken."""
-        rng = np.random.default_rng([self.seed, CUT, number])
-        centre = draw_centre(rng, LabelledPatch(label.numpy()), size, self.foreground)
-        starts = [middle - edge // 2 for middle, edge in zip(centre, size, strict=True)]
+        starts = self.draws.start(self.draws.stream(CUT, number), LabelledPatch(label.numpy()), size)
         return [slice(start, start + edge) for start, edge in zip(starts, size, strict=True)]
 
 
@@ -85,7 +74,7 @@ def grown(whole: Sequence[int], divisor: Triple, progress: float) -> Triple:
 
 @dataclass(frozen=True)
 class LabelledPatch:
-    """The target of one sample, (D, H, W) class indices or (K, D, H, W) regions, as `draw_centre` asks for it."""
+    """The target of one sample, (D, H, W) class indices or (K, D, H, W) regions, as `Draws.start` asks for it."""
 
     target: np.ndarray
 

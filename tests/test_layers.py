@@ -19,8 +19,10 @@ RANKS = {
     "__main__": 9,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
-# SimpleITK takes long to load and only some formats need it; the command line must answer --help at once.
-LAZY = {"data/reading.py", "data/sizes.py", "data/writing.py", "cli.py"}
+# SimpleITK and scipy take long to load and only some scans need them; the command line must answer --help at once.
+LAZY = {
+    "data/reading.py", "data/sizes.py", "data/writing.py", "data/resample.py", "inference/components.py", "cli.py",
+}  # fmt: skip
 
 
 def part_of(path: Path) -> str:

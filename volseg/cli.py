@@ -1,5 +1,6 @@
 """The command line: parse, call the API, print. The heavy parts are imported when a verb runs."""
 
+import atexit
 import gc
 import logging
 import sys
@@ -278,8 +279,10 @@ def main() -> None:
     if "--debug" in sys.argv:
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
         logging.getLogger("volseg").setLevel(logging.DEBUG)
-    # Loading torch makes a million objects that stay; looking through them for garbage time and again takes longer.
+    # Loading torch makes a million objects that stay; looking through them for garbage, time and again and once more
+    # at the end, takes as long as a scan.
     gc.set_threshold(GARBAGE_THRESHOLD)
+    atexit.register(gc.freeze)
     app()
 
 

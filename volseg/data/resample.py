@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from volseg.config import Resampling, Triple
 
@@ -50,6 +49,8 @@ def spline_matrix(source: int, target: int, order: int) -> torch.Tensor:
     Interpolation by splines is linear in the voxels and goes axis by axis, so scipy's answer for the identity matrix
     is all there is to know about it, its padding of 12 repeated edge voxels before the prefilter included.
     """
+    from scipy import ndimage  # noqa: PLC0415 - loading scipy takes longer than most scans
+
     zoom = (target / source, 1)
     weights = ndimage.zoom(np.eye(source), zoom, order=order, mode="nearest", grid_mode=True)
     return torch.from_numpy(weights.astype(np.float32))

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import cc3d
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from volseg.config import ComponentRule
 
@@ -77,6 +75,11 @@ def join(pieces: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.nda
     Returns:
         (rows, m) int64: values and summed counts of what they become, and (n,): which of these each piece became.
     """
+    if not len(one):
+        return pieces, np.arange(pieces.shape[1])
+    from scipy.sparse import coo_matrix  # noqa: PLC0415 - loading scipy takes longer than most scans
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415 - as above
+
     graph = coo_matrix((np.ones(len(one), bool), (one, other)), shape=(pieces.shape[1],) * 2)
     count, group = connected_components(graph, directed=False)
     joined = np.zeros((len(pieces), count), np.int64)

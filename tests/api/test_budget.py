@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import re
+import subprocess
+import sys
 import zipfile
 
 import nibabel
@@ -160,6 +162,14 @@ def test_no_damaged_header_is_an_exception_or_printed(tmp_path, capfd, kind, com
 def test_a_scan_above_the_limit_is_not_even_read():
     with pytest.raises(InputError, match=r"scan\.nii takes 3\.00 GiB beside .* but --max-memory allows 2\.00 GiB"):
         require_room(3 * GIB, 2 * GIB, "scan.nii")
+
+
+def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    ballast = np.ones(GIB, np.uint8)
+    code = "from volseg.api import budget; print(budget.resident_bytes(), budget.peak_memory_bytes())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    now, peak = map(int, told.split())
+    assert 1 << 26 < now <= peak < ballast.nbytes
 
 
 def test_smaller_pieces_give_the_same_labels(tmp_path, monkeypatch):

@@ -15,7 +15,9 @@ from volseg.api.describe import describe
 from volseg.api.postprocessing import SIZES_ML, Tally, choose_rules, postprocess, tally
 from volseg.config import ComponentRule, Label, rules_in_words
 from volseg.data.phantom import write_phantoms
+from volseg.errors import ResourceError
 from volseg.evaluation.overlap import label_overlaps
+from volseg.inference import components
 from volseg.modelfile import load_model, read_card, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,6 +185,15 @@ def test_predicting_applies_what_is_stored_and_says_so(run, phantoms, plain, tmp
         assert removed == int((raw.labels == label.value).sum()) - final
     assert sum(entry["voxels_removed"] for entry in told.values()) > 0
     assert raw.record["postprocessing"] == {}
+
+
+def test_pieces_that_do_not_fit_the_limit_are_refused(run, phantoms, monkeypatch) -> None:
+    scan = next((phantoms / "imagesTs").iterdir())
+    limited = Segmenter.load(run / "model.safetensors", device="cpu", max_memory="64G")
+    assert limited(scan).record["postprocessing"]
+    monkeypatch.setattr(components, "PIECE_BYTES", 1 << 40)
+    with pytest.raises(ResourceError, match="--max-memory leaves"):
+        limited(scan)
 
 
 def test_validation_files_are_what_the_model_answers(run, phantoms) -> None:

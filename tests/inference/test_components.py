@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from volseg.config import ComponentRule
-from volseg.inference.components import keep_components
+from volseg.errors import ResourceError
+from volseg.inference.components import PIECE_BYTES, keep_components, slabs
 
 RULES = {
     1: ComponentRule(largest_only=True),
@@ -103,3 +104,32 @@ def test_no_copy_of_the_image_is_made(order: str) -> None:
     tracemalloc.stop()
     assert lost == {2: 500}
     assert peak < labels.size / 2
+
+
+def test_more_pieces_than_there_is_room_for_are_refused_and_nothing_is_changed() -> None:
+    labels = np.zeros((64, 64, 64), np.uint8)
+    labels[::2, ::2, ::2] = 1
+    before, rules = labels.copy(), {1: ComponentRule(smallest_ml=2.0)}
+    # A plane at a time, each together with the one before, and the background in each.
+    pieces = 64 * 32**2 + 64
+    with pytest.raises(ResourceError, match=f"more than {pieces} pieces.*--max-memory leaves. Allow more"):
+        keep_components(labels, rules, 1.0, slab_voxels=1, room=PIECE_BYTES * pieces - 1)
+    np.testing.assert_array_equal(labels, before)
+    assert keep_components(labels, rules, 1.0, slab_voxels=1, room=PIECE_BYTES * pieces) == {1: 32**3}
+
+
+@pytest.mark.parametrize("values", [1, 120])
+def test_pieces_take_no_more_than_is_planned_for_them(values: int) -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(1, values + 1, (48, 256, 256), np.uint8)
+    if values == 1:
+        labels[1::2], labels[:, 1::2], labels[:, :, 1::2] = 0, 0, 0
+    slab = 4 * 256 * 256
+    pieces = sum(one.pieces.shape[1] for one in slabs(labels, slab))
+    rules = {value: ComponentRule(largest_only=True) for value in range(1, values + 1)}
+    tracemalloc.start()
+    keep_components(labels, rules, 1.0, slab)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pieces > 1e5
+    assert peak < PIECE_BYTES * pieces

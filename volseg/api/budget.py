@@ -202,13 +202,18 @@ def parse_size(text: str) -> int:
 
 def resident_bytes() -> int:
     """Bytes of memory the process has now; where the system does not say, the most it has had."""
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    return peak_memory_bytes()
+    return _status("VmRSS:") or peak_memory_bytes()
 
 
 def peak_memory_bytes() -> int:
     """The largest resident size this process has had, in bytes."""
+    # `ru_maxrss` begins with the size of the process that started this one: it is asked where there is no other.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+    return _status("VmHWM:") or (peak if sys.platform == "darwin" else peak * 1024)  # kilobytes on Linux
+
+
+def _status(key: str) -> int:
+    """What Linux says of this process in a line such as "VmHWM: 12 kB", in bytes; 0 where nothing is said."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8", errors="replace").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)

@@ -100,6 +100,7 @@ def postprocess(
     rules: Mapping[str, ComponentRule],
     voxel_ml: float,
     slab_voxels: int = SLAB_VOXELS,
+    room: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Apply rules to a label image, in place.
 
@@ -109,12 +110,17 @@ def postprocess(
         rules: by label name.
         voxel_ml: volume of a voxel in millilitres.
         slab_voxels: how many are looked at together.
+        room: the most bytes that may be held for their pieces; None for no limit.
 
     Returns:
         By label name the rule, and how many voxels became background by it: `voxels_removed`.
+
+    Raises:
+        ResourceError: there is not enough room; `labels` are as they were.
     """
     values = {label.value: label.name for label in table if label.name in rules}
-    removed = keep_components(labels, {value: rules[name] for value, name in values.items()}, voxel_ml, slab_voxels)
+    by_value = {value: rules[name] for value, name in values.items()}
+    removed = keep_components(labels, by_value, voxel_ml, slab_voxels, room)
     return {
         name: {
             **rules[name].model_dump(include={"smallest_ml", "largest_only"}),

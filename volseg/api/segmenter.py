@@ -20,6 +20,7 @@ from volseg.api.budget import (
     peak_memory_bytes,
     plan_chunks,
     require_room,
+    resident_bytes,
     scans_at_once,
     windows_at_once,
 )
@@ -162,7 +163,8 @@ class Segmenter:
             del volume
             segmented = time.perf_counter()
             voxel_ml = opened.geometry.voxel_ml
-            cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels)
+            room = None if self.max_memory is None else self.max_memory - resident_bytes()
+            cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels, room)
             measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels))
             flags = scan_flags(opened.channels, plan.channels)
         measured = time.perf_counter()

@@ -10,8 +10,8 @@ from sides import as_table, data_folder
 
 from volseg import Segmenter
 from volseg.api.interop import import_nnunet
-from volseg.device import DTYPES, choose_precision
 from volseg.evaluation.overlap import label_overlaps
+from volseg.precision import DTYPES, choose_precision
 
 CHANNEL = "_0000.nii.gz"
 LISTED = 20

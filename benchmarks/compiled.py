@@ -17,9 +17,9 @@ from monai.networks.nets import DynUNet
 from predict_vs_monai import plan_of
 from sides import as_table, publish
 
-from volseg.device import autocast
 from volseg.heap import kept_heap
 from volseg.networks import UNet
+from volseg.precision import autocast
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from precision import held_out, mean_dice
 from sides import as_table, publish
 
 from volseg import Segmenter
-from volseg.device import DTYPES
+from volseg.precision import DTYPES
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ from volseg.api.labelling import label_volume
 from volseg.config import Channel, Label, NetworkConfig, Plan
 from volseg.data.geometry import Geometry
 from volseg.data.preprocess import image_to_network
-from volseg.device import DTYPES, autocast, choose_precision
 from volseg.inference.windows import Windows
 from volseg.networks import UNet
+from volseg.precision import DTYPES, autocast, choose_precision
 
 CPU = torch.device("cpu")
 CLASSES = 15

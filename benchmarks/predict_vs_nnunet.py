@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from volseg import Segmenter
 from volseg.api.interop import import_nnunet
-from volseg.device import DTYPES, choose_precision
 from volseg.modelfile import read_card
 from volseg.networks import UNet
+from volseg.precision import DTYPES, choose_precision
 
 CPU = torch.device("cpu")
 

@@ -23,9 +23,9 @@ from sides import Side, as_table, publish, run_side
 from torch.utils.flop_counter import FlopCounterMode
 
 from volseg.config import NetworkConfig, TrainingConfig
-from volseg.device import DTYPES, choose_precision
 from volseg.heap import kept_heap
 from volseg.networks import UNet
+from volseg.precision import DTYPES, choose_precision
 from volseg.training import Budget, TrainingState, fit
 
 

@@ -10,9 +10,11 @@ import time
 import nibabel
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.pipeline import blob, environment, leftovers, tiny_plan, write_model
+from volseg.api import doctor
 from volseg.cli import app
 from volseg.config import Channel
 
@@ -155,7 +157,27 @@ def test_profile_of_a_model_adds_up(model):
 def test_doctor_names_the_device():
     findings = {finding["what"]: finding for finding in json.loads(run("doctor", "--json").stdout)}
     assert findings["device"]["found"]
-    assert findings["volseg"]["verdict"] == "ok"
+    assert findings["volseg"]["verdict"] == findings["convolution"]["verdict"] == "ok"
+
+
+def test_doctor_says_what_a_device_cannot_compute(monkeypatch):
+    def lacking(*_):
+        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+
+    right = torch.nn.functional.conv3d
+
+    def wrong(image, kernel):
+        return right(image, kernel * 1.05)
+
+    for answer, advice in (
+        (wrong, "use --precision fp32"),
+        (lacking, "use --device cpu, or a torch made for this GPU"),
+    ):
+        calls = iter([right, answer])
+        monkeypatch.setattr(torch.nn.functional, "conv3d", lambda *given, calls=calls: next(calls)(*given))
+        found = doctor._convolution(torch.device("cpu"), torch.float32)
+        assert found.verdict == advice
+    assert found.found == "CUDA error: no kernel image is available"
 
 
 def test_a_killed_predict_leaves_no_half_written_file(tmp_path, model):

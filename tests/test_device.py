@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from volseg import device
-from volseg.device import batch_workers, choose_precision, gpu_memory_gb
+from volseg.device import batch_workers, free_gpu_memory, gpu_memory_gb, has_room, memory_errors
+from volseg.errors import ResourceError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -28,10 +28,31 @@ def test_memory_is_that_of_the_gpu(monkeypatch):
     assert gpu_memory_gb(CPU) == gpu_memory_gb(torch.device("mps")) == math.inf
 
 
-@pytest.mark.parametrize(("native", "chosen", "warnings"), [(True, torch.bfloat16, 0), (False, torch.float32, 1)])
-def test_a_cpu_that_emulates_bfloat16_says_so_once(monkeypatch, caplog, native, chosen, warnings):
-    monkeypatch.setattr(device, "_cpu_computes_bf16", lambda: native)
-    device._warn_of_emulation.cache_clear()
-    assert choose_precision("auto", CPU) == chosen
-    assert choose_precision("bf16", CPU) == choose_precision("bf16", CPU) == torch.bfloat16
-    assert sum("no bfloat16" in message for message in caplog.messages) == warnings
+def test_what_torch_keeps_for_its_next_tensors_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
+    assert free_gpu_memory(GPU) == 500
+    assert has_room(GPU, 124)
+    assert not has_room(GPU, 125)
+    assert has_room(CPU, 2**60)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence(error):
+    with pytest.raises(ResourceError, match="Out of memory while counting"), memory_errors("counting"):
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="no kernel image"), memory_errors("counting"):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")

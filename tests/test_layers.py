@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "volseg"
 RANKS = {
     "version": 0, "errors": 0,
     "files": 1, "config": 1, "progress": 1, "heap": 1,
-    "device": 2, "modelfile": 2,
+    "device": 2, "precision": 2, "modelfile": 2,
     "data": 3, "networks": 3,
     "transforms": 4,
     "planning": 5, "training": 5, "inference": 5, "evaluation": 5, "report": 5, "interop": 5,

@@ -1,21 +1,24 @@
-"""Which device and which precision the work runs in, chosen by what computes natively."""
+"""Which device the work runs on, and what it has to offer: memory, and processes that prepare batches."""
 
-import logging
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
 from volseg.errors import ResourceError, UsageError
 
-logger = logging.getLogger(__name__)
-
 ADVICE = "Free some, use a machine with more, or a smaller patch or batch."
+# What torch and the libraries beneath it say where it has no type of its own for this.
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
 MOST_WORKERS = 8
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -40,23 +43,6 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype convolutions run in; weights and sums stay float32 in all of them.
-
-    'auto' is bf16 where the processor or GPU computes it natively, fp16 on older GPUs, else float32:
-    emulated bf16 is up to a hundred times slower than float32. Whoever asks a CPU for it is told so once.
-    """
-    if name != "auto":
-        if name not in DTYPES:
-            raise UsageError(f"Unknown precision {name!r}. Use auto, {', '.join(DTYPES)}.")
-        if name == "bf16" and device.type == "cpu" and not _cpu_computes_bf16():
-            _warn_of_emulation()
-        return DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _cpu_computes_bf16() else torch.float32
-
-
 def gpu_memory_gb(device: torch.device) -> float:
     """All the memory of a GPU of CUDA in GiB, whoever uses it; infinite where it is not known."""
     if device.type != "cuda":
@@ -76,11 +62,6 @@ def batch_workers(device: torch.device, processes: int) -> int:
     return min(max((cores - 1) // processes, 1), MOST_WORKERS)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """A context in which convolutions run in `dtype`; does nothing for float32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
 @contextmanager
 def memory_errors(doing: str) -> Iterator[None]:
     """Say in one sentence that memory ran out while `doing`.
@@ -93,18 +74,17 @@ def memory_errors(doing: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
     except RuntimeError as error:
-        # On the CPU torch has no type of its own for this.
-        if "can't allocate memory" not in str(error):
+        if not any(words in str(error) for words in NO_MEMORY):
             raise
         raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
 
 
-@cache
-def _warn_of_emulation() -> None:
-    logger.warning("This processor has no bfloat16 and emulates it, up to a hundred times slower than precision fp32.")
+def free_gpu_memory(device: torch.device) -> int:
+    """Bytes of a GPU of CUDA that this process can still have; what torch keeps for its next tensors is free, too."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
-def _cpu_computes_bf16() -> bool:
-    # torch has no public question for this in all supported versions; a missing one means "not known", so False.
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether a volume of `size` bytes fits on a device beside its windows."""
+    return device.type != "cuda" or size < free_gpu_memory(device) / 4

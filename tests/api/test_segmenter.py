@@ -3,7 +3,9 @@
 import itertools
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -231,6 +233,27 @@ def test_memory_that_runs_out_is_said_in_one_sentence(segmenter):
     greedy = Segmenter(segmenter.card, segmenter.sha256, Greedy(), segmenter.device, segmenter.dtype, segmenter.windows)
     with pytest.raises(ResourceError, match="Out of memory while segmenting on cpu"):
         greedy((blob(), AFFINE))
+
+
+def test_an_error_keeps_nothing_of_what_was_in_memory(segmenter):
+    held = []
+
+    class Greedy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            maps = x + 1
+            held.append(weakref.ref(maps))
+            raise MemoryError(maps.shape)
+
+    greedy = replace(segmenter, network=Greedy())
+    first, second = greedy.map([(blob(), AFFINE)] * 2)
+    assert isinstance(first.error, ResourceError)
+    assert isinstance(second.error.__cause__, MemoryError)
+    assert [maps() for maps in held] == [None] * len(held)
+    assert held
 
 
 def test_mirroring_averages_over_mirror_images(tmp_path, stored):

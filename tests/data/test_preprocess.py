@@ -179,6 +179,15 @@ def test_slabs_make_no_difference(monkeypatch):
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 1.0, 1.3), (0.7, 0.9, 4.0)])
+@pytest.mark.parametrize("plan", [tiny_plan(), imported_plan((Channel(normalisation="zscore_nonzero"),))])
+def test_scans_are_resampled_on_the_device(plan, spacing):
+    # On the meta device nothing is computed, and whatever mixes it with another one fails.
+    geometry, device = Geometry(head().shape, np.diag([*spacing, 1.0])), torch.device("meta")
+    found, grid = image_to_network([head()], geometry, plan, device=device)
+    assert (found.device, found.shape) == (device, (1, *grid.shape))
+
+
 @pytest.mark.parametrize("normalisation", ["zscore", "zscore_nonzero", "rescale"])
 @pytest.mark.parametrize(("spacing", "separate"), [((0.8, 1.0, 1.3), None), ((0.7, 0.9, 4.0), 0)])
 def test_an_imported_plan_transposes_crops_normalises_and_resamples_in_that_order(normalisation, spacing, separate):

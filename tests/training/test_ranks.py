@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,26 @@ def test_one_gpu_is_not_shared(third_of_four):
 def test_several_processes_without_torchrun_are_told_how_to_start(third_of_four):
     with pytest.raises(UsageError, match=r"MASTER_ADDR is not set.*torchrun"), joined(torch.device("cpu")):
         pass
+
+
+def test_a_process_with_a_gpu_that_fails_waits_for_no_other():
+    # NCCL's groups are not taken down, and nothing runs after what was said.
+    code = """
+import atexit, torch, torch.distributed
+from volseg.errors import InputError
+from volseg.training import ranks
+atexit.register(print, "too late")
+ranks._world = lambda: 2
+ranks._connect = lambda device: (ranks.ALONE, torch.distributed.HashStore())
+torch.distributed.destroy_process_group = lambda: print("waited")
+try:
+    with ranks.joined(torch.device("cuda")):
+        raise InputError("bad scan")
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "bad scan\n", "")
 
 
 @pytest.mark.parametrize(

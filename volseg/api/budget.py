@@ -16,6 +16,7 @@ import torch
 from volseg.config import NetworkConfig, Plan, Triple
 from volseg.data.geometry import map_to_network
 from volseg.data.reading import Scan
+from volseg.device import free_gpu_memory
 from volseg.errors import InputError, UsageError
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard
@@ -124,19 +125,14 @@ def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int
     """How many windows a device computes best together: one on a CPU, up to eight that fit on a GPU."""
     if device.type != "cuda":
         return 1
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(8, int(free / (4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)))))
+    one = 4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)
+    return max(1, min(8, free_gpu_memory(device) // one))
 
 
 def scans_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
     """How many scans are computed best side by side: on a CPU with small windows several, with fewer threads each."""
     is_small = dtype.itemsize * feature_maps(plan.network, plan.patch_size) <= SMALL_MAPS
     return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == "cpu" and is_small else 1
-
-
-def fits(volume: torch.Tensor, device: torch.device) -> bool:
-    """Whether a device has room for a volume beside its windows; else it stays where it is."""
-    return device.type != "cuda" or volume.nbytes < torch.cuda.mem_get_info(device)[0] / 4
 
 
 def plan_chunks(work: Work, limit: int | None) -> Chunking:

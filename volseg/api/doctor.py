@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from volseg.device import DTYPES, choose_device, choose_precision
+from volseg.device import choose_device
+from volseg.precision import CUDNN_ADVICE, DTYPES, autocast, choose_precision, cudnn_is_sound, exact_float32
 
 PACKAGES = ("volseg", "torch", "monai", "nibabel", "SimpleITK", "numpy")
+# Of a convolution, as a share of its largest value; bfloat16 rounds by 2 ** -9.
+LARGEST_ERROR = 2e-2
 
 
 class Finding(NamedTuple):
@@ -35,6 +38,7 @@ def examine() -> list[Finding]:
         Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
         _memory(),
         _cudnn(device),
+        _convolution(device, precision),
         _writing(),
     ]
 
@@ -45,12 +49,25 @@ def _memory() -> Finding:
 
 
 def _cudnn(device: torch.device) -> Finding:
-    """cuDNN 9.8 to 9.14 computes bf16 3-D convolutions wrongly or slowly (pytorch issues 163539, 166643)."""
     if device.type != "cuda":
         return Finding("cudnn", "not used")
-    found = torch.backends.cudnn.version() or 0
-    bad = 90800 <= found < 91500
-    return Finding("cudnn", str(found), "update cuDNN to 9.15 or later, or use --precision fp32" if bad else "ok")
+    sound = cudnn_is_sound(device)
+    return Finding("cudnn", str(torch.backends.cudnn.version()), "ok" if sound else CUDNN_ADVICE)
+
+
+def _convolution(device: torch.device, dtype: torch.dtype) -> Finding:
+    """Compute one, and hold it against float32 on the CPU: a GPU may be there that this torch cannot use."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 16, 20, 20, 20, generator=generator)
+    kernel = torch.randn(16, 16, 3, 3, 3, generator=generator)
+    expected = torch.nn.functional.conv3d(image, kernel)
+    try:
+        with autocast(device, dtype), exact_float32(device, dtype):
+            found = torch.nn.functional.conv3d(image.to(device), kernel.to(device)).float().cpu()
+    except RuntimeError as error:
+        return Finding("convolution", str(error).splitlines()[0], "use --device cpu, or a torch made for this GPU")
+    differs = float((found - expected).abs().max() / expected.abs().max())
+    return Finding("convolution", f"error {differs:.0e}", "ok" if differs < LARGEST_ERROR else "use --precision fp32")
 
 
 def _writing() -> Finding:

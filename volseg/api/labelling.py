@@ -8,18 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from volseg.api.budget import SLAB_LOGITS_PER_VOXEL, Chunking, fits
+from volseg.api.budget import SLAB_LOGITS_PER_VOXEL, Chunking
 from volseg.config import Plan
 from volseg.data.geometry import GridMap
 from volseg.data.probabilities import probability_file
 from volseg.data.resample import separate_axis
-from volseg.device import autocast
+from volseg.device import has_room
 from volseg.heap import kept_heap
 from volseg.inference.engine import segment
 from volseg.inference.stream import Head, Predictor, stream_order
 from volseg.inference.upsample import Sink, last_present, winner
 from volseg.inference.windows import Windows
 from volseg.networks import UNet
+from volseg.precision import autocast, exact_float32
 from volseg.progress import Progress, silent
 
 
@@ -62,9 +63,9 @@ def label_volume(
     stored = np.zeros(grid.stored_shape, table.dtype, order="F" if grid.axes[order[0]] == 2 else "C")
     planes_of = grid.into(stored).transpose(order)
     chunk = chunk or Chunking()
-    with torch.inference_mode(), kept_heap() if chunk.keep_heap else nullcontext():
+    with torch.inference_mode(), exact_float32(device, dtype), kept_heap() if chunk.keep_heap else nullcontext():
         for first, planes in segment(
-            volume.to(device) if fits(volume, device) else volume,
+            volume.to(device) if has_room(device, volume.nbytes) else volume,
             predictor_of(network, plan.network.classes, device, dtype),
             windows,
             grid.box_shape,

@@ -21,7 +21,7 @@ from volseg.data.content import shared_cache
 from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.data.draws import Draws
 from volseg.data.growth import Growth
-from volseg.device import batch_workers, choose_device, choose_precision, gpu_memory_gb, memory_errors
+from volseg.device import batch_workers, choose_device, gpu_memory_gb, memory_errors
 from volseg.errors import DataSetError, Stopped
 from volseg.files import remove_leftovers, write_json, write_text
 from volseg.heap import kept_heap
@@ -30,6 +30,7 @@ from volseg.networks import UNet
 from volseg.planning.fingerprint import Fingerprint, take_fingerprint
 from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
 from volseg.planning.summary import summary
+from volseg.precision import choose_precision
 from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.loop import fit
@@ -189,7 +190,8 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
     training_cases, validation_cases = ranks.made_by_first(partial(_cached, run, progress))
     config = run.config.training
     torch.manual_seed(run.settings.seed)
-    state = TrainingState(UNet(run.plan.network).to(run.device), config, ranks)
+    with memory_errors(f"bringing the network to {run.device}"):
+        state = TrainingState(UNet(run.plan.network).to(run.device), config, ranks)
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT)
         logger.info("Going on after step %d", state.step)

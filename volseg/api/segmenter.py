@@ -1,6 +1,7 @@
 """A model loaded once, and scans that go through it."""
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +32,7 @@ from volseg.data.inputs import Case
 from volseg.data.preprocess import image_to_network
 from volseg.data.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
 from volseg.data.sizes import reading_bytes
-from volseg.device import DTYPES, choose_device, choose_precision, memory_errors
+from volseg.device import choose_device, memory_errors
 from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import sha256_of
 from volseg.heap import kept_heap
@@ -39,6 +40,7 @@ from volseg.inference.quality import measure, scan_flags
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard, load_model
 from volseg.networks import Ensemble, UNet
+from volseg.precision import DTYPES, choose_precision
 from volseg.progress import Progress, silent
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -110,13 +112,15 @@ class Segmenter:
         path = find_model(model)
         card, weights = load_model(path)
         place = choose_device(device)
+        with memory_errors(f"loading the model on {place}"):
+            network = load_network(card, weights, path).to(place)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
         dtype = choose_precision(precision, place)
         windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror)
         return cls(
             card=card,
             sha256=sha256_of(path),
-            network=load_network(card, weights, path).to(place),
+            network=network,
             device=place,
             dtype=dtype,
             windows=windows,
@@ -156,7 +160,7 @@ class Segmenter:
         work = Work(self.card, opened, self.windows, self.dtype, self.device.type == "cpu", parameters)
         chunk = plan_chunks(work, self.max_memory)
         with memory_errors(f"segmenting on {self.device}"):
-            volume, grid = image_to_network(opened.channels, opened.geometry, plan, self.crop == "body")
+            volume, grid = image_to_network(opened.channels, opened.geometry, plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
             with probability_sink(probabilities, volume, grid, plan) as sink:
                 labels = label_volume(self.network, volume, grid, plan, self.windows, self.dtype, progress, sink, chunk)
@@ -244,7 +248,16 @@ class Segmenter:
         try:
             return Outcome(scan, result=self._segment(*opened(), progress, probabilities))
         except VolsegError as error:
+            # Whoever keeps the error would keep all that was in memory where it arose.
+            _forget_frames(error)
             return Outcome(scan, error=error)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop what the functions that an error came through, and those of its causes, held."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def find_model(model: str | Path) -> Path:

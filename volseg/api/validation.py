@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from volseg.api.budget import windows_at_once
 from volseg.api.labelling import label_volume
 from volseg.api.postprocessing import choose_rules, postprocess, tally
 from volseg.api.segmenter import Segmenter
@@ -40,9 +41,10 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
     if not cases:
         return None
     values = {label.name: label.stored_values for label in plan.labels}
-    windows = Windows(plan.patch_size)
 
     def overlaps(network: nn.Module, cached: CachedCase) -> dict[str, Overlap]:
+        device = next(network.parameters()).device
+        windows = Windows(plan.patch_size, batch_size=windows_at_once(plan, dtype, device))
         volume = torch.from_numpy(cached.image[...])
         labels = label_volume(network, volume, cached.grid, plan, windows, dtype)
         reference = read_label(cached.case.label)

@@ -5,6 +5,7 @@ Plain functions on (array, Geometry), called by predicting, by training's cache,
 beside the scan as stored and the network's volume nothing of their size is held.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +16,10 @@ from volseg.data.body import body_box
 from volseg.data.geometry import Box, Geometry, GridMap, map_to_network
 from volseg.data.nonzero import filled_nonzero, nonzero_box
 from volseg.data.resample import resample_nearest, resample_slabs, separate_axis, slabs
+from volseg.device import has_room
 from volseg.errors import InputError
+
+CPU = torch.device("cpu")
 
 
 def normaliser(
@@ -59,7 +63,11 @@ def normaliser(
 
 
 def image_to_network(
-    channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan, body: bool = False
+    channels: Sequence[np.ndarray],
+    geometry: Geometry,
+    plan: Plan,
+    body: bool = False,
+    device: torch.device = CPU,
 ) -> tuple[torch.Tensor, GridMap]:
     """Bring a scan to the plan's grid.
 
@@ -69,9 +77,11 @@ def image_to_network(
         plan: of the model.
         body: whether only the box around the body is kept, see `volseg.data.body`. Intensities are normalised as they
             are without it.
+        device: where it is resampled.
 
     Returns:
-        (C, D, H, W) float32 on the CPU, and the map that leads back.
+        (C, D, H, W) float32, on `device` where that has room for it beside windows, else on the CPU; and the map that
+        leads back.
 
     Raises:
         InputError: the scan does not hold what the plan's normalisation needs.
@@ -86,13 +96,14 @@ def image_to_network(
     mask = filled_nonzero(volumes) if masked else None
     separate = separate_axis(plan.image_resampling, grid.spacing_mm, plan.spacing_mm)
 
-    result = torch.empty((len(volumes), *grid.shape))
+    shape = (len(volumes), *grid.shape)
+    result = torch.empty(shape, device=device if has_room(device, 4 * math.prod(shape)) else CPU)
 
     def resample(channel: Channel, volume: np.ndarray, out: torch.Tensor) -> None:
         normalise = normaliser(channel, volume, mask, box)
 
         def read(start: int, stop: int) -> torch.Tensor:
-            return torch.from_numpy(normalise(start, stop))
+            return torch.from_numpy(normalise(start, stop)).to(device)
 
         resample_slabs(read, grid.box_shape, grid.shape, plan.image_resampling, separate, out)
 

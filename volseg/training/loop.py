@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from volseg.config import TrainingConfig
-from volseg.device import autocast, choose_precision
 from volseg.errors import TrainingError
+from volseg.precision import autocast, choose_precision
 from volseg.training.losses import supervised_loss
 from volseg.training.ranks import Ranks
 from volseg.training.schedule import Budget, learning_rate
@@ -128,14 +128,15 @@ def _step(
     image = batch["image"].to(device, non_blocking=True)
     target = batch["label"].to(device, non_blocking=True)
     loss: Tensor = loss_of(image, target)
+    state.optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    # Asked only now: a GPU then has the backward pass to compute while this waits for the loss.
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(
             f"The loss became {value} at step {state.step + 1}. Lower training.learning_rate "
             f"(now {config.learning_rate}) or use --set training.precision=fp32, and start again."
         )
-    state.optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
     scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
     scaler.step(state.optimizer)

@@ -31,7 +31,8 @@ def soft_dice(logits: Tensor, target: Tensor, ranks: Ranks = ALONE) -> Tensor:
         probabilities, truth, first = logits.float().sigmoid() * known, target.float(), 0
     else:
         probabilities, first = logits.float().softmax(dim=1) * known[:, None], 1
-        truth = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+        # One byte a voxel and class, where `one_hot` takes eight; channels last as the logits are.
+        truth = (target[..., None] == torch.arange(logits.shape[1], device=target.device)).movedim(-1, 1)
     over = (0, *range(2, logits.ndim))
     overlap = (probabilities * truth).sum(over)[first:]
     total = probabilities.sum(over)[first:] + truth.sum(over)[first:]

@@ -3,7 +3,9 @@
 A process on its own makes the same calls, and they do nothing: no process group, no copies, the same bits.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,7 +173,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         # Where one process ends badly, torchrun sends SIGTERM to the others; that is not what there is to say.
         with undisturbed():
             said = _last_word(error, store)
-            dist.destroy_process_group()
+            if device.type == "cuda":
+                # NCCL would wait for those who still compute, even in this process's last moments.
+                atexit.register(_leave_at_once, _exit_code(said))
+            else:
+                dist.destroy_process_group()
         if said is error:
             raise
         raise said from error
@@ -207,6 +213,12 @@ def _last_word(error: BaseException, store: Store) -> BaseException:
     return TrainingError(
         "A process of this run was lost, perhaps killed for lack of memory. Go on with the same command and --resume."
     )
+
+
+def _leave_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _comes_from_lost_rank(error: BaseException | None) -> bool:

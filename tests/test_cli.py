@@ -17,6 +17,7 @@ from tests.pipeline import blob, environment, leftovers, tiny_plan, write_model
 from volseg.api import doctor
 from volseg.cli import app
 from volseg.config import Channel
+from volseg.version import __version__
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 
@@ -62,6 +63,88 @@ def test_one_bad_case_of_several_ends_with_3_and_the_others_are_done(tmp_path, m
     ]  # fmt: skip
 
 
+def test_a_bad_case_of_several_is_said_at_once_and_again_at_the_end(tmp_path, model, scans):
+    (scans / "torn.nii.gz").rename(scans / "a_torn.nii.gz")
+    result = run("predict", scans, "--model", model, "--output", tmp_path / "out", "--device", "cpu")
+    lines = [line for line in result.stderr.splitlines() if "a_torn:" in line]
+    assert len(lines) == 2
+    assert " ERROR a_torn: " in lines[0]
+    assert lines[1].startswith("Error: a_torn: ")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_stop_says_what_is_done_and_how_to_go_on(tmp_path, model, scans, monkeypatch, overwrite, as_json):
+    def one_and_then_ctrl_c(self, cases, *_):
+        yield self._outcome((next(cases), None), lambda: self._open(scans / "torn.nii.gz"), lambda *_: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("volseg.api.segmenter.Segmenter.map", one_and_then_ctrl_c)
+    options = [*(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
+    result = run("predict", scans, "--model", model, "--output", tmp_path / "out", *options)
+    assert result.exit_code == 130
+    how = "The same command begins anew." if overwrite else "Go on with the same command and --skip-existing."
+    said = f"Stopped after 1 of 3 cases, whose results are whole, but for 1 that failed. {how}"
+    assert said in result.stderr
+    assert result.stdout == (json.dumps({"error": said}, indent=2) + "\n" if as_json else "")
+
+
+def test_what_is_left_out_is_counted(tmp_path, model, scans):
+    arguments = ("predict", scans / "scan1.nii.gz", scans / "scan2.nii.gz", "--model", model, "--output", tmp_path)
+    assert run(*arguments, "--device", "cpu").exit_code == 0
+    again = run(*arguments, "--skip-existing")
+    assert again.exit_code == 0
+    assert "2 of 2 cases have a result and are left out" in again.stderr
+
+
+def test_a_preview_is_not_overwritten_unasked(tmp_path, model, scans):
+    (tmp_path / "seg.png").write_bytes(b"precious")
+    arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", tmp_path / "seg.nii.gz", "--preview")
+    refused = run(*arguments)
+    assert refused.exit_code == 2
+    assert "seg.png" in refused.stderr
+    assert [path.read_bytes() for path in tmp_path.glob("seg*")] == [b"precious"]
+    assert run(*arguments, "--overwrite", "--device", "cpu").exit_code == 0
+    assert (tmp_path / "seg.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("kind", "code"), [("nifti", 0), ("rtstruct", 2), ("nifti,dicom-seg", 2)])
+def test_formats_that_are_not_there_yet_are_refused(tmp_path, model, scans, kind, code):
+    out = tmp_path / "seg.nii.gz"
+    result = run("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--to", kind, "--device", "cpu")
+    assert result.exit_code == code
+    assert (f"--to {kind} is not there yet" in result.stderr) == (code == 2)
+    assert out.exists() == (code == 0)
+
+
+def test_the_version_is_printed():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"volseg {__version__}\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_costs_no_result(tmp_path, model, scans, closed):
+    out = tmp_path / "seg.nii.gz"
+    command = [sys.executable, "-m", "volseg", "predict", scans / "scan1.nii.gz", "--model", model, "--output", out]
+    shell = ["sh", "-c", f'exec "$0" "$@" {closed}', *map(str, command)]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert nibabel.load(out).shape == (20, 24, 18)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
+def test_an_answer_that_cannot_be_printed_is_said_in_a_sentence(tmp_path, model, scans):
+    out = tmp_path / "seg.nii.gz"
+    command = [sys.executable, "-m", "volseg", "predict", scans / "scan1.nii.gz", "--model", model, "--output", out]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment())
+    assert done.returncode == 1
+    assert "The answer could not be printed: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert out.exists()
+
+
 def test_one_bad_scan_alone_ends_with_2_and_one_sentence(tmp_path, model, scans):
     result = run("predict", scans / "torn.nii.gz", "--model", model, "--output", tmp_path / "out.nii.gz")
     assert result.exit_code == 2
@@ -95,6 +178,9 @@ def test_channels_are_given_by_name(tmp_path, scans):
     assert run("predict", tmp_path / "both.nii.gz", *options, "--overwrite").exit_code == 0
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj), by_name)
     assert run("predict", "--channel", f"T2={two}", *options, "--overwrite").exit_code == 2
+    twice = run("predict", "--channel", f"T2={two}", "--channel", f"T2={one}", *options, "--overwrite")
+    assert twice.exit_code == 2
+    assert "--channel names a channel twice" in twice.stderr
     assert run("predict", one, *options, "--overwrite").exit_code == 2
 
 

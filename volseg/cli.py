@@ -4,20 +4,21 @@ import atexit
 import gc
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from volseg.console import guarded, progress_bar, show_error, show_json, show_line, show_table
-from volseg.errors import UsageError
+from volseg.errors import Stopped, UsageError
+from volseg.version import __version__
 
 logger = logging.getLogger(__name__)
 # New objects between two looks for garbage; Python starts with 700.
 GARBAGE_THRESHOLD = 50_000
 app = typer.Typer(
     name="volseg",
-    help="Segment medical volumes. For research; not a medical device.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 3 some of several cases failed. "
     "--debug anywhere shows the traceback of an error.",
     no_args_is_help=True,
@@ -30,6 +31,16 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, changes the configuration")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="a YAML file; see configs/")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    """Segment medical volumes. For research; not a medical device."""
+    if version:
+        show_line(f"volseg {__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -49,6 +60,7 @@ def predict(
     max_memory: Annotated[str | None, typer.Option(help="the most memory the process may take, such as 4G")] = None,
     crop: Annotated[str, typer.Option(help="none, or body: compute only a box around it, an approximation")] = "none",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also write all probabilities, .npy")] = False,
+    to: Annotated[str, typer.Option(help="nifti: an image of the suffix of --output, NIfTI in a folder")] = "nifti",
     preview: Annotated[bool, typer.Option("--preview", help="also write a picture")] = False,
     overwrite: Overwrite = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="leave out cases that have a result")] = False,
@@ -59,13 +71,18 @@ def predict(
     from volseg.api.segmenter import Segmenter
     from volseg.data.inputs import find_cases, plan_outputs
 
+    if to != "nifti":
+        raise UsageError(f"--to {to} is not there yet: results are images, such as NIfTI. Leave --to out.")
     segmenter = Segmenter.load(model, device, precision, overlap, tta, max_memory, crop)
     names = tuple(one.name for one in segmenter.card.plan.channels)
     cases = find_cases(inputs or [], names, _named(channel))
-    also = (PROBABILITIES,) if probabilities else ()
+    also = [suffix for suffix, wanted in ((PROBABILITIES, probabilities), (".png", preview)) if wanted]
     jobs = plan_outputs(cases, output, overwrite, skip_existing, also)
+    if len(jobs) < len(cases):
+        logger.info("%d of %d cases have a result and are left out", len(cases) - len(jobs), len(cases))
     with progress_bar() as progress:
-        done = list(segment_files(segmenter, jobs, _writers(preview), progress, probabilities))
+        written = segment_files(segmenter, jobs, _writers(preview), progress, probabilities)
+        done = _as_they_come(written, len(jobs), overwrite)
     return _report_cases(done, as_json)
 
 
@@ -301,7 +318,25 @@ def _named(channels: list[str] | None) -> dict[str, Path] | None:
     for name, separator, path in pairs:
         if not (name and separator and path):
             raise UsageError(f"--channel {name}{separator}{path} is not NAME=PATH.")
-    return {name: Path(path) for name, _, path in pairs} or None
+    named = {name: Path(path) for name, _, path in pairs}
+    if len(named) < len(pairs):
+        raise UsageError("--channel names a channel twice. Give each channel of the model once.")
+    return named or None
+
+
+def _as_they_come(written: Iterable[Any], count: int, overwrite: bool) -> list[Any]:
+    """All cases; what went wrong with one of several is also said at once."""
+    done = []
+    try:
+        for one in written:
+            done.append(one)
+            if one.error and count > 1:
+                logger.error("%s: %s", one.case.name, one.error)
+    except Stopped as stop:
+        # Results that are to be replaced cannot be told from those that already were.
+        how = "The same command begins anew." if overwrite else "Go on with the same command and --skip-existing."
+        raise Stopped(f"{stop} {how}") from stop
+    return done
 
 
 def _report_cases(done: list[Any], as_json: bool) -> int:

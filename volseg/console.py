@@ -5,8 +5,10 @@ of a command.
 """
 
 import functools
+import io
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -22,12 +24,20 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from volseg.errors import INTERRUPTED, SHOWN, DataSetError, OtherProcessError, VolsegError
+from volseg.errors import INTERRUPTED, SHOWN, DataSetError, OtherProcessError, ResourceError, VolsegError
 from volseg.progress import Progress
 
 LINE_SECONDS = 15.0
 # Tables that go to a file or a pipe are not folded at the 80 columns rich assumes there.
 PLAIN_WIDTH = 140
+
+# Where a stream was closed before the start, Python has none, and what would go there is nowhere to be read.
+for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
+    # A name that the stream's encoding lacks is printed by its number.
+    if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 answers = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
@@ -101,12 +111,13 @@ def _error_document(error: VolsegError) -> dict[str, Any]:
 
 def show_json(document: Any) -> None:
     """Print one machine-readable document on standard output."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    show_line(json.dumps(document, indent=2, allow_nan=False))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table on standard output; numbers to the right."""
-    answers.print(_table(title, columns, rows))
+    with _printing():
+        answers.print(_table(title, columns, rows))
 
 
 def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -121,13 +132,35 @@ def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[An
 
 def show_line(text: str) -> None:
     """Print one line of an answer on standard output, as it is."""
-    sys.stdout.write(text + "\n")
+    with _printing():
+        sys.stdout.write(text + "\n")
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Print all of an answer now, and say it in a sentence where that cannot be done; a reader who left says nothing.
+
+    Raises:
+        ResourceError: the disk that standard output goes to is full, or the like.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer would be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ResourceError(f"The answer could not be printed: {error.strerror}. What was to be written is.") from error
 
 
 def _say(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:
     """Print why a verb ended early, in one sentence, and as a JSON document if asked for; the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        errors.print(_escaped(error) or "Stopped. Nothing half-written was left behind.", soft_wrap=True)
+        said = str(error) or "Stopped. Nothing half-written was left behind."
+        errors.print(_escaped(said), soft_wrap=True)
+        if as_json:
+            show_json({"error": said})
         return INTERRUPTED
     if not isinstance(error, OtherProcessError):
         logger.debug("Where this error came from:", exc_info=error)

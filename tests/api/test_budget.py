@@ -164,6 +164,14 @@ def test_a_scan_above_the_limit_is_not_even_read():
         require_room(3 * GIB, 2 * GIB, "scan.nii")
 
 
+def test_a_voxel_size_that_makes_a_grid_beyond_the_machine_is_refused(tmp_path):
+    segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu")
+    with pytest.raises(
+        InputError, match=r"has voxels of 900 x 900 x 900 mm and the model some of 2 x 1.5 x 1.5 mm: .*GiB"
+    ):
+        segmenter((blob(), np.diag([900.0, 900.0, 900.0, 1.0])))
+
+
 def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
     ballast = np.ones(GIB, np.uint8)
     code = "from volseg.api import budget; print(budget.resident_bytes(), budget.peak_memory_bytes())"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -176,6 +177,28 @@ def test_who_stops_listening_to_scans_side_by_side_gets_the_threads_back(segment
     next(outcomes)
     outcomes.close()
     assert torch.get_num_threads() == threads
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("volseg-segment")]
+
+
+def test_who_stops_listening_waits_for_no_more_than_the_windows_at_work(segmenter, monkeypatch) -> None:
+    windows = []
+
+    class Slow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            windows.append(len(x))
+            time.sleep(0.02)
+            return torch.randn(len(x), segmenter.card.plan.network.classes, *x.shape[2:])
+
+    monkeypatch.setattr("volseg.api.segmenter.scans_at_once", lambda *_: 2)
+    scan = (blob((120, 120, 120)), AFFINE)
+    outcomes = replace(segmenter, network=Slow()).map([(blob((8, 8, 8)), AFFINE), scan, scan, scan])
+    assert next(outcomes).result
+    outcomes.close()
+    assert len(windows) < 100
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("volseg-segment")]
 
 

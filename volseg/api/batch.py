@@ -52,31 +52,29 @@ def segment_files(
     Raises:
         Stopped: Ctrl-C; what was written is whole.
     """
-    done = 0
+    handed_on: list[Future[Written]] = []
 
     def show(_: str, share: float, text: str) -> None:
+        done = len(handed_on)
         progress("segment", (done + share) / len(jobs), f"{jobs[done][0].name}, {text}")
 
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
-            behind: Future[Written] | None = None
             files = [beside(output, PROBABILITIES) if probabilities else None for _, output in jobs]
             outcomes = segmenter.map((case for case, _ in jobs), show, files)
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
-                following = writer.submit(_write, case, output, file, next(outcomes), also)
-                if behind:
-                    yield behind.result()
-                behind, done = following, done + 1
+                handed_on.append(writer.submit(_write, case, output, file, next(outcomes), also))
+                if len(handed_on) > 1:
+                    yield handed_on[-2].result()
                 if segmenter.max_memory is not None:
-                    wait([following])
-            if behind:
-                yield behind.result()
+                    wait(handed_on[-1:])
+            if handed_on:
+                yield handed_on[-1].result()
     except KeyboardInterrupt as stop:
-        raise Stopped(
-            f"Stopped after {done} of {len(jobs)} cases, whose results are whole. "
-            "Go on with the same command and --skip-existing."
-        ) from stop
+        failed = sum(one.result().error is not None for one in handed_on)
+        but = f", but for {failed} that failed" if failed else ""
+        raise Stopped(f"Stopped after {len(handed_on)} of {len(jobs)} cases, whose results are whole{but}.") from stop
 
 
 def _write(

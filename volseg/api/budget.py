@@ -5,6 +5,7 @@ Only the process's own memory is planned, which is what `--max-memory` limits.
 
 import logging
 import math
+import os
 import re
 import resource
 import sys
@@ -139,8 +140,10 @@ def plan_chunks(work: Work, limit: int | None) -> Chunking:
     """The quickest way to segment a scan that stays below a limit.
 
     Raises:
-        InputError: there is none; says what is needed and for what.
+        InputError: there is none; says what is needed and for what. Or the scan on the model's grid alone is more than
+            the machine has.
     """
+    _require_machine(work)
     if limit is None:
         return Chunking()
     used = resident_bytes()
@@ -156,6 +159,21 @@ def plan_chunks(work: Work, limit: int | None) -> Chunking:
         f"{work.scan.source} needs {_told(used, parts)}, but --max-memory allows {limit / GIB:.2f} GiB. "
         "Allow more, or take a model with a smaller patch or fewer classes."
     )
+
+
+def _require_machine(work: Work) -> None:
+    """Refuse a scan whose voxel size, perhaps of another unit, makes a grid beyond all measure of it."""
+    plan, geometry = work.card.plan, work.scan.geometry
+    shape = map_to_network(geometry, plan).shape
+    needed = 4 * len(plan.channels) * math.prod(shape) / GIB
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    if needed > there:
+        sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (geometry.spacing_mm, plan.spacing_mm))
+        raise InputError(
+            f"{work.scan.source} has voxels of {sizes} mm and the model some of {wanted} mm: that makes "
+            f"{' x '.join(map(str, shape))} of them, {needed:,.0f} GiB, where this machine has {there:,.0f}. "
+            "Look whether the scan's voxel size is in millimetres."
+        )
 
 
 def _told(used: int, parts: dict[str, int]) -> str:

@@ -1,5 +1,6 @@
 """A model loaded once, and scans that go through it."""
 
+import threading
 import time
 import traceback
 from collections import deque
@@ -223,7 +224,13 @@ class Segmenter:
                 yield self._outcome(*waiting.popleft(), progress)
 
     def _side_by_side(self, jobs: Iterable[Job], at_once: int, progress: Progress) -> Iterator[Outcome]:
-        threads = torch.get_num_threads()
+        threads, given_up = torch.get_num_threads(), threading.Event()
+
+        def show(stage: str, share: float, text: str) -> None:
+            if given_up.is_set():
+                raise KeyboardInterrupt
+            progress(stage, share, text)
+
         with (
             kept_heap(),
             ThreadPoolExecutor(
@@ -233,12 +240,14 @@ class Segmenter:
             try:
                 waiting: deque[Future[Outcome]] = deque()
                 for job in jobs:
-                    waiting.append(pool.submit(self._outcome, job, partial(self._open, job[0]), progress))
+                    waiting.append(pool.submit(self._outcome, job, partial(self._open, job[0]), show))
                     if len(waiting) > at_once:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
             finally:
+                # Nobody waits for the scans at work any more: they end with the window that is computed now.
+                given_up.set()
                 pool.shutdown(cancel_futures=True)
                 # What one thread sets, torch takes over for all threads that begin later.
                 torch.set_num_threads(threads)

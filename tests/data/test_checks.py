@@ -61,9 +61,29 @@ class TestAffine:
         with pytest.raises(InputError, match="singular"):
             check_affine(affine, NAME)
 
-    @pytest.mark.parametrize("scale", [1e-4, 1e4])
-    def test_small_and_large_voxels_are_fine(self, scale):
-        assert check_affine(np.diag([scale, scale, scale, 1]), NAME) == []
+    @pytest.mark.parametrize("spacing", [0.01, 20.0, 20.000001])
+    def test_small_and_large_voxels_are_fine(self, spacing):
+        assert check_affine(np.diag([1.0, spacing, 1.0, 1.0]), NAME) == []
+
+    @pytest.mark.parametrize(
+        ("spacing", "words"),
+        [
+            ((0.001, 0.001, 0.001), "0.001 x 0.001 x 0.001 mm"),
+            ((1.0, 0.0099, 1.0), "1 x 0.0099 x 1 mm"),
+            ((100.0, 1.0, 1.0), "100 x 1 x 1 mm"),
+            ((1.0, 1.0, 20.1), "1 x 1 x 20.1 mm"),
+        ],
+    )
+    def test_voxel_sizes_of_a_wrong_unit_are_told(self, spacing, words):
+        warnings = check_affine(np.diag([*spacing, 1.0]), NAME)
+        assert warnings == [f"The voxels are {words} in size: used as stored, but is the unit right?"]
+
+    def test_size_and_tilt_are_told_both(self):
+        warnings = check_affine(turned(np.diag([100.0, 100.0, 100.0, 1.0]), 19), NAME)
+        assert warnings == [
+            "The voxels are 100 x 100 x 100 mm in size: used as stored, but is the unit right?",
+            "The grid is oblique by 19 degrees: used as stored.",
+        ]
 
 
 class TestNifti:

@@ -95,6 +95,33 @@ def test_masked_zscore_is_over_and_inside_the_mask():
     np.testing.assert_array_equal(nothing, 0)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-12, 1e-30])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("normalisation", ["zscore", "zscore_nonzero", "rescale", "ct"])
+def test_the_unit_of_a_scan_does_not_matter(normalisation, kind, scale):
+    usual = np.array([1, 3, 5, 7], dtype=kind).reshape(1, 2, 2)
+
+    def channel(unit):
+        numbers = {"clip": (2 * unit, 6 * unit), "mean": 4 * unit, "std": 2 * unit} if normalisation == "ct" else {}
+        return Channel(normalisation=normalisation, **numbers)
+
+    mask = usual > 2
+    expected = normalised(channel(1.0), usual, mask)[mask]
+    assert expected.std() > 0.2
+    found = normalised(channel(scale), (usual * scale).astype(kind), mask)[mask]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-12, 1e6 + 0.1, 1e-44])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("normalisation", ["zscore", "zscore_nonzero", "rescale"])
+def test_a_constant_becomes_0_whatever_rounding_makes_of_its_mean(normalisation, kind, value):
+    # Seven of 0.1 have a mean beside 0.1 and so a deviation above 0, and seven of 1e-44 one that float32 takes for 0.
+    array = np.full((1, 1, 7), value, dtype=kind)
+    found = normalised(Channel(normalisation=normalisation), array, array > 0)
+    np.testing.assert_array_equal(found, 0)
+
+
 def test_axes_flips_and_spacing_lead_to_the_plans_grid():
     # Stored as (A, L, S): network order is S, R, A, so R is stored axis 1, flipped.
     array = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from volseg.api.evaluation import evaluate
 from volseg.errors import GridError, InputError, UsageError
 from volseg.evaluation.overlap import ABSENT, POLICY, Overlap
 from volseg.evaluation.pairs import Pair, Pairs, match_pairs
@@ -118,6 +119,36 @@ def test_folders_with_given_labels(folders: tuple[Path, Path], workers: int) -> 
     assert (second["labels"]["ten"]["dice"], second["labels"]["one"]["dice"]) == (1.0, None)
     assert document["mean"]["foreground_dice"] == pytest.approx((1.0 + 4 / 6) / 2)
     assert document["unmatched_references"] == ["c"]
+
+
+UNNAMED = "Values in predictions that no label has count as background: 2 (cases: b). Are these the right labels?"
+
+
+def test_values_that_no_label_has_are_told_and_scores_stay(folders: tuple[Path, Path]) -> None:
+    pairs = match_pairs(*folders)
+    assert evaluate_pairs(pairs, {"ten": 10, "one": 1})["warnings"] == [UNNAMED]
+    assert evaluate_pairs(pairs, {"all": (1, 2, 10)})["warnings"] == []
+    assert evaluate_pairs(pairs, {"ten": 10, "one": 1}, ignore=2)["warnings"] == []
+    assert evaluate_pairs(pairs)["warnings"] == []
+
+
+def test_a_labels_file_of_other_images_is_told(folders: tuple[Path, Path]) -> None:
+    document = evaluate_pairs(match_pairs(*folders), {"Liver": 3, "Tumour": (4, 5)})
+    assert document["warnings"] == [
+        "Values in predictions that no label has count as background: 1, 2, 10 (cases: a, b). "
+        "Are these the right labels?",
+        "Values in references that no label has count as background: 1, 10 (cases: a, b). Are these the right labels?",
+        "Labels that are in no image: Liver, Tumour. Are these the right labels?",
+    ]
+    assert document["mean"]["foreground_dice"] is None
+
+
+def test_what_speaks_against_the_labels_is_logged_and_written(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = evaluate(*folders, labels={"ten": 10, "one": 1}, output=tmp_path / "report.json")
+    assert [record.getMessage() for record in caplog.records if record.name == "volseg.api.evaluation"] == [UNNAMED]
+    assert json.loads((tmp_path / "report.json").read_text())["warnings"] == document["warnings"] == [UNNAMED]
 
 
 def test_labels_are_found_in_either_image_and_sorted_by_value(folders: tuple[Path, Path]) -> None:

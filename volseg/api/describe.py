@@ -4,31 +4,47 @@ import json
 from pathlib import Path
 from typing import Any
 
-from volseg.api.segmenter import find_model
+import numpy as np
+
+from volseg.api.segmenter import BUNDLED, find_model
 from volseg.api.settings import is_run
 from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
+from volseg.data.checks import check_affine, check_scan
 from volseg.data.geometry import Geometry
-from volseg.data.reading import read_stored
-from volseg.errors import UsageError
+from volseg.data.inputs import find_cases
+from volseg.data.reading import Stored, read_stored
+from volseg.errors import InputError, UsageError
 from volseg.files import read_json_lines, sha256_of
 from volseg.modelfile import ModelCard, read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
 
 MIB = 2**20
+# What `describe` takes.
+_KINDS = "an image, a DICOM series, a model or a run folder"
+# What the layouts of volseg.data.dataset have in common.
+_DATA_SET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
 def describe(path: Path) -> dict[str, Any]:
     """What `path` is: a run folder, a model (or a bundled name), or an image; "what" says which.
+
+    A bundled name means that model, as for predicting, also where a file or folder is called so. Only a run of that
+    name comes first, because `volseg train` describes what it has made.
 
     Raises:
         InputError: it cannot be read as any of them.
     """
     if is_run(path):
         return _describe_run(path)
-    if path.suffix == ".safetensors" or not path.exists():
+    if path.suffix == ".safetensors" or str(path) in _bundled_names():
         return _describe_model(find_model(path))
-    return _describe_image(path)
+    if not path.exists():
+        raise InputError(
+            f"There is no file or folder {path}, and no bundled model of that name "
+            f"({', '.join(_bundled_names())}); give {_KINDS}."
+        )
+    return _describe_image(_scan_in(path) if path.is_dir() else path)
 
 
 def profile_document(config: Path | None, model: str | None) -> dict[str, Any]:
@@ -108,21 +124,76 @@ def _members(card: ModelCard) -> str:
     return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)
 
 
+def _bundled_names() -> list[str]:
+    return sorted(file.stem for file in BUNDLED.glob("*.safetensors"))
+
+
+def _scan_in(folder: Path) -> Path:
+    """The one scan that a folder is, or holds.
+
+    Raises:
+        InputError: it is a training data set, or holds no scan or several.
+    """
+    if any(all((folder / name).is_dir() for name in names) for names in _DATA_SET_FOLDERS):
+        raise InputError(f"{folder} is a training data set; use 'volseg plan {folder}' for it, or give {_KINDS}.")
+    try:
+        scans = [path for case in find_cases([folder], ("scan",)) for path in case.paths]
+    except InputError as error:
+        raise InputError(f"{folder} is not {_KINDS}: {error}") from error
+    if len(scans) > 1:
+        raise InputError(f"{folder} is a folder of {len(scans)} scans; give one of them, such as {scans[0]}.")
+    return scans[0]
+
+
 def _describe_image(path: Path) -> dict[str, Any]:
     stored = read_stored(path)
-    array, geometry = stored.array, Geometry(stored.array.shape[:3], stored.affine)
+    grid, warnings, refusal = _checks_of_predict(stored)
+    lowest, highest = _extremes(stored.array)
     return {
         "what": "image",
         "file": str(path),
-        "shape": _by(array.shape),
-        "dtype": str(array.dtype),
-        "spacing_mm": _by(tuple(round(spacing, 4) for spacing in geometry.spacing_mm)),
-        "axes": geometry.axis_codes,
-        "voxel_ml": geometry.voxel_ml,
-        "minimum": None if array.dtype.kind == "c" else float(array.min()),
-        "maximum": None if array.dtype.kind == "c" else float(array.max()),
-        "warnings": "; ".join(stored.warnings) or "none",
+        "shape": _by(stored.array.shape),
+        "dtype": str(stored.array.dtype),
+        "spacing_mm": grid and _by(tuple(round(spacing, 4) for spacing in grid.spacing_mm)),
+        "axes": grid and grid.axis_codes,
+        "voxel_ml": grid and grid.voxel_ml,
+        "minimum": lowest,
+        "maximum": highest,
+        "warnings": "; ".join(warnings) or "none",
+        "refused_by_predict": refusal,
     }
+
+
+def _checks_of_predict(stored: Stored) -> tuple[Geometry | None, list[str], str | None]:
+    """The grid of an image if it has one, what predicting warns about, and why it refuses the image if it does.
+
+    How many channels a model wants is not known here: all that there are.
+    """
+    grid, warnings = None, list(stored.warnings)
+    channels = next(iter(stored.array.shape[3:]), 1)
+    try:
+        warnings += check_affine(stored.affine, stored.source)
+        if stored.array.ndim >= 3:
+            grid = Geometry(stored.array.shape[:3], stored.affine)
+        check_scan(stored.array, channels, stored.source)
+    except InputError as error:
+        return grid, warnings, str(error)
+    if channels > 1:
+        warnings.append(f"It holds {channels} volumes: only a model of {channels} channels takes it.")
+    return grid, warnings, None
+
+
+def _extremes(array: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """The lowest and the highest finite value of an image; None of one that holds none, or no real numbers."""
+    if array.dtype.kind not in "biuf" or not array.size:
+        return None, None
+    with np.errstate(invalid="ignore", over="ignore"):
+        low, high = float(array.min()), float(array.max())
+        if np.isfinite((low, high)).all():
+            return low, high
+        values = array[np.isfinite(array)].astype(np.float64)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (None, None)
 
 
 def _describe_run(path: Path) -> dict[str, Any]:

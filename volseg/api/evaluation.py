@@ -1,5 +1,6 @@
 """Comparing label images with references, as a user asks for it."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from volseg.data.labels import LabelSet
 from volseg.evaluation.pairs import match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -26,7 +29,8 @@ def evaluate(
 
     Returns:
         The report: per case and label Dice, IoU, precision, recall and volumes in millilitres; mean and spread.
-        What is stated about empty masks is in its "policy".
+        What is stated about empty masks is in its "policy", and what speaks against the labels in its "warnings",
+        which are logged, too.
 
     Raises:
         InputError: a prediction without a reference, grids that differ, or an image that is no label image.
@@ -37,6 +41,8 @@ def evaluate(
     document = evaluate_pairs(
         match_pairs(Path(predictions), Path(references)), known.stored or None, ignore=known.ignore
     )
+    for warning in document["warnings"]:
+        logger.warning("%s", warning)
     if output:
         write_report(document, Path(output))
     return document

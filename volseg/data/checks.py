@@ -13,7 +13,8 @@ Refused, with an InputError of one sentence that names the image:
 
 Odd but usable: used, with a warning that says what was assumed:
 
-    grid       sheared, or oblique by more than 5 degrees: used as stored, never straightened
+    grid       sheared, or oblique by more than 5 degrees: used as stored, never straightened;
+               a spacing below 0.01 mm or above 20 mm, as of a wrong unit: used as stored
     NIfTI      no units: millimetres; neither sform nor qform: RAS+ axes of pixdim's spacing;
                sform and qform that differ: the sform
 
@@ -32,6 +33,8 @@ LARGEST_LABEL = 65535
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _OBLIQUE_DEGREES = 5.0
+# Finer is microscopy, coarser are whole-body localisers at most: rather metres or microns that were taken for mm.
+_PLAUSIBLE_MM = (0.01, 20.0)
 _SHEARED_COSINE = 1e-3
 _UNITS = {1: "metres", 3: "microns"}
 
@@ -85,7 +88,7 @@ def check_nifti(header: Any, pixdim: np.ndarray, source: str) -> tuple[np.ndarra
 
 
 def check_affine(affine: np.ndarray, source: str) -> list[str]:
-    """Refuse an affine that describes no grid; warnings for sheared and oblique ones.
+    """Refuse an affine that describes no grid; warnings for implausible spacings, sheared and oblique ones.
 
     Args:
         affine: array to be used as a 4 x 4 affine to RAS+ millimetres.
@@ -104,10 +107,7 @@ def check_affine(affine: np.ndarray, source: str) -> list[str]:
     axes = affine[:3, :3] / spacing
     if abs(np.linalg.det(axes)) < 1e-4:
         raise InputError(f"{source}: its affine is singular, so its axes do not span the space; mend its header.")
-    if is_sheared(affine):
-        return [f"The grid is sheared, axes meet at {_degrees(_shear(affine)):.1f} degrees: used as stored."]
-    tilt = max(_degrees(abs(axes[world, axis])) for world, axis in enumerate(ras_order(affine)[0]))
-    return [f"The grid is oblique by {tilt:.0f} degrees: used as stored."] if tilt > _OBLIQUE_DEGREES else []
+    return _spacing_warnings(spacing) + _axes_warnings(affine, axes)
 
 
 def check_scan(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarray, ...]:
@@ -187,6 +187,23 @@ def check_label(array: np.ndarray, source: str, known: Collection[int] | None = 
 def is_sheared(affine: np.ndarray) -> bool:
     """Whether the voxel axes do not meet at right angles."""
     return _shear(affine) > _SHEARED_COSINE
+
+
+def _spacing_warnings(spacing: np.ndarray) -> list[str]:
+    """What is said of voxel sizes (3,) in mm that hardly any scanner makes."""
+    # Compared as the few digits that are shown, so that 20.000001 is 20.
+    shown = [float(f"{value:g}") for value in spacing]
+    if _PLAUSIBLE_MM[0] <= min(shown) and max(shown) <= _PLAUSIBLE_MM[1]:
+        return []
+    return [f"The voxels are {_listed(spacing)} mm in size: used as stored, but is the unit right?"]
+
+
+def _axes_warnings(affine: np.ndarray, axes: np.ndarray) -> list[str]:
+    """What is said of axes, the unit columns (3, 3) of `affine`, that are sheared or oblique."""
+    if is_sheared(affine):
+        return [f"The grid is sheared, axes meet at {_degrees(_shear(affine)):.1f} degrees: used as stored."]
+    tilt = max(_degrees(abs(axes[world, axis])) for world, axis in enumerate(ras_order(affine)[0]))
+    return [f"The grid is oblique by {tilt:.0f} degrees: used as stored."] if tilt > _OBLIQUE_DEGREES else []
 
 
 def _shear(affine: np.ndarray) -> float:

@@ -20,6 +20,8 @@ from volseg.device import has_room
 from volseg.errors import InputError
 
 CPU = torch.device("cpu")
+# Intensities are divided in float32, where what is below this is 0, or as good as that.
+_SMALLEST_SPREAD = float(np.finfo(np.float32).tiny)
 
 
 def normaliser(
@@ -29,7 +31,7 @@ def normaliser(
 
     Numbers that depend on the scan are those of the whole volume, also where planes are asked of a box in it.
 
-    'zscore': minus the mean, over the standard deviation of the volume (1 when it is constant).
+    'zscore': minus the mean, over the standard deviation of the volume, however small (1 when it is constant).
     'zscore_nonzero': the same over and inside `mask`; outside of it voxels stay as they are, which is 0.
     'ct': clipped to the training percentiles, then minus the training mean, over the training deviation.
     'rescale': from 0 for the lowest to 1 for the highest intensity of the volume.
@@ -185,15 +187,15 @@ def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | No
     match channel.normalisation:
         case "zscore" | "zscore_nonzero":
             mean, std = _mean_and_std(volume, mask if channel.normalisation == "zscore_nonzero" else None)
-            return mean, std if std > 1e-8 else 1.0
+            return mean, _divisor(std)
         case "ct":
             # A Channel with this normalisation holds both, see its validator.
             assert channel.mean is not None
             assert channel.std is not None
-            return channel.mean, channel.std if channel.std > 1e-8 else 1.0
+            return channel.mean, _divisor(channel.std)
         case "rescale":
             low, high = float(volume.min()), float(volume.max())
-            return low, max(high - low, 1e-8)
+            return low, _divisor(high - low)
         case "rgb":
             low, high = float(volume.min()), float(volume.max())
             if low < 0 or high > 255:
@@ -203,6 +205,11 @@ def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | No
                 )
             return 0.0, 255.0
     return 0.0, 1.0
+
+
+def _divisor(spread: float) -> float:
+    """`spread`, or 1 where it is that of constant intensities; those of a scan in SI units may all be below 1e-8."""
+    return spread if spread > _SMALLEST_SPREAD else 1.0
 
 
 def _mean_and_std(volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:

@@ -54,11 +54,11 @@ def match_pairs(predictions: Path, references: Path) -> Pairs:
     if strangers:
         raise InputError(
             f"{len(strangers)} of {len(predicted)} predictions in {predictions} have no reference of that name "
-            f"in {references}: {_some(strangers)}. Add the references, or take those predictions out."
+            f"in {references}: {some_of(strangers)}. Add the references, or take those predictions out."
         )
     unmatched = tuple(name for name in true if name not in predicted)
     if unmatched:
-        logger.warning("%d of %d references have no prediction: %s.", len(unmatched), len(true), _some(unmatched))
+        logger.warning("%d of %d references have no prediction: %s.", len(unmatched), len(true), some_of(unmatched))
     return Pairs(tuple(Pair(name, path, true[name]) for name, path in predicted.items()), unmatched)
 
 
@@ -74,6 +74,11 @@ def read_labels_file(path: Path) -> LabelSet:
     """
     document = _read_mapping(path)
     return parse_labels(document.get("labels", document), document.get("regions_class_order"), str(path))
+
+
+def some_of(items: Sequence[object]) -> str:
+    """The first five of some names or values, and a sign that there are more."""
+    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
 
 
 def _images_by_name(path: Path) -> dict[str, Path]:
@@ -98,11 +103,6 @@ def _check_suffix(path: Path) -> None:
     """Refuse a file that is no image by its name."""
     if image_suffix(path) is None:
         raise InputError(f"{path} is not a label image by its name. Known formats: {', '.join(SUFFIXES)}.")
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first five names, and a sign that there are more."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

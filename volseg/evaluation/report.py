@@ -7,15 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from volseg.data.reading import read_label
 from volseg.errors import UsageError
 from volseg.evaluation.overlap import ABSENT, POLICY, Overlap, label_overlaps, values_in
-from volseg.evaluation.pairs import Pair, Pairs
+from volseg.evaluation.pairs import Pair, Pairs, some_of
 from volseg.files import write_json, write_text
 
 MEASURES = tuple(field.name for field in fields(Overlap))
+
+
+class _Compared(NamedTuple):
+    """One case: its overlaps by label, and the values in its two images that no label has."""
+
+    overlaps: dict[str, Overlap]
+    unnamed_predicted: set[int]
+    unnamed_true: set[int]
 
 
 def evaluate_pairs(
@@ -34,7 +42,7 @@ def evaluate_pairs(
         ignore: value in references of voxels to leave out.
 
     Returns:
-        The document of `summarise`.
+        The document of `summarise`, and "warnings": what speaks against the given labels, one sentence each.
 
     Raises:
         InputError: an image cannot be read; no other case is waited for.
@@ -42,12 +50,16 @@ def evaluate_pairs(
     """
     with ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda pair: _compare(pair, labels, ignore), pairs.matched))
-    names = labels or sorted({name for overlaps in found for name in overlaps}, key=_value_of)
-    cases = {
-        pair.name: {name: overlaps.get(name, ABSENT) for name in names}
-        for pair, overlaps in zip(pairs.matched, found, strict=True)
-    }
-    return summarise(cases, pairs.unmatched_references)
+    names = labels or sorted({name for one in found for name in one.overlaps}, key=_value_of)
+    compared = {pair.name: one for pair, one in zip(pairs.matched, found, strict=True)}
+    cases = {case: {name: one.overlaps.get(name, ABSENT) for name in names} for case, one in compared.items()}
+    document = summarise(cases, pairs.unmatched_references)
+    warnings = [
+        *_unnamed("predictions", {case: one.unnamed_predicted for case, one in compared.items()}),
+        *_unnamed("references", {case: one.unnamed_true for case, one in compared.items()}),
+        *_absent([name for name, mean in document["mean"]["labels"].items() if mean["cases"] == 0]),
+    ]
+    return {**document, "warnings": warnings}
 
 
 def summarise(cases: Mapping[str, Mapping[str, Overlap]], unmatched_references: Sequence[str] = ()) -> dict[str, Any]:
@@ -102,13 +114,33 @@ def check_report_name(path: Path) -> None:
         raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
 
 
-def _compare(pair: Pair, labels: Mapping[str, int | tuple[int, ...]] | None, ignore: int | None) -> dict[str, Overlap]:
+def _compare(pair: Pair, labels: Mapping[str, int | tuple[int, ...]] | None, ignore: int | None) -> _Compared:
     """The overlaps of one case, of the given labels or of those found in its two images."""
     reference = read_label(pair.reference)
     prediction = read_label(pair.prediction, like=reference.geometry)
     true, predicted = reference.channels[0], prediction.channels[0]
-    values = labels or {f"label_{value}": value for value in values_in(true) | values_in(predicted)}
-    return label_overlaps(predicted, true, values, reference.geometry.voxel_ml, ignore)
+    in_true, in_predicted = values_in(true), values_in(predicted)
+    values = labels or {f"label_{value}": value for value in in_true | in_predicted}
+    overlaps = label_overlaps(predicted, true, values, reference.geometry.voxel_ml, ignore)
+    known = {one for value in values.values() for one in ((value,) if isinstance(value, int) else value)} | {ignore}
+    return _Compared(overlaps, in_predicted - known, in_true - known)
+
+
+def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
+    """What is said of values that no label has, by case, in images of one kind."""
+    cases = [case for case, found in values.items() if found]
+    if not cases:
+        return []
+    found = sorted(set().union(*values.values()))
+    return [
+        f"Values in {kind} that no label has count as background: {some_of(found)} (cases: {some_of(cases)}). "
+        "Are these the right labels?"
+    ]
+
+
+def _absent(names: Sequence[str]) -> list[str]:
+    """What is said of labels that no image holds."""
+    return [f"Labels that are in no image: {some_of(names)}. Are these the right labels?"] if names else []
 
 
 def _value_of(found_name: str) -> int:

@@ -1,0 +1,149 @@
+"""What info says: of images that predict takes or refuses, and of paths that are neither image, model nor run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.images import OBLIQUE, SHEARED, STRAIGHT, nifti, orthogonal, patched, ramp, save, write_series
+from volseg.api.describe import describe
+from volseg.data.reading import read_scan
+from volseg.errors import InputError
+
+COLOUR = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+KINDS = "an image, a DICOM series, a model or a run folder"
+
+
+def holding(value):
+    array = ramp(dtype=np.float32)
+    array[0, 0, 0] = value
+    return array
+
+
+def described(path):
+    """The description, once it is known to be fit for JSON."""
+    found = describe(path)
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("array", "extremes", "words"),
+    [
+        (holding(np.nan), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
+        (holding(-np.inf), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
+        (np.full((3, 4, 5), np.nan), (None, None), "holds 60 NaN or infinite voxels; replace them, for example by 0."),
+        (ramp().astype(np.complex64), (None, None), "its voxels are complex (complex64)"),
+        (np.zeros((3, 4, 5), COLOUR), (None, None), "its voxels are colour or structured"),
+        (ramp((4, 5)), (0.0, 19.0), "is 2-D (4 x 5); a 3-D volume is needed."),
+        (np.full((3, 4, 5), 7, np.int16), (7.0, 7.0), "every voxel is 7, so it holds no anatomy"),
+        (ramp((3, 4, 5, 1, 2)), (0.0, 119.0), "is 5-D (3 x 4 x 5 x 1 x 2); a 3-D volume is needed."),
+    ],
+)
+def test_an_image_that_predict_refuses_is_described_with_the_reason(tmp_path, array, extremes, words):
+    path = save(nifti(array), tmp_path / "scan.nii.gz")
+    found = described(path)
+    with pytest.raises(InputError) as refused:
+        read_scan(path)
+    assert found["refused_by_predict"] == str(refused.value)
+    assert words in found["refused_by_predict"]
+    assert (found["minimum"], found["maximum"]) == extremes
+    assert found["shape"] == " x ".join(map(str, array.shape))
+    grid = (found["spacing_mm"], found["axes"], found["voxel_ml"])
+    if array.ndim == 2:
+        assert grid == (None, None, None)
+    else:
+        assert grid == ("0.8 x 1.5 x 3.0", "LAS", pytest.approx(0.0036))
+
+
+def test_an_image_without_a_grid_is_described_with_the_reason(tmp_path):
+    # srow_y of the header.
+    path = patched(save(nifti(ramp(), qform=0), tmp_path / "scan.nii"), 296, bytes(16))
+    found = described(path)
+    assert found["refused_by_predict"] == f"{path}: a spacing is zero, found 0.8 x 0 x 3 mm; mend its header."
+    assert (found["spacing_mm"], found["axes"], found["voxel_ml"]) == (None, None, None)
+    assert (found["minimum"], found["maximum"]) == (0.0, 59.0)
+
+
+@pytest.mark.parametrize(
+    ("affine", "words"),
+    [
+        (STRAIGHT, "none"),
+        (orthogonal(OBLIQUE), "The grid is oblique by 20 degrees: used as stored."),
+        (SHEARED, "The grid is sheared, axes meet at 73.3 degrees: used as stored."),
+        (
+            np.diag([100, 100, 100, 1.0]),
+            "The voxels are 100 x 100 x 100 mm in size: used as stored, but is the unit right?",
+        ),
+    ],
+)
+def test_warnings_are_those_of_predict(tmp_path, affine, words):
+    path = save(nifti(ramp(), affine, qform=0), tmp_path / "scan.nii.gz")
+    found = described(path)
+    assert found["warnings"] == words == ("; ".join(read_scan(path).warnings) or "none")
+    assert found["refused_by_predict"] is None
+
+
+def test_several_volumes_are_for_a_model_of_so_many_channels(tmp_path):
+    found = described(save(nifti(ramp((3, 4, 5, 2))), tmp_path / "scan.nii.gz"))
+    assert found["warnings"] == "It holds 2 volumes: only a model of 2 channels takes it."
+    assert found["refused_by_predict"] is None
+
+
+@pytest.mark.parametrize("name", ["missing", "missing.nii.gz", "missing.zip"])
+def test_a_path_that_is_not_there(name):
+    with pytest.raises(InputError) as refused:
+        describe(Path(name))
+    assert str(refused.value) == (
+        f"There is no file or folder {name}, and no bundled model of that name (hippocampus); give {KINDS}."
+    )
+
+
+def test_a_model_file_that_is_not_there():
+    with pytest.raises(InputError, match=r"^There is no model 'missing.safetensors'\."):
+        describe(Path("missing.safetensors"))
+
+
+def test_a_folder_is_described_by_its_only_scan(tmp_path):
+    path = save(nifti(ramp()), tmp_path / "scan.nii.gz")
+    assert described(tmp_path)["file"] == str(path)
+    save(nifti(ramp()), tmp_path / "also.nii.gz")
+    with pytest.raises(InputError) as refused:
+        describe(tmp_path)
+    first = tmp_path / "also.nii.gz"
+    assert str(refused.value) == f"{tmp_path} is a folder of 2 scans; give one of them, such as {first}."
+
+
+def test_a_folder_of_a_series_is_one_image(tmp_path):
+    folder = write_series(tmp_path / "series", ramp(), [(0, 0, 2 * k) for k in range(5)])
+    assert (described(folder)["file"], described(folder)["shape"]) == (str(folder), "3 x 4 x 5")
+
+
+def test_a_folder_of_nothing(tmp_path):
+    with pytest.raises(InputError) as refused:
+        describe(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path} is not {KINDS}: {tmp_path} holds no scan.")
+
+
+@pytest.mark.parametrize("names", [("imagesTr", "labelsTr"), ("images", "labels")])
+def test_a_data_set_is_for_plan(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError) as refused:
+        describe(tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path} is a training data set; use 'volseg plan {tmp_path}' for it, or give {KINDS}."
+    )
+
+
+def test_a_bundled_name_is_that_model_whatever_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "hippocampus"
+    folder.mkdir()
+    save(nifti(ramp()), folder / "scan.nii.gz")
+    assert described(Path("hippocampus"))["what"] == "model Hippocampus-ensemble5"
+    assert described(folder)["what"] == "image"
+    (folder / "settings.yaml").touch()
+    (folder / "metrics.jsonl").touch()
+    assert described(Path("hippocampus"))["what"] == "run"

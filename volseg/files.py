@@ -10,10 +10,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from volseg.errors import ResourceError
+from volseg.errors import InputError, ResourceError
 
 # The temporary names of `whole_file`.
 LEFTOVERS = ".????????.tmp.*"
+
+
+@contextmanager
+def access_to(path: str | Path) -> Iterator[None]:
+    """Say in one sentence what the system refuses while a path is looked at or read.
+
+    An OSError without a number is a reader's, of a file that is damaged, and passes through.
+
+    Raises:
+        InputError: no permission, a name too long, a failing disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise InputError(
+            f"{error.filename or path} cannot be read: {error.strerror}; check its name, its permissions and its disk."
+        ) from error
 
 
 @contextmanager

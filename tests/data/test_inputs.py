@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from volseg.data.formats import SUFFIXES
 from volseg.data.inputs import Case, find_cases, output_paths, plan_outputs
 from volseg.errors import InputError, UsageError
 
@@ -13,12 +14,12 @@ TWO = ("T1", "T2")
 
 
 def make(root: Path, *names: str) -> Path:
-    """Make empty files below `root`, and folders where a name ends in '/'."""
+    """Make files below `root` that are empty, or begin as DICOM where named IM or 1.2, and folders for a last '/'."""
     for name in names:
         path = root / name
         (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
         if not name.endswith("/"):
-            path.touch()
+            path.write_bytes(bytes(128) + b"DICM" if path.name.startswith(("IM", "1.2.")) else b"")
     return root
 
 
@@ -60,11 +61,30 @@ def test_a_scan_file_and_its_result(tmp_path: Path, scan: str, result: str) -> N
         ["slice.ima", "notes.txt", "result.json"],
         ["1.2.840.113", "1.2.840.114"],
         ["only.dcm", "empty/"],
+        ["only.dcm", "README"],
     ],
 )
 def test_a_folder_without_other_formats_is_a_series(tmp_path: Path, files: list[str]) -> None:
     series = make(tmp_path / "MR.T1", *files)
     assert find_cases([series], ONE) == [Case("MR.T1", (series,), ".nii.gz")]
+
+
+@pytest.mark.parametrize("name", ["README", "Makefile", "log.1"])
+@pytest.mark.parametrize("content", [b"", b"Notes on the scans beside this folder.\n" * 9])
+def test_a_folder_of_notes_is_no_series(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = make(tmp_path / "scans", "a.nii.gz", f"notes/{name}")
+    (folder / "notes" / name).write_bytes(content)
+    assert brief(find_cases([folder], ONE), folder) == [("a", "a.nii.gz")]
+    with pytest.raises(InputError) as caught:
+        find_cases([folder / "notes"], ONE)
+    assert str(caught.value) == (
+        f"{folder / 'notes'} holds no scan. Known: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series."
+    )
+
+
+def test_dicom_without_preamble_is_a_series(tmp_path: Path) -> None:
+    (make(tmp_path / "series", "a/") / "data").write_bytes(b"\x08\0\5\0CS\x0a\0ISO_IR 100")
+    assert find_cases([tmp_path / "series"], ONE) == [Case("series", (tmp_path / "series",), ".nii.gz")]
 
 
 def test_a_series_in_the_current_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

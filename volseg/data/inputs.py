@@ -1,4 +1,6 @@
-"""What `volseg predict INPUT...` means: which cases there are, by names alone, and where their results go.
+"""What `volseg predict INPUT...` means: which cases there are, and where their results go.
+
+Cases are found by names, and by a file's first bytes where its name does not say whether it is DICOM.
 
 A scan is an image file, a .zip or folder of a DICOM series, or one DICOM file ending in .dcm.
 """
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.data.formats import SUFFIXES, beside, image_suffix, stem_of
+from volseg.data.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, beside, image_suffix, stem_of
 from volseg.errors import InputError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -205,7 +207,7 @@ def _scans_at(path: Path) -> list[Path]:
 
 
 def _is_series(path: Path) -> bool:
-    """Whether this is a folder with files named as DICOM files are, and none of another scan format."""
+    """Whether this is a folder with DICOM files, and none of another scan format."""
     content = _visible(path) if path.is_dir() else []
     return any(map(_may_be_dicom, content)) and not any(map(_is_scan_file, content))
 
@@ -216,9 +218,14 @@ def _is_scan_file(path: Path) -> bool:
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Whether this is a file named as DICOM files are: .dcm, .ima, no suffix, or the last number of a UID."""
+    """Whether this is a file named .dcm or .ima, or one without suffix or with a UID's number that begins as DICOM."""
     suffix = path.suffix.lower()
-    return path.is_file() and (suffix in ("", ".dcm", ".ima") or suffix[1:].isdecimal())
+    if not path.is_file() or suffix in DICOM_SUFFIXES:
+        return path.is_file()
+    if suffix and not suffix[1:].isdecimal():
+        return False
+    with open(path, "rb") as stream:
+        return begins_as_dicom(stream.read(132))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -259,6 +259,20 @@ def test_a_scan_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         plan_outputs(find_cases([Path("a.nii")], ONE), tmp_path / "x" / ".." / "a.nii", overwrite=overwrite)
 
 
+@pytest.mark.parametrize("output", ["series", "series/seg.nii.gz", "series/results", "link"])
+def test_a_series_is_kept_free_of_results(tmp_path: Path, output: str) -> None:
+    series = make(tmp_path, "series/1.dcm", "a.nii") / "series"
+    (tmp_path / "link").symlink_to(series)
+    cases = find_cases([series], ONE)
+    (result,) = output_paths(cases, tmp_path / output)
+    with pytest.raises(UsageError) as caught:
+        plan_outputs(cases, tmp_path / output, overwrite=True)
+    assert str(caught.value) == (
+        f"The result {result} would lie in the DICOM series {series}. Choose an --output outside of that folder."
+    )
+    assert plan_outputs(cases, tmp_path) == [(cases[0], tmp_path / "series.nii.gz")]
+
+
 def test_existing_results(tmp_path: Path) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii", "c.nii")], ONE)
     out = make(tmp_path / "out", "b.nii", "c.nii")

@@ -90,15 +90,13 @@ def plan_outputs(
         also: suffixes of files that belong to a result beside its label image, such as ".probabilities.npy".
 
     Raises:
-        UsageError: two cases with one output name, a result that exists or would replace a scan, or both options.
+        UsageError: two cases with one output name, a result that exists, would replace a scan or lie in a DICOM
+            series, or cannot be written, or both options.
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other. Give one of them.")
     outputs = output_paths(cases, out)
-    scans = {_absolute(path).resolve() for case in cases for path in case.paths}
-    for output in outputs:
-        if output.resolve() in scans:
-            raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
+    _spare_scans(outputs, [path for case in cases for path in case.paths])
     # A file of the record's name without a label image is no result of ours, perhaps a scan's own sidecar.
     records = [beside(output, ".json") for output in outputs if not output.exists()]
     taken = [record for record in records if record.exists()]
@@ -148,6 +146,20 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
                 "Segment them one after the other, with different --output folders."
             )
     return [out / f"{case.name}{case.output_suffix}" for case in cases]
+
+
+def _spare_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
+    """Refuse results that would replace a scan, or lie among the slices of one, which is then no series any more."""
+    places = {_real(scan) for scan in scans}
+    series = {place for place in places if place.is_dir()}
+    for output in outputs:
+        if _real(output) in places:
+            raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
+        if inside := series.intersection(_real(output).parents):
+            raise UsageError(
+                f"The result {output} would lie in the DICOM series {inside.pop()}. "
+                "Choose an --output outside of that folder."
+            )
 
 
 def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
@@ -242,6 +254,11 @@ def _output_suffix(scan: Path) -> str:
     """The suffix of the label image of a scan; DICOM becomes NIfTI."""
     suffix = image_suffix(scan) or ".nii.gz"
     return ONE_FILE_SUFFIX.get(suffix, suffix)
+
+
+def _real(path: Path) -> Path:
+    """The path with its links followed, whether or not anything is there."""
+    return Path(os.path.realpath(path))
 
 
 def _absolute(path: Path) -> Path:

@@ -117,6 +117,18 @@ def test_several_inputs_keep_their_order(tmp_path: Path) -> None:
     assert brief(cases, tmp_path) == [("scan", "z/scan.nii"), ("a", "m/a.nii"), ("b", "m/b.nii"), ("series", "series")]
 
 
+@pytest.mark.parametrize("again", ["p/s.nii.gz", "p", "p/../p", "p/series", "elsewhere/../p/s.nii.gz"])
+def test_a_scan_given_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str) -> None:
+    monkeypatch.chdir(make(tmp_path, "p/s.nii.gz", "p/series/1.dcm", "elsewhere/"))
+    given = (Path("p/s.nii.gz"), Path("p/series"), tmp_path / again)
+    assert find_cases(given, ONE) == [Case("s", given[:1], ".nii.gz"), Case("series", given[1:2], ".nii.gz")]
+
+
+def test_a_channel_given_twice_counts_once(tmp_path: Path) -> None:
+    make(tmp_path, "x_0000.nii", "x_0001.nii")
+    assert brief(find_cases([tmp_path / "x_0001.nii", tmp_path], TWO), tmp_path) == [("x", "x_0000.nii", "x_0001.nii")]
+
+
 @pytest.mark.parametrize(
     ("channels", "files", "expected"),
     [
@@ -234,7 +246,6 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
     "scans",
     [
         ["one/scan.nii.gz", "two/scan.nii.gz"],
-        ["one/scan.nii.gz", "one/scan.nii.gz"],
         ["scan.nii", "scan.nii.gz"],
         ["scan.mhd", "scan.mha"],
         ["scan.nii", "scan.zip"],

@@ -47,7 +47,7 @@ def find_cases(
     was given belongs to a case with exactly the model's channels; otherwise each scan is a case.
 
     Args:
-        inputs: scans and folders of scans.
+        inputs: scans and folders of scans; one that is given twice counts once.
         channels: the model's channel names.
         named_channels: instead of `inputs`, the scan of each channel; the case is named after the first channel's.
 
@@ -66,10 +66,14 @@ def find_cases(
         return [_case_of_named(channels, named_channels)]
     if not inputs:
         raise UsageError("Nothing to segment. Give a scan or a folder of scans.")
-    folders: dict[Path, list[Path]] = defaultdict(list)
+    # A scan that is given twice, as by itself and by its folder, is one.
+    given: dict[Path, Path] = {}
     for path in inputs:
         for scan in _scans_at(path):
-            folders[_absolute(scan).parent].append(scan)
+            given.setdefault(_absolute(scan), scan)
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    for place, scan in given.items():
+        folders[place.parent].append(scan)
     return [case for scans in folders.values() for case in _cases_among(scans, len(channels))]
 
 

@@ -1,7 +1,9 @@
 """Which cases are found among inputs, what their results are called, and what is refused before any work."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,6 +221,48 @@ def test_what_is_no_scan(tmp_path: Path, files: list[str], given: str, message: 
     make(tmp_path, *files)
     with pytest.raises(InputError, match=message):
         find_cases([tmp_path / given], ONE)
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 300}.nii.gz"
+    for arguments in (([path], ONE), ([], ONE, {"image": path})):
+        with pytest.raises(InputError) as caught:
+            find_cases(*arguments)
+        assert str(caught.value) == (
+            f"{path} cannot be read: File name too long; check its name, its permissions and its disk."
+        )
+
+
+def test_a_pipe_is_no_scan(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ff.nii.gz")
+    with pytest.raises(InputError) as caught:
+        find_cases([tmp_path / "ff.nii.gz"], ONE)
+    assert str(caught.value) == (
+        f"{tmp_path / 'ff.nii.gz'} is neither a file nor a folder. Give a scan or a folder of scans."
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "closed", "given"),
+    [("stat", "folder/a.nii", "folder/a.nii"), ("listdir", "folder", "folder"), ("listdir", "folder", ".")],
+)
+def test_a_closed_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, closed: str, given: str
+) -> None:
+    refused = make(tmp_path, "folder/a.nii", "b.nii") / closed
+    original = getattr(os, call)
+
+    def refuse(path: Any, **options: Any) -> Any:
+        if str(path) == str(refused):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, **options)
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(InputError) as caught:
+        find_cases([tmp_path / given], ONE)
+    assert str(caught.value) == (
+        f"{refused} cannot be read: Permission denied; check its name, its permissions and its disk."
+    )
 
 
 def test_one_case_may_name_its_result(tmp_path: Path) -> None:

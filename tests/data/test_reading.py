@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import os
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from tests.data.images import OBLIQUE, STRAIGHT, nifti, orthogonal, patched, ram
 from volseg.data.formats import SUFFIXES, image_suffix, stem_of
 from volseg.data.geometry import Geometry
 from volseg.data.reading import read_channels, read_label, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
+from volseg.data.sizes import reading_bytes
 from volseg.errors import GridError, InputError
 
 
@@ -249,6 +251,38 @@ class TestDamaged:
 
     def test_missing(self, tmp_path):
         self.refused(tmp_path / "a.nii", "does not exist")
+
+    def test_a_name_that_is_too_long(self, tmp_path):
+        self.refused(tmp_path / f"{'x' * 300}.nii", "cannot be read: File name too long; check its name, its permi")
+
+    @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.dcm", "a.zip"])
+    def test_a_pipe(self, tmp_path, name):
+        """Which would keep whoever reads it waiting."""
+        os.mkfifo(tmp_path / name)
+        self.refused(tmp_path / name, "is neither a file nor a folder; name another file")
+        assert reading_bytes(tmp_path / name) == 0
+
+    @pytest.mark.parametrize("suffix", [*SUFFIXES, ".dcm", ".zip"])
+    def test_a_closed_file_is_not_called_damaged(self, tmp_path, monkeypatch, suffix):
+        path = tmp_path / f"a{suffix}"
+        path.touch()
+
+        def refuse(file, *arguments, **options):
+            raise PermissionError(13, "Permission denied", str(file))
+
+        monkeypatch.setattr("builtins.open", refuse)
+        with pytest.raises(InputError) as caught:
+            read_scan(path)
+        assert str(caught.value) == (
+            f"{path} cannot be read: Permission denied; check its name, its permissions and its disk."
+        )
+
+    def test_a_file_lost_behind_a_nibabel_image_is_not_called_damaged(self, tmp_path):
+        path = save(nifti(ramp()), tmp_path / "a.nii.gz")
+        image = nib.load(path)
+        path.unlink()
+        with pytest.raises(InputError, match=rf"^{path} cannot be read: No such file or directory; check its name, "):
+            scan_from_nibabel(image)
 
     def test_unknown_suffix(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"\x89PNG")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from volseg.data.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, beside, image_suffix, stem_of
 from volseg.errors import InputError, UsageError
+from volseg.files import access_to
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def find_cases(
 
     Raises:
         UsageError: inputs and named channels together, neither, or not exactly the model's channels.
-        InputError: a missing path, an unknown format, or a folder without scans.
+        InputError: a path that is missing or closed to us, an unknown format, or a folder without scans.
     """
     if named_channels:
         if inputs:
@@ -69,7 +70,9 @@ def find_cases(
     # A scan that is given twice, as by itself and by its folder, is one.
     given: dict[Path, Path] = {}
     for path in inputs:
-        for scan in _scans_at(path):
+        with access_to(path):
+            scans = _scans_at(path)
+        for scan in scans:
             given.setdefault(_absolute(scan), scan)
     folders: dict[Path, list[Path]] = defaultdict(list)
     for place, scan in given.items():
@@ -172,7 +175,9 @@ def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
         raise UsageError(f"The model's channels are {', '.join(channels)}; --channel named {', '.join(named)}.")
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
-        if _scans_at(path) != [path]:
+        with access_to(path):
+            scans = _scans_at(path)
+        if scans != [path]:
             raise UsageError(f"--channel {channel}={path} is a folder of scans. Give one scan.")
     return Case(_name(paths[0]), paths, _output_suffix(paths[0]))
 
@@ -207,6 +212,8 @@ def _scans_at(path: Path) -> list[Path]:
             f"{path} has no known image format. Known: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
             "for a DICOM series give its folder."
         )
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder. Give a scan or a folder of scans.")
     content = _visible(path)
     scans = [entry for entry in content if _is_scan_file(entry) or _is_series(entry)]
     if not scans and _is_series(path):

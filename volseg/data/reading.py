@@ -25,6 +25,7 @@ from volseg.data.checks import check_affine, check_container, check_label, check
 from volseg.data.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
 from volseg.data.geometry import Geometry
 from volseg.errors import GridError, InputError
+from volseg.files import access_to
 
 # Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
 _LARGEST_GZIP_RATIO = 1032
@@ -193,10 +194,9 @@ def read_stored(path: Path) -> Stored:
     """Read whatever the path holds, by its suffix, without a look at its voxels.
 
     Raises:
-        InputError: it is missing, damaged, or no image.
+        InputError: it is missing, closed to us, damaged, or no image.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist", "add it, or name another file", "missing file")
+    _require_open(path)
     suffix = image_suffix(path)
     if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
         from volseg.data.dicom import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
@@ -223,6 +223,17 @@ def read_stored(path: Path) -> Stored:
             while compressed and stream.read(2**20):
                 pass
     return stored
+
+
+def _require_open(path: Path) -> None:
+    """Refuse what is not there or may not be read, of which SimpleITK would say that it is damaged."""
+    with access_to(path):
+        if not path.exists():
+            raise InputError(f"{path} does not exist", "add it, or name another file", "missing file")
+        if path.is_file():
+            open(path, "rb").close()
+        elif not path.is_dir():
+            raise InputError(f"{path} is neither a file nor a folder", "name another file", "no file")
 
 
 def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
@@ -293,9 +304,10 @@ def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 @contextlib.contextmanager
 def _unreadable_as_input_error(source: str) -> Iterator[None]:
-    """Say of any failure to read that the file is damaged."""
+    """Say of any failure to read that the file is damaged, unless it is the system that refuses it."""
     try:
-        yield
+        with access_to(source):
+            yield
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(

@@ -341,6 +341,41 @@ def test_existing_results(tmp_path: Path) -> None:
         plan_outputs(cases, out, overwrite=True, skip_existing=True)
 
 
+@pytest.mark.parametrize(
+    ("output", "refused", "reason"),
+    [
+        ("a.nii/foo", "a.nii/foo/a.nii", "Not a directory"),
+        ("a.nii/foo.nii", "a.nii/foo.nii", "Not a directory"),
+        ("a.nii/foo/seg.nii.gz", "a.nii/foo/seg.nii.gz", "Not a directory"),
+        (f"{'x' * 300}.nii", f"{'x' * 300}.nii", "File name too long"),
+        (f"new/{'x' * 300}", f"new/{'x' * 300}/a.nii", "File name too long"),
+        (f"{'x' * 237}.nii", f"{'x' * 237}.json", "File name too long"),
+        (f"{'x' * 230}.nii", f"{'x' * 230}.probabilities.npy", "File name too long"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, output: str, refused: str, reason: str
+) -> None:
+    cases = find_cases([make(tmp_path, "a.nii") / "a.nii"], ONE)
+    with pytest.raises(UsageError) as caught:
+        plan_outputs(cases, tmp_path / output, also=(".probabilities.npy",))
+    assert str(caught.value) == f"{tmp_path / refused} cannot be written: {reason}. Choose another place."
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
+
+
+def test_nothing_is_asked_of_a_folder_of_finished_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii")], ONE)
+    out = make(tmp_path / "out", "a.nii")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert plan_outputs(cases[:1], out, skip_existing=True) == []
+    with pytest.raises(UsageError, match=r"/b\.nii cannot be written: Read-only file system\. Choose another place\."):
+        plan_outputs(cases, out, skip_existing=True)
+
+
 def test_results_of_several_files(tmp_path: Path) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii", "c.nii", "d.nii")], ONE)
     out = make(tmp_path / "out", "b.nii", "c.nii", "c.probabilities.npy", "d.probabilities.npy")

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,11 +12,11 @@ import SimpleITK as sitk
 import torch
 
 from tests.data.images import OBLIQUE, STRAIGHT, nifti, orthogonal, patched, ramp, save
-from volseg.data.formats import SUFFIXES, image_suffix, stem_of
+from volseg.data.formats import SUFFIXES, beside, image_suffix, stem_of
 from volseg.data.geometry import Geometry
 from volseg.data.reading import read_channels, read_label, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
 from volseg.data.sizes import reading_bytes
-from volseg.errors import GridError, InputError
+from volseg.errors import GridError, InputError, UsageError
 
 
 def itk_image(array, affine):
@@ -55,6 +56,14 @@ def save_as(array, affine, path):
 def test_names(tmp_path, name, suffix, stem):
     assert image_suffix(tmp_path / name) == suffix
     assert stem_of(tmp_path / name) == stem
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_nothing_goes_beside_a_path_without_a_name(name):
+    with pytest.raises(
+        UsageError, match=rf"^'{name or '.'}' names no file\. Give a name that ends in one of \.nii\.gz, "
+    ):
+        beside(Path(name), ".json")
 
 
 @pytest.mark.parametrize("affine", [STRAIGHT, orthogonal(OBLIQUE)], ids=["flipped", "oblique"])

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from volseg.errors import UsageError
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MGH_SUFFIXES = (".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -22,7 +24,13 @@ def begins_as_dicom(start: bytes) -> bool:
 
 
 def beside(image: Path, suffix: str) -> Path:
-    """The file of another kind that goes with an image: its name without suffix, and `suffix`."""
+    """The file of another kind that goes with an image: its name without suffix, and `suffix`.
+
+    Raises:
+        UsageError: the path has no name, as "" and "/" have none.
+    """
+    if not image.name:
+        raise UsageError(f"'{image}' names no file. Give a name that ends in one of {', '.join(SUFFIXES)}.")
     return image.with_name(stem_of(image) + suffix)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from volseg.data.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, beside, image_suffix, stem_of
 from volseg.errors import InputError, UsageError
-from volseg.files import access_to
+from volseg.files import access_to, require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -105,24 +105,26 @@ def plan_outputs(
     outputs = output_paths(cases, out)
     _spare_scans(outputs, [path for case in cases for path in case.paths])
     # A file of the record's name without a label image is no result of ours, perhaps a scan's own sidecar.
-    records = [beside(output, ".json") for output in outputs if not output.exists()]
-    taken = [record for record in records if record.exists()]
+    records = [beside(output, ".json") for output in outputs if not os.path.exists(output)]
+    taken = [record for record in records if os.path.exists(record)]
     if taken and not overwrite:
         raise UsageError(
             f"The record of a result would replace {taken[0]}. Choose another --output, or add --overwrite."
         )
     jobs = list(zip(cases, outputs, strict=True))
     files = [[output, *(beside(output, suffix) for suffix in also)] for output in outputs]
-    there = [[file for file in one if file.exists()] for one in files]
+    there = [[file for file in one if os.path.exists(file)] for one in files]
     if skip_existing:
         # The label image is written last, so that other files without it are those of a run that was stopped.
-        return [job for job, one, found in zip(jobs, files, there, strict=True) if found != one]
+        jobs = [job for job, one, found in zip(jobs, files, there, strict=True) if found != one]
     existing = [found[0] for found in there if found]
-    if existing and not overwrite:
+    if existing and not overwrite and not skip_existing:
         raise UsageError(
             f"{len(existing)} of {len(outputs)} results exist already, the first is {existing[0]}. "
             "Add --overwrite to replace them or --skip-existing to keep them."
         )
+    others = (".json", *also)
+    require_writable(file for _, label in jobs for file in (label, *(beside(label, suffix) for suffix in others)))
     return jobs
 
 
@@ -134,13 +136,13 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
             result; or several cases but `out` names one file.
     """
     suffix = image_suffix(out)
-    if suffix and not out.is_dir():
+    if suffix and not os.path.isdir(out):
         if suffix in ONE_FILE_SUFFIX:
             raise UsageError(f"--output {out} would be two files. Use {ONE_FILE_SUFFIX[suffix]} instead of {suffix}.")
         if len(cases) == 1:
             return [out]
         raise UsageError(f"--output {out} names one file, but there are {len(cases)} cases. Give a folder.")
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(
             f"--output {out} is a file without an image suffix. Give a folder, or one of {', '.join(SUFFIXES)}."
         )

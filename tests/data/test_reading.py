@@ -214,6 +214,34 @@ class TestFromMemory:
         with pytest.raises(InputError, match="not a finite 4 x 4 matrix"):
             scan_from_array(ramp(), affine)
 
+    @pytest.mark.parametrize(
+        ("array", "affine", "message"),
+        [
+            (
+                ramp(),
+                "RAS",
+                "The array's affine cannot be made of what was given, a str (could not convert string to float: "
+                "'RAS'); give a 4 x 4 matrix to RAS+ millimetres.",
+            ),
+            (
+                [[1, 2], [3]],
+                np.eye(4),
+                "The array cannot be made of what was given, a list (setting an array element with a sequence); "
+                "give numbers in (I, J, K).",
+            ),
+            (
+                torch.zeros(2, 2, 2, requires_grad=True),
+                np.eye(4),
+                "The array cannot be made of what was given, a Tensor (Can't call numpy() on Tensor that requires "
+                "grad); give numbers in (I, J, K).",
+            ),
+        ],
+    )
+    def test_what_is_no_array_is_refused(self, array, affine, message):
+        with pytest.raises(InputError) as caught:
+            scan_from_array(array, affine)
+        assert str(caught.value) == message
+
 
 class TestLabels:
     def test_labels_become_the_smallest_type(self, tmp_path):

@@ -152,9 +152,26 @@ def compare_grids(path: Path, reference: Path, whose: str) -> None:
 
 
 def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) -> Scan:
-    """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied."""
-    stored = Stored(np.asarray(array), np.array(affine, dtype=np.float64), None, "The array", [])
-    return _as_scan(stored, channels)
+    """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied.
+
+    Raises:
+        InputError: they are no arrays of numbers, or fail a requirement of volseg.data.checks.
+    """
+    voxels = _taken(array, None, "The array", "numbers in (I, J, K)")
+    matrix = _taken(affine, np.float64, "The array's affine", "a 4 x 4 matrix to RAS+ millimetres")
+    return _as_scan(Stored(voxels, matrix.copy(), None, "The array", []), channels)
+
+
+def _taken(value: Any, kind: type | None, what: str, expected: str) -> np.ndarray:
+    """A value as an array of some kind, not copied where it is one."""
+    try:
+        return np.asarray(value, dtype=kind)
+    # The last is PyTorch's, of a tensor with a gradient.
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).split(". ")[0].rstrip(".")
+        raise InputError(
+            f"{what} cannot be made of what was given, a {type(value).__name__} ({reason}); give {expected}."
+        ) from error
 
 
 def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:

@@ -264,6 +264,7 @@ class TestLabels:
         assert read_label(path, like=geometry).geometry.same_grid(geometry)
         with pytest.raises(GridError) as caught:
             read_label(path, like=Geometry((3, 4, 6), np.diag([2.0, 2.0, 2.5, 1.0])))
+        assert f"{path} lies on another grid than the image or reference it belongs to: 3" in str(caught.value)
         assert "3 x 4 x 5 voxels of 0.8 x 1.5 x 3 mm, LAS, from [31.5, -40.25, 12.0]" in str(caught.value)
         assert "expected 3 x 4 x 6 voxels of 2 x 2 x 2.5 mm, RAS, from [0.0, 0.0, 0.0]" in str(caught.value)
 

@@ -126,7 +126,7 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
     label = check_label(stored.array, stored.source, known)
     geometry = Geometry(label.shape, stored.affine)
     if like is not None:
-        _require_grid(geometry, like, stored.source, "its image")
+        _require_grid(geometry, like, stored.source, "the image or reference it belongs to")
     return Scan((label,), geometry, stored.header, stored.source, tuple(warnings))
 
 

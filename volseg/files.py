@@ -1,19 +1,42 @@
 """Files that appear whole or not at all, and their checksums."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from volseg.errors import ResourceError
+from volseg.errors import InputError, ResourceError, UsageError
 
 # The temporary names of `whole_file`.
 LEFTOVERS = ".????????.tmp.*"
+# What the system says where space would help.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def access_to(path: str | Path) -> Iterator[None]:
+    """Say in one sentence what the system refuses while a path is looked at or read.
+
+    An OSError without a number is a reader's, of a file that is damaged, and passes through.
+
+    Raises:
+        InputError: no permission, a name too long, a failing disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise InputError(
+            f"{error.filename or path} cannot be read: {error.strerror}; check its name, its permissions and its disk."
+        ) from error
 
 
 @contextmanager
@@ -26,7 +49,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         ResourceError: the disk refused the bytes (full, read-only, over quota).
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -34,12 +57,38 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        message = f"Could not write {path}: {error.strerror or error}. Free some space or choose another place."
-        raise ResourceError(message) from error
+        advice = "Free some space or choose another place." if error.errno in _FULL else "Choose another place."
+        raise ResourceError(f"Could not write {path}: {error.strerror or error}. {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def require_writable(paths: Iterable[Path]) -> None:
+    """Refuse files that `whole_file` could not write, before the work whose results they are.
+
+    Folders that are missing are not made yet; in the nearest that is there a file without a name is made and lost.
+
+    Raises:
+        UsageError: a name is too long, a file stands where a folder has to be or a folder where the file has to, or
+            the system lets none be made.
+    """
+    tried: set[Path] = set()
+    for path in paths:
+        folder = next(parent for parent in path.parents if os.path.lexists(parent))
+        try:
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            for name in (*path.parent.relative_to(folder).parts, _temporary(path).name):
+                with suppress(FileNotFoundError):
+                    os.lstat(folder / name)
+            # Permissions alone do not tell it of /proc or of a disk that is read-only.
+            if folder not in tried:
+                tempfile.TemporaryFile(dir=folder).close()
+                tried.add(folder)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
 
 
 def room_for(path: Path, size: int) -> None:
@@ -95,6 +144,11 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    """Another name for `path` on every call, see `whole_file`."""
+    return path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """DICOM series: ordered by place, on the true grid, or refused for a stated reason."""
 
+import os
+import struct
 import zipfile
 
 import numpy as np
@@ -170,6 +172,132 @@ def zipped(folder, path, prefix=""):
         for file in folder.iterdir():
             archive.write(file, prefix + file.name)
     return path
+
+
+MR, REPORT = b"1.2.840.10008.5.1.4.1.1.4", b"1.2.840.10008.5.1.4.1.1.88.11"
+
+
+def element(group, number, kind, value):
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HH2sH", group, number, kind, len(value)) + value
+
+
+def without_pixels(sop_class):
+    """A whole DICOM file of some class that holds no pixels."""
+    meta = (
+        element(2, 2, b"UI", sop_class) + element(2, 3, b"UI", b"1.2.9") + element(2, 16, b"UI", b"1.2.840.10008.1.2.1")
+    )
+    data = (
+        element(8, 0x16, b"UI", sop_class) + element(8, 0x18, b"UI", b"1.2.9") + element(0x20, 0xE, b"UI", b"1.2.3.9")
+    )
+    return bytes(128) + b"DICM" + element(2, 0, b"UL", struct.pack("<I", len(meta))) + meta + data
+
+
+DAMAGE = {
+    "first slice without pixels": (0, lambda content: content[:600]),
+    "last slice cut in its pixels": (4, lambda content: content[:-100]),
+    "slice in the middle cut in its pixels": (2, lambda content: content[:-100]),
+    "cut in the header of the file": (0, lambda content: content[:150]),
+    "cut before the magic": (4, lambda content: content[:100]),
+    "empty": (0, lambda content: b""),
+    "zeros": (0, lambda content: bytes(len(content))),
+    "another file": (0, lambda content: b"<html>not found</html>"),
+    "pixels left out": (0, lambda content: without_pixels(MR)),
+}
+
+
+def in_order(folder):
+    """The files of a series as `write_series` stacked them."""
+    return sorted(folder.iterdir(), key=lambda file: int(file.name[8:10]) * 9 % 31)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_slices_are_named(tmp_path, name, packed):
+    """A slice left out at the end makes a volume that looks whole, so none is passed over."""
+    folder = write_series(tmp_path / "s", ramp((32, 32, 5)), STACK)
+    place, damage = DAMAGE[name]
+    file = in_order(folder)[place]
+    file.write_bytes(damage(file.read_bytes()))
+    given = zipped(folder, tmp_path / "s.zip", "study/") if packed else folder
+    with pytest.raises(InputError) as caught:
+        read_scan(given)
+    assert str(caught.value) == (
+        f"{given}: 1 of its DICOM files cannot be read, damaged, cut short or of an unknown compression "
+        f"({'study/' if packed else ''}{file.name}); copy them again, or take away what is no slice."
+    )
+
+
+def test_many_damaged_slices_are_counted(tmp_path):
+    folder = write_series(tmp_path / "s", ramp((32, 32, 7)), np.outer(np.arange(7), (0, 0, 3)))
+    files = sorted(folder.iterdir())
+    for file in files[:6]:
+        file.write_bytes(b"")
+    named = ", ".join(file.name for file in files[:5])
+    with pytest.raises(InputError, match=rf": 6 of its DICOM files .*\({named} and more\); copy them again"):
+        read_scan(folder)
+
+
+@pytest.mark.parametrize("names", [[f"IM{k:04}" for k in range(5)], [f"1.2.840.{k}" for k in range(5)]])
+@pytest.mark.parametrize("left", [0, 100])
+def test_damaged_slices_without_a_suffix_are_named(tmp_path, names, left):
+    folder = write_series(tmp_path / "s", ramp(), STACK)
+    for file, name in zip(in_order(folder), names, strict=True):
+        file.rename(folder / name)
+    (folder / "README").write_text("notes")
+    (folder / "notes.txt").touch()
+    assert read_scan(folder).geometry.shape == (3, 4, 5)
+    (folder / names[4]).write_bytes((folder / names[4]).read_bytes()[:left])
+    with pytest.raises(InputError, match=rf": 1 of its DICOM files cannot be read, .* \({names[4]}\)"):
+        read_scan(folder)
+
+
+def test_other_objects_than_images_are_passed_over(tmp_path):
+    folder = write_series(tmp_path / "s", ramp(), STACK)
+    (folder / "report.dcm").write_bytes(without_pixels(REPORT))
+    (folder / "DICOMDIR").write_bytes(without_pixels(b"1.2.840.10008.1.3.10"))
+    (folder / "thumbnail.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    np.testing.assert_array_equal(read_scan(folder).channels[0], ramp())
+
+
+@pytest.mark.parametrize("content", [without_pixels(REPORT), without_pixels(MR), b""])
+def test_a_lone_file_that_cannot_be_read_is_named(tmp_path, content):
+    file = tmp_path / "a.dcm"
+    file.write_bytes(content)
+    for given in (file, tmp_path):
+        with pytest.raises(InputError) as caught:
+            read_scan(given)
+        assert str(caught.value) == (
+            f"{given} holds no DICOM images that can be read: a.dcm is damaged, cut short, of an unknown "
+            "compression or no image; copy it again, or give the folder of one DICOM series."
+        )
+
+
+def test_a_link_to_a_lost_slice_is_told(tmp_path):
+    folder = write_series(tmp_path / "s", ramp(), STACK)
+    lost = in_order(folder)[4]
+    lost.unlink()
+    lost.symlink_to(tmp_path / "lost")
+    with pytest.raises(InputError) as caught:
+        read_scan(folder)
+    assert str(caught.value) == (
+        f"{lost} cannot be read: No such file or directory; check its name, its permissions and its disk."
+    )
+
+
+def test_a_closed_folder_of_slices_is_told(tmp_path, monkeypatch):
+    write_series(tmp_path / "s" / "a", ramp(), STACK)
+    closed = write_series(tmp_path / "s" / "b", ramp(), STACK + np.array([0, 0, 15]), first=5)
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder) == str(closed):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=rf"{closed} cannot be read: Permission denied; check its name"):
+        read_scan(tmp_path / "s")
 
 
 @pytest.mark.parametrize("prefix", ["", "study/series/", "../../outside/", "/outside/"])

@@ -1,10 +1,13 @@
 """Which cases are found among inputs, what their results are called, and what is refused before any work."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from volseg.data.formats import SUFFIXES
 from volseg.data.inputs import Case, find_cases, output_paths, plan_outputs
 from volseg.errors import InputError, UsageError
 
@@ -13,12 +16,12 @@ TWO = ("T1", "T2")
 
 
 def make(root: Path, *names: str) -> Path:
-    """Make empty files below `root`, and folders where a name ends in '/'."""
+    """Make files below `root` that are empty, or begin as DICOM where named IM or 1.2, and folders for a last '/'."""
     for name in names:
         path = root / name
         (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
         if not name.endswith("/"):
-            path.touch()
+            path.write_bytes(bytes(128) + b"DICM" if path.name.startswith(("IM", "1.2.")) else b"")
     return root
 
 
@@ -60,11 +63,30 @@ def test_a_scan_file_and_its_result(tmp_path: Path, scan: str, result: str) -> N
         ["slice.ima", "notes.txt", "result.json"],
         ["1.2.840.113", "1.2.840.114"],
         ["only.dcm", "empty/"],
+        ["only.dcm", "README"],
     ],
 )
 def test_a_folder_without_other_formats_is_a_series(tmp_path: Path, files: list[str]) -> None:
     series = make(tmp_path / "MR.T1", *files)
     assert find_cases([series], ONE) == [Case("MR.T1", (series,), ".nii.gz")]
+
+
+@pytest.mark.parametrize("name", ["README", "Makefile", "log.1"])
+@pytest.mark.parametrize("content", [b"", b"Notes on the scans beside this folder.\n" * 9])
+def test_a_folder_of_notes_is_no_series(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = make(tmp_path / "scans", "a.nii.gz", f"notes/{name}")
+    (folder / "notes" / name).write_bytes(content)
+    assert brief(find_cases([folder], ONE), folder) == [("a", "a.nii.gz")]
+    with pytest.raises(InputError) as caught:
+        find_cases([folder / "notes"], ONE)
+    assert str(caught.value) == (
+        f"{folder / 'notes'} holds no scan. Known: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series."
+    )
+
+
+def test_dicom_without_preamble_is_a_series(tmp_path: Path) -> None:
+    (make(tmp_path / "series", "a/") / "data").write_bytes(b"\x08\0\5\0CS\x0a\0ISO_IR 100")
+    assert find_cases([tmp_path / "series"], ONE) == [Case("series", (tmp_path / "series",), ".nii.gz")]
 
 
 def test_a_series_in_the_current_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +117,18 @@ def test_several_inputs_keep_their_order(tmp_path: Path) -> None:
     make(tmp_path, "z/scan.nii", "m/b.nii", "m/a.nii", "series/1.dcm")
     cases = find_cases([tmp_path / "z" / "scan.nii", tmp_path / "m", tmp_path / "series"], ONE)
     assert brief(cases, tmp_path) == [("scan", "z/scan.nii"), ("a", "m/a.nii"), ("b", "m/b.nii"), ("series", "series")]
+
+
+@pytest.mark.parametrize("again", ["p/s.nii.gz", "p", "p/../p", "p/series", "elsewhere/../p/s.nii.gz"])
+def test_a_scan_given_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str) -> None:
+    monkeypatch.chdir(make(tmp_path, "p/s.nii.gz", "p/series/1.dcm", "elsewhere/"))
+    given = (Path("p/s.nii.gz"), Path("p/series"), tmp_path / again)
+    assert find_cases(given, ONE) == [Case("s", given[:1], ".nii.gz"), Case("series", given[1:2], ".nii.gz")]
+
+
+def test_a_channel_given_twice_counts_once(tmp_path: Path) -> None:
+    make(tmp_path, "x_0000.nii", "x_0001.nii")
+    assert brief(find_cases([tmp_path / "x_0001.nii", tmp_path], TWO), tmp_path) == [("x", "x_0000.nii", "x_0001.nii")]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +223,48 @@ def test_what_is_no_scan(tmp_path: Path, files: list[str], given: str, message: 
         find_cases([tmp_path / given], ONE)
 
 
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 300}.nii.gz"
+    for arguments in (([path], ONE), ([], ONE, {"image": path})):
+        with pytest.raises(InputError) as caught:
+            find_cases(*arguments)
+        assert str(caught.value) == (
+            f"{path} cannot be read: File name too long; check its name, its permissions and its disk."
+        )
+
+
+def test_a_pipe_is_no_scan(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ff.nii.gz")
+    with pytest.raises(InputError) as caught:
+        find_cases([tmp_path / "ff.nii.gz"], ONE)
+    assert str(caught.value) == (
+        f"{tmp_path / 'ff.nii.gz'} is neither a file nor a folder. Give a scan or a folder of scans."
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "closed", "given"),
+    [("stat", "folder/a.nii", "folder/a.nii"), ("listdir", "folder", "folder"), ("listdir", "folder", ".")],
+)
+def test_a_closed_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, closed: str, given: str
+) -> None:
+    refused = make(tmp_path, "folder/a.nii", "b.nii") / closed
+    original = getattr(os, call)
+
+    def refuse(path: Any, **options: Any) -> Any:
+        if str(path) == str(refused):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, **options)
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(InputError) as caught:
+        find_cases([tmp_path / given], ONE)
+    assert str(caught.value) == (
+        f"{refused} cannot be read: Permission denied; check its name, its permissions and its disk."
+    )
+
+
 def test_one_case_may_name_its_result(tmp_path: Path) -> None:
     folder = make(tmp_path, "scans/a.mha", "b.nii", "labels.nii.gz/")
     for given in (folder / "scans", folder / "scans" / "a.mha"):
@@ -214,7 +290,6 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
     "scans",
     [
         ["one/scan.nii.gz", "two/scan.nii.gz"],
-        ["one/scan.nii.gz", "one/scan.nii.gz"],
         ["scan.nii", "scan.nii.gz"],
         ["scan.mhd", "scan.mha"],
         ["scan.nii", "scan.zip"],
@@ -239,6 +314,20 @@ def test_a_scan_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         plan_outputs(find_cases([Path("a.nii")], ONE), tmp_path / "x" / ".." / "a.nii", overwrite=overwrite)
 
 
+@pytest.mark.parametrize("output", ["series", "series/seg.nii.gz", "series/results", "link"])
+def test_a_series_is_kept_free_of_results(tmp_path: Path, output: str) -> None:
+    series = make(tmp_path, "series/1.dcm", "a.nii") / "series"
+    (tmp_path / "link").symlink_to(series)
+    cases = find_cases([series], ONE)
+    (result,) = output_paths(cases, tmp_path / output)
+    with pytest.raises(UsageError) as caught:
+        plan_outputs(cases, tmp_path / output, overwrite=True)
+    assert str(caught.value) == (
+        f"The result {result} would lie in the DICOM series {series}. Choose an --output outside of that folder."
+    )
+    assert plan_outputs(cases, tmp_path) == [(cases[0], tmp_path / "series.nii.gz")]
+
+
 def test_existing_results(tmp_path: Path) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii", "c.nii")], ONE)
     out = make(tmp_path / "out", "b.nii", "c.nii")
@@ -250,6 +339,41 @@ def test_existing_results(tmp_path: Path) -> None:
     assert plan_outputs(cases, tmp_path / "new") == [(case, tmp_path / "new" / path.name) for case, path in pairs]
     with pytest.raises(UsageError, match="contradict"):
         plan_outputs(cases, out, overwrite=True, skip_existing=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "refused", "reason"),
+    [
+        ("a.nii/foo", "a.nii/foo/a.nii", "Not a directory"),
+        ("a.nii/foo.nii", "a.nii/foo.nii", "Not a directory"),
+        ("a.nii/foo/seg.nii.gz", "a.nii/foo/seg.nii.gz", "Not a directory"),
+        (f"{'x' * 300}.nii", f"{'x' * 300}.nii", "File name too long"),
+        (f"new/{'x' * 300}", f"new/{'x' * 300}/a.nii", "File name too long"),
+        (f"{'x' * 237}.nii", f"{'x' * 237}.json", "File name too long"),
+        (f"{'x' * 230}.nii", f"{'x' * 230}.probabilities.npy", "File name too long"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, output: str, refused: str, reason: str
+) -> None:
+    cases = find_cases([make(tmp_path, "a.nii") / "a.nii"], ONE)
+    with pytest.raises(UsageError) as caught:
+        plan_outputs(cases, tmp_path / output, also=(".probabilities.npy",))
+    assert str(caught.value) == f"{tmp_path / refused} cannot be written: {reason}. Choose another place."
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
+
+
+def test_nothing_is_asked_of_a_folder_of_finished_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii")], ONE)
+    out = make(tmp_path / "out", "a.nii")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert plan_outputs(cases[:1], out, skip_existing=True) == []
+    with pytest.raises(UsageError, match=r"/b\.nii cannot be written: Read-only file system\. Choose another place\."):
+        plan_outputs(cases, out, skip_existing=True)
 
 
 def test_results_of_several_files(tmp_path: Path) -> None:

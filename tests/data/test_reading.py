@@ -2,6 +2,8 @@
 
 import gzip
 import itertools
+import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,10 +12,11 @@ import SimpleITK as sitk
 import torch
 
 from tests.data.images import OBLIQUE, STRAIGHT, nifti, orthogonal, patched, ramp, save
-from volseg.data.formats import SUFFIXES, image_suffix, stem_of
+from volseg.data.formats import SUFFIXES, beside, image_suffix, stem_of
 from volseg.data.geometry import Geometry
 from volseg.data.reading import read_channels, read_label, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
-from volseg.errors import GridError, InputError
+from volseg.data.sizes import reading_bytes
+from volseg.errors import GridError, InputError, UsageError
 
 
 def itk_image(array, affine):
@@ -53,6 +56,14 @@ def save_as(array, affine, path):
 def test_names(tmp_path, name, suffix, stem):
     assert image_suffix(tmp_path / name) == suffix
     assert stem_of(tmp_path / name) == stem
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_nothing_goes_beside_a_path_without_a_name(name):
+    with pytest.raises(
+        UsageError, match=rf"^'{name or '.'}' names no file\. Give a name that ends in one of \.nii\.gz, "
+    ):
+        beside(Path(name), ".json")
 
 
 @pytest.mark.parametrize("affine", [STRAIGHT, orthogonal(OBLIQUE)], ids=["flipped", "oblique"])
@@ -203,6 +214,34 @@ class TestFromMemory:
         with pytest.raises(InputError, match="not a finite 4 x 4 matrix"):
             scan_from_array(ramp(), affine)
 
+    @pytest.mark.parametrize(
+        ("array", "affine", "message"),
+        [
+            (
+                ramp(),
+                "RAS",
+                "The array's affine cannot be made of what was given, a str (could not convert string to float: "
+                "'RAS'); give a 4 x 4 matrix to RAS+ millimetres.",
+            ),
+            (
+                [[1, 2], [3]],
+                np.eye(4),
+                "The array cannot be made of what was given, a list (setting an array element with a sequence); "
+                "give numbers in (I, J, K).",
+            ),
+            (
+                torch.zeros(2, 2, 2, requires_grad=True),
+                np.eye(4),
+                "The array cannot be made of what was given, a Tensor (Can't call numpy() on Tensor that requires "
+                "grad); give numbers in (I, J, K).",
+            ),
+        ],
+    )
+    def test_what_is_no_array_is_refused(self, array, affine, message):
+        with pytest.raises(InputError) as caught:
+            scan_from_array(array, affine)
+        assert str(caught.value) == message
+
 
 class TestLabels:
     def test_labels_become_the_smallest_type(self, tmp_path):
@@ -225,6 +264,7 @@ class TestLabels:
         assert read_label(path, like=geometry).geometry.same_grid(geometry)
         with pytest.raises(GridError) as caught:
             read_label(path, like=Geometry((3, 4, 6), np.diag([2.0, 2.0, 2.5, 1.0])))
+        assert f"{path} lies on another grid than the image or reference it belongs to: 3" in str(caught.value)
         assert "3 x 4 x 5 voxels of 0.8 x 1.5 x 3 mm, LAS, from [31.5, -40.25, 12.0]" in str(caught.value)
         assert "expected 3 x 4 x 6 voxels of 2 x 2 x 2.5 mm, RAS, from [0.0, 0.0, 0.0]" in str(caught.value)
 
@@ -249,6 +289,38 @@ class TestDamaged:
 
     def test_missing(self, tmp_path):
         self.refused(tmp_path / "a.nii", "does not exist")
+
+    def test_a_name_that_is_too_long(self, tmp_path):
+        self.refused(tmp_path / f"{'x' * 300}.nii", "cannot be read: File name too long; check its name, its permi")
+
+    @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.dcm", "a.zip"])
+    def test_a_pipe(self, tmp_path, name):
+        """Which would keep whoever reads it waiting."""
+        os.mkfifo(tmp_path / name)
+        self.refused(tmp_path / name, "is neither a file nor a folder; name another file")
+        assert reading_bytes(tmp_path / name) == 0
+
+    @pytest.mark.parametrize("suffix", [*SUFFIXES, ".dcm", ".zip"])
+    def test_a_closed_file_is_not_called_damaged(self, tmp_path, monkeypatch, suffix):
+        path = tmp_path / f"a{suffix}"
+        path.touch()
+
+        def refuse(file, *arguments, **options):
+            raise PermissionError(13, "Permission denied", str(file))
+
+        monkeypatch.setattr("builtins.open", refuse)
+        with pytest.raises(InputError) as caught:
+            read_scan(path)
+        assert str(caught.value) == (
+            f"{path} cannot be read: Permission denied; check its name, its permissions and its disk."
+        )
+
+    def test_a_file_lost_behind_a_nibabel_image_is_not_called_damaged(self, tmp_path):
+        path = save(nifti(ramp()), tmp_path / "a.nii.gz")
+        image = nib.load(path)
+        path.unlink()
+        with pytest.raises(InputError, match=rf"^{path} cannot be read: No such file or directory; check its name, "):
+            scan_from_nibabel(image)
 
     def test_unknown_suffix(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"\x89PNG")

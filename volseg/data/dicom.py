@@ -3,6 +3,8 @@
 Required of a series, beside what volseg.data.checks asks of every image:
 
     - one series in the folder and the folders in it; files that are no DICOM image are passed over
+    - no file that may be one of its slices is damaged: DICOM of the slices' class, or .dcm or .ima by its name, or
+      empty and named as the slices are
     - every slice states its position and orientation; all share size, pixel spacing and orientation
     - one image per position (a series over time or echoes is 4-D)
     - gaps between slices within 10 % of their median (a slice is missing otherwise)
@@ -12,19 +14,23 @@ Slices are ordered by position, never by name or instance number, and spacing al
 the positions, never from SliceThickness; a single slice alone has nothing else. Messages hold no patient data.
 """
 
+import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from shutil import copyfileobj
 
 import numpy as np
 import SimpleITK as sitk
 
+from volseg.data.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.data.geometry import LPS_FROM_RAS
 from volseg.data.itk import voxels_of
 from volseg.errors import InputError, ResourceError
+from volseg.files import access_to
 
 LARGEST_ZIP_BYTES = 16 * 2**30
 
@@ -36,6 +42,10 @@ _SPACING_BETWEEN, _THICKNESS = "0018|0088", "0018|0050"
 _SOP_CLASS = "0008|0016"
 # Enhanced and legacy-converted enhanced CT, MR and PET: multi-frame images whose frames have places.
 _ENHANCED = ("2.1", "2.2", "4.1", "4.4", "128.1", "130")
+# The bytes at the start of a file in which it states its class.
+_START_BYTES = 1024
+# The element (0002,0002), Media Storage SOP Class UID, as it begins in every file with a magic.
+_CLASS_ELEMENT = b"\2\0\2\0UI"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +77,31 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if path.suffix.lower() == ".zip" and not path.is_dir():
         with tempfile.TemporaryDirectory(prefix="volseg-") as folder:
             return _read_files(_unpack(path, Path(folder)), str(path))
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return _read_files(files, str(path))
+    if not path.is_dir():
+        return _read_files({path: path.name}, str(path))
+    with access_to(path):
+        files = sorted(_files_below(path))
+    return _read_files({file: str(file.relative_to(path)) for file in files}, str(path))
 
 
-def _read_files(files: list[Path], source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Read the one series among the files."""
-    images = [image for file in files if (image := _header(file)) is not None]
+def _files_below(folder: Path) -> list[Path]:
+    """The files in a folder and the folders in it, all of which have to be open to us.
+
+    A broken link named as a slice counts, so that it is missed when it is read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    below = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return [file for file in below if file.is_file() or (file.is_symlink() and _kind(file.name) in DICOM_SUFFIXES)]
+
+
+def _read_files(names: dict[Path, str], source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read the one series among files, whose names for messages are given."""
+    headers = {file: _header(file) for file in names}
+    images = [image for image in headers.values() if image is not None]
+    _require_no_damage([file for file, image in headers.items() if image is None], images, names, source)
     if not images:
         raise InputError(f"{source} holds no DICOM images; give the folder of one DICOM series.")
     series: dict[str, list[_Image]] = {}
@@ -110,6 +138,60 @@ def _header(path: Path) -> _Image | None:
     axes = np.array(reader.GetDirection()).reshape(3, 3)
     position = np.array(reader.GetOrigin())
     return _Image(path, tags, reader.GetSize(), reader.GetSpacing(), position, axes, reader.GetPixelID())
+
+
+def _require_no_damage(unread: list[Path], images: list[_Image], names: dict[Path, str], source: str) -> None:
+    """Refuse files that may be slices but cannot be read, as the volume without them would be another one."""
+    if not unread:
+        return
+    classes = {_stated_class(_start(image.path)) for image in images}
+    kinds = {_kind(names[image.path]) for image in images}
+    damaged = [names[file] for file in unread if _may_be_slice(_start(file), names[file], classes, kinds)]
+    if damaged and not images:
+        raise InputError(
+            f"{source} holds no DICOM images that can be read: {_few(damaged)} is damaged, cut short, of an unknown "
+            "compression or no image; copy it again, or give the folder of one DICOM series."
+        )
+    if damaged:
+        raise InputError(
+            f"{source}: {len(damaged)} of its DICOM files cannot be read, damaged, cut short or of an unknown "
+            f"compression ({_few(damaged)}); copy them again, or take away what is no slice."
+        )
+
+
+def _may_be_slice(start: bytes, name: str, classes: set[bytes], kinds: set[str]) -> bool:
+    """Whether a file that cannot be read may be one of the slices, whose stated classes and kinds of name are given."""
+    if begins_as_dicom(start):
+        # A report or the like states another class. Without a slice to compare with, any may be one.
+        return not classes or _stated_class(start) in classes | {b""}
+    if PurePath(name).name.startswith("."):
+        return False
+    # A copy that failed leaves a file empty or full of zeros.
+    return _kind(name) in DICOM_SUFFIXES or (not start.strip(b"\0") and _kind(name) in kinds)
+
+
+def _start(file: Path) -> bytes:
+    """The first bytes of a file."""
+    with access_to(file), open(file, "rb") as stream:
+        return stream.read(_START_BYTES)
+
+
+def _stated_class(start: bytes) -> bytes:
+    """The class that a file says to be of, from its first bytes; empty where it is cut before or says none."""
+    _, element, rest = start.partition(_CLASS_ELEMENT)
+    length = int.from_bytes(rest[:2], "little")
+    return rest[2 : 2 + length].rstrip(b"\0 ") if element and len(rest) >= 2 + length else b""
+
+
+def _kind(name: str) -> str:
+    """The suffix of a file in lower case, the same for all numbers: a UID ends in one that tells slices apart."""
+    suffix = PurePath(name).suffix.lower()
+    return ".0" if suffix[1:].isdecimal() else suffix
+
+
+def _few(texts: Sequence[str]) -> str:
+    """The first of many."""
+    return f"{', '.join(texts[:5])}{' and more' if len(texts) > 5 else ''}"
 
 
 def _listed(images: list[_Image]) -> str:
@@ -161,7 +243,7 @@ def _step(positions: np.ndarray, normal: np.ndarray, source: str) -> tuple[np.nd
         odd = [f"{gaps[at]:.2f} mm after slice {at + 1}" for at in np.flatnonzero(uneven > _UNEVEN * typical)]
         raise InputError(
             f"{source}: its {len(positions)} slices are not evenly spaced, most lie {typical:.2f} mm apart but "
-            f"{', '.join(odd[:5])}{' and more' if len(odd) > 5 else ''}; add the missing slices."
+            f"{_few(odd)}; add the missing slices."
         )
     way = positions[-1] - positions[0]
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(way - (way @ normal) * normal), way @ normal)))
@@ -221,9 +303,9 @@ def _read_frames(images: list[_Image], source: str) -> tuple[np.ndarray, np.ndar
     return array, affine, ["A multi-frame DICOM file: its frames are taken as one evenly spaced stack."]
 
 
-def _unpack(path: Path, folder: Path) -> list[Path]:
-    """Unpack the files of a .zip into one folder, numbered: the archive's own names are never used."""
-    files = []
+def _unpack(path: Path, folder: Path) -> dict[Path, str]:
+    """Unpack the files of a .zip into one folder, numbered: the archive's own names are for messages only."""
+    names = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
@@ -236,11 +318,12 @@ def _unpack(path: Path, folder: Path) -> list[Path]:
             if any(member.flag_bits & 1 for member in members):
                 raise InputError(f"{path} is encrypted; unpack it and give the folder.")
             for number, member in enumerate(members):
-                files.append(folder / f"{number:06}")
-                with archive.open(member) as packed, open(files[-1], "wb") as file:
+                unpacked = folder / f"{number:06}"
+                names[unpacked] = member.filename
+                with archive.open(member) as packed, open(unpacked, "wb") as file:
                     copyfileobj(packed, file)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"{path} is no readable .zip file ({error}); copy it again.") from error
     except OSError as error:
         raise ResourceError(f"Could not unpack {path} to {folder}: {error.strerror or error}.") from error
-    return files
+    return names

@@ -1,4 +1,6 @@
-"""What `volseg predict INPUT...` means: which cases there are, by names alone, and where their results go.
+"""What `volseg predict INPUT...` means: which cases there are, and where their results go.
+
+Cases are found by names, and by a file's first bytes where its name does not say whether it is DICOM.
 
 A scan is an image file, a .zip or folder of a DICOM series, or one DICOM file ending in .dcm.
 """
@@ -11,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.data.formats import SUFFIXES, beside, image_suffix, stem_of
+from volseg.data.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, beside, image_suffix, stem_of
 from volseg.errors import InputError, UsageError
+from volseg.files import access_to, require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ def find_cases(
     was given belongs to a case with exactly the model's channels; otherwise each scan is a case.
 
     Args:
-        inputs: scans and folders of scans.
+        inputs: scans and folders of scans; one that is given twice counts once.
         channels: the model's channel names.
         named_channels: instead of `inputs`, the scan of each channel; the case is named after the first channel's.
 
@@ -54,7 +57,7 @@ def find_cases(
 
     Raises:
         UsageError: inputs and named channels together, neither, or not exactly the model's channels.
-        InputError: a missing path, an unknown format, or a folder without scans.
+        InputError: a path that is missing or closed to us, an unknown format, or a folder without scans.
     """
     if named_channels:
         if inputs:
@@ -64,10 +67,16 @@ def find_cases(
         return [_case_of_named(channels, named_channels)]
     if not inputs:
         raise UsageError("Nothing to segment. Give a scan or a folder of scans.")
-    folders: dict[Path, list[Path]] = defaultdict(list)
+    # A scan that is given twice, as by itself and by its folder, is one.
+    given: dict[Path, Path] = {}
     for path in inputs:
-        for scan in _scans_at(path):
-            folders[_absolute(scan).parent].append(scan)
+        with access_to(path):
+            scans = _scans_at(path)
+        for scan in scans:
+            given.setdefault(_absolute(scan), scan)
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    for place, scan in given.items():
+        folders[place.parent].append(scan)
     return [case for scans in folders.values() for case in _cases_among(scans, len(channels))]
 
 
@@ -88,34 +97,34 @@ def plan_outputs(
         also: suffixes of files that belong to a result beside its label image, such as ".probabilities.npy".
 
     Raises:
-        UsageError: two cases with one output name, a result that exists or would replace a scan, or both options.
+        UsageError: two cases with one output name, a result that exists, would replace a scan or lie in a DICOM
+            series, or cannot be written, or both options.
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other. Give one of them.")
     outputs = output_paths(cases, out)
-    scans = {_absolute(path).resolve() for case in cases for path in case.paths}
-    for output in outputs:
-        if output.resolve() in scans:
-            raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
+    _spare_scans(outputs, [path for case in cases for path in case.paths])
     # A file of the record's name without a label image is no result of ours, perhaps a scan's own sidecar.
-    records = [beside(output, ".json") for output in outputs if not output.exists()]
-    taken = [record for record in records if record.exists()]
+    records = [beside(output, ".json") for output in outputs if not os.path.exists(output)]
+    taken = [record for record in records if os.path.exists(record)]
     if taken and not overwrite:
         raise UsageError(
             f"The record of a result would replace {taken[0]}. Choose another --output, or add --overwrite."
         )
     jobs = list(zip(cases, outputs, strict=True))
     files = [[output, *(beside(output, suffix) for suffix in also)] for output in outputs]
-    there = [[file for file in one if file.exists()] for one in files]
+    there = [[file for file in one if os.path.exists(file)] for one in files]
     if skip_existing:
         # The label image is written last, so that other files without it are those of a run that was stopped.
-        return [job for job, one, found in zip(jobs, files, there, strict=True) if found != one]
+        jobs = [job for job, one, found in zip(jobs, files, there, strict=True) if found != one]
     existing = [found[0] for found in there if found]
-    if existing and not overwrite:
+    if existing and not overwrite and not skip_existing:
         raise UsageError(
             f"{len(existing)} of {len(outputs)} results exist already, the first is {existing[0]}. "
             "Add --overwrite to replace them or --skip-existing to keep them."
         )
+    others = (".json", *also)
+    require_writable(file for _, label in jobs for file in (label, *(beside(label, suffix) for suffix in others)))
     return jobs
 
 
@@ -127,13 +136,13 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
             result; or several cases but `out` names one file.
     """
     suffix = image_suffix(out)
-    if suffix and not out.is_dir():
+    if suffix and not os.path.isdir(out):
         if suffix in ONE_FILE_SUFFIX:
             raise UsageError(f"--output {out} would be two files. Use {ONE_FILE_SUFFIX[suffix]} instead of {suffix}.")
         if len(cases) == 1:
             return [out]
         raise UsageError(f"--output {out} names one file, but there are {len(cases)} cases. Give a folder.")
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(
             f"--output {out} is a file without an image suffix. Give a folder, or one of {', '.join(SUFFIXES)}."
         )
@@ -148,13 +157,29 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
     return [out / f"{case.name}{case.output_suffix}" for case in cases]
 
 
+def _spare_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
+    """Refuse results that would replace a scan, or lie among the slices of one, which is then no series any more."""
+    places = {_real(scan) for scan in scans}
+    series = {place for place in places if place.is_dir()}
+    for output in outputs:
+        if _real(output) in places:
+            raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
+        if inside := series.intersection(_real(output).parents):
+            raise UsageError(
+                f"The result {output} would lie in the DICOM series {inside.pop()}. "
+                "Choose an --output outside of that folder."
+            )
+
+
 def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
     """The one case whose channels were given by name."""
     if set(named) != set(channels):
         raise UsageError(f"The model's channels are {', '.join(channels)}; --channel named {', '.join(named)}.")
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
-        if _scans_at(path) != [path]:
+        with access_to(path):
+            scans = _scans_at(path)
+        if scans != [path]:
             raise UsageError(f"--channel {channel}={path} is a folder of scans. Give one scan.")
     return Case(_name(paths[0]), paths, _output_suffix(paths[0]))
 
@@ -189,6 +214,8 @@ def _scans_at(path: Path) -> list[Path]:
             f"{path} has no known image format. Known: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
             "for a DICOM series give its folder."
         )
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder. Give a scan or a folder of scans.")
     content = _visible(path)
     scans = [entry for entry in content if _is_scan_file(entry) or _is_series(entry)]
     if not scans and _is_series(path):
@@ -205,7 +232,7 @@ def _scans_at(path: Path) -> list[Path]:
 
 
 def _is_series(path: Path) -> bool:
-    """Whether this is a folder with files named as DICOM files are, and none of another scan format."""
+    """Whether this is a folder with DICOM files, and none of another scan format."""
     content = _visible(path) if path.is_dir() else []
     return any(map(_may_be_dicom, content)) and not any(map(_is_scan_file, content))
 
@@ -216,9 +243,14 @@ def _is_scan_file(path: Path) -> bool:
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Whether this is a file named as DICOM files are: .dcm, .ima, no suffix, or the last number of a UID."""
+    """Whether this is a file named .dcm or .ima, or one without suffix or with a UID's number that begins as DICOM."""
     suffix = path.suffix.lower()
-    return path.is_file() and (suffix in ("", ".dcm", ".ima") or suffix[1:].isdecimal())
+    if not path.is_file() or suffix in DICOM_SUFFIXES:
+        return path.is_file()
+    if suffix and not suffix[1:].isdecimal():
+        return False
+    with open(path, "rb") as stream:
+        return begins_as_dicom(stream.read(132))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -235,6 +267,11 @@ def _output_suffix(scan: Path) -> str:
     """The suffix of the label image of a scan; DICOM becomes NIfTI."""
     suffix = image_suffix(scan) or ".nii.gz"
     return ONE_FILE_SUFFIX.get(suffix, suffix)
+
+
+def _real(path: Path) -> Path:
+    """The path with its links followed, whether or not anything is there."""
+    return Path(os.path.realpath(path))
 
 
 def _absolute(path: Path) -> Path:

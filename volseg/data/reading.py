@@ -25,6 +25,7 @@ from volseg.data.checks import check_affine, check_container, check_label, check
 from volseg.data.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
 from volseg.data.geometry import Geometry
 from volseg.errors import GridError, InputError
+from volseg.files import access_to
 
 # Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
 _LARGEST_GZIP_RATIO = 1032
@@ -125,7 +126,7 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
     label = check_label(stored.array, stored.source, known)
     geometry = Geometry(label.shape, stored.affine)
     if like is not None:
-        _require_grid(geometry, like, stored.source, "its image")
+        _require_grid(geometry, like, stored.source, "the image or reference it belongs to")
     return Scan((label,), geometry, stored.header, stored.source, tuple(warnings))
 
 
@@ -151,9 +152,26 @@ def compare_grids(path: Path, reference: Path, whose: str) -> None:
 
 
 def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) -> Scan:
-    """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied."""
-    stored = Stored(np.asarray(array), np.array(affine, dtype=np.float64), None, "The array", [])
-    return _as_scan(stored, channels)
+    """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied.
+
+    Raises:
+        InputError: they are no arrays of numbers, or fail a requirement of volseg.data.checks.
+    """
+    voxels = _taken(array, None, "The array", "numbers in (I, J, K)")
+    matrix = _taken(affine, np.float64, "The array's affine", "a 4 x 4 matrix to RAS+ millimetres")
+    return _as_scan(Stored(voxels, matrix.copy(), None, "The array", []), channels)
+
+
+def _taken(value: Any, kind: type | None, what: str, expected: str) -> np.ndarray:
+    """A value as an array of some kind, not copied where it is one."""
+    try:
+        return np.asarray(value, dtype=kind)
+    # The last is PyTorch's, of a tensor with a gradient.
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).split(". ")[0].rstrip(".")
+        raise InputError(
+            f"{what} cannot be made of what was given, a {type(value).__name__} ({reason}); give {expected}."
+        ) from error
 
 
 def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
@@ -193,10 +211,9 @@ def read_stored(path: Path) -> Stored:
     """Read whatever the path holds, by its suffix, without a look at its voxels.
 
     Raises:
-        InputError: it is missing, damaged, or no image.
+        InputError: it is missing, closed to us, damaged, or no image.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist", "add it, or name another file", "missing file")
+    _require_open(path)
     suffix = image_suffix(path)
     if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
         from volseg.data.dicom import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
@@ -223,6 +240,17 @@ def read_stored(path: Path) -> Stored:
             while compressed and stream.read(2**20):
                 pass
     return stored
+
+
+def _require_open(path: Path) -> None:
+    """Refuse what is not there or may not be read, of which SimpleITK would say that it is damaged."""
+    with access_to(path):
+        if not path.exists():
+            raise InputError(f"{path} does not exist", "add it, or name another file", "missing file")
+        if path.is_file():
+            open(path, "rb").close()
+        elif not path.is_dir():
+            raise InputError(f"{path} is neither a file nor a folder", "name another file", "no file")
 
 
 def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
@@ -293,9 +321,10 @@ def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 @contextlib.contextmanager
 def _unreadable_as_input_error(source: str) -> Iterator[None]:
-    """Say of any failure to read that the file is damaged."""
+    """Say of any failure to read that the file is damaged, unless it is the system that refuses it."""
     try:
-        yield
+        with access_to(source):
+            yield
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(

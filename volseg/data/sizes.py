@@ -38,6 +38,8 @@ def reading_bytes(path: Path) -> int:
     try:
         if path.is_dir():
             return _DICOM_FACTOR * sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if not path.is_file():
+            return 0
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as packed:
                 return _DICOM_FACTOR * sum(member.file_size for member in packed.infolist())

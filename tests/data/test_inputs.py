@@ -314,7 +314,7 @@ def test_a_scan_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         plan_outputs(find_cases([Path("a.nii")], ONE), tmp_path / "x" / ".." / "a.nii", overwrite=overwrite)
 
 
-@pytest.mark.parametrize("output", ["series", "series/seg.nii.gz", "series/results", "link"])
+@pytest.mark.parametrize("output", ["series", "series/seg.nii.gz", "link"])
 def test_a_series_is_kept_free_of_results(tmp_path: Path, output: str) -> None:
     series = make(tmp_path, "series/1.dcm", "a.nii") / "series"
     (tmp_path / "link").symlink_to(series)
@@ -326,6 +326,15 @@ def test_a_series_is_kept_free_of_results(tmp_path: Path, output: str) -> None:
         f"The result {result} would lie in the DICOM series {series}. Choose an --output outside of that folder."
     )
     assert plan_outputs(cases, tmp_path) == [(cases[0], tmp_path / "series.nii.gz")]
+
+
+def test_results_in_a_folder_within_a_series_leave_it_one(tmp_path: Path) -> None:
+    series = make(tmp_path, "series/1.dcm") / "series"
+    cases = find_cases([series], ONE)
+    ((_, result),) = plan_outputs(cases, series / "results")
+    make(series, "results/series.nii.gz")
+    assert result == series / "results" / "series.nii.gz"
+    assert find_cases([series], ONE) == cases
 
 
 def test_existing_results(tmp_path: Path) -> None:

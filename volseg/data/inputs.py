@@ -164,9 +164,9 @@ def _spare_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
     for output in outputs:
         if _real(output) in places:
             raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
-        if inside := series.intersection(_real(output).parents):
+        if (inside := _real(output).parent) in series:
             raise UsageError(
-                f"The result {output} would lie in the DICOM series {inside.pop()}. "
+                f"The result {output} would lie in the DICOM series {inside}. "
                 "Choose an --output outside of that folder."
             )
 

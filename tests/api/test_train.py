@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 from tests.pipeline import TINY, environment, leftovers, same_weights, volseg
 from volseg import Segmenter, evaluate, train
+from volseg.api.describe import describe
+from volseg.api.settings import SCORES
 from volseg.config import load_config
 from volseg.data.phantom import write_phantoms
 from volseg.errors import ConfigError, InputError, UsageError
@@ -259,6 +262,90 @@ def test_what_a_kill_left_behind_is_in_nobodys_way(phantoms, tmp_path):
     left[0].write_bytes(b"half")
     train(phantoms, run, steps=1, overrides=TINY, device="cpu", overwrite=True)
     assert not left[0].exists()
+
+
+def test_a_run_goes_on_with_the_labels_channels_and_cases_it_began_with(phantoms, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(phantoms, data)
+    call = {"overrides": TINY, "device": "cpu", "resume": True}
+    train(data, run, steps=1, **call)
+    index = json.loads((data / "dataset.json").read_text())
+    swapped = index | {"labels": index["labels"] | {"1": "rod", "2": "ball"}}
+    for changed, words in (
+        (swapped, "begun with the labels .* has "),
+        (index | {"modality": {"0": "other"}}, r"begun with the channels .* has \('other',\)"),
+        (index | {"labels": index["labels"] | {"7": "ignore"}}, "begun with the ignored value None, but .* has 7"),
+    ):
+        (data / "dataset.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=words):
+            train(data, run, steps=2, **call)
+    (data / "dataset.json").write_text(json.dumps(index))
+    for kind in ("imagesTr", "labelsTr"):
+        first, second, *_ = sorted((data / kind).iterdir())
+        content = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+    with pytest.raises(InputError, match="the cases to train on have changed since"):
+        train(data, run, steps=2, **call)
+
+
+def test_a_run_that_goes_on_has_no_scores_until_its_model_has(phantoms, tmp_path, monkeypatch):
+    run = train(phantoms, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
+    assert describe(run)["foreground_dice"] is not None
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr("volseg.api.run.validate_from_files", killed)
+    with pytest.raises(SystemExit):
+        train(phantoms, run, steps=2, resume=True, device="cpu")
+    monkeypatch.undo()
+    assert (describe(run)["step"], describe(run)["foreground_dice"]) == (2, None)
+    assert not [path for name in SCORES for path in run.glob(name)]
+    train(phantoms, run, resume=True, device="cpu")
+    assert describe(run)["foreground_dice"] is not None
+
+
+def test_two_commands_do_not_train_in_one_folder(phantoms, tmp_path):
+    run = train(phantoms, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
+    before = {path: path.read_bytes() for path in run.glob("*.*") if path.is_file()}
+    code = f"from volseg.api.settings import *\nwith sole(Path({str(run)!r})):\n    print(1, flush=True)\n    input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        for way in ("resume", "overwrite"):
+            with pytest.raises(UsageError, match=f"Another process trains in {run}"):
+                train(phantoms, run, steps=2, overrides=TINY, device="cpu", **{way: True})
+        assert {path: path.read_bytes() for path in run.glob("*.*") if path.is_file()} == before
+        other.communicate(b"\n")
+    train(phantoms, run, steps=2, device="cpu", resume=True)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_that_was_killed_while_it_was_replaced_can_be_replaced(phantoms, tmp_path, monkeypatch):
+    run = train(phantoms, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
+
+    def killed(*_):
+        raise SystemExit
+
+    anew = {"steps": 1, "overrides": TINY, "device": "cpu", "overwrite": True}
+    for place in ("shutil.rmtree", "write_text"):
+        monkeypatch.setattr(f"volseg.api.settings.{place}", killed)
+        with pytest.raises(SystemExit):
+            train(phantoms, run, **anew)
+        monkeypatch.undo()
+    (run / "config.yaml").write_text("{}")
+    assert (train(phantoms, run, **anew) / "validation.json").exists()
+
+
+def test_a_label_that_no_case_holds_is_said(phantoms, tmp_path, caplog):
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    index = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(index | {"labels": index["labels"] | {"9": "never"}}))
+    train(data, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
+    assert [message for message in caplog.messages if "in no case" in message] == [
+        "Label never is in no case: nothing is learned of it"
+    ]
 
 
 def test_the_same_call_with_resume_begins_and_goes_on(phantoms, tmp_path):

@@ -4,15 +4,16 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from volseg.api.settings import RunSettings, begin, settle
+from volseg.api.settings import RunSettings, begin, is_run, remove_scores, settle, sole
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, PlanChoices, load_config
 from volseg.data.batches import BatchDataset, Onset, batch_loader, check_shared, lost_workers
@@ -22,7 +23,7 @@ from volseg.data.dataset import DataSet, TrainingCase, choose_fold, open_dataset
 from volseg.data.draws import Draws
 from volseg.data.growth import Growth
 from volseg.device import batch_workers, choose_device, gpu_memory_gb, memory_errors
-from volseg.errors import DataSetError, Stopped
+from volseg.errors import DataSetError, InputError, Stopped
 from volseg.files import remove_leftovers, write_json, write_text
 from volseg.heap import kept_heap
 from volseg.modelfile import ModelCard, save_model
@@ -106,11 +107,16 @@ def train(
     asked = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
     folder = Path(output)
     place = local_device(device)
-    with joined(place) as ranks:
+    with joined(place) as ranks, ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(sole(folder))
 
         def prepare() -> Run:
+            if is_run(folder):
+                hold()
             settled = settle(folder, Path(config) if config else None, overrides, asked, resume, overwrite)
-            return _prepare(folder, *settled, open_dataset(Path(dataset)), place, ranks.world, resume)
+            return _prepare(folder, *settled, open_dataset(Path(dataset)), place, ranks.world, resume, hold)
 
         run = replace(ranks.made_by_first(prepare), device=place)
         with _log_file(folder / "log.txt") if ranks.first else _quiet():
@@ -152,6 +158,7 @@ def _prepare(
     device: torch.device,
     world: int,
     resume: bool,
+    hold: Callable[[], None],
 ) -> Run:
     """Split and plan, or take both from the run; the folder is touched only when nothing is wrong with the data.
 
@@ -162,6 +169,8 @@ def _prepare(
         if data.problems:
             raise DataSetError(data.name, data.problems)
         remove_leftovers(folder)
+        # The model will be another one; until it is scored there are no scores.
+        remove_scores(folder)
         splits = read_splits(folder / "splits.json", data)
     elif settings.fold == "all":
         splits = [{"train": sorted(case.name for case in data.cases), "val": []}]
@@ -172,6 +181,7 @@ def _prepare(
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
     if planned:
         plan = read_plan(folder / "plan.yaml")
+        _require_same_labels(data, plan)
         check_shared(plan, world)
     else:
         used = {name for one in splits for half in one.values() for name in half}
@@ -179,10 +189,33 @@ def _prepare(
         fingerprint = take_fingerprint(data_used, shared_cache())
         plan, reasons = _plan(data, fingerprint, config.plan, device)
         check_shared(plan, world)
+        if not is_run(folder):
+            hold()
         begin(folder, settings, config)
         write_json(folder / "splits.json", splits)
         write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
+        for label in data.labels.stored:
+            if not any(case.volumes_ml[label] for case in fingerprint.cases):
+                logger.warning("Label %s is in no case: nothing is learned of it", label)
     return Run(folder, settings, config, data, plan, device, training, validation)
+
+
+def _require_same_labels(data: DataSet, plan: Plan) -> None:
+    """Refuse a data set whose labels or channels are not those that a run was begun with.
+
+    Raises:
+        InputError: they are not; the network would be taught, and scored, for something else.
+    """
+    labels = {label.name: label.stored_values for label in plan.labels}
+    channels = tuple(channel.name for channel in plan.channels)
+    begun = (labels, plan.ignore, channels)
+    found = (data.labels.stored, data.labels.ignore, data.channels)
+    for what, then, now in zip(("labels", "ignored value", "channels"), begun, found, strict=True):
+        if then != now:
+            raise InputError(
+                f"The run was begun with the {what} {then}, but {data.folder} has {now}. "
+                "Go on with the data set it began with, or begin another run."
+            )
 
 
 def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
@@ -190,8 +223,9 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
     training_cases, validation_cases = ranks.made_by_first(partial(_cached, run, progress))
     config = run.config.training
     torch.manual_seed(run.settings.seed)
+    digest = sha256("\n".join(case.stem.name for case in training_cases).encode()).hexdigest()
     with memory_errors(f"bringing the network to {run.device}"):
-        state = TrainingState(UNet(run.plan.network).to(run.device), config, ranks)
+        state = TrainingState(UNet(run.plan.network).to(run.device), config, ranks, digest)
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT)
         logger.info("Going on after step %d", state.step)

@@ -1,9 +1,11 @@
 """How a run was asked for, and the folder it lives in."""
 
+import fcntl
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,20 @@ import yaml
 from pydantic import Field
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
-from volseg.errors import UsageError
+from volseg.errors import ResourceError, UsageError
 from volseg.files import LEFTOVERS, write_text
 from volseg.training.schedule import Budget
 
+# What tells of the model as it is scored.
+SCORES = ("validation.json", "validation.csv", "report.html", "validation")
+# Held by the command that is at work in the folder. It stays: whoever removed it would let two of them in.
+LOCK = ".lock"
+# What makes a folder a run; the last to go where one is removed.
+MARK = "settings.yaml"
 # All that a run leaves in its folder: what --overwrite removes, and nothing else.
 CONTENT = (
-    "plan.yaml", "config.yaml", "settings.yaml", "splits.json", "metrics.jsonl", "model.safetensors", "log.txt",
-    "validation.json", "validation.csv", "report.html", "validation", "checkpoint", "cache",
-    "events.out.tfevents.*", LEFTOVERS,
+    "plan.yaml", "config.yaml", "splits.json", "metrics.jsonl", "model.safetensors", "log.txt", "checkpoint", "cache",
+    "events.out.tfevents.*", LEFTOVERS, *SCORES, MARK,
 )  # fmt: skip
 
 
@@ -82,25 +89,61 @@ def settle(
             raise UsageError(
                 f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set."
             )
-        return _taken_up(run / "settings.yaml", given), stored
+        return _taken_up(run / MARK, given), stored
     _refuse_taken(run, resume, overwrite)
-    return checked(RunSettings, given, "The run's settings"), load_config(config, overrides)
+    return checked(RunSettings, given, "What was asked for"), load_config(config, overrides)
 
 
 def is_run(folder: Path) -> bool:
     """Whether a run was begun in `folder`."""
-    return (folder / "settings.yaml").exists()
+    return (folder / MARK).exists()
+
+
+@contextmanager
+def sole(run: Path) -> Iterator[None]:
+    """Be the only command that trains in a run folder, or replaces what is there, until this is left.
+
+    The folder is made if it is not there. However a process ends, the system takes its hold away.
+
+    Raises:
+        UsageError: another process has it.
+        ResourceError: the folder cannot be written to.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / LOCK, "w", encoding="ascii")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ResourceError(f"Could not write to {run}: {error.strerror}. Choose another place.") from error
+    with lock:
+        try:
+            # Processes that are forked meanwhile, such as those that prepare batches, do not inherit this kind.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"Another process trains in {run}. Wait for it, stop it, or choose another folder."
+            ) from error
+        yield
 
 
 def begin(run: Path, settings: RunSettings, config: Config) -> None:
     """Clear the folder of an earlier run and write down how this one was asked for."""
-    for path in _own_files(run):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    _remove(run, CONTENT)
     write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    write_text(run / "settings.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    write_text(run / MARK, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+
+
+def remove_scores(run: Path) -> None:
+    """Take away what tells of a model that is about to be replaced."""
+    _remove(run, SCORES)
+
+
+def _remove(run: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        for path in run.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _taken_up(settings_file: Path, given: dict[str, Any]) -> RunSettings:
@@ -115,11 +158,7 @@ def _taken_up(settings_file: Path, given: dict[str, Any]) -> RunSettings:
     if budget:
         stored |= {"minutes": None, "steps": None, **budget}
         write_text(settings_file, yaml.safe_dump(stored, sort_keys=False))
-    return checked(RunSettings, stored, "The run's settings")
-
-
-def _own_files(run: Path) -> set[Path]:
-    return {path for pattern in CONTENT for path in run.glob(pattern)}
+    return checked(RunSettings, stored, "What was asked for")
 
 
 def _refuse_taken(run: Path, resume: bool, overwrite: bool) -> None:
@@ -127,13 +166,15 @@ def _refuse_taken(run: Path, resume: bool, overwrite: bool) -> None:
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} is a file. Give the name of a folder.")
     there = {path.name for path in run.iterdir() if not path.match(LEFTOVERS)} if run.exists() else set()
+    there.discard(LOCK)
     # A run that was killed while it began has its configuration and no more.
-    if not there or (resume and there == {"config.yaml"}):
+    if not there or ((resume or overwrite) and there == {"config.yaml"}):
         return
     if not overwrite:
         raise UsageError(f"{run} exists already. Go on with --resume, replace it with --overwrite, or choose another.")
     if not is_run(run):
         raise UsageError(f"{run} exists and is not a run, so it is not replaced. Choose another folder.")
-    foreign = sorted(path.name for path in set(run.iterdir()) - _own_files(run))
+    own = {path.name for pattern in CONTENT for path in run.glob(pattern)}
+    foreign = sorted(there - own)
     if foreign:
         raise UsageError(f"{run} holds files that are not a run's ({', '.join(foreign[:3])}). Choose another folder.")

@@ -173,11 +173,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         # Where one process ends badly, torchrun sends SIGTERM to the others; that is not what there is to say.
         with undisturbed():
             said = _last_word(error, store)
-            if device.type == "cuda":
-                # NCCL would wait for those who still compute, even in this process's last moments.
-                atexit.register(_leave_at_once, _exit_code(said))
-            else:
-                dist.destroy_process_group()
+        # The groups are not taken down: that would wait for those who still compute, and so would the interpreter.
+        atexit.register(_leave_at_once, _exit_code(said))
         if said is error:
             raise
         raise said from error

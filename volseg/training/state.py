@@ -29,6 +29,12 @@ OPTIMIZER = "muon"
 class TrainingState:
     """A network, its running average, its optimiser, and how far they are.
 
+    Args:
+        network: to train.
+        config: rates of the optimiser.
+        ranks: see below.
+        data: stands for the cases it is trained on; a checkpoint of others is refused. Empty where nobody says.
+
     Attributes:
         network: trained in place.
         ranks: the processes that train it together, each with its own copy of all this.
@@ -38,10 +44,11 @@ class TrainingState:
         seconds: wall-clock seconds spent in the loop, over all resumptions.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, network: nn.Module, config: TrainingConfig, ranks: Ranks = ALONE, data: str = "") -> None:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.ranks = ranks
+        self.data = data
         self.optimizer = Muon(network, config.learning_rate, config.weight_decay)
         self.step = 0
         self.seconds = 0.0
@@ -62,14 +69,14 @@ class TrainingState:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        header = {"state": json.dumps({"step": self.step, "seconds": self.seconds, "optimizer": OPTIMIZER})}
-        save_tensors(folder / FILE_NAME, tensors, header)
+        progress = {"step": self.step, "seconds": self.seconds, "optimizer": OPTIMIZER, "data": self.data}
+        save_tensors(folder / FILE_NAME, tensors, {"state": json.dumps(progress)})
 
     def load(self, folder: Path) -> None:
         """Take up the checkpoint in `folder`.
 
         Raises:
-            InputError: the file is damaged or belongs to another network.
+            InputError: the file is damaged, or belongs to another network or other cases.
         """
         path = folder / FILE_NAME
         try:
@@ -77,6 +84,8 @@ class TrainingState:
                 progress = json.loads(handle.metadata()["state"])
             if progress.get("optimizer") != OPTIMIZER:
                 raise ValueError("it was written by a volseg with another optimiser")
+            if progress.get("data", self.data) != self.data:
+                raise ValueError("the cases to train on have changed since")
             tensors = load_file(path)
             self.network.load_state_dict(_part(tensors, "network."))
             self.average.load_state_dict(_part(tensors, "average."))

@@ -23,6 +23,18 @@ from volseg.errors import InputError, ResourceError, UsageError
 AFFINE = np.array([[-1.5, 0.1, 0, 20], [0.1, 1.5, 0, -30], [0, 0, 2.1, 5], [0, 0, 0, 1.0]])
 
 
+class Answering(torch.nn.Module):
+    """A network that answers windows by a function."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(x)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
@@ -183,19 +195,14 @@ def test_who_stops_listening_to_scans_side_by_side_gets_the_threads_back(segment
 def test_who_stops_listening_waits_for_no_more_than_the_windows_at_work(segmenter, monkeypatch) -> None:
     windows = []
 
-    class Slow(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.anchor = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x):
-            windows.append(len(x))
-            time.sleep(0.02)
-            return torch.randn(len(x), segmenter.card.plan.network.classes, *x.shape[2:])
+    def slow(x):
+        windows.append(len(x))
+        time.sleep(0.02)
+        return torch.randn(len(x), segmenter.card.plan.network.classes, *x.shape[2:])
 
     monkeypatch.setattr("volseg.api.segmenter.scans_at_once", lambda *_: 2)
     scan = (blob((120, 120, 120)), AFFINE)
-    outcomes = replace(segmenter, network=Slow()).map([(blob((8, 8, 8)), AFFINE), scan, scan, scan])
+    outcomes = replace(segmenter, network=Answering(slow)).map([(blob((8, 8, 8)), AFFINE), scan, scan, scan])
     assert next(outcomes).result
     outcomes.close()
     assert len(windows) < 100
@@ -245,15 +252,10 @@ def test_bf16_gives_nearly_the_labels_of_fp32(model, stored):
 
 
 def test_memory_that_runs_out_is_said_in_one_sentence(segmenter):
-    class Greedy(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.anchor = torch.nn.Parameter(torch.zeros(1))
+    def greedy_answer(_):
+        raise MemoryError
 
-        def forward(self, x):
-            raise MemoryError
-
-    greedy = Segmenter(segmenter.card, segmenter.sha256, Greedy(), segmenter.device, segmenter.dtype, segmenter.windows)
+    greedy = replace(segmenter, network=Answering(greedy_answer))
     with pytest.raises(ResourceError, match="Out of memory while segmenting on cpu"):
         greedy((blob(), AFFINE))
 
@@ -261,17 +263,12 @@ def test_memory_that_runs_out_is_said_in_one_sentence(segmenter):
 def test_an_error_keeps_nothing_of_what_was_in_memory(segmenter):
     held = []
 
-    class Greedy(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.anchor = torch.nn.Parameter(torch.zeros(1))
+    def greedy_answer(x):
+        maps = x + 1
+        held.append(weakref.ref(maps))
+        raise MemoryError(maps.shape)
 
-        def forward(self, x):
-            maps = x + 1
-            held.append(weakref.ref(maps))
-            raise MemoryError(maps.shape)
-
-    greedy = replace(segmenter, network=Greedy())
+    greedy = replace(segmenter, network=Answering(greedy_answer))
     first, second = greedy.map([(blob(), AFFINE)] * 2)
     assert isinstance(first.error, ResourceError)
     assert isinstance(second.error.__cause__, MemoryError)

@@ -19,6 +19,7 @@ from volseg.data.geometry import Geometry, ras_order
 from volseg.errors import GridError
 from volseg.files import whole_file
 from volseg.report.colours import label_colours
+from volseg.report.figures import save_figure
 
 _DPI = 120
 _PLANES_WIDTH, _PLANES_HEIGHT = 10.0, 6.5  # the most that the planes take
@@ -104,7 +105,7 @@ def save_preview(
     page.legend(shown, voxels * geometry.voxel_ml, colours)
     page.footer("dashed: reference; " if reference is not None else "")
     with whole_file(path) as temporary:
-        page.figure.savefig(temporary, dpi=_DPI, facecolor=_PAGE)
+        save_figure(page.figure, temporary, dpi=_DPI, facecolor=_PAGE)
 
 
 def _oriented(array: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from volseg.config import ComponentRule, rules_in_words
 from volseg.files import read_json_lines, write_text
 from volseg.report.colours import colour_at
+from volseg.report.figures import save_figure
 
 _POINTS = 1500  # of a curve; more would not be seen
 _SMOOTHED_OVER = 40  # parts of the run
@@ -263,6 +264,6 @@ def _dress(axes: Any, up: str, across: str = "seconds", legend: bool = False) ->
 def _picture(figure: Figure, what: str) -> str:
     """A figure as an image inside the page."""
     svg = io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    save_figure(figure, svg, format="svg", transparent=True, metadata={"Date": None})
     data = base64.b64encode(svg.getvalue()).decode("ascii")
     return f'<img alt="{escape(what)}" src="data:image/svg+xml;base64,{data}">'

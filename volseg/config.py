@@ -30,6 +30,9 @@ Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "non
 
 # Stands in place of a class where nobody has labelled a voxel: the loss passes over it.
 IGNORED = -1
+# Complaints in one message, and the characters that each of them quotes of a value.
+SHOWN = 10
+QUOTED = 200
 
 
 class Frozen(BaseModel):
@@ -349,8 +352,9 @@ def checked(kind: type[Value], document: Any, source: str, refusal: type[VolsegE
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        complaints = "; ".join(_complaint(detail) for detail in error.errors())
-        raise refusal(f"{source} is not usable: {complaints}.") from error
+        complaints = [_complaint(detail) for detail in error.errors()]
+        more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
+        raise refusal(f"{source} is not usable: {'; '.join(complaints[:SHOWN] + more)}.") from error
 
 
 def _complaint(detail: Any) -> str:
@@ -360,7 +364,11 @@ def _complaint(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"'{place}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"'{place}': {message}, found {detail['input']!r}" if place else message
+    if detail["type"] == "model_type":
+        message = "expected a mapping of keys to values"
+    found = repr(detail["input"])
+    found = found if len(found) <= QUOTED else f"{found[:QUOTED]}..."
+    return f"'{place}': {message}, found {found}" if place else message
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

@@ -83,6 +83,56 @@ def test_nnunet_layout(tmp_path):
     assert dataset.cases[0].label == tmp_path / "labelsTr" / "a.nii.gz"
 
 
+def test_channels_go_by_their_numbers(tmp_path):
+    document = write_nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "channel_names": {"1": "ADC", "0": "T2"}}))
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T2", "ADC")
+    assert [path.name for path in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    eleven = {str(index): f"C{index}" for index in sorted(range(11), key=str)}
+    scan = {"image": "p.nii.gz", "label": "q.nii.gz"}
+    decathlon = {"modality": eleven, "labels": {"1": "PZ"}, "training": [scan]}
+    (tmp_path / "dataset.json").write_text(json.dumps(decathlon))
+    assert open_dataset(tmp_path).channels == tuple(f"C{index}" for index in range(11))
+
+
+NUMBERED = 'expected {"0": name, "1": name, ...}, numbered from 0 without a gap, found '
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"modality": "MRI"}, f"'modality': {NUMBERED}'MRI'"),
+        ({"modality": ["MRI"]}, f"'modality': {NUMBERED}['MRI']"),
+        ({"modality": {}}, f"'modality': {NUMBERED}{{}}"),
+        ({"modality": {"0": "T1", "2": "T2"}}, f"'modality': {NUMBERED}{{'0': 'T1', '2': 'T2'}}"),
+        ({"modality": {"0": 5}}, "'modality.0': Input should be a valid string, found 5"),
+        ({"channel_names": ["T1"]}, f"'channel_names': {NUMBERED}['T1']"),
+        ({"channel_names": {"1": "T1"}}, f"'channel_names': {NUMBERED}{{'1': 'T1'}}"),
+        ({"channel_names": {"0": "T1"}, "file_ending": 3}, "'file_ending': Input should be a valid string, found 3"),
+        ({"training": 5}, "'training': Input should be a valid list, found 5"),
+        ({"training": "x" * 999}, f"'training': Input should be a valid list, found '{'x' * 199}..."),
+        ({"training": [{"image": "a.nii"}]}, "'training.0.label' is missing"),
+        (
+            {"training": [{"image": None, "label": None}]},
+            "'training.0.image': Input should be a valid string, found None; "
+            "'training.0.label': Input should be a valid string, found None",
+        ),
+        ({"training": [5]}, "'training.0': expected a mapping of keys to values, found 5"),
+        (
+            {"training": [{"image": "a.nii"}] * 12},
+            "; ".join(f"'training.{entry}.label' is missing" for entry in range(10)) + "; and 2 more",
+        ),
+    ],
+)  # fmt: skip
+def test_values_of_the_wrong_kind_in_dataset_json(tmp_path, changes, complaint):
+    document = {"labels": {"1": "PZ"}, "training": [{"image": "a.nii", "label": "b.nii"}], **changes}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError) as error:
+        open_dataset(tmp_path)
+    assert str(error.value) == f"{tmp_path / 'dataset.json'} is not usable: {complaint}."
+
+
 def test_plain_layout_takes_labels_from_the_values_found(tmp_path):
     touch(tmp_path / "images" / "one.nrrd", tmp_path / "images" / "two.nii.gz", tmp_path / "images" / "notes.txt")
     write_label(tmp_path / "labels" / "one.nii.gz", 4, 4, 2)
@@ -105,6 +155,9 @@ def test_refuses_what_is_not_a_data_set(tmp_path):
     with pytest.raises(InputError, match=r"neither dataset.json .* nor the folders images and labels"):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(InputError, match=r'neither "training" \(Decathlon\) nor "channel_names"'):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('["training"]')
     with pytest.raises(InputError, match=r'neither "training" \(Decathlon\) nor "channel_names"'):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text('{"training": []')

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, ConfigDict
 from sklearn.model_selection import KFold
 
+from volseg.config import Frozen, checked
 from volseg.data.formats import image_suffix, stem_of
 from volseg.data.labels import LabelSet, parse_labels
 from volseg.data.reading import read_label
@@ -26,6 +28,43 @@ from volseg.errors import InputError, Problem, UsageError
 
 SHOWN = 5
 Split = dict[str, list[str]]
+
+
+def _in_order(names: Any) -> list[Any]:
+    """The values of {"0": name, "1": name, ...}, by their numbers and not as they happen to be written."""
+    if not isinstance(names, dict) or not names or set(names) != {str(index) for index in range(len(names))}:
+        raise ValueError('expected {"0": name, "1": name, ...}, numbered from 0 without a gap')
+    return [names[str(index)] for index in range(len(names))]
+
+
+Channels = Annotated[tuple[str, ...], BeforeValidator(_in_order)]
+
+
+class _Document(Frozen):
+    """A part of a JSON file of a data set; keys that training does not need are left out."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Scan(_Document):
+    """One entry of a Decathlon's "training"."""
+
+    image: str
+    label: str
+
+
+class _Decathlon(_Document):
+    """dataset.json of the Decathlon."""
+
+    modality: Channels = ("image",)
+    training: list[_Scan]
+
+
+class _NnUNet(_Document):
+    """dataset.json of nnU-Net v2."""
+
+    channel_names: Channels
+    file_ending: str = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -75,7 +114,8 @@ def open_dataset(folder: Path) -> DataSet:
         folder: in one of the three layouts above.
 
     Raises:
-        InputError: no such folder, none of the layouts, no cases, or labels that `parse_labels` refuses.
+        InputError: no such folder, none of the layouts, a dataset.json with values of the wrong kind or with channels
+            that are not numbered from 0, no cases, or labels that `parse_labels` refuses.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,10 +123,11 @@ def open_dataset(folder: Path) -> DataSet:
     index = folder / "dataset.json"
     if index.exists():
         document = _read_json(index)
-        if "channel_names" in document:
-            dataset = _open_nnunet(folder, document)
-        elif "training" in document:
-            dataset = _open_decathlon(folder, document)
+        keys = document if isinstance(document, dict) else {}
+        if "channel_names" in keys:
+            dataset = _open_nnunet(folder, document, checked(_NnUNet, document, str(index), InputError))
+        elif "training" in keys:
+            dataset = _open_decathlon(folder, document, checked(_Decathlon, document, str(index), InputError))
         else:
             raise InputError(f'{index} has neither "training" (Decathlon) nor "channel_names" (nnU-Net v2).')
     elif (folder / "images").is_dir() and (folder / "labels").is_dir():
@@ -162,21 +203,15 @@ def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
     return splits[fold]
 
 
-def _open_decathlon(folder: Path, document: dict[str, Any]) -> DataSet:
-    entries = document["training"]
-    if not all(isinstance(entry, dict) and {"image", "label"} <= set(entry) for entry in entries):
-        raise InputError(f'{folder / "dataset.json"}: each entry of "training" has to name an "image" and a "label".')
+def _open_decathlon(folder: Path, document: dict[str, Any], index: _Decathlon) -> DataSet:
     cases = [
-        TrainingCase(stem_of(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
-        for entry in entries
+        TrainingCase(stem_of(Path(scan.image)), (folder / scan.image,), folder / scan.label) for scan in index.training
     ]
-    modality = document.get("modality", {"0": "image"})
-    return _dataset(folder, document, tuple(modality.values()), cases)
+    return _dataset(folder, document, index.modality, cases)
 
 
-def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
-    channels = tuple(document["channel_names"].values())
-    ending = document.get("file_ending", ".nii.gz")
+def _open_nnunet(folder: Path, document: dict[str, Any], index: _NnUNet) -> DataSet:
+    ending = index.file_ending
     images = (folder / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")
     references = (folder / "labelsTr").glob(f"*{ending}")
     names = {path.name.removesuffix(ending)[:-5] for path in images}
@@ -184,12 +219,12 @@ def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
     cases = [
         TrainingCase(
             name,
-            tuple(folder / "imagesTr" / f"{name}_{index:04d}{ending}" for index in range(len(channels))),
+            tuple(folder / "imagesTr" / f"{name}_{channel:04d}{ending}" for channel in range(len(index.channel_names))),
             folder / "labelsTr" / f"{name}{ending}",
         )
         for name in sorted(names)
     ]
-    return _dataset(folder, document, channels, cases)
+    return _dataset(folder, document, index.channel_names, cases)
 
 
 def _open_plain(folder: Path) -> DataSet:
@@ -251,5 +286,5 @@ def listed(items: Sequence[Any]) -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error

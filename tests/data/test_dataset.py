@@ -258,11 +258,24 @@ def test_folds_are_those_of_sklearn(tmp_path, count, folds):
     assert split_folds(dataset, folds) == expected
 
 
-def test_folds_from_the_data_set_go_first(tmp_path):
+def test_folds_from_the_data_set_go_first(tmp_path, caplog):
     dataset = many_cases(tmp_path, 4)
     splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(splits))
     assert split_folds(dataset, 5) == splits
+    path = tmp_path / "splits_final.json"
+    assert caplog.messages == [f"The number of folds is 1, as in {path}, and not 5"]
+    path.write_text(json.dumps(splits * 5))
+    assert split_folds(dataset, 5) == splits * 5
+    assert len(caplog.messages) == 1
+    with pytest.raises(UsageError, match="--folds is 0, but there have to be at least 2"):
+        split_folds(dataset, 0)
+
+
+def test_a_fold_of_the_data_set_may_have_nothing_to_validate_on(tmp_path):
+    splits = [{"train": ["case_000", "case_001"], "val": []}]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    assert read_splits(tmp_path / "splits.json", many_cases(tmp_path, 2)) == splits
 
 
 @pytest.mark.parametrize(
@@ -270,7 +283,17 @@ def test_folds_from_the_data_set_go_first(tmp_path):
     [
         ([{"train": ["case_000", "other"], "val": []}], "names 1 cases the data set does not have: other"),
         ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: in train and in val are case_000"),
-        ([{"train": ["case_000"]}], "has to hold a list"),
+        ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. Name the"),
+        (
+            [{"train": ["case_001", "case_000", "case_001"], "val": []}],
+            "fold 0: more than once in train are case_001. Name each case once.",
+        ),
+        ([{"train": ["case_000"], "val": ["case_001"] * 3}], "fold 0: more than once in val are case_001."),
+        ([{"train": ["case_000"]}], "json, fold 0, is not usable: 'val' is missing."),
+        ([{"train": None, "val": []}], "fold 0, is not usable: 'train': Input should be a valid list, found None."),
+        ([{"train": "c00", "val": []}], "fold 0, is not usable: 'train': Input should be a valid list, found 'c00'."),
+        ([{"train": [["a"]], "val": []}], r"'train.0': Input should be a valid string, found \['a'\]."),
+        (["case_000"], "fold 0, is not usable: "),
         ({"train": [], "val": []}, "has to hold a list"),
         ([], "has to hold a list"),
     ],
@@ -294,7 +317,9 @@ def test_choosing_a_fold(tmp_path):
     assert choose_fold(splits, 2) == splits[2]
     assert choose_fold(splits, "all") == {"train": [f"case_{i:03d}" for i in range(6)], "val": []}
     for wrong in (3, -1, "first"):
-        with pytest.raises(UsageError, match=f"There is no fold {wrong}. Give 0 to 2, or all"):
+        with pytest.raises(
+            UsageError, match=rf"There is no fold {wrong} among 3 \(splits_final.json .*Give 0 to 2, or all."
+        ):
             choose_fold(splits, wrong)
 
 

@@ -10,6 +10,8 @@ How labels are declared is in `volseg.data.labels`.
 """
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from volseg.data.formats import image_suffix, stem_of
 from volseg.data.labels import LabelSet, parse_labels
 from volseg.data.reading import read_label
 from volseg.errors import InputError, Problem, UsageError
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 5
 Split = dict[str, list[str]]
@@ -107,6 +111,13 @@ class DataSet:
     problems: tuple[Problem, ...] = ()
 
 
+class _Fold(_Document):
+    """One entry of splits_final.json."""
+
+    train: list[str]
+    val: list[str]
+
+
 def open_dataset(folder: Path) -> DataSet:
     """Find the cases of a training data set; no image is read, but for the label values of a plain folder.
 
@@ -145,17 +156,22 @@ def open_dataset(folder: Path) -> DataSet:
 def split_folds(dataset: DataSet, folds: int = 5) -> list[Split]:
     """The folds of a data set, each as {"train": names, "val": names}.
 
-    From splits_final.json in the folder if there is one, whatever its number of folds; else as nnU-Net makes them:
-    sorted names through sklearn's KFold, shuffled with random state 12345.
+    From splits_final.json in the folder if there is one, whatever its number of folds, with a warning where that is
+    another; else as nnU-Net makes them: sorted names through sklearn's KFold, shuffled with random state 12345.
 
     Raises:
-        InputError: the file names unknown cases or shares cases between the halves; fewer cases than folds.
+        UsageError: fewer than 2 folds.
+        InputError: fewer cases than folds, or a file that `read_splits` refuses.
     """
-    if (dataset.folder / "splits_final.json").exists():
-        return read_splits(dataset.folder / "splits_final.json", dataset)
-    names = sorted(case.name for case in dataset.cases)
     if folds < 2:
         raise UsageError(f"--folds is {folds}, but there have to be at least 2. Use --fold all to train on every case.")
+    path = dataset.folder / "splits_final.json"
+    if path.exists():
+        splits = read_splits(path, dataset)
+        if len(splits) != folds:
+            logger.warning("The number of folds is %d, as in %s, and not %d", len(splits), path, folds)
+        return splits
+    names = sorted(case.name for case in dataset.cases)
     if len(names) < folds:
         raise InputError(
             f"{len(names)} cases cannot be split into {folds} folds. "
@@ -168,26 +184,37 @@ def split_folds(dataset: DataSet, folds: int = 5) -> list[Split]:
 def read_splits(path: Path, dataset: DataSet) -> list[Split]:
     """Read folds from a JSON file.
 
+    A fold may have an empty "val": it is then trained without validation, as --fold all is.
+
     Raises:
-        InputError: not a list of {"train": names, "val": names}, an unknown case, or one in both halves.
+        InputError: not a list of {"train": names, "val": names}, an unknown case, a fold without a case to train on,
+            or a case twice in one fold.
     """
-    splits = _read_json(path)
-    if not (
-        isinstance(splits, list)
-        and splits
-        and all(isinstance(split, dict) and {"train", "val"} <= set(split) for split in splits)
-    ):
+    document = _read_json(path)
+    if not isinstance(document, list) or not document:
         raise InputError(f'{path} has to hold a list of {{"train": [names], "val": [names]}}.')
-    folds = [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]
+    folds: list[Split] = [
+        checked(_Fold, fold, f"{path}, fold {number},", InputError).model_dump() for number, fold in enumerate(document)
+    ]
     unknown = {name for fold in folds for half in fold.values() for name in half} - {
         case.name for case in dataset.cases
     }
     if unknown:
         raise InputError(f"{path} names {len(unknown)} cases the data set does not have: {listed(sorted(unknown))}.")
     for number, fold in enumerate(folds):
-        if shared := set(fold["train"]) & set(fold["val"]):
-            raise InputError(f"{path}, fold {number}: in train and in val are {listed(sorted(shared))}.")
+        _check_fold(fold, f"{path}, fold {number}")
     return folds
+
+
+def _check_fold(fold: Split, place: str) -> None:
+    """Refuse a fold with no case to train on, or with a case twice."""
+    if not fold["train"]:
+        raise InputError(f"{place}: train is empty. Name the cases to train on.")
+    for half, names in fold.items():
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise InputError(f"{place}: more than once in {half} are {listed(twice)}. Name each case once.")
+    if shared := set(fold["train"]) & set(fold["val"]):
+        raise InputError(f"{place}: in train and in val are {listed(sorted(shared))}.")
 
 
 def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
@@ -199,7 +226,10 @@ def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
     if fold == "all":
         return {"train": sorted({name for split in splits for half in split.values() for name in half}), "val": []}
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
-        raise UsageError(f"There is no fold {fold}. Give 0 to {len(splits) - 1}, or all.")
+        raise UsageError(
+            f"There is no fold {fold} among {len(splits)} (splits_final.json in the data set goes before --folds). "
+            f"Give 0 to {len(splits) - 1}, or all."
+        )
     return splits[fold]
 
 

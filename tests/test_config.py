@@ -30,6 +30,58 @@ def test_wrong_overrides_are_named(override, words):
         load_config(None, [override])
 
 
+FINITE = "Input should be a finite number"
+TRUTH = "expected no truth value (YAML reads yes, no, on and off as one)"
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("training.learning_rate=.inf", f"{FINITE}, found inf"),
+        ("training.weight_decay=.inf", f"{FINITE}, found inf"),
+        ("training.gradient_clip=.nan", f"{FINITE}, found nan"),
+        ("training.weight_decay=1e999", f"{FINITE}, found '1e999'"),
+        ("augmentation.passes=.inf", f"{FINITE}, found inf"),
+        ("augmentation.scaling_range=[1.4, 0.7]", "expected the lower value first, [0.7, 1.4], found [1.4, 0.7]"),
+        ("augmentation.blur_sigma=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.brightness_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.contrast_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.gamma_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.low_resolution_range=[1, 0.5]", "expected the lower value first, [0.5, 1], found [1, 0.5]"),
+        ("augmentation.noise=yes", f"{TRUTH}, found True"),
+        ("augmentation.scaling_range=[0.5, on]", f"{TRUTH}, found [0.5, True]"),
+        ("training.validations=off", f"{TRUTH}, found False"),
+        ("plan.batch_size=yes", f"{TRUTH}, found True"),
+        ("plan.mirror_axes=[0, 0, 2]", "expected each axis only once, found [0, 0, 2]"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(override, complaint):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value) == f"the configuration is not usable: '{override.split('=')[0]}': {complaint}."
+
+
+def test_low_resolution_only_zooms_down():
+    with pytest.raises(
+        ConfigError, match=r"low_resolution_range\.1': Input should be less than or equal to 1, found 2"
+    ):
+        load_config(None, ["augmentation.low_resolution_range=[0.5, 2]"])
+
+
+def test_what_is_still_taken():
+    config = load_config(
+        None,
+        [
+            "plan.deep_supervision=no",
+            "plan.mirror_axes=[2, 0]",
+            "training.learning_rate=1e-3",
+            "augmentation.scaling_range=[1, 1]",
+        ],
+    )
+    assert (config.plan.deep_supervision, config.plan.mirror_axes) == (False, (2, 0))
+    assert (config.training.learning_rate, config.augmentation.scaling_range) == (1e-3, (1.0, 1.0))
+
+
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match="Could not read"):
         load_config(tmp_path / "missing.yaml")

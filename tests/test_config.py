@@ -2,7 +2,7 @@
 
 import pytest
 
-from volseg.config import Config, NetworkConfig, TrainingConfig, load_config
+from volseg.config import Config, NetworkConfig, TrainingConfig, load_config, read_yaml
 from volseg.errors import ConfigError
 
 
@@ -91,6 +91,29 @@ def test_files_that_are_no_configuration(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("second", ["training: {average: 0.9}", "'training':\n  average: 0.9"])
+def test_a_key_that_stands_twice_is_refused(tmp_path, second):
+    path = tmp_path / "twice.yaml"
+    path.write_text(f"training: {{learning_rate: 0.01}}\nplan: {{mid: light}}\n{second}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path} is not valid YAML: the key 'training' is on line 1 and again on line 3."
+    with pytest.raises(ConfigError, match=r"--set 'training=.*' is not a YAML value"):
+        load_config(None, ["training={average: 0.9, average: 0.8}"])
+
+
+def test_merged_keys_may_be_overridden(tmp_path):
+    (tmp_path / "merged.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(tmp_path / "merged.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+
+
+def test_a_group_without_values_is_empty(tmp_path):
+    (tmp_path / "empty.yaml").write_text("plan:\ntraining:\n")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+    config = load_config(tmp_path / "empty.yaml", ["training.validations=0"])
+    assert config == Config(training=TrainingConfig(validations=0))
 
 
 def test_stages_have_to_agree():

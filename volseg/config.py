@@ -363,6 +363,20 @@ class Config(Frozen):
     augmentation: AugmentationConfig = AugmentationConfig()
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would silently keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"the key '{name}' is on line {lines[name]} and again on line {line}")
+            lines[name] = line
+        return node
+
+
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply `key=value` overrides such as `training.learning_rate=0.001`.
 
@@ -370,15 +384,21 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
         ConfigError: a missing file, an unknown key or a value of the wrong kind, by name.
     """
     document = read_yaml(path) if path else {}
+    # YAML reads a group without values as None.
+    document = {key: {} if value is None else value for key, value in document.items()}
     for override in overrides:
         _apply_override(document, override)
     return checked(Config, document, str(path) if path else "the configuration")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping as a dict; an empty file is an empty dict."""
+    """A YAML mapping as a dict; an empty file is an empty dict.
+
+    Raises:
+        ConfigError: not readable, not YAML, a key that stands twice in one mapping, or not a mapping.
+    """
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Could not read {path}: {error}. Give the path of a YAML file.") from error
     except yaml.YAMLError as error:
@@ -426,6 +446,6 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(document, dict):
             raise ConfigError(f"--set {override!r}: '{parent}' is a value, not a group of values.")
     try:
-        document[last] = yaml.safe_load(text)
+        document[last] = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error

@@ -2,7 +2,7 @@
 
 import pytest
 
-from volseg.config import Config, NetworkConfig, TrainingConfig, load_config
+from volseg.config import Config, NetworkConfig, TrainingConfig, load_config, read_yaml
 from volseg.errors import ConfigError
 
 
@@ -30,6 +30,58 @@ def test_wrong_overrides_are_named(override, words):
         load_config(None, [override])
 
 
+FINITE = "Input should be a finite number"
+TRUTH = "expected no truth value (YAML reads yes, no, on and off as one)"
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("training.learning_rate=.inf", f"{FINITE}, found inf"),
+        ("training.weight_decay=.inf", f"{FINITE}, found inf"),
+        ("training.gradient_clip=.nan", f"{FINITE}, found nan"),
+        ("training.weight_decay=1e999", f"{FINITE}, found '1e999'"),
+        ("augmentation.passes=.inf", f"{FINITE}, found inf"),
+        ("augmentation.scaling_range=[1.4, 0.7]", "expected the lower value first, [0.7, 1.4], found [1.4, 0.7]"),
+        ("augmentation.blur_sigma=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.brightness_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.contrast_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.gamma_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
+        ("augmentation.low_resolution_range=[1, 0.5]", "expected the lower value first, [0.5, 1], found [1, 0.5]"),
+        ("augmentation.noise=yes", f"{TRUTH}, found True"),
+        ("augmentation.scaling_range=[0.5, on]", f"{TRUTH}, found [0.5, True]"),
+        ("training.validations=off", f"{TRUTH}, found False"),
+        ("plan.batch_size=yes", f"{TRUTH}, found True"),
+        ("plan.mirror_axes=[0, 0, 2]", "expected each axis only once, found [0, 0, 2]"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(override, complaint):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value) == f"the configuration is not usable: '{override.split('=')[0]}': {complaint}."
+
+
+def test_low_resolution_only_zooms_down():
+    with pytest.raises(
+        ConfigError, match=r"low_resolution_range\.1': Input should be less than or equal to 1, found 2"
+    ):
+        load_config(None, ["augmentation.low_resolution_range=[0.5, 2]"])
+
+
+def test_what_is_still_taken():
+    config = load_config(
+        None,
+        [
+            "plan.deep_supervision=no",
+            "plan.mirror_axes=[2, 0]",
+            "training.learning_rate=1e-3",
+            "augmentation.scaling_range=[1, 1]",
+        ],
+    )
+    assert (config.plan.deep_supervision, config.plan.mirror_axes) == (False, (2, 0))
+    assert (config.training.learning_rate, config.augmentation.scaling_range) == (1e-3, (1.0, 1.0))
+
+
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match="Could not read"):
         load_config(tmp_path / "missing.yaml")
@@ -39,6 +91,29 @@ def test_files_that_are_no_configuration(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("second", ["training: {average: 0.9}", "'training':\n  average: 0.9"])
+def test_a_key_that_stands_twice_is_refused(tmp_path, second):
+    path = tmp_path / "twice.yaml"
+    path.write_text(f"training: {{learning_rate: 0.01}}\nplan: {{mid: light}}\n{second}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path} is not valid YAML: the key 'training' is on line 1 and again on line 3."
+    with pytest.raises(ConfigError, match=r"--set 'training=.*' is not a YAML value"):
+        load_config(None, ["training={average: 0.9, average: 0.8}"])
+
+
+def test_merged_keys_may_be_overridden(tmp_path):
+    (tmp_path / "merged.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(tmp_path / "merged.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+
+
+def test_a_group_without_values_is_empty(tmp_path):
+    (tmp_path / "empty.yaml").write_text("plan:\ntraining:\n")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+    config = load_config(tmp_path / "empty.yaml", ["training.validations=0"])
+    assert config == Config(training=TrainingConfig(validations=0))
 
 
 def test_stages_have_to_agree():

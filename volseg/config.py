@@ -10,13 +10,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from volseg.errors import ConfigError, VolsegError
 
 Triple = tuple[int, int, int]
+Axis = Literal[0, 1, 2]
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Block = Literal["conv3d", "conv2plus1d"]
 # Told apart before they are checked, so that an error speaks of one of the two.
 Blocks = Annotated[
@@ -30,14 +43,37 @@ Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "non
 
 # Stands in place of a class where nobody has labelled a voxel: the loss passes over it.
 IGNORED = -1
+# Complaints in one message, and the characters that each of them quotes of a value.
+SHOWN = 10
+QUOTED = 200
 
 
 class Frozen(BaseModel):
-    """An immutable value that refuses unknown keys."""
+    """An immutable value that refuses unknown keys, and numbers that are infinite or none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"expected the lower value first, [{pair[1]:g}, {pair[0]:g}]")
+    return pair
+
+
+def _each_once(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    if len(set(axes)) < len(axes):
+        raise ValueError("expected each axis only once")
+    return axes
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether a value, or one in its lists, is True or False."""
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_truth, value)))
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
+Axes = Annotated[tuple[Axis, ...], AfterValidator(_each_once)]
 Value = TypeVar("Value", bound=Frozen)
 
 
@@ -141,7 +177,7 @@ class ComponentRule(Frozen):
     The figures are of the cases that the rule was chosen on, so they flatter it a little.
     """
 
-    smallest_ml: float = Field(0.0, ge=0, allow_inf_nan=False, description="those of at least this volume")
+    smallest_ml: float = Field(0.0, ge=0, description="those of at least this volume")
     largest_only: bool = Field(False, description="of these only the largest; of equally large ones all")
     dice_before: float | None = Field(None, description="the label's mean Dice on the validation cases without it")
     dice_after: float | None = Field(None, description="and with it")
@@ -194,9 +230,7 @@ class Plan(Frozen):
     spacing_mm: tuple[float, float, float]
     patch_size: Triple
     batch_size: int = Field(2, ge=1)
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = Field(
-        (), description="network axes on which a mirror image is possible"
-    )
+    mirror_axes: Axes = Field((), description="network axes on which a mirror image is possible")
     steps: int = Field(20_000, ge=1)
     network: NetworkConfig
 
@@ -233,14 +267,26 @@ class Plan(Frozen):
         return tuple(dict.fromkeys(value for label in self.labels for value in label.stored_values))
 
 
-class PlanChoices(Frozen):
+class Group(Frozen):
+    """A group of values as a user writes them in YAML, where yes, no, on and off are truth values."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes True for the number 1.
+        if _holds_truth(value) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
+            raise ValueError("expected no truth value (YAML reads yes, no, on and off as one)")
+        return value
+
+
+class PlanChoices(Group):
     """What a user may fix of the plan; None means: derive it from the data."""
 
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
     patch_size: tuple[Count, Count, Count] | None = None
     batch_size: Count | None = None
     normalisation: Literal["zscore", "ct", "none"] | None = None
-    mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None
+    mirror_axes: Axes | None = None
     block: Blocks | None = Field(None, description="of all stages, or one for each feature chosen")
     mid: Mid | None = None
     encoder: Literal["plain", "residual"] | None = None
@@ -257,7 +303,7 @@ class PlanChoices(Frozen):
         return self
 
 
-class TrainingConfig(Frozen):
+class TrainingConfig(Group):
     """How a network is trained."""
 
     learning_rate: float = Field(1.5e-2, gt=0)
@@ -277,7 +323,7 @@ class TrainingConfig(Frozen):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
-class AugmentationConfig(Frozen):
+class AugmentationConfig(Group):
     """Probabilities and ranges of the random transforms; the start is nnU-Net v2's table.
 
     They are those of a patch that is changed. At first few are: a network that has seen each case a few times has not
@@ -292,21 +338,21 @@ class AugmentationConfig(Frozen):
         30.0, ge=0, le=180, description="each axis; strongly anisotropic plans turn freely in the plane instead"
     )
     scaling: float = Field(0.2, ge=0, le=1)
-    scaling_range: tuple[Positive, Positive] = (0.7, 1.4)
+    scaling_range: Range = (0.7, 1.4)
     mirror: float = Field(0.5, ge=0, le=1, description="per allowed axis")
     noise: float = Field(0.1, ge=0, le=1)
     noise_variance: float = Field(0.01, ge=0, description="largest; nnU-Net calls its deviation of 0.1 a variance")
     blur: float = Field(0.2, ge=0, le=1)
-    blur_sigma: tuple[Positive, Positive] = (0.5, 1.0)
+    blur_sigma: Range = (0.5, 1.0)
     brightness: float = Field(0.15, ge=0, le=1)
-    brightness_range: tuple[Positive, Positive] = (0.75, 1.25)
+    brightness_range: Range = (0.75, 1.25)
     contrast: float = Field(0.15, ge=0, le=1)
-    contrast_range: tuple[Positive, Positive] = (0.75, 1.25)
+    contrast_range: Range = (0.75, 1.25)
     low_resolution: float = Field(0.25, ge=0, le=1)
-    low_resolution_range: tuple[Positive, Positive] = (0.5, 1.0)
+    low_resolution_range: Shares = (0.5, 1.0)
     gamma: float = Field(0.3, ge=0, le=1)
     gamma_inverted: float = Field(0.1, ge=0, le=1)
-    gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
+    gamma_range: Range = (0.7, 1.5)
 
 
 class Config(Frozen):
@@ -317,6 +363,20 @@ class Config(Frozen):
     augmentation: AugmentationConfig = AugmentationConfig()
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would silently keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"the key '{name}' is on line {lines[name]} and again on line {line}")
+            lines[name] = line
+        return node
+
+
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply `key=value` overrides such as `training.learning_rate=0.001`.
 
@@ -324,15 +384,21 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
         ConfigError: a missing file, an unknown key or a value of the wrong kind, by name.
     """
     document = read_yaml(path) if path else {}
+    # YAML reads a group without values as None.
+    document = {key: {} if value is None else value for key, value in document.items()}
     for override in overrides:
         _apply_override(document, override)
     return checked(Config, document, str(path) if path else "the configuration")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping as a dict; an empty file is an empty dict."""
+    """A YAML mapping as a dict; an empty file is an empty dict.
+
+    Raises:
+        ConfigError: not readable, not YAML, a key that stands twice in one mapping, or not a mapping.
+    """
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Could not read {path}: {error}. Give the path of a YAML file.") from error
     except yaml.YAMLError as error:
@@ -349,8 +415,9 @@ def checked(kind: type[Value], document: Any, source: str, refusal: type[VolsegE
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        complaints = "; ".join(_complaint(detail) for detail in error.errors())
-        raise refusal(f"{source} is not usable: {complaints}.") from error
+        complaints = [_complaint(detail) for detail in error.errors()]
+        more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
+        raise refusal(f"{source} is not usable: {'; '.join(complaints[:SHOWN] + more)}.") from error
 
 
 def _complaint(detail: Any) -> str:
@@ -360,7 +427,11 @@ def _complaint(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"'{place}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"'{place}': {message}, found {detail['input']!r}" if place else message
+    if detail["type"] == "model_type":
+        message = "expected a mapping of keys to values"
+    found = repr(detail["input"])
+    found = found if len(found) <= QUOTED else f"{found[:QUOTED]}..."
+    return f"'{place}': {message}, found {found}" if place else message
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -375,6 +446,6 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(document, dict):
             raise ConfigError(f"--set {override!r}: '{parent}' is a value, not a group of values.")
     try:
-        document[last] = yaml.safe_load(text)
+        document[last] = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error

@@ -83,6 +83,56 @@ def test_nnunet_layout(tmp_path):
     assert dataset.cases[0].label == tmp_path / "labelsTr" / "a.nii.gz"
 
 
+def test_channels_go_by_their_numbers(tmp_path):
+    document = write_nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "channel_names": {"1": "ADC", "0": "T2"}}))
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T2", "ADC")
+    assert [path.name for path in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    eleven = {str(index): f"C{index}" for index in sorted(range(11), key=str)}
+    scan = {"image": "p.nii.gz", "label": "q.nii.gz"}
+    decathlon = {"modality": eleven, "labels": {"1": "PZ"}, "training": [scan]}
+    (tmp_path / "dataset.json").write_text(json.dumps(decathlon))
+    assert open_dataset(tmp_path).channels == tuple(f"C{index}" for index in range(11))
+
+
+NUMBERED = 'expected {"0": name, "1": name, ...}, numbered from 0 without a gap, found '
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"modality": "MRI"}, f"'modality': {NUMBERED}'MRI'"),
+        ({"modality": ["MRI"]}, f"'modality': {NUMBERED}['MRI']"),
+        ({"modality": {}}, f"'modality': {NUMBERED}{{}}"),
+        ({"modality": {"0": "T1", "2": "T2"}}, f"'modality': {NUMBERED}{{'0': 'T1', '2': 'T2'}}"),
+        ({"modality": {"0": 5}}, "'modality.0': Input should be a valid string, found 5"),
+        ({"channel_names": ["T1"]}, f"'channel_names': {NUMBERED}['T1']"),
+        ({"channel_names": {"1": "T1"}}, f"'channel_names': {NUMBERED}{{'1': 'T1'}}"),
+        ({"channel_names": {"0": "T1"}, "file_ending": 3}, "'file_ending': Input should be a valid string, found 3"),
+        ({"training": 5}, "'training': Input should be a valid list, found 5"),
+        ({"training": "x" * 999}, f"'training': Input should be a valid list, found '{'x' * 199}..."),
+        ({"training": [{"image": "a.nii"}]}, "'training.0.label' is missing"),
+        (
+            {"training": [{"image": None, "label": None}]},
+            "'training.0.image': Input should be a valid string, found None; "
+            "'training.0.label': Input should be a valid string, found None",
+        ),
+        ({"training": [5]}, "'training.0': expected a mapping of keys to values, found 5"),
+        (
+            {"training": [{"image": "a.nii"}] * 12},
+            "; ".join(f"'training.{entry}.label' is missing" for entry in range(10)) + "; and 2 more",
+        ),
+    ],
+)  # fmt: skip
+def test_values_of_the_wrong_kind_in_dataset_json(tmp_path, changes, complaint):
+    document = {"labels": {"1": "PZ"}, "training": [{"image": "a.nii", "label": "b.nii"}], **changes}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError) as error:
+        open_dataset(tmp_path)
+    assert str(error.value) == f"{tmp_path / 'dataset.json'} is not usable: {complaint}."
+
+
 def test_plain_layout_takes_labels_from_the_values_found(tmp_path):
     touch(tmp_path / "images" / "one.nrrd", tmp_path / "images" / "two.nii.gz", tmp_path / "images" / "notes.txt")
     write_label(tmp_path / "labels" / "one.nii.gz", 4, 4, 2)
@@ -105,6 +155,9 @@ def test_refuses_what_is_not_a_data_set(tmp_path):
     with pytest.raises(InputError, match=r"neither dataset.json .* nor the folders images and labels"):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(InputError, match=r'neither "training" \(Decathlon\) nor "channel_names"'):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('["training"]')
     with pytest.raises(InputError, match=r'neither "training" \(Decathlon\) nor "channel_names"'):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text('{"training": []')
@@ -205,11 +258,24 @@ def test_folds_are_those_of_sklearn(tmp_path, count, folds):
     assert split_folds(dataset, folds) == expected
 
 
-def test_folds_from_the_data_set_go_first(tmp_path):
+def test_folds_from_the_data_set_go_first(tmp_path, caplog):
     dataset = many_cases(tmp_path, 4)
     splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(splits))
     assert split_folds(dataset, 5) == splits
+    path = tmp_path / "splits_final.json"
+    assert caplog.messages == [f"The number of folds is 1, as in {path}, and not 5"]
+    path.write_text(json.dumps(splits * 5))
+    assert split_folds(dataset, 5) == splits * 5
+    assert len(caplog.messages) == 1
+    with pytest.raises(UsageError, match="--folds is 0, but there have to be at least 2"):
+        split_folds(dataset, 0)
+
+
+def test_a_fold_of_the_data_set_may_have_nothing_to_validate_on(tmp_path):
+    splits = [{"train": ["case_000", "case_001"], "val": []}]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    assert read_splits(tmp_path / "splits.json", many_cases(tmp_path, 2)) == splits
 
 
 @pytest.mark.parametrize(
@@ -217,7 +283,17 @@ def test_folds_from_the_data_set_go_first(tmp_path):
     [
         ([{"train": ["case_000", "other"], "val": []}], "names 1 cases the data set does not have: other"),
         ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: in train and in val are case_000"),
-        ([{"train": ["case_000"]}], "has to hold a list"),
+        ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. Name the"),
+        (
+            [{"train": ["case_001", "case_000", "case_001"], "val": []}],
+            "fold 0: more than once in train are case_001. Name each case once.",
+        ),
+        ([{"train": ["case_000"], "val": ["case_001"] * 3}], "fold 0: more than once in val are case_001."),
+        ([{"train": ["case_000"]}], "json, fold 0, is not usable: 'val' is missing."),
+        ([{"train": None, "val": []}], "fold 0, is not usable: 'train': Input should be a valid list, found None."),
+        ([{"train": "c00", "val": []}], "fold 0, is not usable: 'train': Input should be a valid list, found 'c00'."),
+        ([{"train": [["a"]], "val": []}], r"'train.0': Input should be a valid string, found \['a'\]."),
+        (["case_000"], "fold 0, is not usable: "),
         ({"train": [], "val": []}, "has to hold a list"),
         ([], "has to hold a list"),
     ],
@@ -241,7 +317,9 @@ def test_choosing_a_fold(tmp_path):
     assert choose_fold(splits, 2) == splits[2]
     assert choose_fold(splits, "all") == {"train": [f"case_{i:03d}" for i in range(6)], "val": []}
     for wrong in (3, -1, "first"):
-        with pytest.raises(UsageError, match=f"There is no fold {wrong}. Give 0 to 2, or all"):
+        with pytest.raises(
+            UsageError, match=rf"There is no fold {wrong} among 3 \(splits_final.json .*Give 0 to 2, or all."
+        ):
             choose_fold(splits, wrong)
 
 

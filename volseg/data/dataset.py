@@ -10,22 +10,65 @@ How labels are declared is in `volseg.data.labels`.
 """
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, ConfigDict
 from sklearn.model_selection import KFold
 
+from volseg.config import Frozen, checked
 from volseg.data.formats import image_suffix, stem_of
 from volseg.data.labels import LabelSet, parse_labels
 from volseg.data.reading import read_label
 from volseg.errors import InputError, Problem, UsageError
 
+logger = logging.getLogger(__name__)
+
 SHOWN = 5
 Split = dict[str, list[str]]
+
+
+def _in_order(names: Any) -> list[Any]:
+    """The values of {"0": name, "1": name, ...}, by their numbers and not as they happen to be written."""
+    if not isinstance(names, dict) or not names or set(names) != {str(index) for index in range(len(names))}:
+        raise ValueError('expected {"0": name, "1": name, ...}, numbered from 0 without a gap')
+    return [names[str(index)] for index in range(len(names))]
+
+
+Channels = Annotated[tuple[str, ...], BeforeValidator(_in_order)]
+
+
+class _Document(Frozen):
+    """A part of a JSON file of a data set; keys that training does not need are left out."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Scan(_Document):
+    """One entry of a Decathlon's "training"."""
+
+    image: str
+    label: str
+
+
+class _Decathlon(_Document):
+    """dataset.json of the Decathlon."""
+
+    modality: Channels = ("image",)
+    training: list[_Scan]
+
+
+class _NnUNet(_Document):
+    """dataset.json of nnU-Net v2."""
+
+    channel_names: Channels
+    file_ending: str = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -68,6 +111,13 @@ class DataSet:
     problems: tuple[Problem, ...] = ()
 
 
+class _Fold(_Document):
+    """One entry of splits_final.json."""
+
+    train: list[str]
+    val: list[str]
+
+
 def open_dataset(folder: Path) -> DataSet:
     """Find the cases of a training data set; no image is read, but for the label values of a plain folder.
 
@@ -75,7 +125,8 @@ def open_dataset(folder: Path) -> DataSet:
         folder: in one of the three layouts above.
 
     Raises:
-        InputError: no such folder, none of the layouts, no cases, or labels that `parse_labels` refuses.
+        InputError: no such folder, none of the layouts, a dataset.json with values of the wrong kind or with channels
+            that are not numbered from 0, no cases, or labels that `parse_labels` refuses.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,10 +134,11 @@ def open_dataset(folder: Path) -> DataSet:
     index = folder / "dataset.json"
     if index.exists():
         document = _read_json(index)
-        if "channel_names" in document:
-            dataset = _open_nnunet(folder, document)
-        elif "training" in document:
-            dataset = _open_decathlon(folder, document)
+        keys = document if isinstance(document, dict) else {}
+        if "channel_names" in keys:
+            dataset = _open_nnunet(folder, document, checked(_NnUNet, document, str(index), InputError))
+        elif "training" in keys:
+            dataset = _open_decathlon(folder, document, checked(_Decathlon, document, str(index), InputError))
         else:
             raise InputError(f'{index} has neither "training" (Decathlon) nor "channel_names" (nnU-Net v2).')
     elif (folder / "images").is_dir() and (folder / "labels").is_dir():
@@ -104,17 +156,22 @@ def open_dataset(folder: Path) -> DataSet:
 def split_folds(dataset: DataSet, folds: int = 5) -> list[Split]:
     """The folds of a data set, each as {"train": names, "val": names}.
 
-    From splits_final.json in the folder if there is one, whatever its number of folds; else as nnU-Net makes them:
-    sorted names through sklearn's KFold, shuffled with random state 12345.
+    From splits_final.json in the folder if there is one, whatever its number of folds, with a warning where that is
+    another; else as nnU-Net makes them: sorted names through sklearn's KFold, shuffled with random state 12345.
 
     Raises:
-        InputError: the file names unknown cases or shares cases between the halves; fewer cases than folds.
+        UsageError: fewer than 2 folds.
+        InputError: fewer cases than folds, or a file that `read_splits` refuses.
     """
-    if (dataset.folder / "splits_final.json").exists():
-        return read_splits(dataset.folder / "splits_final.json", dataset)
-    names = sorted(case.name for case in dataset.cases)
     if folds < 2:
         raise UsageError(f"--folds is {folds}, but there have to be at least 2. Use --fold all to train on every case.")
+    path = dataset.folder / "splits_final.json"
+    if path.exists():
+        splits = read_splits(path, dataset)
+        if len(splits) != folds:
+            logger.warning("The number of folds is %d, as in %s, and not %d", len(splits), path, folds)
+        return splits
+    names = sorted(case.name for case in dataset.cases)
     if len(names) < folds:
         raise InputError(
             f"{len(names)} cases cannot be split into {folds} folds. "
@@ -127,26 +184,37 @@ def split_folds(dataset: DataSet, folds: int = 5) -> list[Split]:
 def read_splits(path: Path, dataset: DataSet) -> list[Split]:
     """Read folds from a JSON file.
 
+    A fold may have an empty "val": it is then trained without validation, as --fold all is.
+
     Raises:
-        InputError: not a list of {"train": names, "val": names}, an unknown case, or one in both halves.
+        InputError: not a list of {"train": names, "val": names}, an unknown case, a fold without a case to train on,
+            or a case twice in one fold.
     """
-    splits = _read_json(path)
-    if not (
-        isinstance(splits, list)
-        and splits
-        and all(isinstance(split, dict) and {"train", "val"} <= set(split) for split in splits)
-    ):
+    document = _read_json(path)
+    if not isinstance(document, list) or not document:
         raise InputError(f'{path} has to hold a list of {{"train": [names], "val": [names]}}.')
-    folds = [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]
+    folds: list[Split] = [
+        checked(_Fold, fold, f"{path}, fold {number},", InputError).model_dump() for number, fold in enumerate(document)
+    ]
     unknown = {name for fold in folds for half in fold.values() for name in half} - {
         case.name for case in dataset.cases
     }
     if unknown:
         raise InputError(f"{path} names {len(unknown)} cases the data set does not have: {listed(sorted(unknown))}.")
     for number, fold in enumerate(folds):
-        if shared := set(fold["train"]) & set(fold["val"]):
-            raise InputError(f"{path}, fold {number}: in train and in val are {listed(sorted(shared))}.")
+        _check_fold(fold, f"{path}, fold {number}")
     return folds
+
+
+def _check_fold(fold: Split, place: str) -> None:
+    """Refuse a fold with no case to train on, or with a case twice."""
+    if not fold["train"]:
+        raise InputError(f"{place}: train is empty. Name the cases to train on.")
+    for half, names in fold.items():
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise InputError(f"{place}: more than once in {half} are {listed(twice)}. Name each case once.")
+    if shared := set(fold["train"]) & set(fold["val"]):
+        raise InputError(f"{place}: in train and in val are {listed(sorted(shared))}.")
 
 
 def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
@@ -158,25 +226,22 @@ def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
     if fold == "all":
         return {"train": sorted({name for split in splits for half in split.values() for name in half}), "val": []}
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
-        raise UsageError(f"There is no fold {fold}. Give 0 to {len(splits) - 1}, or all.")
+        raise UsageError(
+            f"There is no fold {fold} among {len(splits)} (splits_final.json in the data set goes before --folds). "
+            f"Give 0 to {len(splits) - 1}, or all."
+        )
     return splits[fold]
 
 
-def _open_decathlon(folder: Path, document: dict[str, Any]) -> DataSet:
-    entries = document["training"]
-    if not all(isinstance(entry, dict) and {"image", "label"} <= set(entry) for entry in entries):
-        raise InputError(f'{folder / "dataset.json"}: each entry of "training" has to name an "image" and a "label".')
+def _open_decathlon(folder: Path, document: dict[str, Any], index: _Decathlon) -> DataSet:
     cases = [
-        TrainingCase(stem_of(Path(entry["image"])), (folder / entry["image"],), folder / entry["label"])
-        for entry in entries
+        TrainingCase(stem_of(Path(scan.image)), (folder / scan.image,), folder / scan.label) for scan in index.training
     ]
-    modality = document.get("modality", {"0": "image"})
-    return _dataset(folder, document, tuple(modality.values()), cases)
+    return _dataset(folder, document, index.modality, cases)
 
 
-def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
-    channels = tuple(document["channel_names"].values())
-    ending = document.get("file_ending", ".nii.gz")
+def _open_nnunet(folder: Path, document: dict[str, Any], index: _NnUNet) -> DataSet:
+    ending = index.file_ending
     images = (folder / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")
     references = (folder / "labelsTr").glob(f"*{ending}")
     names = {path.name.removesuffix(ending)[:-5] for path in images}
@@ -184,12 +249,12 @@ def _open_nnunet(folder: Path, document: dict[str, Any]) -> DataSet:
     cases = [
         TrainingCase(
             name,
-            tuple(folder / "imagesTr" / f"{name}_{index:04d}{ending}" for index in range(len(channels))),
+            tuple(folder / "imagesTr" / f"{name}_{channel:04d}{ending}" for channel in range(len(index.channel_names))),
             folder / "labelsTr" / f"{name}{ending}",
         )
         for name in sorted(names)
     ]
-    return _dataset(folder, document, channels, cases)
+    return _dataset(folder, document, index.channel_names, cases)
 
 
 def _open_plain(folder: Path) -> DataSet:
@@ -251,5 +316,5 @@ def listed(items: Sequence[Any]) -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error

@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import yaml
 
-from volseg.config import Block, Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
+from volseg.config import Axis, Block, Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
 from volseg.data.dataset import DataSet
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
@@ -27,7 +27,6 @@ from volseg.planning.topology import (
     sizes_text,
 )
 
-Axis = Literal[0, 1, 2]
 T = TypeVar("T")
 
 ANISOTROPIC = 3.0

@@ -34,7 +34,7 @@ class RunSettings(Frozen):
     """How a run was asked for; kept in its folder, so that it goes on as it began."""
 
     fold: int | str = 0
-    folds: int = 5
+    folds: int = Field(5, ge=2)
     seed: int = Field(0, ge=0, lt=2**63)
     minutes: float | None = Field(None, gt=0)
     steps: int | None = Field(None, gt=0)

@@ -287,6 +287,7 @@ def test_a_run_goes_on_with_the_labels_channels_and_cases_it_began_with(phantoms
         second.write_bytes(content)
     with pytest.raises(InputError, match="the cases to train on have changed since"):
         train(data, run, steps=2, **call)
+    assert all((run / name).exists() for name in SCORES)
 
 
 def test_a_run_that_goes_on_has_no_scores_until_its_model_has(phantoms, tmp_path, monkeypatch):

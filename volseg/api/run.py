@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def train(
     place = local_device(device)
     with joined(place) as ranks, ExitStack() as held:
 
+        @cache
         def hold() -> None:
             held.enter_context(sole(folder))
 
@@ -169,8 +170,6 @@ def _prepare(
         if data.problems:
             raise DataSetError(data.name, data.problems)
         remove_leftovers(folder)
-        # The model will be another one; until it is scored there are no scores.
-        remove_scores(folder)
         splits = read_splits(folder / "splits.json", data)
     elif settings.fold == "all":
         splits = [{"train": sorted(case.name for case in data.cases), "val": []}]
@@ -189,8 +188,7 @@ def _prepare(
         fingerprint = take_fingerprint(data_used, shared_cache())
         plan, reasons = _plan(data, fingerprint, config.plan, device)
         check_shared(plan, world)
-        if not is_run(folder):
-            hold()
+        hold()
         begin(folder, settings, config)
         write_json(folder / "splits.json", splits)
         write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
@@ -229,6 +227,9 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT)
         logger.info("Going on after step %d", state.step)
+    if ranks.first:
+        # The model will be another one; until it is scored there are no scores.
+        remove_scores(run.folder)
     changes = run.config.augmentation
     draws = Draws(config.foreground, run.settings.seed, ranks.rank, ranks.world)
     onset = Onset(cropping(run.plan, changes), changes.passes)

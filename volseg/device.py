@@ -50,6 +50,11 @@ def gpu_memory_gb(device: torch.device) -> float:
     return float(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
+def machine_memory_gb() -> float:
+    """All the memory of this machine in GiB, whoever uses it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
 def batch_workers(device: torch.device, processes: int) -> int:
     """How many processes prepare batches for one of `processes` that train on this machine.
 

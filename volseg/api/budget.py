@@ -5,7 +5,6 @@ Only the process's own memory is planned, which is what `--max-memory` limits.
 
 import logging
 import math
-import os
 import re
 import resource
 import sys
@@ -17,7 +16,7 @@ import torch
 from volseg.config import NetworkConfig, Plan, Triple
 from volseg.data.geometry import map_to_network
 from volseg.data.reading import Scan
-from volseg.device import free_gpu_memory
+from volseg.device import free_gpu_memory, machine_memory_gb
 from volseg.errors import InputError, UsageError
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard
@@ -71,18 +70,26 @@ class Work:
     on_host: bool
     parameters: int
 
+    @property
+    def grid(self) -> Triple:
+        """(D, H, W) of the scan on the network's grid; a crop can only make it smaller."""
+        return map_to_network(self.scan.geometry, self.card.plan).shape
+
+    @property
+    def volume_bytes(self) -> int:
+        """What the scan takes on the network's grid."""
+        return 4 * len(self.card.plan.channels) * math.prod(self.grid)
+
     def parts(self, chunk: Chunking) -> dict[str, int]:
         """Bytes that come on top of the scan at the peak of each stage."""
         plan = self.card.plan
-        # A crop can only make the network's grid smaller.
-        grid = map_to_network(self.scan.geometry, plan).shape
         voxels = math.prod(self.scan.geometry.shape)
-        volume = 4 * len(plan.channels) * math.prod(grid)
+        volume = self.volume_bytes
         labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2)
         mask = voxels if any(channel.normalisation == "zscore_nonzero" for channel in plan.channels) else 0
         return {
             "preparing it": volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
-            "its windows and labels": volume + labels + self._windows(sorted(grid, reverse=True), chunk),
+            "its windows and labels": volume + labels + self._windows(sorted(self.grid, reverse=True), chunk),
             "measuring its labels": labels + MEASURE_BYTES * min(chunk.voxels, voxels),
             # Some formats are written from a copy, and read back.
             "writing its labels": 2 * labels,
@@ -163,15 +170,13 @@ def plan_chunks(work: Work, limit: int | None) -> Chunking:
 
 def _require_machine(work: Work) -> None:
     """Refuse a scan whose voxel size, perhaps of another unit, makes a grid beyond all measure of it."""
-    plan, geometry = work.card.plan, work.scan.geometry
-    shape = map_to_network(geometry, plan).shape
-    needed = 4 * len(plan.channels) * math.prod(shape) / GIB
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    needed, there = work.volume_bytes / GIB, machine_memory_gb()
     if needed > there:
-        sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (geometry.spacing_mm, plan.spacing_mm))
+        spacings = work.scan.geometry.spacing_mm, work.card.plan.spacing_mm
+        sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings)
         raise InputError(
             f"{work.scan.source} has voxels of {sizes} mm and the model some of {wanted} mm: that makes "
-            f"{' x '.join(map(str, shape))} of them, {needed:,.0f} GiB, where this machine has {there:,.0f}. "
+            f"{' x '.join(map(str, work.grid))} of them, {needed:,.0f} GiB, where this machine has {there:,.0f}. "
             "Look whether the scan's voxel size is in millimetres."
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from volseg.api.segmenter import BUNDLED, find_model
+from volseg.api.segmenter import bundled_models, find_model
 from volseg.api.settings import is_run
 from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
 from volseg.data.checks import check_affine, check_scan
@@ -37,12 +37,12 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if is_run(path):
         return _describe_run(path)
-    if path.suffix == ".safetensors" or str(path) in _bundled_names():
+    if path.suffix == ".safetensors" or str(path) in bundled_models():
         return _describe_model(find_model(path))
     if not path.exists():
         raise InputError(
             f"There is no file or folder {path}, and no bundled model of that name "
-            f"({', '.join(_bundled_names())}); give {_KINDS}."
+            f"({', '.join(bundled_models())}); give {_KINDS}."
         )
     return _describe_image(_scan_in(path) if path.is_dir() else path)
 
@@ -122,10 +122,6 @@ def _members(card: ModelCard) -> str:
     dice = [(record["name"], scores.get("foreground_dice")) for record, scores in records]
     listed = ", ".join(f"{name} {'-' if one is None else f'{one:.4f}'}" for name, one in dice)
     return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)
-
-
-def _bundled_names() -> list[str]:
-    return sorted(file.stem for file in BUNDLED.glob("*.safetensors"))
 
 
 def _scan_in(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from volseg.device import choose_device
+from volseg.device import choose_device, machine_memory_gb
 from volseg.precision import CUDNN_ADVICE, DTYPES, autocast, choose_precision, cudnn_is_sound, exact_float32
 
 PACKAGES = ("volseg", "torch", "monai", "nibabel", "SimpleITK", "numpy")
@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    total = machine_memory_gb()
     return Finding("memory", f"{total:.1f} GiB", "ok" if total >= 4 else "training wants at least 4 GiB")
 
 

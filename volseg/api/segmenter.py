@@ -269,13 +269,18 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+def bundled_models() -> dict[str, Path]:
+    """The models that come with the package, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
+
+
 def find_model(model: str | Path) -> Path:
     """The path of a bundled model by name, or `model` itself as a path.
 
     Raises:
         InputError: neither.
     """
-    bundled = {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
+    bundled = bundled_models()
     if str(model) in bundled:
         return bundled[str(model)]
     if not Path(model).is_file():

@@ -71,6 +71,13 @@ class _NnUNet(_Document):
     file_ending: str = ".nii.gz"
 
 
+class _Fold(_Document):
+    """One entry of splits_final.json."""
+
+    train: list[str]
+    val: list[str]
+
+
 @dataclass(frozen=True)
 class TrainingCase:
     """One scan with its reference.
@@ -109,13 +116,6 @@ class DataSet:
     licence: str = ""
     description: str = ""
     problems: tuple[Problem, ...] = ()
-
-
-class _Fold(_Document):
-    """One entry of splits_final.json."""
-
-    train: list[str]
-    val: list[str]
 
 
 def open_dataset(folder: Path) -> DataSet:

@@ -245,8 +245,10 @@ def _is_scan_file(path: Path) -> bool:
 def _may_be_dicom(path: Path) -> bool:
     """Whether this is a file named .dcm or .ima, or one without suffix or with a UID's number that begins as DICOM."""
     suffix = path.suffix.lower()
-    if not path.is_file() or suffix in DICOM_SUFFIXES:
-        return path.is_file()
+    if not path.is_file():
+        return False
+    if suffix in DICOM_SUFFIXES:
+        return True
     if suffix and not suffix[1:].isdecimal():
         return False
     with open(path, "rb") as stream:

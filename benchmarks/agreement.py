@@ -9,7 +9,7 @@ import torch
 from sides import as_table, data_folder
 
 from volseg import Segmenter
-from volseg.api.interop import import_nnunet
+from volseg.api.importing import import_nnunet
 from volseg.evaluation.overlap import label_overlaps
 from volseg.precision import DTYPES, choose_precision
 

@@ -6,7 +6,7 @@ Each training is `volseg train` in a process of its own, one after the other; bl
 change of the machine's speed meets all of them. A run that is finished is not trained again. Dice is that of the label
 images that the trained model wrote for the fold's validation cases; the same scans are then segmented once more by
 `volseg predict` to time it, from process start to end. For an anisotropic task see `thick_slices.py`. Needs volseg, and
-the data set.
+the dataset.
 """
 
 import argparse

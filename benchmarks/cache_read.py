@@ -21,7 +21,7 @@ import numpy as np
 from nnunet_cases import write_ct
 from sides import as_table, publish
 
-from volseg.data.packed import open_packed, write_packed
+from volseg.data.cases.chunked_arrays import open_chunked, write_chunked
 
 PATCHES = (40, 128)
 
@@ -46,7 +46,7 @@ def rows_of(kind: str, array: np.ndarray, folder: Path, repeats: int) -> list[di
     """One row for each way of storing an array."""
     ways: dict[str, tuple[Callable[[Path, np.ndarray], object], Callable[[Path], Any]]] = {
         "memory-mapped.npy": (np.save, lambda path: np.load(path, mmap_mode="r")),
-        "packed.b2nd": (write_packed, open_packed),
+        "packed.b2nd": (write_chunked, open_chunked),
     }
     rows = []
     for way, (write, opened) in ways.items():

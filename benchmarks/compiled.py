@@ -17,8 +17,8 @@ from monai.networks.nets import DynUNet
 from predict_vs_monai import plan_of
 from sides import as_table, publish
 
-from volseg.heap import kept_heap
 from volseg.networks import UNet
+from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import autocast
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def main() -> None:
 def median_seconds(network: Callable[[torch.Tensor], object], window: torch.Tensor, repeats: int) -> float:
     """The median time of a window, after two that do not count."""
     seconds = []
-    with kept_heap():
+    with keep_freed_memory():
         for _ in range(repeats + 2):
             started = time.perf_counter()
             network(window)

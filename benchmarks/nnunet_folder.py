@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
-# What an abdominal CT data set may hold; only plausible, because the weights are random.
+# What an abdominal CT dataset may hold; only plausible, because the weights are random.
 CT_INTENSITIES = {"mean": 0.0, "std": 400.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
 RESAMPLER = "resample_data_or_seg_to_shape"
 

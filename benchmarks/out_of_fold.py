@@ -3,7 +3,7 @@
     python benchmarks/out_of_fold.py DATASET [--model hippocampus] [--precision auto] [--append]
 
 Takes the networks out of the model file one by one and has each segment the cases of its own fold, so what the file's
-card says of them can be seen again in minutes. Needs volseg and the data set the model was trained on.
+card says of them can be seen again in minutes. Needs volseg and the dataset the model was trained on.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py MODEL DATASET [--fold 0] [--cases N] [--device cpu|cuda] [--append]
 
-Needs volseg, a model file and the data set it was trained on; the fold is the model's own unless given. A processor
+Needs volseg, a model file and the dataset it was trained on; the fold is the model's own unless given. A processor
 without native bfloat16 emulates it, up to a hundred times slower than float32: take few cases there.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from sides import as_table, publish
 
 from volseg import Segmenter
-from volseg.data.dataset import TrainingCase, choose_fold, open_dataset, split_folds
-from volseg.data.reading import read_channels, read_label
+from volseg.data.cases.dataset import TrainingCase, choose_fold, open_dataset, split_folds
+from volseg.data.io.reading import read_channels, read_label
 from volseg.evaluation.overlap import label_overlaps
 
 REFERENCE = "fp32"

@@ -16,10 +16,10 @@ import torch
 from monai.inferers import sliding_window_inference
 from sides import as_table, compared, publish, report_side, run_side
 
-from volseg.api.labelling import label_volume
 from volseg.config import Channel, Label, NetworkConfig, Plan
-from volseg.data.geometry import Geometry
-from volseg.data.preprocess import image_to_network
+from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.preprocess import image_to_network
+from volseg.inference.labelling import Labeller
 from volseg.inference.windows import Windows
 from volseg.networks import UNet
 from volseg.precision import DTYPES, autocast, choose_precision
@@ -74,7 +74,7 @@ def work_of(side: str, dtype: torch.dtype, batch: int, toy: bool) -> Callable[[]
         return logits.argmax(1).to(torch.uint8)
 
     def volseg() -> np.ndarray:
-        return label_volume(network, volume, grid, plan, windows, dtype)
+        return Labeller(network, plan, windows, dtype).label(volume, grid)
 
     return torch.inference_mode()(monai if side == "MONAI" else volseg)
 

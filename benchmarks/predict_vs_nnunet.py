@@ -29,7 +29,7 @@ from sides import Side, as_table, compared, publish, report_side, run_in_turn, r
 from torch.utils.flop_counter import FlopCounterMode
 
 from volseg import Segmenter
-from volseg.api.interop import import_nnunet
+from volseg.api.importing import import_nnunet
 from volseg.modelfile import read_card
 from volseg.networks import UNet
 from volseg.precision import DTYPES, choose_precision

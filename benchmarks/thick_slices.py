@@ -1,10 +1,10 @@
-"""Make a data set with thick slices out of one with thin ones: an anisotropic task that is simulated, and says so.
+"""Make a dataset with thick slices out of one with thin ones: an anisotropic task that is simulated, and says so.
 
     python benchmarks/thick_slices.py $VOLSEG_DATA/Task04_Hippocampus runs/Task04_thick --thickness-mm 3.5
 
 A thick slice is the mean of all that lies in it, as a scanner with a box-shaped slice profile would see it, and holds
 the label that fills most of it; a voxel that it cuts counts in part. What is left over at the end is dropped. Slices
-are stacked along K, in the data's own layout, the Decathlon's. Needs volseg, and the data set.
+are stacked along K, in the data's own layout, the Decathlon's. Needs volseg, and the dataset.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def make_thick(dataset: Path, output: Path, thickness_mm: float) -> None:
-    """Write the thick data set, whole or not at all."""
+    """Write the thick dataset, whole or not at all."""
     document = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
     document["name"] = f"{document.get('name', dataset.name)}, {thickness_mm:g} mm slices simulated"
     made = output.with_name(f"{output.name}.part")

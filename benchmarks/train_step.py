@@ -23,8 +23,8 @@ from sides import Side, as_table, publish, run_side
 from torch.utils.flop_counter import FlopCounterMode
 
 from volseg.config import NetworkConfig, TrainingConfig
-from volseg.heap import kept_heap
 from volseg.networks import UNet
+from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import DTYPES, choose_precision
 from volseg.training import Budget, TrainingState, fit
 
@@ -94,7 +94,7 @@ def volseg_seconds(step: Step, precision: str) -> list[float]:
     ends: list[float] = []
     state = TrainingState(UNet(step.network), config)
     budget = Budget(steps=step.repeats + 1)
-    with kept_heap(large=True):
+    with keep_freed_memory(large=True):
         fit(state, repeat(batch), budget, config, report=lambda _: ends.append(time.perf_counter()))
     return [later - sooner for sooner, later in pairwise(ends)]
 

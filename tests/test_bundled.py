@@ -9,9 +9,9 @@ import pytest
 
 from tests.pipeline import volseg
 from volseg import Segmenter
-from volseg.api.segmenter import BUNDLED, find_model
+
 from volseg.evaluation.overlap import label_overlaps
-from volseg.modelfile import read_card
+from volseg.modelfile import BUNDLED, find_model, read_card
 
 NAMES = ["hippocampus"]
 

@@ -10,7 +10,7 @@ def test_defaults_and_overrides(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("training:\n  learning_rate: 0.5\n  average: 0.9\n")
     config = load_config(path, ["training.learning_rate=0.25", "plan.patch_size=[8, 16, 24]"])
-    assert config.training == TrainingConfig(learning_rate=0.25, average=0.9)
+    assert config.training == TrainingConfig(learning_rate=0.25, ema_decay=0.9)
     assert config.plan.patch_size == (8, 16, 24)
     assert load_config() == Config()
 
@@ -31,7 +31,7 @@ def test_wrong_overrides_are_named(override, words):
 
 
 FINITE = "Input should be a finite number"
-TRUTH = "expected no truth value (YAML reads yes, no, on and off as one)"
+TRUTH = "expected no boolean (YAML reads yes, no, on and off as one)"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ TRUTH = "expected no truth value (YAML reads yes, no, on and off as one)"
         ("training.weight_decay=.inf", f"{FINITE}, found inf"),
         ("training.gradient_clip=.nan", f"{FINITE}, found nan"),
         ("training.weight_decay=1e999", f"{FINITE}, found '1e999'"),
-        ("augmentation.passes=.inf", f"{FINITE}, found inf"),
+        ("augmentation.warmup_epochs=.inf", f"{FINITE}, found inf"),
         ("augmentation.scaling_range=[1.4, 0.7]", "expected the lower value first, [0.7, 1.4], found [1.4, 0.7]"),
         ("augmentation.blur_sigma=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
         ("augmentation.brightness_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
@@ -58,7 +58,7 @@ TRUTH = "expected no truth value (YAML reads yes, no, on and off as one)"
 def test_values_that_make_no_sense_are_refused(override, complaint):
     with pytest.raises(ConfigError) as error:
         load_config(None, [override])
-    assert str(error.value) == f"the configuration is not usable: '{override.split('=')[0]}': {complaint}."
+    assert str(error.value) == f"the configuration is invalid: '{override.split('=')[0]}': {complaint}."
 
 
 def test_low_resolution_only_zooms_down():

@@ -5,7 +5,7 @@ import torch
 
 from tests.pipeline import TINY, blob, write_model
 from volseg import Segmenter, train
-from volseg.data.phantom import write_phantoms
+from volseg.data.cases.phantom import write_phantoms
 
 pytestmark = [
     pytest.mark.gpu,

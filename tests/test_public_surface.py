@@ -25,7 +25,7 @@ def test_all_is_sorted_and_resolves():
 
 
 def test_functions_are_not_overwritten_by_modules():
-    for home in ("volseg.api.run", "volseg.api.evaluation", "volseg.cli"):
+    for home in ("volseg.api.train", "volseg.api.evaluation", "volseg.cli"):
         import_module(home)
     assert callable(volseg.train)
     assert callable(volseg.evaluate)

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from tests.pipeline import tiny_plan, volseg, write_model
 from volseg import Segmenter
-from volseg.data.reading import read_scan
+from volseg.data.io.reading import read_scan
 
 pytestmark = pytest.mark.needs_data
 

@@ -1,6 +1,6 @@
-"""Segment medical volumes: a scan goes in, labels, volumes and honest quality flags come out, on the scan's own grid.
+"""Segment medical volumes (MRI, CT): labels, volumes in mL and quality flags, in the space of the input image.
 
-Names resolve when they are first used, so that importing volseg loads neither torch nor MONAI.
+Names are resolved on first use, so that importing volseg loads neither torch nor MONAI.
 """
 
 from importlib import import_module
@@ -10,44 +10,60 @@ from volseg.errors import VolsegError
 from volseg.version import __version__
 
 if TYPE_CHECKING:
-    from volseg import networks, training, transforms
+    from volseg import inference, losses, metrics, networks, training, transforms
     from volseg.api.ensemble import ensemble
     from volseg.api.evaluation import evaluate
+    from volseg.api.importing import import_nnunet
+    from volseg.api.predict import Prediction, predict
     from volseg.api.result import Result
-    from volseg.api.run import train
     from volseg.api.segmenter import Outcome, Segmenter
-    from volseg.data.geometry import Geometry
+    from volseg.api.train import plan_dataset as plan
+    from volseg.api.train import train
+    from volseg.data.grid.geometry import Geometry
 
 __all__ = [
     "Geometry",
     "Outcome",
+    "Prediction",
     "Result",
     "Segmenter",
     "VolsegError",
     "__version__",
     "ensemble",
     "evaluate",
+    "import_nnunet",
+    "inference",
+    "losses",
+    "metrics",
     "networks",
+    "plan",
+    "predict",
     "train",
     "training",
     "transforms",
 ]
 
+# The module of each name, and its name there.
 _HOMES = {
-    "Geometry": "volseg.data.geometry",
-    "Outcome": "volseg.api.segmenter",
-    "Result": "volseg.api.result",
-    "Segmenter": "volseg.api.segmenter",
-    "ensemble": "volseg.api.ensemble",
-    "evaluate": "volseg.api.evaluation",
-    "train": "volseg.api.run",
+    "Geometry": ("volseg.data.grid.geometry", "Geometry"),
+    "Outcome": ("volseg.api.segmenter", "Outcome"),
+    "Prediction": ("volseg.api.predict", "Prediction"),
+    "Result": ("volseg.api.result", "Result"),
+    "Segmenter": ("volseg.api.segmenter", "Segmenter"),
+    "ensemble": ("volseg.api.ensemble", "ensemble"),
+    "evaluate": ("volseg.api.evaluation", "evaluate"),
+    "import_nnunet": ("volseg.api.importing", "import_nnunet"),
+    "plan": ("volseg.api.train", "plan_dataset"),
+    "predict": ("volseg.api.predict", "predict"),
+    "train": ("volseg.api.train", "train"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the home of a public name on its first use (PEP 562)."""
+    """Import the module of a public name on its first use (PEP 562)."""
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        module, attribute = _HOMES[name]
+        return getattr(import_module(module), attribute)
     if name in __all__:
         return import_module(f"volseg.{name}")
     raise AttributeError(f"module 'volseg' has no attribute {name!r}")

@@ -2,9 +2,9 @@
 
     VolsegError
     |-- UsageError        the call itself is wrong: an option, a name, an existing result
-    |-- InputError        a scan, label image, data set or model file cannot be used as it is
+    |-- InputError        a scan, label image, dataset or model file cannot be used as it is
     |   |-- GridError     grids that have to agree do not
-    |   `-- DataSetError  cases of a training data set cannot be used: all problems at once
+    |   `-- DatasetError  cases of a training dataset cannot be used: all problems at once
     |-- ConfigError       a configuration or plan that does not hold together
     |-- TrainingError     training could not go on: loss not finite, a worker lost
     |-- ResourceError     memory or disk is not enough
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 # The exit code after `Stopped` and any other Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
-# Problems of a data set that a message lists.
+# Problems of a dataset that a message lists.
 SHOWN = 30
 
 
@@ -39,7 +39,7 @@ class UsageError(VolsegError):
 
 
 class InputError(VolsegError):
-    """A scan, label image, data set or model file cannot be used as it is.
+    """A scan, label image, dataset or model file cannot be used as it is.
 
     Args:
         found: what was wrong, as a sentence, or as its first half where a remedy follows.
@@ -59,7 +59,7 @@ class GridError(InputError):
 
 
 class Problem(NamedTuple):
-    """What is wrong with a case of a data set: a row of a table."""
+    """What is wrong with a case of a dataset: a row of a table."""
 
     case: str
     problem: str
@@ -67,8 +67,8 @@ class Problem(NamedTuple):
     remedy: str
 
 
-class DataSetError(InputError):
-    """A training data set cannot be used; `problems` are all that were found, the message lists the first ones."""
+class DatasetError(InputError):
+    """A training dataset cannot be used; `problems` are all that were found, the message lists the first ones."""
 
     def __init__(self, name: str, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)

@@ -18,11 +18,14 @@ from volseg.files import whole_file
 from volseg.version import __version__
 
 HEADER_KEY = "volseg"
-SCHEMA_VERSION = 2
+# 3: networks have an architecture, "unet" in files of version 2.
+SCHEMA_VERSION = 3
+READABLE = (2, 3)
+BUNDLED = Path(__file__).parent / "models"
 
 
 class ModelCard(Frozen):
-    """What a model file says about itself; with the weights, all that segmenting needs."""
+    """The document in the header of a model file; with the weights, all that prediction needs."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -45,16 +48,38 @@ class ModelCard(Frozen):
         return self
 
 
-def refuse_taken(path: Path, overwrite: bool) -> None:
-    """Refuse to write a model where it must not go.
+def bundled_models() -> dict[str, Path]:
+    """The bundled models, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
+
+
+def find_model(model: str | Path) -> Path:
+    """The path of a bundled model by name, or `model` itself as a path.
+
+    Raises:
+        InputError: neither.
+    """
+    bundled = bundled_models()
+    if str(model) in bundled:
+        return bundled[str(model)]
+    if not Path(model).is_file():
+        names = ", ".join(bundled) or "none in this version"
+        raise InputError(
+            f"There is no model {str(model)!r}. Give the path of a model file or a bundled name ({names})."
+        )
+    return Path(model)
+
+
+def check_model_path(path: Path, overwrite: bool) -> None:
+    """Check that a model file can be written to `path`.
 
     Raises:
         UsageError: the file exists and is not to be overwritten, or its name does not end in .safetensors.
     """
     if path.suffix != ".safetensors":
-        raise UsageError(f"{path} does not end in .safetensors, as model files do. Choose such a name.")
+        raise UsageError(f"{path} does not end in .safetensors. Choose a name that does.")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
+        raise UsageError(f"{path} already exists. Choose another name or add --overwrite.")
 
 
 def save_model(path: Path, card: ModelCard, weights: dict[str, torch.Tensor]) -> None:
@@ -96,11 +121,11 @@ def read_card(path: Path) -> ModelCard:
         found = document["schema_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"The '{HEADER_KEY}' document in {path} is damaged. Take a fresh copy of the model."
+            f"The '{HEADER_KEY}' document in {path} is corrupt. Take a fresh copy of the model."
         ) from error
-    if found != SCHEMA_VERSION:
+    if found not in READABLE:
         raise InputError(
-            f"{path} has schema version {found}, this volseg reads {SCHEMA_VERSION}. "
+            f"{path} has schema version {found}, but this volseg reads {' and '.join(map(str, READABLE))}. "
             "Use the volseg that wrote it, or a newer one."
         )
     return checked(ModelCard, document, f"The document in {path}", InputError)

@@ -1,4 +1,4 @@
-"""Data sets that cannot be trained on: every problem is a row of one table, exit code 2, and no run folder."""
+"""Datasets that cannot be trained on: every problem is a row of one table, exit code 2, and no run folder."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from volseg.cli import app
-from volseg.data.phantom import write_phantoms
+from volseg.data.cases.phantom import write_phantoms
 
 FIRST, SECOND, THIRD, FOURTH = (f"phantom_{number:03d}" for number in (1, 2, 3, 4))
 
@@ -32,7 +32,7 @@ def run(*arguments):
 
 
 def refused(folder: Path) -> list[dict[str, str]]:
-    """The rows that train and plan refuse a data set with."""
+    """The rows that train and plan refuse a dataset with."""
     train = run("train", folder, "--output", folder.parent / "run", "--folds", 2, "--json", "--device", "cpu")
     assert train.exit_code == 2, train.output
     assert not (folder.parent / "run").exists()

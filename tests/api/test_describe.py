@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.images import OBLIQUE, SHEARED, STRAIGHT, nifti, orthogonal, patched, ramp, save, write_series
 from volseg.api.describe import describe
-from volseg.data.reading import read_scan
+from volseg.data.io.reading import read_scan
 from volseg.errors import InputError
 
 COLOUR = [("R", "u1"), ("G", "u1"), ("B", "u1")]
@@ -133,7 +133,7 @@ def test_a_data_set_is_for_plan(tmp_path, names):
     with pytest.raises(InputError) as refused:
         describe(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} is a training data set; use 'volseg plan {tmp_path}' for it, or give {KINDS}."
+        f"{tmp_path} is a training dataset; use 'volseg plan {tmp_path}' for it, or give {KINDS}."
     )
 
 

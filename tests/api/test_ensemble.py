@@ -13,7 +13,7 @@ from volseg import Segmenter, ensemble, train
 from volseg.api.describe import describe
 from volseg.cli import app
 from volseg.config import Channel, ComponentRule, Label
-from volseg.data.phantom import write_phantoms
+from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
 from volseg.modelfile import ModelCard, load_model, read_card, save_model

@@ -14,12 +14,12 @@ import torch
 
 from tests.pipeline import blob, leftovers, tiny_plan, volseg, write_model
 from volseg import Segmenter
-from volseg.api.batch import segment_files
+from volseg.api.predict import segment_files
 from volseg.config import Label, NetworkConfig
-from volseg.data import probabilities
-from volseg.data.geometry import GridMap
-from volseg.data.inputs import Case
-from volseg.data.probabilities import probability_file
+from volseg.data.grid.geometry import GridMap
+from volseg.data.io import probabilities
+from volseg.data.io.inputs import Case
+from volseg.data.io.probabilities import probability_file
 from volseg.errors import ResourceError
 
 AFFINE = np.diag([-1.5, 1.5, 2.1, 1.0])
@@ -158,7 +158,7 @@ def test_those_of_an_earlier_run_outlive_a_later_one_that_fails_without_them(tmp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("volseg.data.writing._write_nibabel", full)
+    monkeypatch.setattr("volseg.data.io.writing._write_nibabel", full)
     segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu")
     nibabel.save(nibabel.Nifti1Image(blob(), AFFINE), tmp_path / "scan.nii.gz")
     kept = tmp_path / "o.probabilities.npy"

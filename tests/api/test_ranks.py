@@ -11,7 +11,7 @@ import pytest
 
 from tests.pipeline import TINY, environment, leftovers, same_weights, torchrun
 from volseg import train
-from volseg.data.phantom import write_phantoms
+from volseg.data.cases.phantom import write_phantoms
 from volseg.modelfile import read_card
 
 OVERRIDES = (*TINY, "training.precision=fp32", "training.workers=0", "training.checkpoint_seconds=0.05")

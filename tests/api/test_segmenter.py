@@ -16,9 +16,9 @@ import torch
 
 from tests.pipeline import blob, leftovers, tiny_plan, write_model
 from volseg import Segmenter
-from volseg.api.budget import scans_at_once
 from volseg.config import Label
 from volseg.errors import InputError, ResourceError, UsageError
+from volseg.inference.budget import scans_at_once
 
 AFFINE = np.array([[-1.5, 0.1, 0, 20], [0.1, 1.5, 0, -30], [0, 0, 2.1, 5], [0, 0, 0, 1.0]])
 
@@ -296,7 +296,7 @@ def test_where_the_labels_cannot_be_written_there_is_no_record_either(tmp_path, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("volseg.data.writing._write_nibabel", full)
+    monkeypatch.setattr("volseg.data.io.writing._write_nibabel", full)
     for name in ("out.nii.gz", "new.nii.gz"):
         with pytest.raises(ResourceError, match="No space left on device"):
             result.save(tmp_path / name)

@@ -16,12 +16,12 @@ import pytest
 from tests.pipeline import TINY, environment, leftovers, same_weights, volseg
 from volseg import Segmenter, evaluate, train
 from volseg.api.describe import describe
-from volseg.api.settings import SCORES
 from volseg.config import load_config
-from volseg.data.phantom import write_phantoms
+from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import ConfigError, InputError, UsageError
 from volseg.modelfile import read_card
 from volseg.planning.planner import read_plan
+from volseg.training.run_folder import SCORES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SET = [argument for override in TINY for argument in ("--set", override)]
@@ -59,10 +59,10 @@ def test_the_run_folder_holds_what_was_promised(run):
 @pytest.mark.parametrize(
     ("override", "changes"),
     [
-        ("training.growth=0.9", False),
-        ("training.growth=0", True),
-        ("augmentation.passes=100", False),
-        ("augmentation.passes=0", True),
+        ("training.progressive_patch_size=0.9", False),
+        ("training.progressive_patch_size=0", True),
+        ("augmentation.warmup_epochs=100", False),
+        ("augmentation.warmup_epochs=0", True),
     ],
 )
 def test_patches_grow_and_few_are_changed_in_the_first_passes(run, phantoms, tmp_path, override, changes):
@@ -297,7 +297,7 @@ def test_a_run_that_goes_on_has_no_scores_until_its_model_has(phantoms, tmp_path
     def killed(*_):
         raise SystemExit
 
-    monkeypatch.setattr("volseg.api.run.validate_from_files", killed)
+    monkeypatch.setattr("volseg.api.train.validate_from_files", killed)
     with pytest.raises(SystemExit):
         train(phantoms, run, steps=2, resume=True, device="cpu")
     monkeypatch.undo()
@@ -310,7 +310,7 @@ def test_a_run_that_goes_on_has_no_scores_until_its_model_has(phantoms, tmp_path
 def test_two_commands_do_not_train_in_one_folder(phantoms, tmp_path):
     run = train(phantoms, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
     before = {path: path.read_bytes() for path in run.glob("*.*") if path.is_file()}
-    code = f"from volseg.api.settings import *\nwith sole(Path({str(run)!r})):\n    print(1, flush=True)\n    input()"
+    code = f"from volseg.training.run_folder import *\nwith sole(Path({str(run)!r})):\n    print(1, flush=True)\n    input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline()
         for way in ("resume", "overwrite"):
@@ -330,7 +330,7 @@ def test_a_run_that_was_killed_while_it_was_replaced_can_be_replaced(phantoms, t
 
     anew = {"steps": 1, "overrides": TINY, "device": "cpu", "overwrite": True}
     for place in ("shutil.rmtree", "write_text"):
-        monkeypatch.setattr(f"volseg.api.settings.{place}", killed)
+        monkeypatch.setattr(f"volseg.training.run_folder.{place}", killed)
         with pytest.raises(SystemExit):
             train(phantoms, run, **anew)
         monkeypatch.undo()

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from volseg.config import Channel, Label, NetworkConfig, Plan
-from volseg.data.dataset import TrainingCase
+from volseg.data.cases.dataset import TrainingCase
 
 # Stored as left, anterior, superior, so that R runs against the first axis.
 AFFINE = np.array([[-1.0, 0, 0, 5], [0, 1.5, 0, -3], [0, 0, 2.0, 7], [0, 0, 0, 1]])

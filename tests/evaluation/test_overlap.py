@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from volseg.data.geometry import Geometry
+from volseg.data.grid.geometry import Geometry
 from volseg.errors import GridError
 from volseg.evaluation.overlap import ABSENT, Overlap, label_overlaps, values_in
 

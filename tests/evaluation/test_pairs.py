@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from volseg.data.labels import LabelSet
+from volseg.data.cases.labels import LabelSet
 from volseg.errors import ConfigError, InputError
 from volseg.evaluation.pairs import Pair, Pairs, match_pairs, read_labels_file
 

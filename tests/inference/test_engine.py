@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from volseg.data.resample import nearest_index
+from volseg.data.grid.resample import nearest_index
 from volseg.errors import VolsegError
+from volseg.inference.engine import Target
 from volseg.inference.engine import segment as label_planes
-from volseg.inference.stream import Head, Predictor, mirrored, stream_logits, stream_order
+from volseg.inference.stream import Engine, Head, Predictor, averaged_over_flips, stream_logits, stream_order
 from volseg.inference.upsample import last_present
 from volseg.inference.windows import Windows, gaussian, window_starts
 
@@ -33,10 +34,11 @@ def predictor_of(classes: int, channels: int = 1) -> Callable[[torch.Tensor], to
     return predict
 
 
-def segment(volume: torch.Tensor, answer, windows: Windows, box: Triple, **options) -> torch.Tensor:
+def segment(volume: torch.Tensor, answer, windows: Windows, box: Triple, progress=None, **options) -> torch.Tensor:
     """All planes of labels put together, in network order (D, H, W)."""
     predictor = answer if isinstance(answer, Predictor) else Predictor(answer)
-    planes = [labels for _, labels in label_planes(volume, predictor, windows, box, **options)]
+    engine = Engine(predictor, windows, CPU, progress=progress)
+    planes = [labels for _, labels in label_planes(volume, engine, Target(box, **options))]
     order = stream_order(tuple(volume.shape[1:]))
     return torch.cat(planes).permute(*(order.index(axis) for axis in range(3)))
 
@@ -69,7 +71,7 @@ def gathered(volume: torch.Tensor, predictor, windows: Windows, axis: int) -> to
     """All slabs of a stream put together, in network order."""
     order = (axis, *(other for other in range(3) if other != axis))
     predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor)
-    slabs = [(start, slab.clone()) for start, slab in stream_logits(volume, predictor, windows, order, CPU)]
+    slabs = [(start, slab.clone()) for start, slab in stream_logits(volume, Engine(predictor, windows, CPU), order)]
     ends = [start + slab.shape[1] for start, slab in slabs]
     assert [start for start, _ in slabs] == [0, *ends[:-1]]
     return torch.cat([slab for _, slab in slabs], dim=1).movedim(1, axis + 1)
@@ -194,7 +196,7 @@ def test_mirroring_averages_all_flips(axes: tuple[int, ...], batch_size: int) ->
         [axis + 2 for axis, use in zip(axes, uses, strict=True) if use] for uses in product([0, 1], repeat=len(axes))
     ]
     expected = torch.stack([network(batch.flip(flip)).flip(flip) for flip in chosen]).mean(0)
-    torch.testing.assert_close(mirrored(counting, axes, batch_size)(batch), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(averaged_over_flips(counting, axes, batch_size)(batch), expected, rtol=1e-5, atol=1e-5)
     assert max(calls) <= batch_size
     assert sum(calls) == len(batch) * 2 ** len(axes)
 

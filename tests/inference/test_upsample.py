@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volseg.data.resample import nearest_index
+from volseg.data.grid.resample import nearest_index
 from volseg.inference import upsample
 from volseg.inference.upsample import label_slabs, winner
 

@@ -13,8 +13,8 @@ import pytest
 from tests.interop.folders import write_folder, write_scan
 from tests.interop.variants import VARIANTS
 from volseg import Segmenter
-from volseg.api.interop import import_nnunet
-from volseg.data.inputs import Case
+from volseg.api.importing import import_nnunet
+from volseg.data.io.inputs import Case
 
 if importlib.util.find_spec("nnunetv2"):
     from tests.interop.make_answers import nnunet_labels

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tests.interop.folders import write_folder
 from tests.interop.variants import VARIANTS, Variant
 from volseg import Segmenter
-from volseg.api.interop import import_nnunet
+from volseg.api.importing import import_nnunet
 from volseg.cli import app
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
@@ -119,7 +119,7 @@ def test_a_missing_or_damaged_document_is_one_sentence(tmp_path, folder, name):
     with pytest.raises(InputError, match=f"{name} is not valid JSON"):
         import_nnunet(folder, tmp_path / "model.safetensors")
     (folder / name).write_text("[]")
-    with pytest.raises(InputError, match=f"{name} is not usable"):
+    with pytest.raises(InputError, match=f"{name} is invalid"):
         import_nnunet(folder, tmp_path / "model.safetensors")
     (folder / name).unlink()
     with pytest.raises(InputError, match=f"Could not read .*{name}: No such file"):

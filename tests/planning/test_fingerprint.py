@@ -7,9 +7,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from volseg.data.dataset import DataSet, TrainingCase
-from volseg.data.labels import LabelSet
-from volseg.errors import DataSetError, InputError, Problem
+from volseg.data.cases.dataset import Dataset, TrainingCase
+from volseg.data.cases.labels import LabelSet
+from volseg.errors import DatasetError, InputError, Problem
 from volseg.planning import fingerprint
 from volseg.planning.fingerprint import take_fingerprint
 from volseg.planning.summary import summary
@@ -26,8 +26,8 @@ def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, la
     return TrainingCase(name, (paths[0],), paths[1])
 
 
-def dataset_of(*cases: TrainingCase, labels: LabelSet = LABELS) -> DataSet:
-    return DataSet("tiny", Path(), ("MRI",), labels, cases)
+def dataset_of(*cases: TrainingCase, labels: LabelSet = LABELS) -> Dataset:
+    return Dataset("tiny", Path(), ("MRI",), labels, cases)
 
 
 def tiny(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +61,7 @@ def test_the_contrast_of_a_label_is_against_all_other_voxels(tmp_path):
     image[label == 3] += 2000
     first, second = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", 5 - 2 * image, label)
     case = TrainingCase("a", (*first.images, *second.images), first.label)
-    (found,) = take_fingerprint(DataSet("two", tmp_path, ("T1", "T2"), LABELS, (case,))).cases
+    (found,) = take_fingerprint(Dataset("two", tmp_path, ("T1", "T2"), LABELS, (case,))).cases
 
     def above(inside):
         return (image[inside].mean() - image[~inside].mean()) / image.std()
@@ -153,8 +153,8 @@ class TestCache:
             raise InputError("Case b: could not read x. Put the file back.")
 
         take_fingerprint(dataset, tmp_path / "cache")
-        monkeypatch.setattr(fingerprint, "kept_under", unreadable)
-        with pytest.raises(DataSetError, match="could not read x") as caught:
+        monkeypatch.setattr(fingerprint, "cache_stem", unreadable)
+        with pytest.raises(DatasetError, match="could not read x") as caught:
             take_fingerprint(dataset, tmp_path / "cache")
         assert [row.case for row in caught.value.problems] == ["a", "b"]
 
@@ -169,7 +169,7 @@ class TestCache:
         twin = write_case(tmp_path, "c", tiny()[0], tiny()[1])
         gone = TrainingCase("gone", (tmp_path / "gone.nii.gz",), tmp_path / "gone_label.nii.gz")
         for _ in range(2):
-            with pytest.raises(DataSetError) as caught:
+            with pytest.raises(DatasetError) as caught:
                 take_fingerprint(dataset_of(*dataset.cases, twin, gone), tmp_path / "cache")
             found = [(row.case, row.problem) for row in caught.value.problems]
             assert found == [("gone", "missing file"), ("gone", "missing file"), ("c", "duplicate")]
@@ -244,7 +244,7 @@ def test_several_channels_in_files_of_their_own(tmp_path):
     image, label = tiny()
     first, second = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", 2 * image, label)
     case = TrainingCase("a", (*first.images, *second.images), first.label)
-    fingerprint = take_fingerprint(DataSet("two", tmp_path, ("T1", "T2"), LABELS, (case,)))
+    fingerprint = take_fingerprint(Dataset("two", tmp_path, ("T1", "T2"), LABELS, (case,)))
     assert fingerprint.channels[1].mean == pytest.approx(2 * fingerprint.channels[0].mean)
 
 
@@ -260,7 +260,7 @@ def test_all_problems_are_told_at_once(tmp_path):
         write_case(tmp_path, "strange", image, label * 2),
         TrainingCase("gone", (tmp_path / "gone.nii.gz",), tmp_path / "gone_label.nii.gz"),
     )
-    with pytest.raises(DataSetError) as caught:
+    with pytest.raises(DatasetError) as caught:
         take_fingerprint(dataset)
     rows = [(row.case, row.problem) for row in caught.value.problems]
     assert rows == [
@@ -280,7 +280,7 @@ def test_all_problems_are_told_at_once(tmp_path):
 
 def test_only_thirty_problems_are_listed(tmp_path):
     gone = [TrainingCase(f"{i}", (tmp_path / "gone.nii",), tmp_path / "gone.nii") for i in range(32)]
-    with pytest.raises(DataSetError, match=r"problems: 32\.(?s:.*)and 2 more$") as caught:
+    with pytest.raises(DatasetError, match=r"problems: 32\.(?s:.*)and 2 more$") as caught:
         take_fingerprint(dataset_of(*gone))
     assert len(str(caught.value).splitlines()) == 32
     assert len(caught.value.problems) == 32
@@ -289,7 +289,7 @@ def test_only_thirty_problems_are_listed(tmp_path):
 def test_problems_that_the_folder_tells_come_first(tmp_path):
     told = Problem("a", "same name", "it is there twice", "rename one of them")
     case = write_case(tmp_path, "a", *tiny())
-    with pytest.raises(DataSetError) as caught:
+    with pytest.raises(DatasetError) as caught:
         take_fingerprint(dataclasses.replace(dataset_of(case), problems=(told,)))
     assert caught.value.problems == (told,)
 
@@ -302,7 +302,7 @@ def test_equal_scans_are_found_whatever_way_they_are_stored(tmp_path):
         write_case(tmp_path, "c", image[::-1], label),
         write_case(tmp_path, "d", image, label),
     ]
-    with pytest.raises(DataSetError) as caught:
+    with pytest.raises(DatasetError) as caught:
         take_fingerprint(dataset_of(*cases))
     assert [(row.case, row.found) for row in caught.value.problems] == [
         ("b", "its voxels are those of a"),
@@ -312,7 +312,7 @@ def test_equal_scans_are_found_whatever_way_they_are_stored(tmp_path):
 
 def test_labels_that_are_all_empty(tmp_path):
     image, label = tiny()
-    with pytest.raises(DataSetError, match="all 1 cases hold background alone"):
+    with pytest.raises(DatasetError, match="all 1 cases hold background alone"):
         take_fingerprint(dataset_of(write_case(tmp_path, "a", image, 0 * label)))
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from volseg.config import PlanChoices
-from volseg.data.dataset import DataSet, open_dataset
-from volseg.data.labels import LabelSet
+from volseg.data.cases.dataset import Dataset, open_dataset
+from volseg.data.cases.labels import LabelSet
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, take_fingerprint
 from volseg.planning.planner import SET, make_plan, network_of_choices, plan_text, read_plan
@@ -24,7 +24,7 @@ def case(shape, spacing_mm, offsets=None, name="case") -> CaseFingerprint:
 
 def planned(*cases: CaseFingerprint, channel="MRI", accelerated=True, choices=None, memory_gb=8.0, labels=None):
     labels = labels or LabelSet({name: value for value, name in enumerate(cases[0].volumes_ml, start=1)})
-    dataset = DataSet("tiny", Path(), (channel,), labels, ())
+    dataset = Dataset("tiny", Path(), (channel,), labels, ())
     channels = (ChannelFingerprint(channel, (-100.5, 300.25), 80.123456789, 40.0, (99.0, 101.0)),)
     fingerprint = Fingerprint(cases, channels)
     return make_plan(dataset, fingerprint, choices or PlanChoices(), accelerated=accelerated, memory_gb=memory_gb)

@@ -9,7 +9,7 @@ from torch import nn
 from volseg.config import NetworkConfig, PlanChoices
 from volseg.errors import ConfigError
 from volseg.networks import UNet
-from volseg.planning.topology import build_network, feature_map_size, fit_patch, padded, plan_topology
+from volseg.planning.topology import feature_map_size, fit_patch, network_config, padded, plan_topology
 
 ONE, ALL, PLANE = (1, 1, 1), (2, 2, 2), (1, 2, 2)
 BUDGET_8_GB = 560e6
@@ -42,13 +42,13 @@ def test_topology(spacing, patch, strides, kernels):
 
 
 def test_features_double_up_to_320():
-    network = build_network((128, 128, 128), (1, 1, 1), PlanChoices())
+    network = network_config((128, 128, 128), (1, 1, 1), PlanChoices())
     assert network.features == (32, 64, 128, 256, 320, 320)
     assert network.divisor == (32, 32, 32)
 
 
 def test_residual_stages_grow_deeper():
-    network = build_network((128, 128, 128), (1, 1, 1), PlanChoices(encoder="residual"))
+    network = network_config((128, 128, 128), (1, 1, 1), PlanChoices(encoder="residual"))
     assert network.encoder_blocks == (1, 3, 4, 6, 6, 6)
     assert network.decoder_blocks == (1,) * 5
 
@@ -57,7 +57,7 @@ def test_choices_go_first():
     choices = PlanChoices(
         features=(8, 16), blocks_per_stage=1, block="conv2plus1d", norm="group", deep_supervision=False
     )
-    network = build_network((40, 40, 40), (1, 1, 1), choices, channels=2, classes=4)
+    network = network_config((40, 40, 40), (1, 1, 1), choices, channels=2, classes=4)
     assert network == NetworkConfig(
         in_channels=2,
         classes=4,
@@ -74,7 +74,7 @@ def test_choices_go_first():
 
 def test_more_features_than_stages_are_refused():
     with pytest.raises(ConfigError, match="features has 5 entries, but a patch of 40 x 40 x 56 gives at most 4 stages"):
-        build_network((40, 40, 56), (1, 1, 1), PlanChoices(features=(8, 16, 32, 64, 128)))
+        network_config((40, 40, 56), (1, 1, 1), PlanChoices(features=(8, 16, 32, 64, 128)))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_more_features_than_stages_are_refused():
 )
 def test_feature_map_size_is_what_the_convolutions_put_out(choices):
     patch = (16, 32, 32)
-    network = build_network(patch, (2.5, 1, 1), choices, classes=3, width=4)
+    network = network_config(patch, (2.5, 1, 1), choices, classes=3, width=4)
     sizes = []
     unet = UNet(network).eval()
     for module in unet.modules():
@@ -105,7 +105,7 @@ def test_feature_map_size_is_what_the_convolutions_put_out(choices):
     ],
 )
 def test_patch_within_8_gb(spacing, median, expected):
-    build = partial(build_network, spacing_mm=spacing, choices=PlanChoices())
+    build = partial(network_config, spacing_mm=spacing, choices=PlanChoices())
     patch = fit_patch(spacing, median, build, BUDGET_8_GB)
     assert patch == expected
     assert feature_map_size(build(patch), patch) <= BUDGET_8_GB
@@ -114,7 +114,7 @@ def test_patch_within_8_gb(spacing, median, expected):
 @pytest.mark.parametrize("budget", [1e5, 1e6, 1e7, 1e8, 1e9])
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (5, 0.7, 0.7), (1.5, 0.8, 0.8)])
 def test_patch_always_fits_the_budget_and_the_strides(budget, spacing):
-    build = partial(build_network, spacing_mm=spacing, choices=PlanChoices())
+    build = partial(network_config, spacing_mm=spacing, choices=PlanChoices())
     median = (90, 300, 420)
     patch = fit_patch(spacing, median, build, budget)
     network = build(patch)

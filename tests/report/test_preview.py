@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from volseg.config import Label
-from volseg.data.geometry import Geometry
+from volseg.data.grid.geometry import Geometry
 from volseg.errors import GridError
 from volseg.report.colours import label_colours
 from volseg.report.preview import _Page, _volume_text, save_preview

@@ -17,7 +17,7 @@ from volseg.training.ranks import Ranks, joined
 from volseg.training.schedule import Budget
 from volseg.training.state import TrainingState
 
-CONFIG = TrainingConfig(learning_rate=0.01, validations=0, average=0.9, precision="fp32")
+CONFIG = TrainingConfig(learning_rate=0.01, validations=0, ema_decay=0.9, precision="fp32")
 NETWORK = tiny_plan().network.model_copy(
     update={
         "features": (4, 8, 8),
@@ -50,7 +50,7 @@ def trained(ranks: Ranks, budget: Budget, **options: Any) -> tuple[TrainingState
 def tensors(state: TrainingState) -> dict[str, torch.Tensor]:
     """Weights and averages, and the gradients of the last step where there are any."""
     found = {f"weight {name}": value for name, value in state.network.state_dict().items()}
-    found |= {f"average {name}": value for name, value in state.average.state_dict().items()}
+    found |= {f"average {name}": value for name, value in state.ema.state_dict().items()}
     parameters = state.network.named_parameters()
     return found | {f"gradient {name}": value.grad for name, value in parameters if value.grad is not None}
 
@@ -69,8 +69,8 @@ def main(folder: Path) -> None:
             "rates of the timed run": [record["learning_rate"] for record in timed_records],
             "timed": timed.step,
             "stopped": stopped.step,
-            "gathered": ranks.gathered({f"case {index}": index for index in ranks.share(range(5))}),
-            "made": ranks.made_by_first(lambda: f"by {ranks.rank}"),
+            "gathered": ranks.gather({f"case {index}": index for index in ranks.share(range(5))}),
+            "made": ranks.on_first_rank(lambda: f"by {ranks.rank}"),
         }
         (folder / f"{ranks.rank}.json").write_text(json.dumps(told))
 

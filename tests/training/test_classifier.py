@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import volseg.training
-from volseg.data.phantom import make_phantom
+from volseg.data.cases.phantom import make_phantom
 from volseg.networks import Classifier
 from volseg.training import Budget, TrainingState, classification_loss, fit
 
@@ -40,7 +40,7 @@ def trained(example: dict[str, Any], batches: Iterator[Batch]) -> torch.nn.Modul
     torch.manual_seed(0)
     state = TrainingState(Classifier(example["network"]), example["config"])
     assert fit(state, batches, Budget(steps=example["state"].step), example["config"], loss=classification_loss)
-    return state.average
+    return state.ema
 
 
 def test_it_tells_moving_from_still_on_unseen_clips(example):

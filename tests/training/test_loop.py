@@ -14,7 +14,7 @@ from volseg.training.ranks import ALONE, Ranks
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState, has_checkpoint
 
-CONFIG = TrainingConfig(learning_rate=0.1, validations=4, average=0.9, precision="fp32")
+CONFIG = TrainingConfig(learning_rate=0.1, validations=4, ema_decay=0.9, precision="fp32")
 
 
 def network() -> nn.Module:
@@ -40,7 +40,7 @@ def run(state: TrainingState, steps: int, **options) -> bool:
 
 
 def weights(state: TrainingState) -> list[torch.Tensor]:
-    return [*state.network.state_dict().values(), *state.average.state_dict().values()]
+    return [*state.network.state_dict().values(), *state.ema.state_dict().values()]
 
 
 def test_it_learns_a_threshold():
@@ -83,12 +83,12 @@ def test_it_trains_on_what_grow_makes_of_a_batch():
         asked.append((progress, step))
         return {key: value[..., : 2 + 6 * (progress >= 0.5)] for key, value in batch.items()}
 
-    grown, cut = TrainingState(network(), CONFIG), TrainingState(network(), CONFIG)
-    run(grown, 4, grow=grow)
+    patch_size_at, cut = TrainingState(network(), CONFIG), TrainingState(network(), CONFIG)
+    run(patch_size_at, 4, grow=grow)
     assert asked == [(0.0, 0), (0.25, 1), (0.5, 2), (0.75, 3)]
     parts = (grow(batch(step), step / 4, step) for step in range(4))
     fit(cut, parts, Budget(steps=4), CONFIG)
-    assert all(torch.equal(a, b) for a, b in zip(weights(grown), weights(cut), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(patch_size_at), weights(cut), strict=True))
     run(whole := TrainingState(network(), CONFIG), 4)
     assert not torch.equal(weights(whole)[0], weights(cut)[0])
 
@@ -106,7 +106,7 @@ def test_validation_comes_at_even_shares_and_sees_the_average():
     state, seen = TrainingState(network(), CONFIG), []
 
     def validate(model):
-        assert model is state.average
+        assert model is state.ema
         seen.append(state.step)
         return {"foreground_dice": 0.5}
 
@@ -133,13 +133,13 @@ def test_the_wall_clock_budget_ends_the_run():
 
 def test_the_average_follows_the_recurrence():
     state = TrainingState(network(), CONFIG)
-    start = next(iter(state.average.parameters())).clone()
+    start = next(iter(state.ema.parameters())).clone()
     state.step = 1
     with torch.no_grad():
         for parameter in state.network.parameters():
             parameter.add_(1.0)
-    state.update_average(0.9)
-    moved = next(iter(state.average.parameters()))
+    state.update_ema(0.9)
+    moved = next(iter(state.ema.parameters()))
     torch.testing.assert_close(moved, start + (1 - 2 / 11))
 
 

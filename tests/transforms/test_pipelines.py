@@ -8,8 +8,8 @@ import torch
 import volseg.transforms
 from tests.data.small_cases import AFFINE, small_plan, write_cases
 from volseg.config import AugmentationConfig, Channel, NetworkConfig
-from volseg.data.geometry import Geometry
-from volseg.data.preprocess import image_to_network, label_to_network
+from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.preprocess import image_to_network, label_to_network
 from volseg.errors import InputError
 from volseg.transforms import augmentation, cropping, preprocessing
 

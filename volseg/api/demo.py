@@ -3,15 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.api.batch import segment_files
 from volseg.api.evaluation import evaluate
-from volseg.api.pictures import write_preview
-from volseg.api.run import train
-from volseg.api.segmenter import Segmenter
-from volseg.data.formats import beside
-from volseg.data.inputs import find_cases, plan_outputs
-from volseg.data.phantom import threshold_baseline, write_phantoms
-from volseg.data.reading import read_label, read_scan
+from volseg.api.predict import predict
+from volseg.api.train import train
+from volseg.data.cases.phantom import threshold_baseline, write_phantoms
+from volseg.data.io.formats import sibling
+from volseg.data.io.reading import read_label, read_scan
 from volseg.progress import Progress, silent
 
 # About a minute on two slow cores. Steps rather than minutes, so that a busy machine takes longer but scores the same.
@@ -62,12 +59,11 @@ def run_demo(
         overwrite=overwrite,
         progress=progress,
     )
-    segmenter = Segmenter.load(output / "run" / "model.safetensors")
-    scans = samples / "imagesTs"
-    jobs = plan_outputs(find_cases([scans], ("image",)), output / "predictions", overwrite)
-    for written in segment_files(segmenter, jobs, [write_preview], progress):
-        if written.error:
-            raise written.error
+    model, scans = output / "run" / "model.safetensors", samples / "imagesTs"
+    predictions = predict(scans, model, output / "predictions", preview=True, overwrite=overwrite, progress=progress)
+    for prediction in predictions:
+        if prediction.error:
+            raise prediction.error
     document = evaluate(output / "predictions", samples / "labelsTs", samples / "dataset.json", output / "report.json")
     rows = [
         (case["name"], label, found["prediction_ml"], found["reference_ml"], found["dice"])
@@ -81,5 +77,5 @@ def run_demo(
             [read_scan(path).channels[0] for path in sorted(scans.iterdir())],
             [read_label(path).channels[0] for path in sorted((samples / "labelsTs").iterdir())],
         ),
-        preview=beside(jobs[0][1], ".png"),
+        preview=sibling(predictions.jobs[0][1], ".png"),
     )

@@ -6,23 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from volseg.api.segmenter import bundled_models, find_model
-from volseg.api.settings import is_run
 from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
-from volseg.data.checks import check_affine, check_scan
-from volseg.data.geometry import Geometry
-from volseg.data.inputs import find_cases
-from volseg.data.reading import Stored, read_stored
+from volseg.data.grid.geometry import Geometry
+from volseg.data.io.checks import check_affine, check_scan
+from volseg.data.io.inputs import find_cases
+from volseg.data.io.reading import Stored, read_stored
 from volseg.errors import InputError, UsageError
 from volseg.files import read_json_lines, sha256_of
-from volseg.modelfile import ModelCard, read_card
+from volseg.modelfile import ModelCard, bundled_models, find_model, read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
+from volseg.training.run_folder import is_run
 
 MIB = 2**20
 # What `describe` takes.
 _KINDS = "an image, a DICOM series, a model or a run folder"
-# What the layouts of volseg.data.dataset have in common.
+# What the layouts of volseg.data.cases.dataset have in common.
 _DATA_SET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
@@ -128,10 +127,10 @@ def _scan_in(folder: Path) -> Path:
     """The one scan that a folder is, or holds.
 
     Raises:
-        InputError: it is a training data set, or holds no scan or several.
+        InputError: it is a training dataset, or holds no scan or several.
     """
     if any(all((folder / name).is_dir() for name in names) for names in _DATA_SET_FOLDERS):
-        raise InputError(f"{folder} is a training data set; use 'volseg plan {folder}' for it, or give {_KINDS}.")
+        raise InputError(f"{folder} is a training dataset; use 'volseg plan {folder}' for it, or give {_KINDS}.")
     try:
         scans = [path for case in find_cases([folder], ("scan",)) for path in case.paths]
     except InputError as error:

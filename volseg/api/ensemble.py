@@ -8,13 +8,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from volseg.api.segmenter import find_model, load_network
-from volseg.api.settings import is_run
 from volseg.config import Channel, ComponentRule, Label, Plan
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
-from volseg.modelfile import ModelCard, load_model, read_card, refuse_taken, save_model
-from volseg.networks import Ensemble
+from volseg.modelfile import ModelCard, check_model_path, find_model, load_model, read_card, save_model
+from volseg.networks import Ensemble, load_network
+from volseg.training.run_folder import is_run
 
 Part = TypeVar("Part", Channel, Label)
 
@@ -52,7 +51,7 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
         ResourceError: the disk refused the bytes.
     """
     output = Path(output)
-    refuse_taken(output, overwrite)
+    check_model_path(output, overwrite)
     paths = [_model_of(model) for model in models]
     if len({path.resolve() for path in paths}) < max(len(paths), 2):
         found = ", ".join(map(str, models)) or "none"
@@ -115,7 +114,7 @@ def _check_fits(path: Path, card: ModelCard, first_path: Path, first: ModelCard)
     if differences:
         raise InputError(
             f"{path} does not fit {first_path}: {'; '.join(differences[:3])}. "
-            "Give models that were trained with one plan, such as the folds of a data set."
+            "Give models that were trained with one plan, such as the folds of a dataset."
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from volseg.data.labels import LabelSet
+from volseg.data.cases.labels import LabelSet
 from volseg.evaluation.pairs import match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
 

@@ -1,4 +1,4 @@
-"""What comes out for one scan, and how it is written."""
+"""The result for one scan, and how it is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,26 +6,28 @@ from typing import Any
 
 import numpy as np
 
+from volseg.api.outputs import find_format
 from volseg.config import Label
-from volseg.data.formats import beside
-from volseg.data.reading import Scan
-from volseg.data.writing import write_labels
+from volseg.data.io.formats import sibling
+from volseg.data.io.reading import Scan
 from volseg.files import as_json, whole_file
 from volseg.inference.quality import LabelQuality
 from volseg.version import __version__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """Labels on the scan's own grid, and what was found out about them.
+    """Labels on the grid of the scan, with volumes and quality flags.
 
     Attributes:
         labels: (I, J, K) uint8 (uint16 past 255), the values of `shown`, 0 is background.
         measures: voxels, volume and flags per label.
         scan_flags: flags of the scan as a whole.
-        scan: what was segmented.
-        shown: the model's labels.
-        run: model, device, precision, what postprocessing removed, seconds per stage, peak memory.
+        scan: the scan that was segmented.
+        shown: the labels of the model.
+        run: model, device, precision, voxels removed by postprocessing, seconds per stage, peak memory.
+        probabilities: (C, I, J, K) float16, if asked for: background first, then the labels; of a model of overlapping
+            regions only the regions. They are the network's: postprocessing changes labels only.
     """
 
     labels: np.ndarray
@@ -34,10 +36,16 @@ class Result:
     scan: Scan
     shown: tuple[Label, ...]
     run: dict[str, Any]
+    probabilities: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.labels.shape))
+        volumes = ", ".join(f"{name}: {'-' if ml is None else f'{ml:.4g} mL'}" for name, ml in self.volumes_ml.items())
+        return f"<volseg.Result {size}, {volumes}>"
 
     @property
     def volumes_ml(self) -> dict[str, float | None]:
-        """Millilitres per label name; None where no volume can be stated."""
+        """Volume in mL by label name; None where no volume can be stated."""
         return {measure.name: measure.volume_ml for measure in self.measures}
 
     @property
@@ -47,8 +55,13 @@ class Result:
         return (*(f"scan: {flag}" for flag in self.scan_flags), *of_labels)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had to be assumed about the scan, one sentence each."""
+        return self.scan.warnings
+
+    @property
     def record(self) -> dict[str, Any]:
-        """The JSON document that is written beside the label image."""
+        """The JSON document that is written next to the label image."""
         return {
             "volseg_version": __version__,
             **self.run,
@@ -62,18 +75,23 @@ class Result:
                 for measure in self.measures
             },
             "flags": list(self.flags),
-            "warnings": list(self.scan.warnings),
+            "warnings": list(self.warnings),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the label image to `path` and its record to `<stem>.json` beside it, each whole or not at all.
+    def save(self, path: str | Path, to: str = "nifti") -> None:
+        """Write the result to `path`, and its JSON record to `<stem>.json` next to it, each whole or not at all.
+
+        Args:
+            path: the file; for "nifti" a name that ends in an image suffix, which is the image format.
+            to: the output format, one of `volseg.api.outputs.format_names()`.
 
         Raises:
-            UsageError: the suffix of `path` is no image format.
+            UsageError: there is no such format, or the suffix of `path` is no image format.
             ResourceError: the disk refused the bytes.
         """
         path = Path(path)
+        output = find_format(to)
         # The record has its bytes on the disk before the label image appears, and appears only if that does.
-        with whole_file(beside(path, ".json")) as temporary:
+        with whole_file(sibling(path, ".json")) as temporary:
             temporary.write_text(as_json(self.record), encoding="utf-8")
-            write_labels(self.labels, self.scan, path)
+            output.write(self, path)

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from volseg.api.budget import windows_at_once
-from volseg.api.labelling import label_volume
-from volseg.api.postprocessing import choose_rules, postprocess, tally
 from volseg.api.segmenter import Segmenter
 from volseg.config import ComponentRule, Plan, rules_in_words
-from volseg.data.cache import CachedCase
-from volseg.data.dataset import DataSet, TrainingCase
-from volseg.data.reading import read_channels, read_label
-from volseg.data.writing import write_labels
+from volseg.data.cases.cache import CachedCase
+from volseg.data.cases.dataset import Dataset, TrainingCase
+from volseg.data.io.reading import read_channels, read_label
+from volseg.data.io.writing import write_labels
 from volseg.evaluation.overlap import Overlap, label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
 from volseg.evaluation.report import evaluate_pairs, summarise, write_report
+from volseg.inference.budget import windows_at_once
+from volseg.inference.labelling import Labeller
+from volseg.inference.postprocessing import choose_rules, postprocess, tally
 from volseg.inference.windows import Windows
 from volseg.progress import Progress
 from volseg.training.loop import Validate
@@ -46,12 +46,12 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         device = next(network.parameters()).device
         windows = Windows(plan.patch_size, batch_size=windows_at_once(plan, dtype, device))
         volume = torch.from_numpy(cached.image[...])
-        labels = label_volume(network, volume, cached.grid, plan, windows, dtype)
+        labels = Labeller(network, plan, windows, dtype).label(volume, cached.grid)
         reference = read_label(cached.case.label)
         return label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        found = ranks.gathered({cached.case.name: overlaps(network, cached) for cached in ranks.share(cases)})
+        found = ranks.gather({cached.case.name: overlaps(network, cached) for cached in ranks.share(cases)})
         mean = summarise({cached.case.name: found[cached.case.name] for cached in cases})["mean"]
         dice = {name: measures["dice"] for name, measures in mean["labels"].items()}
         return {"foreground_dice": mean["foreground_dice"], "dice": dice}
@@ -61,7 +61,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
 
 def validate_from_files(
     model: Path,
-    data: DataSet,
+    data: Dataset,
     cases: Sequence[TrainingCase],
     run: Path,
     device: str,
@@ -91,7 +91,7 @@ def validate_from_files(
             reference = read_label(pair.reference, like=result.scan.geometry).channels[0]
             tallies[case.name] = tally(result.labels, reference, plan, result.scan.geometry.voxel_ml)
     # Every rank chooses from the same numbers in one order, so all choose alike.
-    tallies = ranks.gathered(tallies)
+    tallies = ranks.gather(tallies)
     rules = {} if plan.regions else choose_rules([tallies[case.name] for case in cases], plan.labels)
     logger.info("Postprocessing: %s", rules_in_words(rules))
     for case, pair in shared if rules else ():
@@ -100,12 +100,12 @@ def validate_from_files(
         postprocess(labels, plan.labels, rules, tallies[case.name].voxel_ml)
         write_labels(labels, written, pair.prediction)
     ranks.wait()
-    scores = ranks.made_by_first(lambda: _score(pairs, rules, data, run, progress))
+    scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, run, progress))
     return {"postprocessing": rules, "scores": scores}
 
 
 def _score(
-    pairs: Sequence[Pair], rules: Mapping[str, ComponentRule], data: DataSet, run: Path, progress: Progress
+    pairs: Sequence[Pair], rules: Mapping[str, ComponentRule], data: Dataset, run: Path, progress: Progress
 ) -> dict[str, Any]:
     """Compare the written label images with their references, write down the scores, and return their means."""
     document = evaluate_pairs(Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore)

@@ -1,1 +1,1 @@
-"""Scans and label images: reading, checking, writing, grids, preprocessing, data sets, batches, phantoms."""
+"""Scans and label images. `grid` is below `io`, and `io` below `cases`."""

@@ -10,6 +10,7 @@ The empty-mask policy, stated here once and followed everywhere:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,46 @@ def label_overlaps(
             if len(places) > 1:
                 mixed[name] += int(np.count_nonzero(np.isin(p[~equal], places) & np.isin(r[~equal], places)))
     return {name: _overlap(counts[:, places].sum(axis=1), mixed[name], voxel_ml) for name, places in places_of.items()}
+
+
+def dice(prediction: Any, reference: Any) -> float | None:
+    """2 |P and R| / (|P| + |R|) of two masks.
+
+    Args:
+        prediction: array or CPU tensor of any shape; every value but 0 is inside.
+        reference: the same, of the same shape.
+
+    Returns:
+        In [0, 1]; None where both are empty, 0 where one of them is.
+
+    Raises:
+        GridError: the shapes differ.
+    """
+    return _mask_overlap(prediction, reference).dice
+
+
+def iou(prediction: Any, reference: Any) -> float | None:
+    """|P and R| / |P or R| of two masks, see `dice`."""
+    return _mask_overlap(prediction, reference).iou
+
+
+def precision(prediction: Any, reference: Any) -> float | None:
+    """|P and R| / |P| of two masks, see `dice`."""
+    return _mask_overlap(prediction, reference).precision
+
+
+def recall(prediction: Any, reference: Any) -> float | None:
+    """|P and R| / |R| of two masks, see `dice`."""
+    return _mask_overlap(prediction, reference).recall
+
+
+def _mask_overlap(prediction: Any, reference: Any) -> Overlap:
+    """The measures of two masks; volumes are voxels."""
+    predicted, true = np.asarray(prediction) != 0, np.asarray(reference) != 0
+    if predicted.shape != true.shape:
+        raise GridError(f"The prediction has shape {predicted.shape}, but its reference has {true.shape}.")
+    counts = (np.count_nonzero(predicted), np.count_nonzero(true), np.count_nonzero(predicted & true))
+    return _overlap(np.array(counts), 0, 1.0)
 
 
 def values_in(labels: np.ndarray) -> set[int]:

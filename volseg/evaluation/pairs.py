@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from volseg.config import read_yaml
-from volseg.data.formats import SUFFIXES, image_suffix, stem_of
-from volseg.data.labels import LabelSet, parse_labels
+from volseg.data.cases.labels import LabelSet, parse_labels
+from volseg.data.io.formats import SUFFIXES, image_suffix, stem_of
 from volseg.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from volseg.data.reading import read_label
+from volseg.data.io.reading import read_label
 from volseg.errors import UsageError
 from volseg.evaluation.overlap import ABSENT, POLICY, Overlap, label_overlaps, values_in
 from volseg.evaluation.pairs import Pair, Pairs, some_of

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 
 from volseg.config import Triple
-from volseg.data.resample import linear_stencil, nearest_index
+from volseg.data.grid.resample import linear_stencil, nearest_index
 
 Decide: TypeAlias = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 # Called with a target plane, the rows, and their logits (K, rows, columns), which it must not keep.

@@ -1,20 +1,27 @@
 """The U-Net's encoder as a classifier of volumes and clips."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from volseg.config import NetworkConfig
-from volseg.networks.blocks import encoder_stages, initialise
+from volseg.networks.blocks import config_from, encoder_stages, initialise
 
 
 class Classifier(nn.Module):
     """Encoder, average over all voxels, one linear layer; `volseg.training` shows how to train it.
 
     Args:
-        config: as for a `UNet`; what it says about decoder and deep supervision is not used.
+        config: as for a `UNet`; its settings of decoder and deep supervision are not used.
+        options: as for a `UNet`.
+
+    Raises:
+        ConfigError: invalid options.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig | None = None, **options: Any) -> None:
         super().__init__()
+        config = config_from(config, options)
         self.encoder = encoder_stages(config)
         self.head = nn.Linear(config.features[-1], config.classes)
         initialise(self)

@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from volseg.config import NetworkConfig, Triple
+from volseg.networks.build import build_network
 from volseg.networks.unet import UNet
 
 
@@ -68,7 +69,7 @@ def profile_network(config: NetworkConfig, patch_size: Triple) -> Profile:
         UsageError: `patch_size` does not fit the network.
     """
     with torch.device("meta"):
-        network = UNet(config)
+        network = build_network(config)
         patch = torch.empty(1, config.in_channels, *patch_size)
     names = _stage_names(network)
     counter = FlopCounterMode(display=False)
@@ -85,7 +86,7 @@ def profile_network(config: NetworkConfig, patch_size: Triple) -> Profile:
     with counter, saved_tensors_hooks(count_saved, lambda tensor: tensor):
         network(patch)
     for path, name in names.items():
-        module = network.get_submodule(path.removeprefix("UNet."))
+        module = network.get_submodule(path.partition(".")[2])
         parameters[name] += sum(parameter.numel() for parameter in module.parameters())
         flops[name] += sum(counter.get_flop_counts()[path].values())
     stages = dict.fromkeys(names.values())
@@ -107,8 +108,10 @@ def compare_blocks(config: NetworkConfig, patch_size: Triple) -> dict[str, Profi
     return {name: profile_network(config.model_copy(update=choice), patch_size) for name, choice in choices.items()}
 
 
-def _stage_names(network: UNet) -> dict[str, str]:
-    """What a stage is called here, by the path of its module."""
+def _stage_names(network: nn.Module) -> dict[str, str]:
+    """The name of each stage, by the path of its module; another architecture than the U-Net is one stage."""
+    if not isinstance(network, UNet):
+        return {type(network).__name__: "network"}
     encoder = {f"UNet.encoder.{s}": f"encoder {s}" for s in range(len(network.encoder))}
     decoder = {f"UNet.decoder.{i}": f"decoder {len(network.decoder) - 1 - i}" for i in range(len(network.decoder))}
     heads = {f"UNet.heads.{i}": "heads" for i in range(len(network.heads))}

@@ -1,4 +1,4 @@
-"""The U-Net: an encoder, a decoder that takes the encoder's features back in, and heads that give class logits.
+"""The U-Net: an encoder, a decoder with skip connections, and heads that give class logits.
 
 Tensors are (B, C, D, H, W). With plain `conv3d` blocks this is nnU-Net's PlainConvUNet, with a residual encoder its
 ResidualEncoderUNet (Isensee et al. 2024, arXiv 2404.09556), layer for layer, so their weights fit one to one. The only
@@ -6,14 +6,15 @@ parameters missing are convolution biases in front of norms, which have no effec
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 from volseg.config import NetworkConfig, Triple
 from volseg.errors import UsageError
-from volseg.networks.blocks import UNIT_STRIDE, ConvBlock, encoder_stages, initialise
-from volseg.networks.pointconv import PointConv
-from volseg.networks.upconv import UpConv
+from volseg.networks.blocks import UNIT_STRIDE, ConvBlock, config_from, encoder_stages, initialise
+from volseg.networks.cpu.point_conv import PointConv
+from volseg.networks.cpu.up_conv import UpConv
 
 
 class UNet(nn.Module):
@@ -24,16 +25,22 @@ class UNet(nn.Module):
 
     Args:
         config: channels, classes, and what each stage is made of.
+        options: instead of `config`, the fields of a `NetworkConfig` that differ from its defaults; lists that are not
+            given follow from `features`: `UNet(in_channels=1, classes=3, features=[16, 32, 64])`.
 
     Attributes:
         encoder: stages, finest first.
-        decoder: stages, coarsest first.
-        heads: 1x1x1 convolutions to class logits, coarsest first: one per decoder stage with deep supervision,
-            else only the finest.
+        decoder: stages in the order in which they run, coarsest first.
+        heads: the 1 x 1 x 1 convolution to class logits of each decoder stage, in the decoder's order (coarsest first);
+            without deep supervision only that of the finest stage. `forward` returns their logits finest first.
+
+    Raises:
+        ConfigError: invalid options.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig | None = None, **options: Any) -> None:
         super().__init__()
+        config = config_from(config, options)
         self.config = config
         self.encoder = encoder_stages(config)
         self.decoder = nn.ModuleList(DecoderStage(s, config) for s in reversed(range(len(config.features) - 1)))
@@ -71,7 +78,7 @@ class UNet(nn.Module):
         return finest.weight.flatten(1), finest.bias
 
     def decode(self, x: Tensor) -> Iterator[Tensor]:
-        """What each decoder stage makes of (B, in_channels, D, H, W), coarsest first; the heads turn it into logits."""
+        """The features of each decoder stage for (B, in_channels, D, H, W), coarsest first: the inputs of the heads."""
         _check_input(x, self.config)
         skips = []
         for stage in self.encoder:
@@ -84,10 +91,10 @@ class UNet(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Upsampling by a transposed convolution, the encoder's features beside it, then conv blocks.
+    """Upsampling by a transposed convolution, concatenation with the skip connection, then conv blocks.
 
     Args:
-        s: the encoder stage whose resolution this one brings back.
+        s: the encoder stage of the same resolution.
         config: features, kernels, strides and blocks of all stages.
     """
 
@@ -103,17 +110,17 @@ class DecoderStage(nn.Module):
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         """Map (B, features[s + 1], ...) and the last of `skips`, (B, features[s], D, H, W), to that one's shape.
 
-        The skip is taken off the list and the blocks are called one by one, so that without gradients every tensor is
-        freed as soon as it has been used: these are the largest of the network.
+        The skip is removed from the list and the blocks are called one by one, so that without gradients every tensor
+        is freed as soon as it has been used: these are the largest of the network.
         """
-        x = self.up.beside(x, skips)
+        x = self.up.concatenate(x, skips)
         for block in self.blocks:
             x = block(x)
         return x
 
 
 def _check_input(x: Tensor, config: NetworkConfig) -> None:
-    """Refuse what the network cannot take, saying what it could."""
+    """Reject an input that the network cannot process."""
     if x.ndim != 5:
         raise UsageError(f"The input has {x.ndim} axes, expected 5: (B, C, D, H, W).")
     if x.shape[1] != config.in_channels:
@@ -128,5 +135,5 @@ def _check_input(x: Tensor, config: NetworkConfig) -> None:
 
 
 def _product(sizes: list[int] | Triple) -> str:
-    """Sizes as people write them: 40 x 56 x 40."""
+    """Sizes in words: 40 x 56 x 40."""
     return " x ".join(str(size) for size in sizes)

@@ -1,1 +1,1 @@
-"""From a data set to a plan: the fingerprint, and the choices with their reasons."""
+"""From a dataset to a plan: the fingerprint, and the choices with their reasons."""

@@ -1,4 +1,4 @@
-"""What a data set is like: sizes, spacings, intensities, label volumes and contrasts, measured case by case.
+"""What a dataset is like: sizes, spacings, intensities, label volumes and contrasts, measured case by case.
 
 Spatial triples are in the order R, A, S: the scan's axes after reorientation to the closest RAS+ order.
 """
@@ -17,13 +17,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from volseg.data.content import content_key, kept_under
-from volseg.data.dataset import DataSet, TrainingCase, listed
-from volseg.data.geometry import Geometry, ras_order
-from volseg.data.labels import LabelSet
-from volseg.data.problems import case_problems, duplicate_problems, voxel_digest
-from volseg.data.reading import Scan, read_channels, read_label
-from volseg.errors import DataSetError, InputError, Problem
+from volseg.data.cases.cache_key import cache_stem, content_key
+from volseg.data.cases.dataset import Dataset, TrainingCase, listed
+from volseg.data.cases.labels import LabelSet
+from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
+from volseg.data.grid.geometry import Geometry, ras_order
+from volseg.data.io.reading import Scan, read_channels, read_label
+from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, whole_file
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class _Look(NamedTuple):
     digest: str | None
 
 
-def take_fingerprint(dataset: DataSet, cache: Path | None = None) -> Fingerprint:
+def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint:
     """Read every case once and measure it; a few at a time, none kept in memory.
 
     Cases without a labelled voxel are told in the log, and used.
@@ -118,7 +118,7 @@ def take_fingerprint(dataset: DataSet, cache: Path | None = None) -> Fingerprint
         cache: a folder for the measures of each case, so that next time only its bytes are compared; None keeps none.
 
     Raises:
-        DataSetError: everything that is wrong with any case, at once; or no labelled voxel in any.
+        DatasetError: everything that is wrong with any case, at once; or no labelled voxel in any.
     """
     with ThreadPoolExecutor(READERS) as pool:
         looks = dict(zip(dataset.cases, pool.map(partial(_look_at, dataset, cache), dataset.cases), strict=True))
@@ -132,14 +132,14 @@ def take_fingerprint(dataset: DataSet, cache: Path | None = None) -> Fingerprint
     if problems:
         # Without the folder, which is the same for all.
         inside = f"{dataset.folder}{os.sep}"
-        raise DataSetError(dataset.name, [row._replace(found=row.found.replace(inside, "")) for row in problems])
+        raise DatasetError(dataset.name, [row._replace(found=row.found.replace(inside, "")) for row in problems])
     if empty:
         logger.warning("%d of %d cases have no labelled voxel: %s.", len(empty), len(measured), listed(empty))
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
     return Fingerprint(tuple(measured), tuple(channels))
 
 
-def _look_at(dataset: DataSet, cache: Path | None, case: TrainingCase) -> _Look:
+def _look_at(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _Look:
     """Measure a case or find all that is wrong with it, unless the cache knows that nothing is."""
     known = dataset.labels.known
     digest: str | None = None
@@ -159,11 +159,11 @@ def _look_at(dataset: DataSet, cache: Path | None, case: TrainingCase) -> _Look:
     return look
 
 
-def _kept_file(dataset: DataSet, cache: Path, case: TrainingCase) -> Path:
+def _kept_file(dataset: Dataset, cache: Path, case: TrainingCase) -> Path:
     """Where the measures of a case are kept, by all that they depend on."""
     labels = {"stored": list(dataset.labels.stored.items()), "ignore": dataset.labels.ignore}
     facts = {"format": FORMAT, "name": case.name, "labels": labels, "channels": len(dataset.channels)}
-    stem = kept_under(cache, case, content_key(case, facts))
+    stem = cache_stem(cache, case, content_key(case, facts))
     return stem.with_name(f"{stem.name}.npz")
 
 
@@ -188,7 +188,7 @@ def _recalled(file: Path) -> _Look | None:
     return _Look(CaseFingerprint(samples=samples, **facts), [], digest)
 
 
-def _measured(dataset: DataSet, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
+def _measured(dataset: Dataset, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
     """The measures of a case."""
     order, _ = ras_order(scan.geometry.affine)
     foreground = label != 0 if dataset.labels.ignore is None else (label != 0) & (label != dataset.labels.ignore)

@@ -14,15 +14,15 @@ import numpy as np
 import yaml
 
 from volseg.config import Axis, Block, Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
-from volseg.data.dataset import DataSet
+from volseg.data.cases.dataset import Dataset
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
 from volseg.planning.topology import (
     Spacing,
     as_triple,
-    build_network,
     feature_map_size,
     fit_patch,
+    network_config,
     padded,
     sizes_text,
 )
@@ -43,7 +43,7 @@ SET = "set by the configuration"
 
 
 def make_plan(
-    dataset: DataSet,
+    dataset: Dataset,
     fingerprint: Fingerprint,
     choices: PlanChoices,
     *,
@@ -82,7 +82,7 @@ def make_plan(
     memory = memory_gb if accelerated else CPU_MEMORY_GB
     block, reasons["network.block"] = _block(spacing, accelerated)
     build = partial(
-        build_network,
+        network_config,
         spacing_mm=spacing,
         choices=choices,
         channels=len(dataset.channels),
@@ -127,7 +127,7 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
         raise ConfigError(
             "plan.patch_size and plan.spacing_mm have to be set to say which network it is; one is missing."
         )
-    network = build_network(choices.patch_size, choices.spacing_mm, choices)
+    network = network_config(choices.patch_size, choices.spacing_mm, choices)
     _check_patch(choices.patch_size, network)
     return network, choices.patch_size
 
@@ -233,7 +233,7 @@ def _steps(cases: int, batch_size: int) -> tuple[int, str]:
     return min(max(steps, STEPS[0]), STEPS[1]), f"{PASSES} passes over {cases} cases, within {STEPS[0]} and {STEPS[1]}"
 
 
-def _labels(dataset: DataSet, fingerprint: Fingerprint) -> tuple[tuple[Label, ...], str]:
+def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ...], str]:
     """The foreground labels with the volumes they have."""
     labels = [
         Label(

@@ -14,7 +14,7 @@ Spacing = tuple[float, float, float]
 SMALLEST_EDGE = 4
 INITIAL_PATCH_VOXELS = 256**3
 LARGEST_WIDTH = 320
-NETWORK_CHOICES = {"block", "mid", "encoder", "norm", "activation", "deep_supervision"}
+NETWORK_CHOICES = {"architecture", "block", "mid", "encoder", "norm", "activation", "deep_supervision"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
     kernels: list[Triple] = []
     while axes := _axes_to_halve(spacing, size):
         kernel = [
-            3 if grown == 3 or edge / min(spacing) < 2 else 1 for grown, edge in zip(kernel, spacing, strict=True)
+            3 if patch_size_at == 3 or edge / min(spacing) < 2 else 1
+            for patch_size_at, edge in zip(kernel, spacing, strict=True)
         ]
         kernels.append((kernel[0], kernel[1], kernel[2]))
         stride = [2 if axis in axes else 1 for axis in range(3)]
@@ -80,7 +81,7 @@ def feature_map_size(network: NetworkConfig, patch: Triple) -> int:
     return encoder + decoder + network.classes * sizes[0]
 
 
-def build_network(
+def network_config(
     patch: Triple,
     spacing_mm: Spacing,
     choices: PlanChoices,

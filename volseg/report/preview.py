@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from volseg.config import Label
-from volseg.data.geometry import Geometry, ras_order
+from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.errors import GridError
 from volseg.files import whole_file
 from volseg.report.colours import label_colours
-from volseg.report.figures import save_figure
+from volseg.report.save_figure import save_figure
 
 _DPI = 120
 _PLANES_WIDTH, _PLANES_HEIGHT = 10.0, 6.5  # the most that the planes take

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from volseg.config import ComponentRule, rules_in_words
 from volseg.files import read_json_lines, write_text
 from volseg.report.colours import colour_at
-from volseg.report.figures import save_figure
+from volseg.report.save_figure import save_figure
 
 _POINTS = 1500  # of a curve; more would not be seen
 _SMOOTHED_OVER = 40  # parts of the run

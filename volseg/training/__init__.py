@@ -1,13 +1,13 @@
 """Losses, schedule, state and the loop; data and validation come in as plain callables.
 
 `fit` trains any network on any batches. Here a (2+1)D classifier learns from clips (B, 1, T, H, W) whether a disc
-stands still (class 0) or moves (class 1); what is kept is the average of its weights:
+stands still (class 0) or moves (class 1); the model is the EMA of its weights:
 
 >>> from itertools import count
 >>> import numpy as np
 >>> import torch
 >>> from volseg.config import NetworkConfig, TrainingConfig
->>> from volseg.data.phantom import make_clip
+>>> from volseg.data.cases.phantom import make_clip
 >>> from volseg.networks import Classifier
 >>> from volseg.training import Budget, TrainingState, classification_loss, fit
 >>> def clips(number, seeds=8):
@@ -19,19 +19,19 @@ stands still (class 0) or moves (class 1); what is kept is the average of its we
 ...     classes=2, block="conv2plus1d", features=(8, 16), encoder_blocks=(1, 2), decoder_blocks=(1,),
 ...     kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)),
 ... )
->>> config = TrainingConfig(learning_rate=0.03, average=0.9)
+>>> config = TrainingConfig(learning_rate=0.03, ema_decay=0.9)
 >>> state = TrainingState(Classifier(network), config)
 >>> fit(state, map(clips, count()), Budget(steps=60), config, loss=classification_loss)
 True
 >>> unseen = clips(1000, seeds=100)
->>> right = state.average(unseen["image"]).argmax(1) == unseen["label"]
+>>> right = state.ema(unseen["image"]).argmax(1) == unseen["label"]
 >>> right.float().mean().item() > 0.95
 True
 """
 
 from volseg.training.loop import fit
-from volseg.training.losses import classification_loss, supervised_loss
+from volseg.training.losses import SegmentationLoss, classification_loss, supervised_loss
 from volseg.training.schedule import Budget
 from volseg.training.state import TrainingState
 
-__all__ = ["Budget", "TrainingState", "classification_loss", "fit", "supervised_loss"]
+__all__ = ["Budget", "SegmentationLoss", "TrainingState", "classification_loss", "fit", "supervised_loss"]

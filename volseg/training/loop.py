@@ -48,7 +48,7 @@ def fit(
             said.
         stopped: asked after every step; True, on any rank, ends the loop early with the state whole.
         loss: what is minimised. The default is that of a `UNet`; a `Classifier` takes `classification_loss`.
-        grow: what of a batch is trained on, such as a `volseg.data.growth.Growth`.
+        grow: what of a batch is trained on, such as a `volseg.data.cases.progressive_patches.ProgressivePatches`.
 
     Returns:
         Whether the budget is spent.
@@ -76,10 +76,10 @@ def fit(
             group["lr"] = rate
         value = _step(state, loss_of, grow(batch, progress, state.step), scaler, config, device)
         state.step += 1
-        state.update_average(config.average)
+        state.update_ema(config.ema_decay)
 
         # ---- validate at even shares of the run; the last share is the end, which is validated from written files
-        state.seconds = ranks.agreed(spent_before + time.perf_counter() - started)
+        state.seconds = ranks.broadcast(spent_before + time.perf_counter() - started)
         record: dict[str, Any] = {"loss": value, "learning_rate": rate}
         last, progress = progress, budget.progress(state.step, state.seconds)
         if (
@@ -87,8 +87,8 @@ def fit(
             and math.floor(progress * config.validations) > math.floor(last * config.validations)
             and progress < 1
         ):
-            record |= validate(state.average)
-            state.seconds = ranks.agreed(spent_before + time.perf_counter() - started)
+            record |= validate(state.ema)
+            state.seconds = ranks.broadcast(spent_before + time.perf_counter() - started)
             progress = budget.progress(state.step, state.seconds)
 
         # ---- log, stop or go on

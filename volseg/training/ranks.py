@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from volseg.device import choose_device
 from volseg.errors import INTERRUPTED, OtherProcessError, TrainingError, UsageError, VolsegError
-from volseg.training.stop import undisturbed
+from volseg.training.signals import ignore_signals
 
 Made = TypeVar("Made")
 
@@ -72,7 +72,7 @@ class Ranks:
         total: Tensor = SumOverRanks.apply(value, self.world) if self.world > 1 else value
         return total
 
-    def agreed(self, value: float) -> float:
+    def broadcast(self, value: float) -> float:
         """What rank 0 says."""
         if self.world == 1:
             return value
@@ -88,7 +88,7 @@ class Ranks:
         dist.all_reduce(said, dist.ReduceOp.MAX, group=self.waiting)
         return bool(said)
 
-    def made_by_first(self, make: Callable[[], Made]) -> Made:
+    def on_first_rank(self, make: Callable[[], Made]) -> Made:
         """What `make` returns on rank 0, where alone it is called; the others wait for it."""
         if self.world == 1:
             return make()
@@ -96,7 +96,7 @@ class Ranks:
         dist.broadcast_object_list(made, src=0, group=self.waiting)
         return made[0]  # type: ignore[return-value]
 
-    def gathered(self, part: dict[str, Made]) -> dict[str, Made]:
+    def gather(self, part: dict[str, Made]) -> dict[str, Made]:
         """The entries of all ranks together."""
         parts = [part] * self.world
         if self.world > 1:
@@ -171,7 +171,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         # Where one process ends badly, torchrun sends SIGTERM to the others; that is not what there is to say.
-        with undisturbed():
+        with ignore_signals():
             said = _last_word(error, store)
         # The groups are not taken down: that would wait for those who still compute, and so would the interpreter.
         atexit.register(_leave_at_once, _exit_code(said))

@@ -18,7 +18,7 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.errors import InputError
 from volseg.modelfile import save_tensors
-from volseg.training.muon import Muon
+from volseg.training.optimisers import Muon
 from volseg.training.ranks import ALONE, Ranks
 
 FILE_NAME = "state.safetensors"
@@ -46,7 +46,7 @@ class TrainingState:
 
     def __init__(self, network: nn.Module, config: TrainingConfig, ranks: Ranks = ALONE, data: str = "") -> None:
         self.network = network
-        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.ranks = ranks
         self.data = data
         self.optimizer = Muon(network, config.learning_rate, config.weight_decay)
@@ -54,10 +54,10 @@ class TrainingState:
         self.seconds = 0.0
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
+    def update_ema(self, decay: float) -> None:
         """Move the average towards the network; early steps count more, so that the random start is soon forgotten."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        for kept, new in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+        for kept, new in zip(self.ema.state_dict().values(), self.network.state_dict().values(), strict=True):
             if kept.is_floating_point():
                 kept.lerp_(new, 1 - decay)
             else:
@@ -66,7 +66,7 @@ class TrainingState:
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.ema.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
         progress = {"step": self.step, "seconds": self.seconds, "optimizer": OPTIMIZER, "data": self.data}
@@ -88,7 +88,7 @@ class TrainingState:
                 raise ValueError("the cases to train on have changed since")
             tensors = load_file(path)
             self.network.load_state_dict(_part(tensors, "network."))
-            self.average.load_state_dict(_part(tensors, "average."))
+            self.ema.load_state_dict(_part(tensors, "average."))
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             message = f"The checkpoint {path} does not fit this run: {error}. Start again with --overwrite."
             raise InputError(message) from error

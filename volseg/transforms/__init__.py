@@ -2,7 +2,7 @@
 
 from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
-from volseg.transforms.pipelines import augmentation, cropping, preprocessing
+from volseg.transforms.pipelines import Transform, augmentation, cropping, preprocessing
 from volseg.transforms.spatial import RandAffinePatchd
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "RandBlurd",
     "RandLowResolutiond",
     "ReadCased",
+    "Transform",
     "augmentation",
     "cropping",
     "preprocessing",

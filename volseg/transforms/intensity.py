@@ -15,7 +15,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 
-from volseg.data.resample import resample_linear, resample_nearest
+from volseg.data.grid.resample import resample_linear, resample_nearest
 
 
 def blurred(image: torch.Tensor, sigma: np.ndarray) -> torch.Tensor:

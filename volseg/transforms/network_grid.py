@@ -8,10 +8,10 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from volseg.config import Plan
-from volseg.data.cache import read_for_plan
-from volseg.data.dataset import TrainingCase
-from volseg.data.formats import stem_of
-from volseg.data.preprocess import image_to_network, label_to_network, network_grid
+from volseg.data.cases.cache import read_for_plan
+from volseg.data.cases.dataset import TrainingCase
+from volseg.data.grid.preprocess import image_to_network, label_to_network, network_grid
+from volseg.data.io.formats import stem_of
 
 
 class ReadCased(MapTransform):  # type: ignore[misc]

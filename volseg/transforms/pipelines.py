@@ -1,6 +1,8 @@
 """The two MONAI pipelines of training: the fixed way of a case to the network's grid, and random augmentation."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from monai.transforms import (
@@ -17,6 +19,9 @@ from volseg.config import AugmentationConfig, Plan
 from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
 from volseg.transforms.spatial import RandAffinePatchd, is_strongly_anisotropic
+
+# A MONAI dictionary transform, or any function of such a dict.
+Transform: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class SharedRandomCompose(Compose):  # type: ignore[misc]
@@ -58,8 +63,8 @@ def cropping(plan: Plan, config: AugmentationConfig) -> Compose:
     return SharedRandomCompose([RandAffinePatchd(("image", "label"), plan, still, mode=("bilinear", "nearest"))])
 
 
-def augmentation(plan: Plan, config: AugmentationConfig) -> Compose:
-    """The random pipeline: one patch out of a preprocessed case, then changes of its intensities.
+def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transform] = ()) -> Compose:
+    """The random pipeline: one patch out of a preprocessed case, then changes of its intensities, then `more`.
 
     The order of the steps is nnU-Net's. Takes a dict {"image": (C, D, H, W) float32, "label": (1, D, H, W),
     "centre": (D, H, W) voxel, optional} of arrays, tensors or cached images of any size; gives {"image":
@@ -87,6 +92,7 @@ def augmentation(plan: Plan, config: AugmentationConfig) -> Compose:
             ),
             RandAdjustContrastd(prob=config.gamma_inverted, invert_image=True, **gamma),
             RandAdjustContrastd(prob=config.gamma, **gamma),
+            *more,
             EnsureTyped("image", track_meta=False),
         ]
     )

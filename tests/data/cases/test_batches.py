@@ -1,0 +1,170 @@
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.small_cases import region_plan, small_plan, write_cases
+from volseg.config import AugmentationConfig
+from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, batch_loader, lost_workers
+from volseg.data.cases.cache import cache_cases
+from volseg.data.cases.patch_sampling import PatchSampler
+from volseg.errors import TrainingError, UsageError
+from volseg.transforms import augmentation
+
+# Python 3.12 and later warn whenever a process that has threads is forked; torch's loader does that by design.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+PLAN = small_plan(mirror_axes=(0, 1, 2))
+
+
+class Middle:
+    """An augmentation that reports where a patch lies, and its seed, instead of its voxels."""
+
+    def set_random_state(self, seed):
+        self.seed = seed
+
+    def __call__(self, sample):
+        place = torch.tensor([*sample["centre"], *sample["image"].shape[1:]])
+        return {"image": place[None], "label": torch.tensor([[self.seed]])}
+
+
+class Still(Middle):
+    """A crop that says so: its seed is -1."""
+
+    def set_random_state(self, seed):
+        self.seed = -1
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    return cache_cases(write_cases(folder), PLAN, folder / "cache")
+
+
+@pytest.fixture
+def dataset(cached):
+    return BatchDataset(cached, PLAN, PatchSampler(0.33, seed=7), augmentation(PLAN, AugmentationConfig()))
+
+
+def take(dataset, start, workers, count=4):
+    loader = iter(batch_loader(dataset, start, workers))
+    return list(itertools.islice(loader, count))
+
+
+def same(one, two):
+    return all(torch.equal(one[key], two[key]) for key in ("image", "label"))
+
+
+def test_a_batch_has_the_agreed_shape_and_kind(dataset):
+    batch = dataset[0]
+    assert (batch["image"].shape, batch["image"].dtype) == ((4, 1, 8, 8, 8), torch.float32)
+    assert (batch["label"].shape, batch["label"].dtype) == ((4, 8, 8, 8), torch.uint8)
+    assert {type(value) for value in batch.values()} == {torch.Tensor}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_depend_on_the_step_only(dataset, workers):
+    expected = [dataset[step] for step in range(3, 7)]
+    assert all(map(same, take(dataset, 3, workers), expected))
+    assert same(take(dataset, 6, workers, 1)[0], expected[3])
+
+
+def test_a_pickled_dataset_gives_the_same_batches(dataset):
+    assert same(pickle.loads(pickle.dumps(dataset))[2], dataset[2])
+
+
+def test_the_ranks_share_out_the_global_batch(cached, dataset):
+    whole = dataset[5]
+    for rank in range(2):
+        draws = PatchSampler(0.33, seed=7, rank=rank, world=2)
+        part = BatchDataset(cached, PLAN, draws, augmentation(PLAN, AugmentationConfig()))[5]
+        assert same(part, {key: value[rank::2] for key, value in whole.items()})
+    with pytest.raises(UsageError, match="batch of 4 cannot be shared by 5"):
+        BatchDataset(cached, PLAN, PatchSampler(0.33, world=5), Middle())
+    batch_norm = PLAN.model_copy(update={"network": PLAN.network.model_copy(update={"norm": "batch"})})
+    with pytest.raises(UsageError, match="Batch norm needs the whole batch in one process, found 2"):
+        BatchDataset(cached, batch_norm, PatchSampler(0.33, world=2), Middle())
+
+
+def test_no_two_samples_and_no_two_seeds_are_the_same(cached, dataset):
+    reported = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=7), Middle())
+    seeds = [int(seed) for step in range(50) for seed in reported[step]["label"]]
+    assert len(set(seeds)) == 200
+    images = [image for step in range(5) for image in dataset[step]["image"]]
+    assert not any(torch.equal(one, two) for one, two in itertools.combinations(images, 2))
+    other = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=8), augmentation(PLAN, AugmentationConfig()))
+    assert not same(other[0], dataset[0])
+
+
+def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
+    dataset = BatchDataset(cached, PLAN, PatchSampler(0.33), Middle())
+    # The width tells the three cases apart.
+    widths = [int(dataset.sample(number)["image"][0, 5]) for number in range(30)]
+    epochs = [tuple(widths[start : start + 3]) for start in range(0, 30, 3)]
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {(10, 11, 12)}
+    assert len(set(epochs)) > 2
+
+
+def test_the_share_of_changed_patches_rises_over_the_passes(cached):
+    dataset = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=3), Middle(), AugmentationWarmup(Still(), epochs=800))
+    # 800 passes over three cases, and one more quarter.
+    changed = np.array([dataset.sample(number)["label"].item() >= 0 for number in range(3000)]).reshape(5, 600)
+    assert changed.mean(axis=1) == pytest.approx([0.125, 0.375, 0.625, 0.875, 1], abs=0.05)
+    assert changed[4].all()
+    at_once = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=3), Middle(), AugmentationWarmup(Still(), epochs=0))
+    assert all(at_once.sample(number)["label"].item() >= 0 for number in range(30))
+
+
+def test_batches_of_regions_say_for_each_where_it_is(cached, tmp_path):
+    augment = augmentation(PLAN, AugmentationConfig())
+    cases = cache_cases([case.case for case in cached], region_plan(), tmp_path)
+    regions = BatchDataset(cases, region_plan(), PatchSampler(0.0, seed=7), augment)[3]
+    plain = BatchDataset(cached, PLAN, PatchSampler(0.0, seed=7), augment)[3]
+    assert torch.equal(regions["image"], plain["image"])
+    expected = torch.stack([plain["label"] > 0, plain["label"] == 2], dim=1)
+    assert torch.equal(regions["label"], expected.to(torch.int8))
+    assert expected.any()
+
+
+def test_workers_use_one_thread_and_ignore_interrupts(cached):
+    class Facts(Middle):
+        def __call__(self, sample):
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            return {"image": torch.tensor([torch.get_num_threads(), ignored]), "label": torch.zeros(1)}
+
+    batch = take(BatchDataset(cached, PLAN, PatchSampler(0.33), Facts()), 0, 1, 1)[0]
+    assert batch["image"][0].tolist() == [1, 1]
+
+
+def test_the_loader_ends_its_workers(dataset):
+    before = threading.active_count()
+    loader = iter(batch_loader(dataset, 0, 2))
+    next(loader)
+    workers = [worker.pid for worker in multiprocessing.active_children()]
+    assert len(workers) == 2
+    del loader
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(dataset):
+    batches = iter(batch_loader(dataset, 0, 1))
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match="--resume"), lost_workers():
+        list(itertools.islice(batches, 10))
+
+
+def test_an_error_inside_a_worker_is_not_taken_for_a_lost_one():
+    with pytest.raises(RuntimeError, match="Caught"), lost_workers():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")

@@ -1,0 +1,263 @@
+import dataclasses
+import json
+import pickle
+import shutil
+import threading
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from tests.data.small_cases import AFFINE, region_plan, small_plan, write_cases
+from volseg.config import IGNORED, Channel, Label, Resampling
+from volseg.data.cases import cache
+from volseg.data.cases.cache import cache_cases, cache_key
+from volseg.data.cases.dataset import TrainingCase
+from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.preprocess import image_to_network, label_to_network
+from volseg.errors import InputError
+
+
+@pytest.fixture
+def cases(tmp_path):
+    return write_cases(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def whole_label(one):
+    """(D, H, W) of a cached case."""
+    assert one.label.shape == one.image[:1].shape
+    return one.label[0]
+
+
+def test_a_cached_case_is_the_preprocessed_case(cases, folder):
+    plan, calls = small_plan(spacing_mm=(1.5, 1.2, 1.0)), []
+    cached = cache_cases(cases, plan, folder, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    for case, one in zip(cases, cached, strict=True):
+        image, label = (np.asarray(nib.load(path).dataobj) for path in (case.images[0], case.label))
+        geometry = Geometry(image.shape, AFFINE)
+        expected, grid = image_to_network([image], geometry, plan)
+        assert one.case == case
+        assert one.grid == grid
+        assert torch.equal(torch.from_numpy(one.image[...]), expected)
+        assert torch.equal(torch.from_numpy(whole_label(one)), label_to_network(label, grid, plan))
+        assert (one.image.dtype, one.label.dtype) == (np.float32, np.uint8)
+
+
+def test_a_cropped_label_lies_on_the_grid_of_its_image(tmp_path, folder):
+    image = np.zeros((12, 10, 9), np.float32)
+    image[3:9, 2:8, 1:7] = np.random.default_rng(0).normal(100, 20, (6, 6, 6))
+    label = np.zeros(image.shape, np.uint8)
+    label[3, 2, 1], label[8, 7, 6] = 3, 5
+    for name, array in (("image", image), ("label", label)):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    case = TrainingCase("case", (tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz")
+    plan = small_plan(orientation="stored", axes=(2, 1, 0), crop="nonzero", spacing_mm=(1.0, 1.0, 1.0))
+    one = cache_cases([case], plan, folder)[0]
+    assert one.grid.box == ((1, 7), (2, 8), (3, 9))
+    label = whole_label(one)
+    assert one.image.shape == (1, *label.shape) == (1, 6, 6, 6)
+    assert np.argwhere(label).tolist() == [[0, 0, 0], [5, 5, 5]]
+    assert label[5, 5, 5] == 2
+
+
+def test_foreground_voxels_are_the_labelled_ones(cases, folder):
+    cached = cache_cases(cases, small_plan(), folder)
+    assert [one.classes for one in cached] == [(1, 2), (1,), (1, 2)]
+    for one in cached:
+        for index in (1, 2):
+            assert np.array_equal(one.foreground(index), np.argwhere(whole_label(one) == index))
+    assert cached[1].foreground(2).shape == (0, 3)
+
+
+def test_large_classes_keep_a_repeatable_subset_spread_over_all_of_it(cases, folder, monkeypatch):
+    monkeypatch.setattr(cache, "VOXELS_PER_CLASS", 5)
+    one, two = (cache_cases(cases[:1], small_plan(), folder / name)[0] for name in "ab")
+    for index in one.classes:
+        voxels = one.foreground(index)
+        assert len(np.unique(voxels, axis=0)) == 5
+        assert (whole_label(one)[tuple(voxels.T)] == index).all()
+        assert np.array_equal(voxels, two.foreground(index))
+        assert np.ptp(voxels, axis=0).max() > 0
+
+
+def test_foreground_voxels_of_a_region_are_those_of_all_its_parts(cases, folder):
+    cached = cache_cases(cases, region_plan(), folder)
+    assert [one.classes for one in cached] == [(1, 2), (1,), (1, 2)]
+    for one in cached:
+        assert np.array_equal(one.foreground(1), np.argwhere(whole_label(one) > 0))
+        assert np.array_equal(one.foreground(2), np.argwhere(whole_label(one) == 2))
+
+
+def test_ignored_voxels_are_no_foreground_and_the_others_are_known(cases, folder):
+    network = small_plan().network.model_copy(update={"classes": 2})
+    plan = small_plan(labels=(Label(name="one", value=3),), ignore=5, network=network)
+    cached = cache_cases(cases, plan, folder)
+    for one, others in zip(cached, cache_cases(cases, small_plan(), folder), strict=True):
+        assert np.array_equal(whole_label(one) == IGNORED, whole_label(others) == 2)
+        assert np.array_equal(one.foreground(1), np.argwhere(whole_label(others) == 1))
+        assert others.known is None
+    # Case 1 lacks what is ignored in the others.
+    assert cached[1].known is None
+    for one in (cached[0], cached[2]):
+        assert np.array_equal(one.known, np.argwhere(whole_label(one) != IGNORED))
+
+
+def test_a_finished_case_is_not_done_again_and_an_unfinished_one_is(cases, folder, monkeypatch):
+    first, done, work = cache_cases(cases, small_plan(), folder), [], cache._preprocess
+
+    def noted(case, plan, stem):
+        done.append(case.name)
+        work(case, plan, stem)
+
+    monkeypatch.setattr(cache, "_preprocess", noted)
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert done == []
+    # As if cut off before its last file was written.
+    first[1].stem.with_name(f"{first[1].stem.name}.json").unlink()
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert done == ["case_1"]
+
+
+@pytest.mark.parametrize("part", ["image.b2nd", "label.b2nd", "foreground.npy"])
+def test_a_case_that_has_lost_a_file_is_done_again(cases, folder, part):
+    first = cache_cases(cases, small_plan(), folder)
+    lost = first[1].stem.with_name(f"{first[1].stem.name}.{part}")
+    content = lost.read_bytes()
+    lost.unlink()
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert lost.read_bytes() == content
+
+
+def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, monkeypatch):
+    def interrupted(path, document):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache_cases(cases, small_plan(), folder)
+    # No case is complete, whole files of those that were at work are there, and nothing half-written.
+    assert {path.name.split(".", 2)[2] for path in folder.iterdir()} == {"foreground.npy", "image.b2nd", "label.b2nd"}
+    assert len(cache_cases(cases, small_plan(), folder)) == 3
+    assert len(list(folder.iterdir())) == 12
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spacing_mm": (2.0, 1.0, 1.6)},
+        {"axes": (1, 0, 2)},
+        {"orientation": "stored"},
+        {"crop": "nonzero"},
+        {"ignore": 9},
+        {"image_resampling": Resampling(order=3)},
+        {"image_resampling": Resampling(separate="anisotropic")},
+        {"channels": (Channel(normalisation="none"),)},
+        {"labels": (Label(name="one", value=3), Label(name="two", value=6))},
+    ],
+)
+def test_the_key_follows_what_preprocessing_depends_on(cases, changes):
+    assert cache_key(cases[0], small_plan()) != cache_key(cases[0], small_plan(**changes))
+
+
+def test_the_key_follows_the_parts_of_regions(cases):
+    plan = region_plan()
+    labels = (plan.labels[0], plan.labels[1].model_copy(update={"parts": (3,)}))
+    keys = {cache_key(cases[0], plan), cache_key(cases[0], plan.model_copy(update={"labels": labels}))}
+    assert len(keys - {cache_key(cases[0], small_plan())}) == 2
+
+
+def test_the_key_ignores_what_does_not_change_the_result(cases, tmp_path):
+    key = cache_key(cases[0], small_plan())
+    labels = (Label(name="a", value=3, colour=(255, 0, 0)), Label(name="b", value=5, volume_ml_range=(1, 2)))
+    channels = (Channel(name="T1", mean_range=(3.0, 4.0)),)
+    assert key == cache_key(cases[0], small_plan(patch_size=(4, 4, 4), labels=labels, channels=channels))
+    moved = shutil.copy(cases[0].images[0], tmp_path / "elsewhere.nii.gz")
+    assert key == cache_key(dataclasses.replace(cases[0], images=(moved,)), small_plan())
+
+
+def test_the_key_follows_the_bytes_of_image_and_label(cases):
+    keys = {cache_key(case, small_plan()) for case in cases}
+    keys |= {cache_key(dataclasses.replace(cases[0], images=cases[1].images), small_plan())}
+    keys |= {cache_key(dataclasses.replace(cases[0], label=cases[1].label), small_plan())}
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize(("suffix", "voxels"), [(".mhd", ".raw"), (".nhdr", ".raw")])
+def test_the_key_follows_the_voxels_behind_a_detached_header(cases, tmp_path, suffix, voxels):
+    header = tmp_path / f"scan{suffix}"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(header), useCompression=False)
+    case = dataclasses.replace(cases[0], images=(header,))
+    before = cache_key(case, small_plan())
+    header.with_suffix(voxels).write_bytes(bytes([1]) * 120)
+    assert cache_key(case, small_plan()) != before
+
+
+def test_a_folder_beside_a_detached_header_is_none_of_its_files(cases, tmp_path):
+    header = tmp_path / "scan.mhd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(header), useCompression=False)
+    case = dataclasses.replace(cases[0], images=(header,))
+    before = cache_key(case, small_plan())
+    (tmp_path / "scan.files").mkdir()
+    assert cache_key(case, small_plan()) == before
+
+
+def test_a_bad_case_is_named(cases, folder):
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), cases[1].label)
+    with pytest.raises(InputError, match=r"Case case_1: .*label_1"):
+        cache_cases(cases, small_plan(), folder)
+    assert len(list(folder.glob("case_0.*"))) == 4
+    assert not list(folder.glob("case_1.*"))
+
+
+def test_a_file_that_is_gone_is_told_with_its_case(cases, folder):
+    cases[1].label.unlink()
+    with pytest.raises(InputError, match=r"Case case_1: could not read .*label_1.nii.gz: No such file"):
+        cache_cases(cases, small_plan(), folder)
+
+
+def test_two_cases_are_prepared_at_the_same_time_and_reported_in_order(tmp_path, folder, monkeypatch):
+    cases, both, calls, work = write_cases(tmp_path, 4), threading.Barrier(2), [], cache._preprocess
+
+    def together(case, plan, stem):
+        both.wait(timeout=30)
+        work(case, plan, stem)
+
+    monkeypatch.setattr(cache, "_preprocess", together)
+    cached = cache_cases(cases, small_plan(), folder, lambda done, total: calls.append((done, total)))
+    assert [one.case for one in cached] == cases
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_after_a_bad_case_no_further_one_is_begun(tmp_path, folder, monkeypatch):
+    cases, begun = write_cases(tmp_path, 8), []
+
+    def fail_first(case, plan, stem):
+        begun.append(case.name)
+        if case.name == "case_0":
+            raise InputError("Case case_0: bad.")
+        time.sleep(0.5)
+
+    monkeypatch.setattr(cache, "_preprocess", fail_first)
+    with pytest.raises(InputError, match="case_0"):
+        cache_cases(cases, small_plan(), folder)
+    assert len(begun) <= 3
+
+
+def test_an_entry_is_cheap_to_send_and_says_where_it_came_from(cases, folder):
+    one = cache_cases(cases, small_plan(), folder)[2]
+    sent = pickle.dumps(one)
+    assert len(sent) < 1500
+    assert np.array_equal(pickle.loads(sent).image[...], one.image[...])
+    document = json.loads(one.stem.with_name(f"{one.stem.name}.json").read_text())
+    assert document["images"] == [str(cases[2].images[0])]
+    assert document["label"] == str(cases[2].label)

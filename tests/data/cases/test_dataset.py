@@ -1,0 +1,331 @@
+"""The three layouts of a training dataset, what is refused, and folds."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from sklearn.model_selection import KFold
+
+from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.cases.labels import LabelSet
+from volseg.data.cases.phantom import write_phantoms
+from volseg.errors import InputError, UsageError
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write_label(path: Path, *values: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((4, 4, 4), dtype=np.uint8)
+    array.flat[: len(values)] = values
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+
+
+def write_nnunet(folder: Path, labels: dict | None = None, cases: tuple[str, ...] = ("b", "a")) -> dict:
+    document = {
+        "channel_names": {"0": "T2", "1": "ADC"},
+        "labels": labels or {"background": 0, "TZ": 2, "PZ": 1},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    for case in cases:
+        touch(*(folder / "imagesTr" / f"{case}_000{channel}.nii.gz" for channel in (0, 1)))
+        touch(folder / "labelsTr" / f"{case}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps(document))
+    return document
+
+
+def many_cases(folder: Path, count: int) -> Dataset:
+    cases = tuple(TrainingCase(f"case_{i:03d}", (folder / f"{i}",), folder / f"{i}") for i in range(count))
+    return Dataset("many", folder, ("image",), LabelSet({"organ": 1}), cases)
+
+
+def test_decathlon_layout(tmp_path):
+    write_phantoms(tmp_path, count=2, seed=0, kind="mr")
+    dataset = open_dataset(tmp_path)
+    assert dataset.name == "Phantoms MR"
+    assert dataset.channels == ("MRI",)
+    assert dataset.labels.values == {"ball": 1, "rod": 2}
+    assert dataset.licence == "Apache-2.0"
+    assert [case.name for case in dataset.cases] == ["phantom_001", "phantom_002"]
+    first = dataset.cases[0]
+    assert first.images[0].samefile(tmp_path / "imagesTr" / "phantom_001.nii.gz")
+    assert first.label.samefile(tmp_path / "labelsTr" / "phantom_001.nii.gz")
+
+
+def test_decathlon_with_several_channels_in_one_file(tmp_path):
+    touch(tmp_path / "imagesTr" / "p_01.nii.gz", tmp_path / "labelsTr" / "p_01.nii.gz")
+    document = {
+        "modality": {"0": "T2", "1": "ADC"},
+        "labels": {"0": "background", "1": "PZ"},
+        "training": [{"image": "./imagesTr/p_01.nii.gz", "label": "./labelsTr/p_01.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T2", "ADC")
+    assert len(dataset.cases[0].images) == 1
+    assert dataset.name == tmp_path.name
+
+
+def test_nnunet_layout(tmp_path):
+    write_nnunet(tmp_path)
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T2", "ADC")
+    assert list(dataset.labels.values.items()) == [("PZ", 1), ("TZ", 2)]
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    assert [path.name for path in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert dataset.cases[0].label == tmp_path / "labelsTr" / "a.nii.gz"
+
+
+def test_channels_go_by_their_numbers(tmp_path):
+    document = write_nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "channel_names": {"1": "ADC", "0": "T2"}}))
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("T2", "ADC")
+    assert [path.name for path in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    eleven = {str(index): f"C{index}" for index in sorted(range(11), key=str)}
+    scan = {"image": "p.nii.gz", "label": "q.nii.gz"}
+    decathlon = {"modality": eleven, "labels": {"1": "PZ"}, "training": [scan]}
+    (tmp_path / "dataset.json").write_text(json.dumps(decathlon))
+    assert open_dataset(tmp_path).channels == tuple(f"C{index}" for index in range(11))
+
+
+NUMBERED = 'expected {"0": name, "1": name, ...}, numbered from 0 without a gap, found '
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"modality": "MRI"}, f"'modality': {NUMBERED}'MRI'"),
+        ({"modality": ["MRI"]}, f"'modality': {NUMBERED}['MRI']"),
+        ({"modality": {}}, f"'modality': {NUMBERED}{{}}"),
+        ({"modality": {"0": "T1", "2": "T2"}}, f"'modality': {NUMBERED}{{'0': 'T1', '2': 'T2'}}"),
+        ({"modality": {"0": 5}}, "'modality.0': Input should be a valid string, found 5"),
+        ({"channel_names": ["T1"]}, f"'channel_names': {NUMBERED}['T1']"),
+        ({"channel_names": {"1": "T1"}}, f"'channel_names': {NUMBERED}{{'1': 'T1'}}"),
+        ({"channel_names": {"0": "T1"}, "file_ending": 3}, "'file_ending': Input should be a valid string, found 3"),
+        ({"training": 5}, "'training': Input should be a valid list, found 5"),
+        ({"training": "x" * 999}, f"'training': Input should be a valid list, found '{'x' * 199}..."),
+        ({"training": [{"image": "a.nii"}]}, "'training.0.label' is missing"),
+        (
+            {"training": [{"image": None, "label": None}]},
+            "'training.0.image': Input should be a valid string, found None; "
+            "'training.0.label': Input should be a valid string, found None",
+        ),
+        ({"training": [5]}, "'training.0': expected a mapping of keys to values, found 5"),
+        (
+            {"training": [{"image": "a.nii"}] * 12},
+            "; ".join(f"'training.{entry}.label' is missing" for entry in range(10)) + "; and 2 more",
+        ),
+    ],
+)  # fmt: skip
+def test_values_of_the_wrong_kind_in_dataset_json(tmp_path, changes, complaint):
+    document = {"labels": {"1": "PZ"}, "training": [{"image": "a.nii", "label": "b.nii"}], **changes}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError) as error:
+        open_dataset(tmp_path)
+    assert str(error.value) == f"{tmp_path / 'dataset.json'} is invalid: {complaint}."
+
+
+def test_plain_layout_takes_labels_from_the_values_found(tmp_path):
+    touch(tmp_path / "images" / "one.nrrd", tmp_path / "images" / "two.nii.gz", tmp_path / "images" / "notes.txt")
+    write_label(tmp_path / "labels" / "one.nii.gz", 4, 4, 2)
+    write_label(tmp_path / "labels" / "two.nii.gz", 2)
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels.values == {"label_2": 2, "label_4": 4}
+    assert dataset.channels == ("image",)
+    assert [(case.name, case.images[0].name) for case in dataset.cases] == [("one", "one.nrrd"), ("two", "two.nii.gz")]
+
+
+def test_plain_layout_takes_names_from_labels_json(tmp_path):
+    touch(tmp_path / "images" / "one.nii", tmp_path / "labels" / "one.nii")
+    (tmp_path / "labels.json").write_text('{"liver": 3}')
+    assert open_dataset(tmp_path).labels.values == {"liver": 3}
+
+
+def test_refuses_what_is_not_a_data_set(tmp_path):
+    with pytest.raises(InputError, match=r"There is no folder .*nowhere"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"neither dataset.json .* nor the folders images and labels"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(InputError, match=r'neither "training" \(Decathlon\) nor "channel_names"'):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('["training"]')
+    with pytest.raises(InputError, match=r'neither "training" \(Decathlon\) nor "channel_names"'):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"training": []')
+    with pytest.raises(InputError, match=r"dataset.json is not readable JSON"):
+        open_dataset(tmp_path)
+
+
+def test_files_that_are_not_there_keep_their_place(tmp_path):
+    write_nnunet(tmp_path)
+    (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
+    (tmp_path / "labelsTr" / "b.nii.gz").unlink()
+    (tmp_path / "imagesTr" / "b_0000.nii.gz").unlink()
+    touch(tmp_path / "labelsTr" / "c.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert [case.name for case in dataset.cases] == ["a", "b", "c"]
+    assert dataset.cases[0].images[1] == tmp_path / "imagesTr" / "a_0001.nii.gz"
+    assert dataset.cases[2].images[0] == tmp_path / "imagesTr" / "c_0000.nii.gz"
+
+
+def test_plain_layout_without_partners(tmp_path):
+    touch(tmp_path / "images" / "one.nii", tmp_path / "images" / "two.nii", tmp_path / "images" / "four.nrrd")
+    write_label(tmp_path / "labels" / "one.nii", 2)
+    write_label(tmp_path / "labels" / "three.nii.gz", 3)
+    touch(tmp_path / "labels" / "four.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert [(case.name, case.images[0].name, case.label.name) for case in dataset.cases] == [
+        ("four", "four.nrrd", "four.nii.gz"),
+        ("one", "one.nii", "one.nii"),
+        ("three", "three.nii.gz", "three.nii.gz"),
+        ("two", "two.nii", "two.nii"),
+    ]
+    # The label image of "four" is no image, which is told when it is read.
+    assert dataset.labels.values == {"label_2": 2, "label_3": 3}
+    assert dataset.problems == ()
+
+
+@pytest.mark.parametrize("half", ["images", "labels"])
+def test_plain_layout_with_two_of_a_name(tmp_path, half):
+    touch(tmp_path / "images" / "one.nii")
+    write_label(tmp_path / "labels" / "one.nii", 2)
+    touch(tmp_path / half / "one.nrrd")
+    dataset = open_dataset(tmp_path)
+    assert [case.images[0].name for case in dataset.cases] == ["one.nii"]
+    (problem,) = dataset.problems
+    assert (problem.case, problem.problem) == ("one", "same name")
+    assert str(tmp_path / half / "one.nrrd") in problem.found
+
+
+def test_nnunet_layout_with_regions_and_an_ignore_label(tmp_path):
+    document = write_nnunet(tmp_path, {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})
+    with pytest.raises(InputError, match="2 regions, but its regions_class_order has 0 values"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "regions_class_order": [1, 2]}))
+    assert open_dataset(tmp_path).labels == LabelSet({"whole": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"0": "background", "1": "PZ", "2": "ignore"}, LabelSet({"PZ": 1}, ignore=2)),
+        (
+            {"background": 0, "whole": [1, 2], "core": 2},
+            LabelSet({"whole": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}),
+        ),
+    ],
+)
+def test_decathlon_layout_with_an_ignore_label_or_regions(tmp_path, labels, expected):
+    touch(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    document = {
+        "labels": labels,
+        "regions_class_order": [1, 2],
+        "training": [{"image": "a.nii.gz", "label": "b.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    assert open_dataset(tmp_path).labels == expected
+
+
+def test_labels_that_cannot_be_trained_on_are_refused_by_the_folders_name(tmp_path):
+    write_nnunet(tmp_path, {"background": 0, "organ": "one"})
+    with pytest.raises(InputError, match=rf"'organ' in {tmp_path} has the value 'one', expected an integer"):
+        open_dataset(tmp_path)
+
+
+def test_a_data_set_without_cases(tmp_path):
+    write_nnunet(tmp_path, cases=())
+    with pytest.raises(InputError, match="no training case"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("count", "folds"), [(13, 5), (20, 5), (7, 3)])
+def test_folds_are_those_of_sklearn(tmp_path, count, folds):
+    dataset = many_cases(tmp_path, count)
+    names = np.array(sorted(case.name for case in dataset.cases))
+    expected = [
+        {"train": list(names[train]), "val": list(names[val])}
+        for train, val in KFold(n_splits=folds, shuffle=True, random_state=12345).split(names)
+    ]
+    assert split_folds(dataset, folds) == expected
+
+
+def test_folds_from_the_data_set_go_first(tmp_path, caplog):
+    dataset = many_cases(tmp_path, 4)
+    splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
+    assert split_folds(dataset, 5) == splits
+    path = tmp_path / "splits_final.json"
+    assert caplog.messages == [f"The number of folds is 1, as in {path}, and not 5"]
+    path.write_text(json.dumps(splits * 5))
+    assert split_folds(dataset, 5) == splits * 5
+    assert len(caplog.messages) == 1
+    with pytest.raises(UsageError, match="--folds is 0, but there have to be at least 2"):
+        split_folds(dataset, 0)
+
+
+def test_a_fold_of_the_data_set_may_have_nothing_to_validate_on(tmp_path):
+    splits = [{"train": ["case_000", "case_001"], "val": []}]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    assert read_splits(tmp_path / "splits.json", many_cases(tmp_path, 2)) == splits
+
+
+@pytest.mark.parametrize(
+    ("splits", "complaint"),
+    [
+        ([{"train": ["case_000", "other"], "val": []}], "names 1 cases the dataset does not have: other"),
+        ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: in train and in val are case_000"),
+        ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. Name the"),
+        (
+            [{"train": ["case_001", "case_000", "case_001"], "val": []}],
+            "fold 0: more than once in train are case_001. Name each case once.",
+        ),
+        ([{"train": ["case_000"], "val": ["case_001"] * 3}], "fold 0: more than once in val are case_001."),
+        ([{"train": ["case_000"]}], "json, fold 0, is invalid: 'val' is missing."),
+        ([{"train": None, "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found None."),
+        ([{"train": "c00", "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found 'c00'."),
+        ([{"train": [["a"]], "val": []}], r"'train.0': Input should be a valid string, found \['a'\]."),
+        (["case_000"], "fold 0, is invalid: "),
+        ({"train": [], "val": []}, "has to hold a list"),
+        ([], "has to hold a list"),
+    ],
+)
+def test_splits_that_do_not_fit(tmp_path, splits, complaint):
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps(splits))
+    with pytest.raises(InputError, match=complaint):
+        read_splits(path, many_cases(tmp_path, 2))
+
+
+def test_too_few_cases_or_folds(tmp_path):
+    with pytest.raises(InputError, match="3 cases cannot be split into 5 folds"):
+        split_folds(many_cases(tmp_path, 3), 5)
+    with pytest.raises(UsageError, match="at least 2"):
+        split_folds(many_cases(tmp_path, 3), 1)
+
+
+def test_choosing_a_fold(tmp_path):
+    splits = split_folds(many_cases(tmp_path, 6), 3)
+    assert choose_fold(splits, 2) == splits[2]
+    assert choose_fold(splits, "all") == {"train": [f"case_{i:03d}" for i in range(6)], "val": []}
+    for wrong in (3, -1, "first"):
+        with pytest.raises(
+            UsageError, match=rf"There is no fold {wrong} among 3 \(splits_final.json .*Give 0 to 2, or all."
+        ):
+            choose_fold(splits, wrong)
+
+
+@pytest.mark.needs_data
+def test_hippocampus(data_folder):
+    dataset = open_dataset(data_folder / "Task04_Hippocampus")
+    assert len(dataset.cases) == 200
+    assert dataset.labels.values == {"Anterior": 1, "Posterior": 2}
+    assert [len(split["val"]) for split in split_folds(dataset)] == [40] * 5

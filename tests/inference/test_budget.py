@@ -1,0 +1,221 @@
+"""Memory planned before it is used."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from tests.pipeline import blob, volseg, write_model
+from volseg import Segmenter
+from volseg.data.io.itk import write_file
+from volseg.data.io.read_cost import reading_bytes
+from volseg.data.io.reading import read_scan
+from volseg.errors import InputError, UsageError
+from volseg.inference import budget
+from volseg.inference.budget import GIB, parse_size, require_room
+
+AFFINE = np.diag([1.5, 1.5, 2.1, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4G", 4 * GIB), ("1.5GiB", GIB * 3 // 2), ("512m", 2**29), ("2048", 2048), (" 3 KB ", 3072), ("0.5T", 2**39)],
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "four", "4 apples", "4GG"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UsageError, match="is not an amount of memory"):
+        parse_size(text)
+
+
+def save(path, array, endianness="<", scaled=False):
+    """A file of any format."""
+    if path.suffix in (".nrrd", ".mha"):
+        write_file(array, AFFINE, path)
+    elif path.suffix == ".mgz":
+        nibabel.save(nibabel.MGHImage(array, AFFINE.astype(np.float32)), path)
+    else:
+        header = nibabel.Nifti1Header(endianness=endianness)
+        header.set_data_dtype(array.dtype)
+        image = nibabel.Nifti1Image(array, AFFINE, header)
+        if scaled:
+            image.header.set_slope_inter(0.5, 1)
+        nibabel.save(image, path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mgz", ".nrrd"])
+def test_the_header_tells_what_reading_takes(tmp_path, dtype, suffix):
+    array = np.arange(4 * 5 * 6).reshape(4, 5, 6).astype(dtype)
+    path = tmp_path / f"scan{suffix}"
+    save(path, array)
+    # MGH is big-endian, and bytes have no order.
+    copies = 2 if suffix == ".mgz" and array.itemsize > 1 else 1
+    assert reading_bytes(path) == copies * array.nbytes == copies * read_scan(path).channels[0].nbytes
+
+
+@pytest.mark.parametrize(
+    ("suffix", "endianness", "scaled", "per_voxel"),
+    [
+        (".nii", "<", True, 2 + 4),
+        (".nii", ">", False, 2 + 2),
+        (".nii", ">", True, 2 + 4),
+        (".nii.gz", "<", True, 2 + 4),
+        (".nii.gz", ">", False, 2 + 2),
+    ],
+)
+def test_stored_values_and_what_is_made_of_them_are_held_at_once(tmp_path, suffix, endianness, scaled, per_voxel):
+    array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    path = tmp_path / f"scan{suffix}"
+    save(path, array, endianness, scaled)
+    assert read_scan(path).channels[0].dtype == (np.float32 if scaled else np.int16)
+    assert reading_bytes(path) == per_voxel * 120
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_compressed_metaimage_is_held_beside_its_voxels(tmp_path, compressed):
+    image = sitk.GetImageFromArray(np.arange(8000, dtype=np.int16).reshape(20, 20, 20) // 100)
+    sitk.WriteImage(image, str(tmp_path / "scan.mha"), useCompression=compressed)
+    packed = (tmp_path / "scan.mha").stat().st_size if compressed else 0
+    assert reading_bytes(tmp_path / "scan.mha") == 16000 + packed
+
+
+def test_dicom_takes_three_times_its_files(tmp_path):
+    (tmp_path / "series").mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / "series" / name).write_bytes(bytes(1000))
+    with zipfile.ZipFile(tmp_path / "series.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.write(tmp_path / "series" / "1.dcm", "1.dcm")
+    assert reading_bytes(tmp_path / "series") == 6000
+    assert reading_bytes(tmp_path / "series" / "1.dcm") == reading_bytes(tmp_path / "series.zip") == 3000
+
+
+def damaged_nifti(at, value):
+    """The bytes of a NIfTI file with some of them replaced."""
+    whole = bytearray(nibabel.Nifti1Image(np.ones((4, 5, 6), np.int16), AFFINE).to_bytes())
+    whole[at : at + len(value)] = value
+    return bytes(whole)
+
+
+DAMAGED = {
+    "empty.nii": b"",
+    "empty.nii.gz": b"",
+    "empty.mgz": b"",
+    "empty.mha": b"",
+    "empty.nrrd": b"",
+    "empty.zip": b"",
+    "no.nii": b"no image" * 100,
+    "no.mha": b"no image" * 100,
+    "no.nrrd": b"NRRD0004\ntype: apple\n\n",
+    "no.mgh": b"\0\0\0\1" + b"\7" * 400,
+    "short.mgh": b"\0\0\0\1\0\0",
+    "zero.mgh": b"\0\0\0\1" + bytes(400),
+    "magic.nii.gz": b"\x1f\x8bnothing",
+    "deflate.nii.gz": gzip.compress(damaged_nifti(0, b""))[:10] + b"\xff" * 100,
+    "cut.nii.gz": gzip.compress(os.urandom(1000))[:60],
+    "datatype.nii": damaged_nifti(70, b"\x77\x77"),
+    "dimensions.nii": damaged_nifti(40, b"\0\0"),
+    "negative.nii": damaged_nifti(42, b"\xff\xff"),
+    "slope.nii": damaged_nifti(112, np.array([1, np.inf], "<f4").tobytes()),
+    "half.nii": damaged_nifti(0, b"")[:200],
+    "half2.nii": nibabel.Nifti2Image(np.ones((4, 5, 6), np.int16), AFFINE).to_bytes()[:400],
+    "cut.zip": b"PK\x03\x04" + bytes(100),
+    "directory.zip": b"PK\x01\x02" + bytes(10) + b"PK\x05\x06" + bytes(4) + b"\1\0\1\0\x0e\0\0\0" + bytes(6),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_damaged_has_no_size(tmp_path, capfd, name):
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    assert reading_bytes(tmp_path / name) == 0
+    assert reading_bytes(tmp_path / f"absent_{name}") == 0
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.MGHImage])
+def test_no_damaged_header_is_an_exception_or_printed(tmp_path, capfd, kind, compressed):
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(kind(np.ones((4, 5, 6), np.int16), AFFINE.astype(np.float32)).to_bytes(), np.uint8)
+    suffix = {False: ".mgh", True: ".mgz"} if kind is nibabel.MGHImage else {False: ".nii", True: ".nii.gz"}
+    path = tmp_path / f"scan{suffix[compressed]}"
+    for _ in range(100):
+        broken = whole.copy()
+        broken[rng.integers(0, 352, 8)] = rng.integers(0, 256, 8)
+        content = broken[: rng.integers(1, 2 * len(whole))].tobytes()
+        path.write_bytes(gzip.compress(content, 1) if compressed else content)
+        assert reading_bytes(path) >= 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_scan_above_the_limit_is_not_even_read():
+    with pytest.raises(InputError, match=r"scan\.nii takes 3\.00 GiB beside .* but --max-memory allows 2\.00 GiB"):
+        require_room(3 * GIB, 2 * GIB, "scan.nii")
+
+
+def test_a_voxel_size_that_makes_a_grid_beyond_the_machine_is_refused(tmp_path):
+    segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu")
+    with pytest.raises(
+        InputError, match=r"has voxels of 900 x 900 x 900 mm and the model some of 2 x 1.5 x 1.5 mm: .*GiB"
+    ):
+        segmenter((blob(), np.diag([900.0, 900.0, 900.0, 1.0])))
+
+
+def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    ballast = np.ones(GIB, np.uint8)
+    code = "from volseg.inference import budget; print(budget.resident_bytes(), budget.peak_memory_bytes())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    now, peak = map(int, told.split())
+    assert 1 << 26 < now <= peak < ballast.nbytes
+
+
+def test_smaller_pieces_give_the_same_labels(tmp_path, monkeypatch):
+    model = write_model(tmp_path / "m.safetensors")
+    expected = Segmenter.load(model, device="cpu", precision="fp32")((blob(), AFFINE)).labels
+    monkeypatch.setattr(budget, "CHUNKS", (1 << 40, 64))
+    limited = Segmenter.load(model, device="cpu", precision="fp32", max_memory="64G")
+    np.testing.assert_array_equal(limited((blob(), AFFINE)).labels, expected)
+
+
+def test_what_cannot_fit_is_refused_with_the_reason_and_the_rest_is_done(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(blob(), AFFINE), tmp_path / "in" / "small.nii.gz")
+    large = nibabel.Nifti1Image(np.zeros((800, 800, 800), np.uint8), AFFINE)
+    nibabel.save(large, tmp_path / "in" / "large.nii.gz")
+    done = volseg("predict", tmp_path / "in", "--model", model, "--output", tmp_path / "out", "--max-memory", "700M",
+                  "--json")  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    cases = {one["name"]: one for one in json.loads(done.stdout)["cases"]}
+    assert "--max-memory allows 0.68 GiB" in cases["large"]["error"]
+    assert cases["small"]["peak_memory_bytes"] <= 700 * 2**20
+    assert sorted(os.listdir(tmp_path / "out")) == ["small.json", "small.nii.gz"]
+
+
+def test_a_limit_that_holds_one_scan_holds_many(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    (tmp_path / "in").mkdir()
+    scan = np.zeros((400, 400, 400), np.uint8)
+    scan[200:300, 200:300] = 9
+    image = nibabel.Nifti1Image(scan, np.diag([0.05, 0.05, 0.05, 1]))
+    for name in ("one", "other", "third"):
+        nibabel.save(image, tmp_path / "in" / f"{name}.nii.gz")
+    predict = ("predict", "--model", model, "--json")
+    alone = volseg(*predict, tmp_path / "in" / "one.nii.gz", "--output", tmp_path / "o.nii.gz", "--max-memory", "64G")
+    planned = float(re.search(r"Memory: ([0-9.]+) GiB", alone.stderr)[1])
+    limit = planned * 1.05
+    done = volseg(*predict, tmp_path / "in", "--output", tmp_path / "out", "--max-memory", f"{limit:.3f}G")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(alone.stdout)["cases"][0]["peak_memory_bytes"] <= planned * GIB
+    assert max(case["peak_memory_bytes"] for case in json.loads(done.stdout)["cases"]) <= limit * GIB

@@ -1,0 +1,215 @@
+"""Many scans to many files: reading, computing and writing overlap, and one bad case does not stop the others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from volseg.api.outputs import OutputFormat, find_format, format_names
+from volseg.api.segmenter import Outcome, Segmenter
+from volseg.data.io.formats import sibling
+from volseg.data.io.inputs import Case, find_cases, plan_outputs
+from volseg.device import memory_errors
+from volseg.errors import Stopped, UsageError, VolsegError
+from volseg.progress import Progress, silent
+
+PROBABILITIES = ".probabilities.npy"
+# How a model is loaded unless told otherwise.
+DEFAULTS: dict[str, Any] = {
+    "device": "auto", "precision": "auto", "overlap": 0.5, "tta": "none", "max_memory": None, "crop": "none",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The outcome of one case: a label image at `output` with its record, or an error.
+
+    The voxels are not kept, so that many cases need no more memory than one.
+
+    Attributes:
+        case: its name and its files.
+        output: the label image.
+        record: the JSON record next to it: volumes, flags, warnings, model, seconds.
+        error: why there is no result.
+    """
+
+    case: Case
+    output: Path
+    record: dict[str, Any] | None = None
+    error: VolsegError | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the case."""
+        return self.case.name
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files of the case: one per channel, or one that holds all channels."""
+        return self.case.paths
+
+
+class Predictions(Iterator[Prediction]):
+    """The outcomes of `predict`, in order; the work is done while they are iterated over.
+
+    Attributes:
+        jobs: the cases to segment, and the label image of each; `len()` is their number.
+        skipped: cases that were left out because their result exists.
+    """
+
+    def __init__(self, jobs: Sequence[tuple[Case, Path]], skipped: int, outcomes: Iterator[Prediction]) -> None:
+        self.jobs, self.skipped = tuple(jobs), skipped
+        self._outcomes = outcomes
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __next__(self) -> Prediction:
+        return next(self._outcomes)
+
+
+def predict(
+    inputs: str | Path | Sequence[str | Path],
+    model: str | Path | Segmenter,
+    output: str | Path,
+    *,
+    channels: Mapping[str, str | Path] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    overlap: float = 0.5,
+    tta: str = "none",
+    max_memory: str | int | None = None,
+    crop: str = "none",
+    probabilities: bool = False,
+    to: str | Sequence[str] = "nifti",
+    preview: bool = False,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    progress: Progress = silent,
+) -> Predictions:
+    """Segment scans into files, as `volseg predict` does. Iterate over what it returns: that does the work.
+
+    Everything that can be checked is checked by the call, before any work.
+
+    Args:
+        inputs: a scan, a DICOM series folder or zip, a folder of scans, or several of them.
+        model: a bundled name, the path of a model file, or a loaded `Segmenter`, which has its own options of loading
+            (device, precision, overlap, tta, max_memory, crop).
+        output: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
+        channels: instead of `inputs`, the scan of each channel of the model by name.
+        device: as for `Segmenter.load`, like the five that follow.
+        precision: see `device`.
+        overlap: see `device`.
+        tta: see `device`.
+        max_memory: see `device`.
+        crop: see `device`.
+        probabilities: also write the class probabilities to `<stem>.probabilities.npy`, float16 (C, I, J, K).
+        to: output formats, "nifti" among them, which is the label image.
+        preview: also write a picture, as "preview" in `to`.
+        overwrite: replace existing results.
+        skip_existing: leave out cases whose result exists.
+        progress: called with the fraction of all cases that is done.
+
+    Returns:
+        An iterator over the outcomes, in order; a case that fails is an outcome with an `error`, not an exception.
+
+    Raises:
+        UsageError: an option has an invalid value, or results exist, coincide or cannot be written.
+        InputError: an input or the model is missing or unreadable.
+        Stopped: (while iterating) Ctrl-C; the results so far are complete.
+    """
+    formats = _formats(to, preview)
+    options = {
+        "device": device, "precision": precision, "overlap": overlap, "tta": tta, "max_memory": max_memory, "crop": crop
+    }  # fmt: skip
+    segmenter = _loaded(model, options)
+    names = tuple(one.name for one in segmenter.card.plan.channels)
+    paths = [inputs] if isinstance(inputs, str | Path) else inputs
+    named = {name: Path(path) for name, path in channels.items()} if channels else None
+    cases = find_cases([Path(path) for path in paths], names, named)
+    also = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
+    jobs = plan_outputs(cases, Path(output), overwrite, skip_existing, also)
+    outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
+    return Predictions(jobs, len(cases) - len(jobs), outcomes)
+
+
+def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
+    """The output formats besides the label image, in order.
+
+    Raises:
+        UsageError: one does not exist, or the label image is not among them.
+    """
+    names = [name.strip() for name in to.split(",")] if isinstance(to, str) else list(to)
+    found = {name: find_format(name) for name in [*names, *(["preview"] if preview else [])]}
+    if "nifti" not in found:
+        raise UsageError(f"The output formats are {', '.join(names)}, but nifti, the label image, is always written. "
+                         f"Add it; all formats are {', '.join(format_names())}.")  # fmt: skip
+    return [output for output in found.values() if output.suffix]
+
+
+def _loaded(model: str | Path | Segmenter, options: Mapping[str, Any]) -> Segmenter:
+    """The model, loaded with `options` unless it is already."""
+    if not isinstance(model, Segmenter):
+        return Segmenter.load(model, **options)
+    changed = [name for name, value in options.items() if value != DEFAULTS[name]]
+    if changed:
+        raise UsageError(f"A loaded Segmenter keeps its own {', '.join(changed)}. Set them in Segmenter.load.")
+    return model
+
+
+def _segment_files(
+    segmenter: Segmenter,
+    jobs: Sequence[tuple[Case, Path]],
+    formats: Sequence[OutputFormat],
+    progress: Progress,
+    probabilities: bool,
+) -> Iterator[Prediction]:
+    """Segment each case into its files.
+
+    One scan is read ahead and one result is written behind; no more than that is held, and neither where memory is
+    limited.
+    """
+    submitted: list[Future[Prediction]] = []
+
+    def show(_: str, fraction: float, text: str) -> None:
+        done = len(submitted)
+        progress("segment", (done + fraction) / len(jobs), f"{jobs[done][0].name}, {text}")
+
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
+            files = [sibling(output, PROBABILITIES) if probabilities else None for _, output in jobs]
+            outcomes = segmenter.map((case for case, _ in jobs), show, files)
+            for (case, output), file in zip(jobs, files, strict=True):
+                # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
+                submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats))
+                if len(submitted) > 1:
+                    yield submitted[-2].result()
+                if segmenter.max_memory is not None:
+                    wait(submitted[-1:])
+            if submitted:
+                yield submitted[-1].result()
+    except KeyboardInterrupt as stop:
+        failed = sum(one.result().error is not None for one in submitted)
+        but = f"; {failed} of them failed" if failed else ""
+        raise Stopped(
+            f"Interrupted after {len(submitted)} of {len(jobs)} cases, whose results are complete{but}."
+        ) from stop
+
+
+def _write(
+    case: Case, output: Path, probabilities: Path | None, outcome: Outcome, formats: Sequence[OutputFormat]
+) -> Prediction:
+    """Write what was computed; if the disk refuses it, that is the error of the case, without its `probabilities`."""
+    if outcome.result is None:
+        return Prediction(case, output, error=outcome.error)
+    try:
+        with memory_errors("writing the result"):
+            outcome.result.save(output)
+            for one in formats:
+                one.write(outcome.result, sibling(output, str(one.suffix)))
+    except VolsegError as error:
+        if probabilities:
+            probabilities.unlink(missing_ok=True)
+        return Prediction(case, output, error=error)
+    return Prediction(case, output, record=outcome.result.record)

@@ -1,0 +1,370 @@
+"""Training: a dataset in, a run folder out."""
+
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from volseg.api.validation import validate_from_files, validator
+from volseg.config import Config, Plan, PlanChoices, load_config
+from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, batch_loader, check_shared, lost_workers
+from volseg.data.cases.cache import CachedCase, cache_cases
+from volseg.data.cases.cache_key import shared_cache
+from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.cases.patch_sampling import PatchSampler
+from volseg.data.cases.progressive_patches import ProgressivePatches
+from volseg.device import batch_workers, choose_device, gpu_memory_gb, memory_errors
+from volseg.errors import DatasetError, InputError, Stopped
+from volseg.files import remove_leftovers, write_json, write_text
+from volseg.modelfile import ModelCard, save_model
+from volseg.networks import build_network, find_network
+from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.planning.fingerprint import Fingerprint, take_fingerprint
+from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
+from volseg.planning.summary import summary
+from volseg.precision import choose_precision
+from volseg.progress import Progress, silent
+from volseg.report.run_report import write_run_report
+from volseg.training.bookkeeping import bookkeeping, run_log
+from volseg.training.loop import fit
+from volseg.training.losses import PlainLoss, SegmentationLoss
+from volseg.training.ranks import Ranks, joined, local_device, ranks_here
+from volseg.training.run_folder import (
+    CHECKPOINT,
+    RunSettings,
+    configure_run,
+    is_run,
+    lock_run_folder,
+    remove_scores,
+    start_run,
+)
+from volseg.training.signals import stop_requests
+from volseg.training.state import TrainingState, has_checkpoint
+from volseg.transforms import Transform, augmentation, cropping
+from volseg.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """Parts of a run that are Python objects of the caller, and not in the configuration.
+
+    Args:
+        loss: of one resolution, see `volseg.losses.SegmentationLoss`; None: the one of the configuration.
+        transforms: appended to the random augmentation, see `volseg.transforms.augmentation`.
+    """
+
+    loss: PlainLoss | None = None
+    transforms: tuple[Transform, ...] = ()
+
+    def described(self) -> dict[str, str]:
+        """What the model card says of them."""
+        parts = {
+            "loss": "" if self.loss is None else _name_of(self.loss),
+            "transforms": ", ".join(_name_of(one) for one in self.transforms),
+        }
+        return {f"custom_{name}": text for name, text in parts.items() if text}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train."""
+
+    folder: Path
+    settings: RunSettings
+    config: Config
+    data: Dataset
+    plan: Plan
+    device: torch.device
+    training: list[TrainingCase]
+    validation: list[TrainingCase]
+    custom: Custom = Custom()
+
+
+def train(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    fold: int | str | None = None,
+    folds: int | None = None,
+    seed: int | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress = silent,
+    loss: PlainLoss | None = None,
+    transforms: Sequence[Transform] = (),
+) -> Path:
+    """Train a network on a dataset; the run folder holds the model, its validation scores and a report.
+
+    Processes that torchrun started together share every batch and the validation, and one of them writes: the run is
+    that of one process, within rounding. All of them have to see the same folders.
+
+    Args:
+        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/.
+        output: the run folder; must not exist unless `resume` or `overwrite`.
+        config: a YAML file, see `volseg.config.Config`.
+        overrides: "key=value" changes to it.
+        fold: 0 to folds - 1, or "all" to train on every case and validate on none. Default 0.
+        folds: number of folds. Default 5.
+        seed: of the weights and of all random samples. Default 0.
+        minutes: wall-clock budget from the first step to the last; a resumed run spends what is left of it.
+        steps: exact number of optimiser steps instead. Without either: the plan's.
+        resume: resume the run in `output`, or start it if there is none.
+        overwrite: replace the run in `output`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        progress: called with the fraction of the run that is done.
+        loss: a function of (logits, target) to a scalar instead of `training.loss`, see
+            `volseg.losses.SegmentationLoss`. A resumed run needs it again.
+        transforms: MONAI dictionary transforms of "image" (C, D, H, W) and "label" (1, D, H, W), applied to each
+            augmented patch after volseg's own; random ones have to be `monai.transforms.Randomizable`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM; the checkpoint is on disk.
+        VolsegError: see `volseg.errors`.
+    """
+    settings = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
+    folder = Path(output)
+    place = local_device(device)
+    with joined(place) as ranks, ExitStack() as held:
+
+        @cache
+        def hold() -> None:
+            held.enter_context(lock_run_folder(folder))
+
+        def prepare() -> Run:
+            if is_run(folder):
+                hold()
+            configured = configure_run(folder, Path(config) if config else None, overrides, settings, resume, overwrite)
+            return _prepare(folder, *configured, open_dataset(Path(dataset)), place, ranks.world, resume, hold)
+
+        run = replace(ranks.on_first_rank(prepare), device=place, custom=Custom(loss, tuple(transforms)))
+        with run_log(folder, ranks.first):
+            logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, place,
+                        run.data.name, len(run.training), len(run.validation))  # fmt: skip
+            try:
+                state, done = _fit(run, ranks, progress if ranks.first else silent)
+                if not done:
+                    raise KeyboardInterrupt
+                _finish(run, state, progress if ranks.first else silent)
+            except KeyboardInterrupt as stop:
+                again = shlex.join(["volseg", "train", str(dataset), "--output", str(folder), "--resume"])
+                again = again if ranks.world == 1 else "the same command and --resume"
+                raise Stopped(f"Interrupted; checkpoint saved in {folder}. Resume with: {again}") from stop
+    return folder
+
+
+def plan_dataset(
+    dataset: str | Path, config: str | Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
+) -> str:
+    """The training plan for all of a dataset as YAML, with the reason for each value as a comment.
+
+    Args:
+        dataset: as for `train`.
+        config: a YAML file, see `volseg.config.Config`.
+        overrides: "key=value" changes to it.
+        device: the device that would train.
+
+    Raises:
+        VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
+    """
+    data, choices = open_dataset(Path(dataset)), load_config(Path(config) if config else None, overrides).plan
+    fingerprint = take_fingerprint(data, shared_cache())
+    plan, reasons = _plan(data, fingerprint, choices, choose_device(device))
+    return plan_text(plan, reasons, summary(fingerprint))
+
+
+def _plan(
+    data: Dataset, fingerprint: Fingerprint, choices: PlanChoices, device: torch.device
+) -> tuple[Plan, dict[str, str]]:
+    """The plan for a device, and its reasons."""
+    memory = min(GPU_MEMORY_GB, gpu_memory_gb(device))
+    return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
+
+
+def _prepare(
+    folder: Path,
+    settings: RunSettings,
+    config: Config,
+    data: Dataset,
+    device: torch.device,
+    world: int,
+    resume: bool,
+    hold: Callable[[], None],
+) -> Run:
+    """Split and plan, or take both from the run; nothing is written before the dataset has passed all checks.
+
+    The plan is that of all cases of all folds, so that all folds share one plan and can become one model.
+    """
+    # Unknown names are found before the dataset is read.
+    SegmentationLoss(config.training.loss)
+    find_network(config.plan.architecture or "unet")
+    planned = resume and (folder / "plan.yaml").exists()
+    if planned:
+        if data.problems:
+            raise DatasetError(data.name, data.problems)
+        remove_leftovers(folder)
+        splits = read_splits(folder / "splits.json", data)
+    elif settings.fold == "all":
+        splits = [{"train": sorted(case.name for case in data.cases), "val": []}]
+    else:
+        splits = split_folds(data, settings.folds)
+    split = choose_fold(splits, settings.fold)
+    by_name = {case.name: case for case in data.cases}
+    training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
+    if planned:
+        plan = read_plan(folder / "plan.yaml")
+        _require_same_labels(data, plan)
+        check_shared(plan, world)
+    else:
+        used = {name for one in splits for half in one.values() for name in half}
+        data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
+        fingerprint = take_fingerprint(data_used, shared_cache())
+        plan, reasons = _plan(data, fingerprint, config.plan, device)
+        check_shared(plan, world)
+        hold()
+        start_run(folder, settings, config)
+        write_json(folder / "splits.json", splits)
+        write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
+        for label in data.labels.stored:
+            if not any(case.volumes_ml[label] for case in fingerprint.cases):
+                logger.warning("Label %s occurs in no case, so it cannot be learned", label)
+    return Run(folder, settings, config, data, plan, device, training, validation)
+
+
+def _require_same_labels(data: Dataset, plan: Plan) -> None:
+    """Reject a dataset whose labels or channels are not those that a run was started with.
+
+    Raises:
+        InputError: they are not; the network would be trained and scored on something else.
+    """
+    labels = {label.name: label.stored_values for label in plan.labels}
+    channels = tuple(channel.name for channel in plan.channels)
+    started = (labels, plan.ignore, channels)
+    found = (data.labels.stored, data.labels.ignore, data.channels)
+    for what, then, now in zip(("labels", "ignore label", "channels"), started, found, strict=True):
+        if then != now:
+            raise InputError(
+                f"The run was started with the {what} {then}, but {data.folder} has {now}. "
+                "Resume it with the same dataset, or start another run."
+            )
+
+
+def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
+    """Train from the checkpoint, or from the seed; the state then, and whether the budget is spent."""
+    training_cases, validation_cases = ranks.on_first_rank(partial(_cached, run, progress))
+    config = run.config.training
+    torch.manual_seed(run.settings.seed)
+    digest = sha256("\n".join(case.stem.name for case in training_cases).encode()).hexdigest()
+    with memory_errors(f"moving the network to {run.device}"):
+        state = TrainingState(build_network(run.plan.network).to(run.device), config, ranks, digest)
+    if has_checkpoint(run.folder / CHECKPOINT):
+        state.load(run.folder / CHECKPOINT)
+        logger.info("Resuming after step %d", state.step)
+    if ranks.first:
+        # The scores of the old model are not those of the new one.
+        remove_scores(run.folder)
+    sampler = PatchSampler(config.oversample_foreground, run.settings.seed, ranks.rank, ranks.world)
+    dataset = _batches(run, training_cases, sampler)
+    patches = ProgressivePatches(run.plan, sampler, config.progressive_patch_size)
+    loss = SegmentationLoss(run.custom.loss or config.loss, run.plan.regions)
+    dtype = choose_precision(config.precision, run.device)
+    workers = batch_workers(run.device, ranks_here()) if config.workers is None else config.workers
+    with (
+        bookkeeping(run.folder, state, progress, config.checkpoint_seconds) as record,
+        lost_workers(),
+        memory_errors("training"),
+        keep_freed_memory(large=True),
+        stop_requests() as stopped,
+    ):
+        done = fit(
+            state,
+            batch_loader(dataset, state.step, workers),
+            run.settings.budget(run.plan.steps),
+            config,
+            validator(run.plan, validation_cases, dtype, ranks),
+            record,
+            stopped,
+            loss,
+            patches,
+        )
+        if ranks.first:
+            state.save(run.folder / CHECKPOINT)
+        # A rank that left now would make torchrun end the others, in the middle of writing.
+        ranks.wait()
+    return state, done
+
+
+def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> BatchDataset:
+    """The batches of a run, with its augmentation and the warm-up of that."""
+    config = run.config.augmentation
+    warmup = AugmentationWarmup(cropping(run.plan, config), config.warmup_epochs)
+    return BatchDataset(cases, run.plan, sampler, augmentation(run.plan, config, run.custom.transforms), warmup)
+
+
+def _cached(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The cases to train on and those to validate on, preprocessed."""
+    folder = shared_cache() or run.folder / "cache"
+    return (
+        cache_cases(run.training, run.plan, folder, partial(_show_cached, progress, "prepare")),
+        cache_cases(run.validation, run.plan, folder, partial(_show_cached, progress, "prepare validation")),
+    )
+
+
+def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
+    """Write the model, choose its postprocessing, score it on the validation cases, and write the report."""
+    weights = state.ema.state_dict()
+    card = ModelCard(
+        name=f"{run.data.name}-fold{run.settings.fold}",
+        plan=run.plan,
+        training={
+            "command": run.settings.command(run.data.name, run.config),
+            "dataset": run.data.name,
+            "licence": run.data.licence,
+            "cases": len(run.training),
+            "fold": run.settings.fold,
+            "seed": run.settings.seed,
+            "steps": state.step,
+            "seconds": round(state.seconds, 1),
+            **run.custom.described(),
+        },
+    )
+    model, ranks = run.folder / "model.safetensors", state.ranks
+    if ranks.first:
+        save_model(model, card, weights)
+    ranks.wait()
+    if run.validation:
+        precision = run.config.training.precision
+        found = validate_from_files(
+            model, run.data, run.validation, run.folder, str(run.device), precision, progress, ranks
+        )
+        if ranks.first:
+            save_model(model, card.model_copy(update=found), weights)
+    if ranks.first:
+        write_run_report(run.folder)
+    logger.info("Finished after %d steps and %.0f seconds: %s", state.step, state.seconds, model)
+
+
+def _show_cached(progress: Progress, stage: str, done: int, total: int) -> None:
+    progress(stage, done / total, f"case {done} of {total}")
+
+
+def _name_of(part: Any) -> str:
+    """The qualified name of a function or of the class of an object."""
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -1,0 +1,125 @@
+"""volseg predict."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from volseg.cli.app import Device, Json, Overwrite, app
+from volseg.cli.console import guarded, progress_bar, show_error, show_json, show_table
+from volseg.errors import Stopped, UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@app.command()
+@guarded
+def predict(
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="INPUT...", help="scans, DICOM folders or zips, or folders of scans")
+    ] = None,
+    *,
+    model: Annotated[str, typer.Option(help="a bundled name or a model file")],
+    output: Annotated[Path, typer.Option(help="a file for one scan, else a folder")],
+    channel: Annotated[list[str] | None, typer.Option(help="NAME=PATH, once per channel of the model")] = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    overlap: Annotated[float, typer.Option(help="overlap of neighbouring sliding windows, 0 to <1")] = 0.5,
+    tta: Annotated[str, typer.Option(help="test-time augmentation: none, or mirror (average over flips)")] = "none",
+    max_memory: Annotated[str | None, typer.Option(help="memory limit of the process, for example 4G")] = None,
+    crop: Annotated[
+        str, typer.Option(help="none, or body: run inference only inside the body's bounding box (approximate)")
+    ] = "none",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="also write the class probabilities, .npy")
+    ] = False,
+    to: Annotated[
+        str, typer.Option(help="output formats, comma-separated; nifti: an image with the suffix of --output")
+    ] = "nifti",
+    preview: Annotated[bool, typer.Option("--preview", help="also write a picture of three planes, .png")] = False,
+    overwrite: Overwrite = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="skip cases whose result already exists")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Segment scans. Each label image has the grid of its scan; a JSON record with volumes and flags is beside it."""
+    from volseg.api.predict import predict as start
+
+    with progress_bar() as progress:
+        predictions = start(
+            inputs or [], model, output, channels=_named(channel), device=device, precision=precision, overlap=overlap,
+            tta=tta, max_memory=max_memory, crop=crop, probabilities=probabilities, to=to, preview=preview,
+            overwrite=overwrite, skip_existing=skip_existing, progress=progress,
+        )  # fmt: skip
+        if predictions.skipped:
+            logger.info("Skipping %d cases whose result exists", predictions.skipped)
+        done = _collect(predictions, overwrite)
+    return _report(done, as_json)
+
+
+def _named(channels: list[str] | None) -> dict[str, Path] | None:
+    """--channel NAME=PATH as a mapping."""
+    pairs = [text.partition("=") for text in channels or []]
+    for name, separator, path in pairs:
+        if not (name and separator and path):
+            raise UsageError(f"--channel {name}{separator}{path} is not NAME=PATH.")
+    named = {name: Path(path) for name, _, path in pairs}
+    if len(named) < len(pairs):
+        raise UsageError("--channel names a channel twice. Give each channel of the model once.")
+    return named or None
+
+
+def _collect(predictions: Any, overwrite: bool) -> list[Any]:
+    """All outcomes; the error of one case of several is logged at once."""
+    done = []
+    try:
+        for outcome in predictions:
+            done.append(outcome)
+            if outcome.error and len(predictions) > 1:
+                logger.error("%s: %s", outcome.name, outcome.error)
+    except Stopped as stop:
+        # With --overwrite, new results cannot be told from old ones.
+        how = "Run the same command again." if overwrite else "Resume with the same command and --skip-existing."
+        raise Stopped(f"{stop} {how}") from stop
+    return done
+
+
+def _report(done: list[Any], as_json: bool) -> int:
+    """Print the outcome of the cases; return the exit code."""
+    failed = [outcome for outcome in done if outcome.error]
+    for outcome in done:
+        for line in _about_scan(outcome.record or {}):
+            logger.warning("%s: %s", outcome.name, line)
+    if as_json:
+        show_json({"cases": [_document(outcome) for outcome in done]})
+    else:
+        rows = [
+            (outcome.name, label, found["voxels"], found["volume_ml"], ", ".join(found["flags"]))
+            for outcome in done
+            if outcome.record
+            for label, found in outcome.record["labels"].items()
+        ]
+        if rows:
+            show_table("Volumes", ("case", "label", "voxels", "mL", "flags"), rows)
+    for outcome in failed:
+        show_error(f"{outcome.name}: {outcome.error}" if len(done) > 1 else outcome.error)
+    if not failed:
+        return 0
+    return 3 if len(done) > 1 else int(failed[0].error.exit_code)
+
+
+def _about_scan(record: dict[str, Any]) -> list[str]:
+    """The warnings about a scan, and the flags that concern it as a whole."""
+    return [*record.get("warnings", []), *(flag for flag in record.get("flags", []) if flag.startswith("scan: "))]
+
+
+def _document(outcome: Any) -> dict[str, Any]:
+    """One case of --json."""
+    return {
+        "name": outcome.name,
+        "inputs": [str(path) for path in outcome.inputs],
+        "output": str(outcome.output),
+        **(outcome.record or {"error": str(outcome.error)}),
+    }

@@ -1,0 +1,67 @@
+"""volseg plan and volseg train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from volseg.cli.app import ConfigFile, Device, Json, Overrides, Overwrite, app, show_description
+from volseg.cli.console import guarded, progress_bar, show_line
+
+
+@app.command()
+@guarded
+def train(
+    dataset: Annotated[Path, typer.Argument(help="a Decathlon or nnU-Net v2 folder, or one with images/ and labels/")],
+    *,
+    output: Annotated[Path, typer.Option(help="the run folder")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    fold: Annotated[str | None, typer.Option(help="0 to folds - 1, or all (default 0)")] = None,
+    folds: Annotated[int | None, typer.Option(help="number of folds (default 5)")] = None,
+    seed: Annotated[int | None, typer.Option(help="random seed of weights and samples (default 0)")] = None,
+    minutes: Annotated[float | None, typer.Option(help="wall-clock budget of the training loop")] = None,
+    steps: Annotated[int | None, typer.Option(help="number of optimiser steps (instead of --minutes)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="resume the run in --output, or start a new one")] = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Train a network; the run folder holds the model, its validation scores and a report."""
+    from volseg.api.describe import describe
+    from volseg.api.train import train as run_training
+
+    with progress_bar() as progress:
+        run = run_training(
+            dataset, output, config=config, overrides=overrides or (), fold=_fold(fold), folds=folds, seed=seed,
+            minutes=minutes, steps=steps, resume=resume, overwrite=overwrite, device=device, progress=progress,
+        )  # fmt: skip
+    show_description(describe(run), as_json)
+    return 0
+
+
+@app.command()
+@guarded
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="a dataset folder, as for train")],
+    *,
+    output: Annotated[Path | None, typer.Option(help="write the plan to this file (default: print it)")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+) -> int:
+    """Show the training plan for a dataset and the reason for each choice."""
+    from volseg.api.train import plan_dataset
+    from volseg.files import write_text
+
+    text = plan_dataset(dataset, config, overrides or (), device)
+    if output:
+        write_text(output, text)
+    else:
+        show_line(text.rstrip())
+    return 0
+
+
+def _fold(text: str | None) -> int | str | None:
+    """--fold as a number where it is one."""
+    return int(text) if text and text.isdecimal() else text

@@ -1,0 +1,37 @@
+"""Configuration: the plan of a model, which travels in its file, and what a user writes in YAML.
+
+All defaults and units stand here. Spatial triples are in network order (D, H, W) unless they say (I, J, K).
+"""
+
+from volseg.config.files import load_config, read_yaml
+from volseg.config.network import Block, NetworkConfig
+from volseg.config.plan import Channel, ComponentRule, Label, Plan, Resampling, rules_in_words
+from volseg.config.training import AugmentationConfig, Config, PlanChoices, TrainingConfig
+from volseg.config.values import IGNORED, Activation, Axis, Count, Frozen, Mid, Norm, Normalisation, Triple, checked
+
+__all__ = [
+    "IGNORED",
+    "Activation",
+    "AugmentationConfig",
+    "Axis",
+    "Block",
+    "Channel",
+    "ComponentRule",
+    "Config",
+    "Count",
+    "Frozen",
+    "Label",
+    "Mid",
+    "NetworkConfig",
+    "Norm",
+    "Normalisation",
+    "Plan",
+    "PlanChoices",
+    "Resampling",
+    "TrainingConfig",
+    "Triple",
+    "checked",
+    "load_config",
+    "read_yaml",
+    "rules_in_words",
+]

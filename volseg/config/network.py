@@ -1,0 +1,90 @@
+"""What a network is made of."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from volseg.config.values import Activation, Frozen, Mid, Norm, Triple
+
+Block = Literal["conv3d", "conv2plus1d"]
+# Told apart before validation, so that an error speaks of one of the two.
+Blocks = Annotated[
+    Annotated[Block, Tag("all")] | Annotated[tuple[Block, ...], Tag("each")],
+    Discriminator(lambda value: "all" if isinstance(value, str) else "each"),
+]
+STAGES = 4
+
+
+class NetworkConfig(Frozen):
+    """A network, stage by stage; stage 0 is the finest. All per-stage lists have one entry per encoder stage.
+
+    Lists that are not given follow from `features`: two blocks per stage, kernels of 3, strides of 2.
+    """
+
+    architecture: str = Field("unet", description="a name in `volseg.networks.NETWORKS`")
+    in_channels: int = Field(1, ge=1)
+    classes: int = Field(2, ge=1, description="background included")
+    block: Blocks = Field("conv3d", description="of all stages, or one for each")
+    mid: Mid = "light"
+    encoder: Literal["plain", "residual"] = "plain"
+    features: tuple[int, ...] = Field(tuple(32 * 2**stage for stage in range(STAGES)), min_length=1)
+    encoder_blocks: tuple[int, ...] = (2,) * STAGES
+    decoder_blocks: tuple[int, ...] = (2,) * (STAGES - 1)
+    kernels: tuple[Triple, ...] = ((3, 3, 3),) * STAGES
+    strides: tuple[Triple, ...] = ((1, 1, 1), *((2, 2, 2),) * (STAGES - 1))
+    norm: Norm = "instance"
+    activation: Activation = "leaky_relu"
+    deep_supervision: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_stages(cls, given: Any) -> Any:
+        features = given.get("features") if isinstance(given, dict) else None
+        if not isinstance(features, list | tuple):
+            return given
+        stages = len(features)
+        filled = {
+            "encoder_blocks": (2,) * stages,
+            "decoder_blocks": (2,) * (stages - 1),
+            "kernels": ((3, 3, 3),) * stages,
+            "strides": ((1, 1, 1), *((2, 2, 2),) * (stages - 1)),
+        }
+        return filled | given
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Self:
+        stages = len(self.features)
+        lengths = {
+            "encoder_blocks": (len(self.encoder_blocks), stages),
+            "decoder_blocks": (len(self.decoder_blocks), stages - 1),
+            "kernels": (len(self.kernels), stages),
+            "strides": (len(self.strides), stages),
+            "block": (len(self.blocks), stages),
+        }
+        for name, (found, expected) in lengths.items():
+            if found != expected:
+                raise ValueError(f"network.{name} has {found} entries, but {stages} features need {expected}")
+        if any(size % 2 == 0 or size < 1 for kernel in self.kernels for size in kernel):
+            raise ValueError(f"network.kernels are {self.kernels}, but kernel sizes have to be odd")
+        if self.strides[0] != (1, 1, 1) or any(step < 1 for stride in self.strides for step in stride):
+            raise ValueError(f"network.strides are {self.strides}, but they start with (1, 1, 1) and none is below 1")
+        if min(*self.features, *self.encoder_blocks, *self.decoder_blocks) < 1:
+            raise ValueError("network.features, encoder_blocks and decoder_blocks have to be 1 or more")
+        return self
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The convolution type of each stage."""
+        return (self.block,) * len(self.features) if isinstance(self.block, str) else self.block
+
+    def at(self, stage: int) -> Self:
+        """The same with the convolution type of one stage for all."""
+        return self.model_copy(update={"block": self.blocks[stage]})
+
+    @property
+    def divisor(self) -> Triple:
+        """Each spatial size of the input has to be a multiple of this: the product of all strides."""
+        total = [1, 1, 1]
+        for stride in self.strides:
+            total = [a * b for a, b in zip(total, stride, strict=True)]
+        return (total[0], total[1], total[2])

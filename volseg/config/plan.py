@@ -1,0 +1,152 @@
+"""The plan: all that is decided about a model before training, and all that prediction needs besides the weights."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from volseg.config.network import NetworkConfig
+from volseg.config.values import Axes, Frozen, Normalisation, Triple
+
+
+class Channel(Frozen):
+    """One input channel and how its intensities are normalised."""
+
+    name: str = "image"
+    normalisation: Normalisation = "zscore"
+    clip: tuple[float, float] | None = Field(None, description="ct: 0.5 and 99.5 percentile of the foreground")
+    mean: float | None = Field(None, description="ct: mean of the foreground")
+    std: float | None = Field(None, description="ct: standard deviation of the foreground")
+    mean_range: tuple[float, float] | None = Field(
+        None, description="lowest and highest mean intensity of a training scan, stored units"
+    )
+
+    @model_validator(mode="after")
+    def _ct_has_numbers(self) -> Self:
+        if self.normalisation == "ct" and None in (self.clip, self.mean, self.std):
+            raise ValueError("normalisation 'ct' needs clip, mean and std of the training foreground")
+        return self
+
+
+class Label(Frozen):
+    """A foreground label: its name, its value in label images, and its colour."""
+
+    name: str
+    value: int = Field(ge=1, le=65535)
+    parts: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (), description="a region's stored values, its own included; () for a plain label"
+    )
+    colour: Triple | None = None
+    volume_ml_range: tuple[float, float] | None = Field(
+        None, description="smallest and largest volume in the training references, mL"
+    )
+
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        """The values that label images hold where the label is: a region's parts, else its own."""
+        return self.parts or (self.value,)
+
+
+class ComponentRule(Frozen):
+    """Which 26-connected components of a label are kept; all others become background.
+
+    The Dice values are of the cases that the rule was chosen on, so they are slightly optimistic.
+    """
+
+    smallest_ml: float = Field(0.0, ge=0, description="smallest volume that is kept, mL")
+    largest_only: bool = Field(False, description="keep only the largest of these; all of several equally large ones")
+    dice_before: float | None = Field(
+        None, description="mean Dice of the label on the validation cases without the rule"
+    )
+    dice_after: float | None = Field(None, description="and with the rule")
+
+    def __str__(self) -> str:
+        """The rule in words, with its Dice values if it has any."""
+        least = f"of at least {self.smallest_ml:g} ml" if self.smallest_ml else ""
+        largest = f"only the largest component{least and f', if {least}'}"
+        kept = largest if self.largest_only else f"components {least}"
+        if self.dice_before is None or self.dice_after is None:
+            return kept
+        return f"{kept} (Dice {self.dice_before:.4f} before, {self.dice_after:.4f} after)"
+
+
+def rules_in_words(rules: Mapping[str, ComponentRule]) -> str:
+    """Rules in words, by label name."""
+    return "; ".join(f"{name}: {rule}" for name, rule in rules.items()) or "none"
+
+
+class Resampling(Frozen):
+    """How values are resampled: by B-splines of an order, axis by axis.
+
+    nnU-Net resamples an axis that is much coarser than the others separately; see
+    `volseg.data.grid.resample.separate_axis`.
+    """
+
+    order: Literal[0, 1, 2, 3, 4, 5] = Field(1, description="0 nearest, 1 linear, 3 cubic")
+    separate: Literal["never", "always", "anisotropic"] = Field(
+        "never", description="when the coarsest axis is resampled separately"
+    )
+    separate_order: Literal[0, 1, 2, 3, 4, 5] = Field(0, description="spline order of the separate axis")
+    anisotropy: float = Field(3.0, gt=0, description="spacing ratio above which 'anisotropic' applies")
+
+
+class Plan(Frozen):
+    """All that is decided about a model before training, and all that prediction needs besides the weights.
+
+    Class 0 is the background; class c >= 1 is `labels[c - 1]`, written to label images as its `value`. With `regions`
+    there is no background class and classes overlap: class c is `labels[c]`, present where its logit is above 0, and
+    later regions are written over earlier ones.
+    """
+
+    dataset: str
+    channels: tuple[Channel, ...]
+    labels: tuple[Label, ...]
+    regions: bool = False
+    ignore: int | None = Field(None, ge=1, le=65535, description="value of voxels that nobody annotated (ignore label)")
+    orientation: Literal["ras", "stored"] = Field(
+        "ras", description="voxel order of the input: closest RAS+, or as stored"
+    )
+    axes: Triple = Field((2, 0, 1), description="axes of the oriented scan that become D, H, W; D is through-plane")
+    crop: Literal["none", "nonzero"] = Field("none", description="none, or the bounding box of all nonzero voxels")
+    image_resampling: Resampling = Resampling()
+    logits_resampling: Resampling = Resampling()
+    spacing_mm: tuple[float, float, float]
+    patch_size: Triple
+    batch_size: int = Field(2, ge=1)
+    mirror_axes: Axes = Field(
+        (), description="network axes that may be flipped in augmentation and test-time augmentation"
+    )
+    steps: int = Field(20_000, ge=1)
+    network: NetworkConfig
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.network.in_channels != len(self.channels):
+            raise ValueError(
+                f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels"
+            )
+        needed = len(self.labels) + (not self.regions)
+        if self.network.classes != needed:
+            what = "regions" if self.regions else "labels and background"
+            raise ValueError(f"network.classes is {self.network.classes}, but {len(self.labels)} {what} need {needed}")
+        if self.logits_resampling.order != 1 or self.logits_resampling.separate_order > 1:
+            raise ValueError("logits_resampling has to be linear, with nearest or linear along a separate axis")
+        if sorted(self.axes) != [0, 1, 2]:
+            raise ValueError(f"axes are {self.axes}, but each of 0, 1 and 2 has to stand there once")
+        for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):
+            if size < 1 or size % divisor:
+                raise ValueError(
+                    f"patch_size {self.patch_size} is not a multiple of the network's strides {self.network.divisor}"
+                )
+        if len({label.value for label in self.labels}) != len(self.labels) or len(
+            {label.name for label in self.labels}
+        ) != len(self.labels):
+            raise ValueError("two labels share a name or a value")
+        if self.ignore in self.stored_values:
+            raise ValueError(f"ignore is {self.ignore}, which is the value of a label")
+        return self
+
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        """The values of all labels in references, each once; those of plain labels in the order of the classes."""
+        return tuple(dict.fromkeys(value for label in self.labels for value in label.stored_values))

@@ -1,0 +1,146 @@
+"""What a user writes in YAML: choices that override the derived plan, and how to train."""
+
+import logging
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from volseg.config.network import Blocks
+from volseg.config.values import Activation, Axes, Count, FractionRange, Frozen, Mid, Norm, Positive, Range
+
+logger = logging.getLogger(__name__)
+
+
+def _has_boolean(value: Any) -> bool:
+    """Whether a value, or one in its lists, is True or False."""
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_has_boolean, value)))
+
+
+class Group(Frozen):
+    """A group of values as a user writes them in YAML, where yes, no, on and off are booleans."""
+
+    # Old key: the key that has replaced it. An old key is read for one release, with a warning.
+    RENAMED: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_keys(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        current = dict(given)
+        for old, new in cls.RENAMED.items():
+            if old in current:
+                if new in current:
+                    raise ValueError(f"'{old}' is the old name of '{new}'; give only '{new}'")
+                logger.warning("The configuration key '%s' is now '%s'; the next release drops the old name.", old, new)
+                current[new] = current.pop(old)
+        return current
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes True for the number 1.
+        if _has_boolean(value) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
+            raise ValueError("expected no boolean (YAML reads yes, no, on and off as one)")
+        return value
+
+
+class PlanChoices(Group):
+    """The parts of the plan that a user may set; None: derived from the data."""
+
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None
+    patch_size: tuple[Count, Count, Count] | None = None
+    batch_size: Count | None = None
+    normalisation: Literal["zscore", "ct", "none"] | None = None
+    mirror_axes: Axes | None = None
+    architecture: str | None = Field(None, description="a name in `volseg.networks.NETWORKS`")
+    block: Blocks | None = Field(None, description="of all stages, or one for each entry of features")
+    mid: Mid | None = None
+    encoder: Literal["plain", "residual"] | None = None
+    features: tuple[Count, ...] | None = Field(None, min_length=2)
+    blocks_per_stage: int | None = Field(None, ge=1)
+    norm: Norm | None = None
+    activation: Activation | None = None
+    deep_supervision: bool | None = None
+
+    @model_validator(mode="after")
+    def _blocks_have_features(self) -> Self:
+        if isinstance(self.block, tuple) and len(self.block) != len(self.features or ()):
+            raise ValueError(f"block has {len(self.block)} entries, so features need as many, found {self.features}")
+        return self
+
+
+class TrainingConfig(Group):
+    """How a network is trained."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "average": "ema_decay",
+        "foreground": "oversample_foreground",
+        "growth": "progressive_patch_size",
+    }
+
+    loss: str = Field("dice_ce", description="a name in `volseg.losses.LOSSES`")
+    learning_rate: float = Field(1.5e-2, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    gradient_clip: float = Field(12.0, gt=0, description="maximum gradient norm")
+    warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the run over which the learning rate rises")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay per step of the EMA of the weights; 0: no averaging")
+    oversample_foreground: float = Field(
+        0.33, ge=0, le=1, description="fraction of patches centred on a foreground voxel"
+    )
+    progressive_patch_size: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="fraction of the run over which patch edges grow from half to full; 0: full patches",
+    )
+    validations: int = Field(5, ge=0, description="number of whole-volume validations during the run")
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that prepare batches (same batches for any number); None: chosen for the device",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class AugmentationConfig(Group):
+    """Probabilities and ranges of the random transforms, after nnU-Net v2's table.
+
+    They apply to augmented patches, whose fraction rises from 0 to 1 over the warm-up. A network that has seen each
+    case only a few times does not overfit yet, and learns faster without augmentation (benchmarks/EXPERIMENTS.md).
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {"passes": "warmup_epochs"}
+
+    warmup_epochs: float = Field(
+        100.0, ge=0, description="epochs until every patch is augmented; the fraction rises linearly from 0"
+    )
+    rotation: float = Field(0.2, ge=0, le=1)
+    rotation_degrees: float = Field(
+        30.0, ge=0, le=180, description="about each axis; strongly anisotropic plans rotate freely in-plane instead"
+    )
+    scaling: float = Field(0.2, ge=0, le=1)
+    scaling_range: Range = (0.7, 1.4)
+    mirror: float = Field(0.5, ge=0, le=1, description="per axis in the plan's mirror_axes")
+    noise: float = Field(0.1, ge=0, le=1)
+    noise_variance: float = Field(0.01, ge=0, description="largest; nnU-Net calls its deviation of 0.1 a variance")
+    blur: float = Field(0.2, ge=0, le=1)
+    blur_sigma: Range = (0.5, 1.0)
+    brightness: float = Field(0.15, ge=0, le=1)
+    brightness_range: Range = (0.75, 1.25)
+    contrast: float = Field(0.15, ge=0, le=1)
+    contrast_range: Range = (0.75, 1.25)
+    low_resolution: float = Field(0.25, ge=0, le=1)
+    low_resolution_range: FractionRange = (0.5, 1.0)
+    gamma: float = Field(0.3, ge=0, le=1)
+    gamma_inverted: float = Field(0.1, ge=0, le=1)
+    gamma_range: Range = (0.7, 1.5)
+
+
+class Config(Frozen):
+    """One YAML file: plan choices, training and augmentation."""
+
+    plan: PlanChoices = PlanChoices()
+    training: TrainingConfig = TrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()

@@ -1,0 +1,81 @@
+"""The value types that configurations share, and how a document becomes one of them or a readable error."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from volseg.errors import ConfigError, VolsegError
+
+Triple = tuple[int, int, int]
+Axis = Literal[0, 1, 2]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Mid = Literal["light", "matched"] | Count
+Norm = Literal["instance", "batch", "group", "none"]
+Activation = Literal["leaky_relu", "relu", "gelu"]
+Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "none"]
+
+# The class index of voxels that nobody annotated: the loss leaves them out.
+IGNORED = -1
+# Errors listed in one message, and the characters of a value that each of them quotes.
+SHOWN = 10
+QUOTED = 200
+
+
+class Frozen(BaseModel):
+    """An immutable value that rejects unknown keys, NaN and infinite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"expected the lower value first, [{pair[1]:g}, {pair[0]:g}]")
+    return pair
+
+
+def _unique(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    if len(set(axes)) < len(axes):
+        raise ValueError("expected each axis only once")
+    return axes
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
+Axes = Annotated[tuple[Axis, ...], AfterValidator(_unique)]
+Value = TypeVar("Value", bound=Frozen)
+
+
+def checked(kind: type[Value], document: Any, source: str, error_type: type[VolsegError] = ConfigError) -> Value:
+    """Validate `document` as `kind`.
+
+    Args:
+        kind: the expected type.
+        document: what was read, of plain dicts, lists, strings and numbers.
+        source: where it comes from, for the message.
+        error_type: of the error.
+
+    Raises:
+        VolsegError: of `error_type`; one sentence that names each invalid key with its value.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        complaints = [_complaint(detail) for detail in error.errors()]
+        more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
+        raise error_type(f"{source} is invalid: {'; '.join(complaints[:SHOWN] + more)}.") from error
+
+
+def _complaint(detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{place}'"
+    if detail["type"] == "missing":
+        return f"'{place}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        message = "expected a mapping of keys to values"
+    found = repr(detail["input"])
+    found = found if len(found) <= QUOTED else f"{found[:QUOTED]}..."
+    return f"'{place}': {message}, found {found}" if place else message

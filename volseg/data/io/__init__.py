@@ -1,0 +1,1 @@
+"""Files of scans and label images: which there are, reading with all checks, and writing."""

@@ -1,0 +1,71 @@
+"""A scan in any of the forms in which Python users have one."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from volseg.data.io.inputs import Case
+from volseg.data.io.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
+from volseg.errors import InputError, UsageError
+
+
+def as_scan(scan: Any, channels: int) -> Scan:
+    """Read or take over a scan, with all checks.
+
+    Args:
+        scan: a path, a `Case`, a nibabel or SimpleITK image, (array or tensor (I, J, K) or (I, J, K, C), 4 x 4 affine
+            to RAS+ mm), a tensor (C, I, J, K) or (I, J, K) with an `affine` to RAS+ mm, such as MONAI's MetaTensor, or
+            a `Scan`.
+        channels: how many are expected.
+
+    Raises:
+        UsageError: none of these.
+        InputError: the scan cannot be used; see `volseg.data.io.checks`.
+    """
+    if isinstance(scan, Scan):
+        return scan
+    if isinstance(scan, Case):
+        return read_channels(scan.paths, channels)
+    if isinstance(scan, str | Path):
+        return read_scan(Path(scan), channels)
+    if isinstance(scan, tuple) and len(scan) == 2:
+        return scan_from_array(_on_host(scan[0]), _on_host(scan[1]), channels=channels)
+    return _from_object(scan, channels)
+
+
+def _from_object(scan: Any, channels: int) -> Scan:
+    """An image object of another library; SimpleITK's and MONAI's are recognised without importing them."""
+    if isinstance(scan, nibabel.spatialimages.SpatialImage):
+        return scan_from_nibabel(scan, channels=channels)
+    if hasattr(scan, "GetDirection"):
+        return scan_from_sitk(scan, channels=channels)
+    if hasattr(scan, "affine") and hasattr(scan, "detach"):
+        return _from_meta_tensor(scan, channels)
+    raise UsageError(
+        f"Cannot segment a {type(scan).__name__}: expected a path, a nibabel or SimpleITK image, a MONAI MetaTensor, "
+        "or (array, affine)."
+    )
+
+
+def _from_meta_tensor(tensor: Any, channels: int) -> Scan:
+    """A tensor with an affine; if it has four axes, the first is the channel, as in MONAI."""
+    array, affine = _on_host(tensor), _on_host(tensor.affine)
+    if array.ndim == 4:
+        if len(array) != channels:
+            raise InputError(
+                f"The tensor has shape {array.shape}, so {len(array)} channels, but the model has {channels}. "
+                "Give (C, I, J, K) with exactly the channels of the model."
+            )
+        array = np.moveaxis(array, 0, -1)
+    return scan_from_array(array, affine, channels=channels)
+
+
+def _on_host(value: Any) -> Any:
+    """A tensor as a NumPy array, copied only from a GPU or from bfloat16, which NumPy lacks; others as they are."""
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    tensor = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+    return tensor.float().numpy() if str(tensor.dtype) == "torch.bfloat16" else tensor.numpy()

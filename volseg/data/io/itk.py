@@ -1,0 +1,92 @@
+"""NRRD and MetaImage, and the border to SimpleITK, which counts in LPS+ and stores K, J, I.
+
+Loaded only where such an image is met: importing SimpleITK takes its time.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from volseg.data.grid.geometry import LPS_FROM_RAS
+from volseg.errors import InputError, ResourceError
+
+_READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+
+# Its C++ warnings go to standard error, past logging; what matters is checked here.
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+class _Voxels:
+    """Memory of a SimpleITK image, which lives as long as an array looks into it."""
+
+    def __init__(self, image: sitk.Image) -> None:
+        self.image = image
+        interface = dict(sitk.GetArrayViewFromImage(image).__array_interface__)
+        # Marked writable only because torch warns about memory that is not; nobody writes to it.
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def read_file(path: Path, suffix: str) -> sitk.Image:
+    """Read an NRRD or MetaImage file by its suffix.
+
+    Raises:
+        InputError: it is not in the format of its suffix, or damaged.
+    """
+    try:
+        return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read: not {suffix}, damaged or cut short; copy it again.") from error
+
+
+def size_of(path: Path) -> int:
+    """The most bytes that reading a file holds at one time, from its header alone."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    size = int(math.prod(reader.GetSize()) * sitk.GetArrayViewFromImage(voxel).nbytes)
+    # Compressed voxels of MetaImage are held whole beside the others; NRRD is unpacked piece by piece.
+    packed = path.stat().st_size if path.suffix.lower() == ".mha" else size
+    return size + (packed if packed < size else 0)
+
+
+def voxels_of(image: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A SimpleITK image as numpy sees it.
+
+    Returns:
+        Its voxels (I, J, K), not copied; several values per voxel, or a fourth dimension, come last.
+        And its 4 x 4 affine to RAS+ millimetres.
+    """
+    array = np.asarray(_Voxels(image))
+    several = image.GetNumberOfComponentsPerPixel() > 1
+    axes = tuple(reversed(range(image.GetDimension())))
+    array = array.transpose((*axes, len(axes)) if several else axes)
+    # The first three dimensions; a flat image is refused by its shape, with a grid that does not matter.
+    used = min(image.GetDimension(), 3)
+    lps = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:used, :used]
+    lps[:used, :used] = direction * np.array(image.GetSpacing()[:used])
+    lps[:used, 3] = image.GetOrigin()[:used]
+    return array, LPS_FROM_RAS @ lps
+
+
+def write_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Write voxels (I, J, K) with an affine to RAS+ millimetres as NRRD or MetaImage, compressed.
+
+    Raises:
+        ResourceError: SimpleITK could not write it.
+    """
+    lps = LPS_FROM_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(array.transpose())
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+    except RuntimeError as error:
+        raise ResourceError(f"Could not write {path}; free some space or choose another place.") from error

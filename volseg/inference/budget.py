@@ -1,0 +1,251 @@
+"""Memory planned before it is used: what a scan will need, and the chunk sizes that keep it below a limit.
+
+Only the process's own memory is planned, which is what `--max-memory` limits.
+"""
+
+import logging
+import math
+import re
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from volseg.config import NetworkConfig, Plan, Triple
+from volseg.data.grid.geometry import map_to_network
+from volseg.data.io.reading import Scan
+from volseg.device import free_gpu_memory, machine_memory_gb
+from volseg.errors import InputError, UsageError
+from volseg.inference.windows import Windows
+from volseg.modelfile import ModelCard
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+# Voxels of the scan worked on at a time, the quickest first, and logits on the network's grid for each of them.
+CHUNKS = (1 << 22, 1 << 20, 1 << 18)
+SLAB_LOGITS_PER_VOXEL = 4
+# What a voxel at work takes: while it is resampled, with its float32 and oriented copies; while components are counted,
+# at the worst, which is every voxel a component of its own (368 MB were measured for 1 << 22 of them).
+PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
+# Where a window's feature maps take no more, a CPU's cores wait for each other longer than they gain by sharing one.
+SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
+# A kept heap's holes, as a factor on what comes and goes; see `volseg.networks.cpu.malloc`.
+HOLES = 1.5
+
+
+@dataclass(frozen=True)
+class ChunkSize:
+    """How much is held at a time.
+
+    Args:
+        voxels: of the scan, while its labels are measured; four logits each, while they are made.
+        keep_freed: whether freed memory is kept for the next window, which is faster and leaves holes.
+    """
+
+    voxels: int = CHUNKS[0]
+    keep_freed: bool = True
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The memory that a scan and the model that segments it will need.
+
+    Args:
+        card: of the model.
+        scan: as read.
+        windows: how they are cut.
+        dtype: of feature maps.
+        on_host: whether windows are computed in the process's own memory.
+        parameters: of the network.
+        probabilities: whether the class probabilities are kept in memory.
+    """
+
+    card: ModelCard
+    scan: Scan
+    windows: Windows
+    dtype: torch.dtype
+    on_host: bool
+    parameters: int
+    probabilities: bool = False
+
+    @property
+    def grid(self) -> Triple:
+        """(D, H, W) of the scan in network space; a crop can only make it smaller."""
+        return map_to_network(self.scan.geometry, self.card.plan).shape
+
+    @property
+    def probability_bytes(self) -> int:
+        """The size of the class probabilities that are kept in memory, float16."""
+        return 2 * self.card.plan.network.classes * math.prod(self.scan.geometry.shape) * self.probabilities
+
+    @property
+    def volume_bytes(self) -> int:
+        """The size of the scan in network space."""
+        return 4 * len(self.card.plan.channels) * math.prod(self.grid)
+
+    def parts(self, chunk: ChunkSize) -> dict[str, int]:
+        """Bytes needed on top of the scan at the peak of each stage."""
+        plan = self.card.plan
+        voxels = math.prod(self.scan.geometry.shape)
+        volume = self.volume_bytes
+        labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2)
+        kept = labels + self.probability_bytes
+        mask = voxels if any(channel.normalisation == "zscore_nonzero" for channel in plan.channels) else 0
+        return {
+            "preparing it": volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
+            "its windows and labels": volume + kept + self._windows(sorted(self.grid, reverse=True), chunk),
+            "measuring its labels": kept + MEASURE_BYTES * min(chunk.voxels, voxels),
+            # Some formats are written from a copy, and read back.
+            "writing its labels": kept + labels,
+        }
+
+    def _windows(self, grid: list[int], chunk: ChunkSize) -> int:
+        """One batch of windows, the feature maps for them, the ring, and logits while they are resampled."""
+        network, patch = self.card.plan.network, self.card.plan.patch_size
+        outputs = network.classes if self.card.members > 1 else min(network.features[0], network.classes)
+        ring = 4 * outputs * min(grid[0], max(patch)) * grid[1] * grid[2]
+        # A slab of logits, its planes cut out of it, and what is made of them.
+        plane = 4 * network.classes * grid[1] * grid[2]
+        back = 3 * max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels)
+        if not self.on_host:
+            return back
+        maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
+        # Test-time flips and ensemble members are summed: the sum, one output, and the output of a constant window.
+        maps += 3 * 4 * outputs * math.prod(patch)
+        # The filters of `volseg.networks.cpu.winograd` are up to 8/3 as large as the weights they are made of.
+        filters = 8 * self.parameters * self.dtype.itemsize // 3
+        return ring + filters + int((maps + back) * (HOLES if chunk.keep_freed else 1))
+
+
+def feature_maps(network: NetworkConfig, patch: Triple) -> int:
+    """The most values that feature maps hold at one time while a window is computed without gradients.
+
+    At a decoder stage these are the upsampled maps, the skip connection, both concatenated, and the skip connections
+    of all finer stages.
+    """
+    sizes = []
+    voxels = math.prod(patch)
+    for channels, stride in zip(network.features, network.strides, strict=True):
+        voxels //= math.prod(stride)
+        sizes.append(channels * voxels)
+    extra = int(network.encoder == "residual" or "conv2plus1d" in network.blocks)
+    at_work = [(4 + extra) * sizes[stage] + sum(sizes[:stage]) + sizes[stage + 1] for stage in range(len(sizes) - 1)]
+    return max(at_work) + (network.in_channels + network.classes) * math.prod(patch)
+
+
+def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
+    """The number of windows in a batch: one on a CPU, up to eight that fit on a GPU."""
+    if device.type != "cuda":
+        return 1
+    one = 4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)
+    return max(1, min(8, free_gpu_memory(device) // one))
+
+
+def scans_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
+    """The number of scans computed in parallel: on a CPU with small windows several, with fewer threads each."""
+    is_small = dtype.itemsize * feature_maps(plan.network, plan.patch_size) <= SMALL_MAPS
+    return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == "cpu" and is_small else 1
+
+
+def plan_chunks(need: MemoryEstimate, limit: int | None) -> ChunkSize:
+    """The fastest chunk size that stays below a limit.
+
+    Raises:
+        InputError: there is none; says what is needed and for what. Or the scan in network space, with the
+            probabilities to be kept, is larger than the memory of the machine.
+    """
+    _require_machine(need)
+    if limit is None:
+        return ChunkSize()
+    used = resident_bytes()
+    ways = [ChunkSize(voxels, keep) for keep in (True, False) for voxels in CHUNKS]
+    for way in ways:
+        parts = need.parts(way)
+        if used + max(parts.values()) <= limit:
+            told = _told(used, parts), limit / GIB, way.voxels, "kept" if way.keep_freed else "released"
+            logger.info("Memory: %s of %.2f GiB, %d voxels at a time, freed memory is %s", *told)
+            return way
+    parts = need.parts(ways[-1])
+    raise InputError(
+        f"{need.scan.source} needs {_told(used, parts)}, but --max-memory is {limit / GIB:.2f} GiB. "
+        "Raise it, or use a model with a smaller patch or fewer classes."
+    )
+
+
+def _require_machine(need: MemoryEstimate) -> None:
+    """Reject what exceeds the machine: probabilities, or a scan whose voxel size, perhaps of another unit, is wrong."""
+    needed, there, probabilities = need.volume_bytes / GIB, machine_memory_gb(), need.probability_bytes / GIB
+    if needed <= there < needed + probabilities:
+        raise InputError(
+            f"The probabilities of {need.scan.source} take {probabilities:,.1f} GiB in memory, but this machine has "
+            f"{there:,.1f}. Write them to a file: probabilities='NAME.npy'."
+        )
+    if needed > there:
+        spacings = need.scan.geometry.spacing_mm, need.card.plan.spacing_mm
+        sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings)
+        raise InputError(
+            f"{need.scan.source} has voxels of {sizes} mm, and the model works at {wanted} mm: that makes "
+            f"{' x '.join(map(str, need.grid))} voxels, {needed:,.0f} GiB, but this machine has {there:,.0f}. "
+            "Check that the voxel size of the scan is in millimetres."
+        )
+
+
+def _told(used: int, parts: dict[str, int]) -> str:
+    """A plan in words."""
+    most = max(parts, key=parts.__getitem__)
+    known, more = used / GIB, parts[most] / GIB
+    return f"{known + more:.2f} GiB ({known:.2f} for the program, the model and the scan, {more:.2f} for {most})"
+
+
+def require_room(needed: int, limit: int, source: str) -> None:
+    """Reject a scan that alone exceeds the limit, before it is read.
+
+    Args:
+        needed: bytes of the scan.
+        limit: bytes the process may have.
+        source: the scan, for messages.
+
+    Raises:
+        InputError: it is.
+    """
+    used = resident_bytes()
+    if used + needed > limit:
+        raise InputError(
+            f"{source} takes {needed / GIB:.2f} GiB, and the program and the model {used / GIB:.2f} GiB, "
+            f"but --max-memory is {limit / GIB:.2f} GiB. Raise it."
+        )
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as 4G, 512M, 1.5GiB or 2000000000.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    if not found or not 0 < float(found[1]) < 2**40:
+        raise UsageError(f"{text!r} is not an amount of memory. Write for example 4G or 512M.")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def resident_bytes() -> int:
+    """Bytes of memory the process has now; where the system does not say, the most it has had."""
+    return _status("VmRSS:") or peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, in bytes."""
+    # `ru_maxrss` begins with the size of the process that started this one: it is asked where there is no other.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _status("VmHWM:") or (peak if sys.platform == "darwin" else peak * 1024)  # kilobytes on Linux
+
+
+def _status(key: str) -> int:
+    """What Linux says of this process in a line such as "VmHWM: 12 kB", in bytes; 0 where nothing is said."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8", errors="replace").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)

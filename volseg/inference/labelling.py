@@ -1,0 +1,245 @@
+"""A loaded model at work: from a scan in network space to label values in image space; and any module on a volume."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from volseg.config import Plan, Triple
+from volseg.data.grid.geometry import GridMap
+from volseg.data.grid.resample import separate_axis
+from volseg.data.io.probabilities import probability_array, probability_file
+from volseg.device import has_room
+from volseg.errors import UsageError
+from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
+from volseg.inference.engine import Target, segment
+from volseg.inference.stream import Engine, Head, Predictor, stream_logits, stream_order
+from volseg.inference.upsample import Sink, last_present, winner
+from volseg.inference.windows import Windows
+from volseg.networks import UNet
+from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.precision import autocast, choose_precision, exact_float32
+from volseg.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A network, and how it is applied to volumes.
+
+    Args:
+        network: in evaluation mode, on the device that computes.
+        plan: of the network.
+        windows: size, overlap, batch and test-time flips.
+        dtype: of feature maps.
+    """
+
+    network: nn.Module
+    plan: Plan
+    windows: Windows
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def label(
+        self,
+        volume: Tensor,
+        grid: GridMap,
+        progress: Progress = silent,
+        sink: Sink | None = None,
+        chunk: ChunkSize | None = None,
+    ) -> np.ndarray:
+        """Label values in image space for a scan in network space.
+
+        Args:
+            volume: (C, D, H, W) float32.
+            grid: the mapping between both spaces.
+            progress: called with the fraction of windows done.
+            sink: also given all logits in image space, see `volseg.inference.engine.Target`.
+            chunk: how much is held at a time.
+
+        Returns:
+            (I, J, K) uint8, or uint16 when a label value is above 255; background outside the box of `grid`.
+
+        Raises:
+            VolsegError: the network's output contains NaN or Inf.
+        """
+        values = [0, *(label.value for label in self.plan.labels)]
+        table = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
+        d, h, w = volume.shape[1:]
+        order = stream_order((d, h, w))
+        # Planes are written in stream order; memory is fastest where each of them is contiguous.
+        stored = np.zeros(grid.stored_shape, table.dtype, order="F" if grid.axes[order[0]] == 2 else "C")
+        planes_of = grid.into(stored).transpose(order)
+        chunk = chunk or ChunkSize()
+        engine = Engine(
+            predictor_of(self.network, self.device, self.dtype),
+            self.windows,
+            self.device,
+            SLAB_LOGITS_PER_VOXEL * chunk.voxels,
+            lambda done, total: progress("segment", done / total, f"window {done} of {total}"),
+        )
+        decide = last_present if self.plan.regions else winner
+        target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink)
+        volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
+        with torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
+            for first, planes in segment(volume, engine, target):
+                for out, plane in zip(planes_of[first : first + len(planes)], planes.cpu().numpy(), strict=True):
+                    np.take(table, plane, out=out, mode="clip")
+        return stored
+
+
+def sliding_window(
+    volume: Tensor,
+    network: nn.Module,
+    patch_size: Sequence[int],
+    overlap: float = 0.5,
+    *,
+    batch_size: int = 1,
+    mirror_axes: Sequence[int] = (),
+    precision: str = "fp32",
+    progress: Progress = silent,
+) -> Tensor:
+    """Logits of a whole volume from any torch module, by Gaussian-weighted overlapping windows.
+
+    The windows, their weights and their order are those of `volseg predict`. Beyond the volume and the logits, memory
+    does not grow with the length of the volume.
+
+    Args:
+        volume: (C, D, H, W), or (B, C, D, H, W), float32, float16 or bfloat16, on any device. Where it is smaller than
+            a window it is padded with zeros.
+        network: a module in evaluation mode from (b, C, d, h, w) to (b, K, d, h, w). Windows are computed on the device
+            of its parameters; without parameters, on that of the volume.
+        patch_size: (d, h, w) of a window.
+        overlap: overlap of neighbouring windows, 0 to <1.
+        batch_size: windows in one call of the network.
+        mirror_axes: volume axes (0, 1, 2) over whose flips the output is averaged (test-time augmentation).
+        precision: fp32, bf16, fp16, or auto, which is what `volseg predict` takes.
+        progress: called with the fraction of windows done.
+
+    Returns:
+        (K, D, H, W), or (B, K, D, H, W), float32, on the device of the volume, in the volume's own axis order.
+
+    Raises:
+        UsageError: the network is in training mode, or an argument has an invalid value.
+        VolsegError: the network's output contains NaN or Inf.
+    """
+    if volume.ndim == 5:
+        every = [
+            sliding_window(
+                one, network, patch_size, overlap, batch_size=batch_size, mirror_axes=mirror_axes, precision=precision,
+                progress=progress,
+            )
+            for one in volume
+        ]  # fmt: skip
+        return torch.stack(every)
+    size = _checked_patch(volume, network, patch_size, overlap)
+    device = next((parameter.device for parameter in network.parameters()), volume.device)
+    dtype = choose_precision(precision, device)
+    windows = Windows(size, overlap, batch_size, tuple(mirror_axes))
+    engine = Engine(
+        predictor_of(network, device, dtype),
+        windows,
+        device,
+        progress=lambda done, total: progress("segment", done / total, f"window {done} of {total}"),
+    )
+    d, h, w = volume.shape[1:]
+    order = stream_order((d, h, w))
+    logits: Tensor | None = None
+    # Not inference mode, whose tensors cannot take part in a caller's autograd.
+    with torch.no_grad(), _computing(device, dtype):
+        for first, slab in stream_logits(volume, engine, order):
+            if logits is None:
+                logits = torch.empty((len(slab), d, h, w), device=volume.device)
+            planes = logits.permute(0, *(axis + 1 for axis in order))
+            planes[:, first : first + slab.shape[1]] = slab
+    assert logits is not None
+    return logits
+
+
+def _checked_patch(volume: Tensor, network: nn.Module, patch_size: Sequence[int], overlap: float) -> Triple:
+    """The patch size of valid arguments of `sliding_window`."""
+    if volume.ndim != 4:
+        raise UsageError(f"The volume has {volume.ndim} axes, expected (C, D, H, W) or (B, C, D, H, W).")
+    if network.training:
+        raise UsageError("The network is in training mode; call network.eval() first.")
+    if len(patch_size) != 3 or min(patch_size) < 1:
+        raise UsageError(f"The patch size is {tuple(patch_size)}, expected three sizes (d, h, w) of 1 or more.")
+    if not 0 <= overlap < 1:
+        raise UsageError(f"The overlap is {overlap}, expected 0 to <1. The default is 0.5.")
+    return int(patch_size[0]), int(patch_size[1]), int(patch_size[2])
+
+
+@contextmanager
+def _computing(device: torch.device, dtype: torch.dtype, keep_freed: bool = True) -> Iterator[None]:
+    """The settings under which windows are computed."""
+    with exact_float32(device, dtype), keep_freed_memory() if keep_freed else nullcontext():
+        yield
+
+
+@contextmanager
+def probability_sink(
+    target: Path | bool | None, volume: Tensor, grid: GridMap, plan: Plan
+) -> Iterator[tuple[Sink | None, np.ndarray | None]]:
+    """A sink for `Labeller.label` that takes the class probabilities of `volume`.
+
+    Args:
+        target: the .npy file to write, True for an array in memory, or None for none.
+        volume: (C, D, H, W) in network space.
+        grid: the mapping to image space.
+        plan: of the network.
+
+    Yields:
+        The sink, and the array (C, I, J, K) float16 that it fills; each None where there is none.
+    """
+    if not target:
+        yield None, None
+        return
+    d, h, w = volume.shape[1:]
+    order, classes = stream_order((d, h, w)), plan.network.classes
+    if isinstance(target, Path):
+        with probability_file(target, grid, order, classes, plan.regions) as write:
+            yield write, None
+        return
+    array, write = probability_array(grid, order, classes, plan.regions)
+    yield write, array
+
+
+def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Predictor:
+    """A network as the engine calls it; the last layer of a U-Net runs after blending where that leaves less to blend."""
+
+    def logits(batch: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            found = network(batch)
+        if not isinstance(found, Tensor) or found.shape[2:] != batch.shape[2:]:
+            kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UsageError(
+                f"The network returned {kind} for windows of shape {tuple(batch.shape)}, expected one tensor "
+                "(b, K, d, h, w) of the same d, h, w. Wrap the network in a module that returns that."
+            )
+        return found
+
+    if not isinstance(network, UNet) or network.config.features[0] >= network.config.classes:
+        return Predictor(logits)
+    decode, head = network.decode, Head(*network.head)
+
+    def features(batch: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            for maps in decode(batch):
+                finest = maps  # and only the last one is kept
+        return finest
+
+    return Predictor(features, head)
+
+
+def nearest_axis(plan: Plan, grid: GridMap) -> int | None:
+    """The axis of network space whose logits are resampled to image space by nearest neighbour, if any."""
+    way = plan.logits_resampling
+    axis = separate_axis(way, plan.spacing_mm, grid.spacing_mm)
+    return axis if way.separate_order == 0 else None

@@ -1,0 +1,55 @@
+"""Feature maps of networks on a CPU: which of its faster ways they can take, in which type, and where they lie."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from volseg.networks.cpu.malloc import reusable_block
+
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def empty_maps(batch: int, channels: int, sizes: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised feature maps (B, C, D, H, W) on the CPU, channels last, in memory of `reusable_block`."""
+    shape = (batch, *sizes, channels)
+    memory = torch.from_numpy(reusable_block(math.prod(shape) * dtype.itemsize))
+    return memory.view(dtype).view(shape).permute(0, 4, 1, 2, 3)
+
+
+def plain_inference(x: torch.Tensor) -> torch.dtype | None:
+    """The type in which an input (B, C, D, H, W) is for predicting on a CPU that oneDNN knows, channels last.
+
+    Returns:
+        float32, or bfloat16 under autocast where the processor's instructions allow it; None for all else.
+    """
+    if torch.is_grad_enabled() or x.dtype not in TYPES or not _suits_onednn(x):
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32 if x.dtype == torch.float32 else None
+    return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 and convolves_bfloat16() else None
+
+
+def plain_training(x: torch.Tensor) -> bool:
+    """Whether an input (B, C, D, H, W) is for training on a CPU that oneDNN knows, in float32, channels last."""
+    return (
+        torch.is_grad_enabled()
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and _suits_onednn(x)
+    )
+
+
+@cache
+def convolves_bfloat16() -> bool:
+    """Whether oneDNN has bfloat16 convolutions for this processor."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _suits_onednn(x: torch.Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and torch.backends.mkldnn.is_available()
+    )

@@ -1,0 +1,95 @@
+"""Metrics, log file, progress and checkpoints of a run while it trains."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from volseg.progress import Progress
+from volseg.training.metrics_log import MetricsLog
+from volseg.training.run_folder import CHECKPOINT
+from volseg.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+class Bookkeeper:
+    """Keeps metrics, log lines, the progress bar and the checkpoint up to date while a run trains.
+
+    Args:
+        folder: the run folder.
+        state: of the run.
+        progress: called with the fraction of the run that is done.
+        checkpoint_seconds: time between two checkpoints.
+    """
+
+    def __init__(self, folder: Path, state: TrainingState, progress: Progress, checkpoint_seconds: float) -> None:
+        self._folder, self._state, self._progress = folder, state, progress
+        self._checkpoint_seconds = checkpoint_seconds
+        self._metrics = MetricsLog(folder, state.step)
+        self._saved = time.monotonic()
+        self._dice = ""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Store one step's record, see `fit`."""
+        self._metrics.append(record)
+        dice = record.get("foreground_dice")
+        if dice is not None:
+            self._dice = f", Dice {dice:.3f}"
+            logger.info("step %d: validation Dice %.4f", record["step"], dice)
+        text = f"step {record['step']}, loss {record['loss']:.3f}{self._dice}"
+        self._progress("train", min(record["progress"], 1.0), text)
+        if time.monotonic() - self._saved > self._checkpoint_seconds:
+            self._state.save(self._folder / CHECKPOINT)
+            self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Close the metrics files."""
+        self._metrics.close()
+
+
+@contextmanager
+def bookkeeping(
+    folder: Path, state: TrainingState, progress: Progress, checkpoint_seconds: float
+) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """What stores the record of each step: a `Bookkeeper` on the rank that writes, nothing on the others."""
+    if not state.ranks.first:
+        yield dict
+        return
+    with closing(Bookkeeper(folder, state, progress, checkpoint_seconds)) as books:
+        yield books.record
+
+
+@contextmanager
+def run_log(folder: Path, first: bool) -> Iterator[None]:
+    """Write the package's log lines to RUN/log.txt as well; on other ranks than the first let only warnings through."""
+    with _log_file(folder / "log.txt") if first else _warnings_only():
+        yield
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("volseg")
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    package = logging.getLogger("volseg")
+    before = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(before)

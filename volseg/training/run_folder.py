@@ -1,0 +1,187 @@
+"""The settings of a run, and its folder: locked while a process trains in it, started, resumed, overwritten."""
+
+import fcntl
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from volseg.config import Config, Frozen, checked, load_config, read_yaml
+from volseg.errors import ResourceError, UsageError
+from volseg.files import LEFTOVERS, write_text
+from volseg.training.schedule import Budget
+
+# The scores of the model in the folder.
+SCORES = ("validation.json", "validation.csv", "report.html", "validation")
+# Locked by the process that trains in the folder. It is never removed: that would let a second process in.
+LOCK = ".lock"
+# The file that makes a folder a run; the last to be removed.
+MARK = "settings.yaml"
+CHECKPOINT = "checkpoint"
+# All files of a run: what --overwrite removes, and nothing else.
+CONTENT = (
+    "plan.yaml", "config.yaml", "splits.json", "metrics.jsonl", "model.safetensors", "log.txt", CHECKPOINT, "cache",
+    "events.out.tfevents.*", LEFTOVERS, *SCORES, MARK,
+)  # fmt: skip
+
+
+class RunSettings(Frozen):
+    """The settings of a run, stored in its folder, so that it resumes with the same ones."""
+
+    fold: int | str = 0
+    folds: int = Field(5, ge=2)
+    seed: int = Field(0, ge=0, lt=2**63)
+    minutes: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)
+
+    def budget(self, planned_steps: int) -> Budget:
+        """The budget of the run; without minutes or steps, the plan's number of steps."""
+        if self.minutes is not None:
+            return Budget(seconds=60 * self.minutes)
+        return Budget(steps=self.steps or planned_steps)
+
+    def command(self, dataset: str, config: Config) -> str:
+        """The command that trains the same again; `dataset` is a name, because paths differ between machines."""
+        words = ["volseg", "train", dataset, "--output", "RUN"]
+        for key, value in self.model_dump(exclude_none=True).items():
+            words += [f"--{key}", str(value)]
+        for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():
+            for key, value in changes.items():
+                words += ["--set", f"{group}.{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        return shlex.join(words)
+
+
+def configure_run(
+    run: Path,
+    config: Path | None,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    resume: bool,
+    overwrite: bool,
+) -> tuple[RunSettings, Config]:
+    """The settings and configuration of a run: from the call, or from the run that is resumed.
+
+    Nothing is written but the new budget of a resumed run.
+
+    Args:
+        run: the folder.
+        config: a YAML file, see `load_config`.
+        overrides: `key=value` changes to it.
+        settings: fields of `RunSettings`; None where nothing was given.
+        resume: resume the run in the folder, if there is one.
+        overwrite: the run in the folder may be replaced.
+
+    Raises:
+        UsageError: the folder is taken, or the resumed run was started with other settings.
+        ConfigError: a setting or the configuration is invalid.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    if "minutes" in given and "steps" in given:
+        raise UsageError("Both minutes and steps were given. Give one of them.")
+    if resume and overwrite:
+        raise UsageError("Both resume and overwrite were given. Give one of them.")
+    if resume and is_run(run):
+        stored = load_config(run / "config.yaml")
+        if (config or overrides) and load_config(config, overrides) != stored:
+            raise UsageError(
+                f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set."
+            )
+        return _resumed_settings(run / MARK, given), stored
+    _check_free(run, resume, overwrite)
+    return checked(RunSettings, given, "The call"), load_config(config, overrides)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is a run folder."""
+    return (folder / MARK).exists()
+
+
+@contextmanager
+def lock_run_folder(run: Path) -> Iterator[None]:
+    """Keep other processes from training in a run folder, which is made if it does not exist.
+
+    However a process ends, the system releases its lock.
+
+    Raises:
+        UsageError: another process holds the lock.
+        ResourceError: the folder cannot be written to.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / LOCK, "w", encoding="ascii")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ResourceError(f"Could not write to {run}: {error.strerror}. Choose another folder.") from error
+    with lock:
+        try:
+            # This kind of lock is not inherited by forked processes, such as those that prepare batches.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"Another process is training in {run}. Wait for it, stop it, or choose another folder."
+            ) from error
+        yield
+
+
+def start_run(run: Path, settings: RunSettings, config: Config) -> None:
+    """Remove an earlier run from the folder and store the settings of the new one."""
+    _remove(run, CONTENT)
+    write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(run / MARK, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+
+
+def remove_scores(run: Path) -> None:
+    """Remove the scores of a model that is about to be replaced."""
+    _remove(run, SCORES)
+
+
+def _remove(run: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        for path in run.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _resumed_settings(settings_file: Path, given: dict[str, Any]) -> RunSettings:
+    """The settings a run was started with; a new budget may replace the old one, all others must agree."""
+    stored = checked(RunSettings, read_yaml(settings_file), str(settings_file)).model_dump()
+    budget = {key: value for key, value in given.items() if key in ("minutes", "steps")}
+    for key, value in given.items():
+        if key not in budget and value != stored[key]:
+            raise UsageError(
+                f"The run was started with {key} {stored[key]}, found {value}. Leave it out, or start another run."
+            )
+    if budget:
+        stored |= {"minutes": None, "steps": None, **budget}
+        write_text(settings_file, yaml.safe_dump(stored, sort_keys=False))
+    return checked(RunSettings, stored, "The call")
+
+
+def _check_free(run: Path, resume: bool, overwrite: bool) -> None:
+    """Reject a folder that holds anything but a run, and a run unless it may be replaced."""
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file. Give the name of a folder.")
+    there = {path.name for path in run.iterdir() if not path.match(LEFTOVERS)} if run.exists() else set()
+    there.discard(LOCK)
+    # A run that was killed while it started has its configuration and no more.
+    if not there or ((resume or overwrite) and there == {"config.yaml"}):
+        return
+    if not overwrite:
+        raise UsageError(
+            f"{run} already exists. Resume it with --resume, replace it with --overwrite, or choose another folder."
+        )
+    if not is_run(run):
+        raise UsageError(f"{run} exists and is not a run folder, so it is not replaced. Choose another folder.")
+    own = {path.name for pattern in CONTENT for path in run.glob(pattern)}
+    foreign = sorted(there - own)
+    if foreign:
+        raise UsageError(
+            f"{run} holds files that do not belong to a run ({', '.join(foreign[:3])}). Choose another folder."
+        )

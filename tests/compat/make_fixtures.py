@@ -34,7 +34,7 @@ TINY = (
     "training.validations=2",
 )
 # Keys that got other names, each with a value that a few steps of training depend on.
-RENAMED = ("training.growth=0.6", "training.average=0.3", "training.foreground=0.6", "augmentation.passes=2.0")
+RENAMED = ("training.growth=0.6", "training.average=0.3", "training.foreground=0.75", "augmentation.passes=2.0")
 SETTINGS = (*TINY, *RENAMED)
 STEPS, SHORT_STEPS = 150, 12
 # The steps after which a run is told to stop.

@@ -32,7 +32,7 @@ LABELS = np.load(FIXTURES / "labels.npz")
 ANSWERS = json.loads((FIXTURES / "answers.json").read_text())
 # The share of voxels that another processor may round to another label.
 ROUNDED = 1e-4
-# Between weights after a dozen steps on two processors: 1e-6 was seen from one checkpoint on, 2e-4 from the first step.
+# Between weights after a dozen steps on two processors: 4e-5 was seen from one checkpoint on, 2e-4 from the first step.
 # One of the renamed keys at its default moves them by 0.0017 (average) to 0.03, lost moments by 0.045.
 FROM_CHECKPOINT, FROM_START = 5e-4, 5e-3
 # The places of what has no public name: the only lines here that a move or a renaming touches.

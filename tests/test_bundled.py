@@ -9,7 +9,6 @@ import pytest
 
 from tests.pipeline import volseg
 from volseg import Segmenter
-
 from volseg.evaluation.overlap import label_overlaps
 from volseg.modelfile import BUNDLED, find_model, read_card
 

@@ -118,7 +118,7 @@ def test_a_group_without_values_is_empty(tmp_path):
 
 def test_stages_have_to_agree():
     with pytest.raises(ValueError, match="kernels has 4 entries, but 2 features need 2"):
-        NetworkConfig(features=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1,), strides=((1, 1, 1), (2, 2, 2)))
+        NetworkConfig(features=(8, 16), kernels=((3, 3, 3),) * 4)
 
 
 def test_divisor_is_the_product_of_the_strides():

@@ -58,10 +58,10 @@ def test_weights_without_a_document_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ("{", "damaged"),
-        ("[]", "damaged"),
+        ("{", "corrupt"),
+        ("[]", "corrupt"),
         ('{"schema_version": 99}', "or a newer one"),
-        ('{"schema_version": 1}', "has schema version 1, this volseg reads 2"),
+        ('{"schema_version": 1}', "has schema version 1, but this volseg reads 2 and 3"),
         ('{"schema_version": 2}', "plan"),
     ],
 )

@@ -83,8 +83,8 @@ def test_a_stop_says_what_is_done_and_how_to_go_on(tmp_path, model, scans, monke
     options = [*(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", *options)
     assert result.exit_code == 130
-    how = "The same command begins anew." if overwrite else "Go on with the same command and --skip-existing."
-    said = f"Stopped after 1 of 3 cases, whose results are whole, but for 1 that failed. {how}"
+    how = "Run the same command again." if overwrite else "Resume with the same command and --skip-existing."
+    said = f"Interrupted after 1 of 3 cases, whose results are complete; 1 of them failed. {how}"
     assert said in result.stderr
     assert result.stdout == (json.dumps({"error": said}, indent=2) + "\n" if as_json else "")
 
@@ -94,7 +94,7 @@ def test_what_is_left_out_is_counted(tmp_path, model, scans):
     assert run(*arguments, "--device", "cpu").exit_code == 0
     again = run(*arguments, "--skip-existing")
     assert again.exit_code == 0
-    assert "2 of 2 cases have a result and are left out" in again.stderr
+    assert "Skipping 2 of 2 cases whose result exists" in again.stderr
 
 
 def test_a_preview_is_not_overwritten_unasked(tmp_path, model, scans):
@@ -113,7 +113,7 @@ def test_formats_that_are_not_there_yet_are_refused(tmp_path, model, scans, kind
     out = tmp_path / "seg.nii.gz"
     result = run("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--to", kind, "--device", "cpu")
     assert result.exit_code == code
-    assert (f"--to {kind} is not there yet" in result.stderr) == (code == 2)
+    assert (f"There is no output format '{kind.split(',')[-1]}'" in result.stderr) == (code == 2)
     assert out.exists() == (code == 0)
 
 

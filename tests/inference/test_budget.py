@@ -160,14 +160,14 @@ def test_no_damaged_header_is_an_exception_or_printed(tmp_path, capfd, kind, com
 
 
 def test_a_scan_above_the_limit_is_not_even_read():
-    with pytest.raises(InputError, match=r"scan\.nii takes 3\.00 GiB beside .* but --max-memory allows 2\.00 GiB"):
+    with pytest.raises(InputError, match=r"scan\.nii takes 3\.00 GiB, .* but --max-memory is 2\.00 GiB"):
         require_room(3 * GIB, 2 * GIB, "scan.nii")
 
 
 def test_a_voxel_size_that_makes_a_grid_beyond_the_machine_is_refused(tmp_path):
     segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu")
     with pytest.raises(
-        InputError, match=r"has voxels of 900 x 900 x 900 mm and the model some of 2 x 1.5 x 1.5 mm: .*GiB"
+        InputError, match=r"has voxels of 900 x 900 x 900 mm and the model works at 2 x 1.5 x 1.5 mm: .*GiB"
     ):
         segmenter((blob(), np.diag([900.0, 900.0, 900.0, 1.0])))
 
@@ -198,7 +198,7 @@ def test_what_cannot_fit_is_refused_with_the_reason_and_the_rest_is_done(tmp_pat
                   "--json")  # fmt: skip
     assert done.returncode == 3, done.stderr
     cases = {one["name"]: one for one in json.loads(done.stdout)["cases"]}
-    assert "--max-memory allows 0.68 GiB" in cases["large"]["error"]
+    assert "--max-memory is 0.68 GiB" in cases["large"]["error"]
     assert cases["small"]["peak_memory_bytes"] <= 700 * 2**20
     assert sorted(os.listdir(tmp_path / "out")) == ["small.json", "small.nii.gz"]
 

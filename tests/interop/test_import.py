@@ -141,7 +141,7 @@ def test_the_verb_takes_folds_and_ends_with_2_on_bad_input(tmp_path, two_folds):
     assert load_model(model)[0].training["folds"] == "1"
     again = run(two_folds, "--output", model, "--folds", "0, 1")
     assert again.exit_code == 2
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     assert run(two_folds, "--output", model, "--folds", "0, 1", "--overwrite").exit_code == 0
     assert load_model(model)[0].members == 2
     for arguments in (

@@ -44,7 +44,7 @@ def trained(example: dict[str, Any], batches: Iterator[Batch]) -> torch.nn.Modul
 
 
 def test_it_tells_moving_from_still_on_unseen_clips(example):
-    assert accuracy(example["state"].average, example["clips"](UNSEEN, seeds=200)) > 0.95
+    assert accuracy(example["state"].ema, example["clips"](UNSEEN, seeds=200)) > 0.95
 
 
 def test_what_it_looks_at_is_time(example):
@@ -52,7 +52,7 @@ def test_what_it_looks_at_is_time(example):
     images = example["clips"](UNSEEN, seeds=50)["image"]
     for frame in (0, 3, 7):
         frozen = images[:, :, frame : frame + 1].expand_as(images)
-        assert (answers(example["state"].average, frozen) == 0).double().mean() > 0.95
+        assert (answers(example["state"].ema, frozen) == 0).double().mean() > 0.95
 
 
 def test_single_frames_do_not_tell_them_apart(example):

@@ -13,6 +13,7 @@ from volseg.config import IGNORED
 from volseg.errors import UsageError
 from volseg.training.losses import (
     SMOOTH,
+    SegmentationLoss,
     classification_loss,
     dice_and_cross_entropy,
     soft_dice,
@@ -113,14 +114,14 @@ def plainly(logits: np.ndarray, target: np.ndarray, regions: bool) -> float:
 def test_the_loss_is_that_of_the_formulas_over_known_voxels(regions, share):
     logits, target = random_case(regions, share)
     expected = plainly(logits.detach().double().numpy(), target.numpy(), regions)
-    assert dice_and_cross_entropy(logits, target).item() == pytest.approx(expected, abs=2e-6)
+    assert dice_and_cross_entropy(logits, target, regions).item() == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_ignored_voxels_have_no_gradient_at_all_and_known_ones_have(regions, share):
     logits, target = random_case(regions, share)
-    dice_and_cross_entropy(logits, target).backward()
+    dice_and_cross_entropy(logits, target, regions).backward()
     ignored = (target == IGNORED).expand_as(logits) if regions else (target == IGNORED)[:, None].expand_as(logits)
     assert (logits.grad[ignored] == 0).all()
     assert (logits.grad[~ignored] != 0).all()
@@ -131,7 +132,7 @@ def test_what_the_network_says_of_ignored_voxels_changes_no_bit(regions):
     logits, target = random_case(regions, 0.4)
     other = torch.where((target if regions else target[:, None]) == IGNORED, 30 * torch.randn_like(logits), logits)
     assert not torch.equal(other, logits)
-    assert torch.equal(dice_and_cross_entropy(other, target), dice_and_cross_entropy(logits, target))
+    assert torch.equal(dice_and_cross_entropy(other, target, regions), dice_and_cross_entropy(logits, target, regions))
 
 
 def test_without_ignored_voxels_the_loss_of_labels_is_the_plain_one_bit_for_bit():
@@ -155,6 +156,8 @@ def test_without_ignored_voxels_the_loss_of_labels_is_the_plain_one_bit_for_bit(
 def test_deep_supervision_takes_the_nearest_target_of_regions_and_ignored_voxels_too(regions):
     fine, target = random_case(regions, 0.4, size=8)
     coarse, nearest = torch.randn(2, 3, 4, 4, 4), target[..., 1::2, 1::2, 1::2]
-    expected = (2 * dice_and_cross_entropy(fine, target) + dice_and_cross_entropy(coarse, nearest)) / 3
-    found = supervised_loss([fine, coarse, torch.randn(2, 3, 2, 2, 2)], target)
+    expected = (
+        2 * dice_and_cross_entropy(fine, target, regions) + dice_and_cross_entropy(coarse, nearest, regions)
+    ) / 3
+    found = SegmentationLoss(regions=regions)([fine, coarse, torch.randn(2, 3, 2, 2, 2)], target)
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)

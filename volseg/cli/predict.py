@@ -54,7 +54,8 @@ def predict(
             overwrite=overwrite, skip_existing=skip_existing, progress=progress,
         )  # fmt: skip
         if predictions.skipped:
-            logger.info("Skipping %d cases whose result exists", predictions.skipped)
+            total = len(predictions) + predictions.skipped
+            logger.info("Skipping %d of %d cases whose result exists", predictions.skipped, total)
         done = _collect(predictions, overwrite)
     return _report(done, as_json)
 

@@ -12,7 +12,7 @@ from scipy.ndimage import uniform_filter
 from volseg.data.cases.phantom import LABELS, make_clip, make_phantom, threshold_baseline, write_phantoms
 from volseg.data.grid.geometry import Geometry
 
-SAMPLES = Path(__file__).parent.parent.parent / "data_samples"
+SAMPLES = Path(__file__).parents[3] / "data_samples"
 
 
 @pytest.mark.parametrize("kind", ["ct", "mr"])

@@ -1,5 +1,7 @@
 """The box around the body: where it stands, and that it changes where windows stand and little else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,9 +50,7 @@ class ByIntensity(torch.nn.Module):
 def segment(tmp_path, scan, **options):
     """The result, and the number of windows it took, of a network that looks at intensities alone."""
     loaded = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu", precision="fp32", **options)
-    segmenter = Segmenter(
-        loaded.card, loaded.sha256, ByIntensity(), loaded.device, loaded.dtype, loaded.windows, crop=loaded.crop
-    )
+    segmenter = replace(loaded, labeller=replace(loaded.labeller, network=ByIntensity()))
     told = []
     result = segmenter((scan, AFFINE), progress=lambda *said: told.append(said[-1]))
     return result, int(told[-1].split()[-1])

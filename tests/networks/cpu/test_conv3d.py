@@ -211,3 +211,16 @@ def test_predicting_is_without_gradients_and_in_formats_that_onednn_knows() -> N
     layer = layer_of(16, False)
     layer(x).sum().backward()
     assert layer.weight.grad is not None
+
+
+@needs_bf16
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [1, 2, 3, 16])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_a_single_plane_in_bfloat16_is_right(channels, stride, training) -> None:
+    layer, x = layer_of(channels, True, stride=stride), torch.randn(2, channels, 1, 12, 14)
+    expected = F.conv3d(x, layer.weight, layer.bias, stride, 1)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)

@@ -41,6 +41,12 @@ def plain_training(x: torch.Tensor) -> bool:
     )
 
 
+def computes_bfloat16(x: torch.Tensor) -> bool:
+    """Whether a convolution of `x` is computed in bfloat16 on a CPU."""
+    under_autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.device.type == "cpu" and (x.dtype == torch.bfloat16 or under_autocast)
+
+
 @cache
 def convolves_bfloat16() -> bool:
     """Whether oneDNN has bfloat16 convolutions for this processor."""

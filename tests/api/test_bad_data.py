@@ -82,8 +82,8 @@ def with_one(value: float):
 @pytest.mark.parametrize(
     ("spoil", "problem", "found", "remedy"),
     [
-        (lambda data: change(label(data, SECOND), shift_mm=2), "grids differ", "than its image", "resample"),
-        (lambda data: change(label(data, SECOND), lambda one: one[1:]), "grids differ", "expected", "resample"),
+        (lambda data: change(label(data, SECOND), shift_mm=2), "geometry differs", "than its image", "resample"),
+        (lambda data: change(label(data, SECOND), lambda one: one[1:]), "geometry differs", "expected", "resample"),
         (lambda data: change(image(data, SECOND), with_one(np.nan)), "not finite", "holds 1 NaN", "replace"),
         (lambda data: change(image(data, SECOND), with_one(np.inf)), "not finite", "or infinite", "replace"),
         (lambda data: change(label(data, SECOND), lambda one: one * 2), "unknown labels", "[4], known", "name"),
@@ -139,10 +139,10 @@ def test_all_problems_of_all_cases_are_rows_of_one_table(phantoms):
     assert [(row["case"], row["problem"]) for row in refused(phantoms)] == [
         (FIRST, "not finite"),
         (FIRST, "unknown labels"),
-        (FIRST, "grids differ"),
+        (FIRST, "geometry differs"),
         (SECOND, "constant"),
         (SECOND, "missing file"),
-        (FOURTH, "grids differ"),
+        (FOURTH, "geometry differs"),
         (FOURTH, "duplicate"),
     ]
 

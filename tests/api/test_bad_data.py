@@ -84,9 +84,9 @@ def with_one(value: float):
     [
         (lambda data: change(label(data, SECOND), shift_mm=2), "geometry differs", "than its image", "resample"),
         (lambda data: change(label(data, SECOND), lambda one: one[1:]), "geometry differs", "expected", "resample"),
-        (lambda data: change(image(data, SECOND), with_one(np.nan)), "not finite", "holds 1 NaN", "replace"),
+        (lambda data: change(image(data, SECOND), with_one(np.nan)), "not finite", "contains 1 NaN", "replace"),
         (lambda data: change(image(data, SECOND), with_one(np.inf)), "not finite", "or infinite", "replace"),
-        (lambda data: change(label(data, SECOND), lambda one: one * 2), "unknown labels", "[4], known", "name"),
+        (lambda data: change(label(data, SECOND), lambda one: one * 2), "unknown labels", "[4], expected", "declare"),
         (lambda data: change(label(data, SECOND), with_one(0.5)), "label values", "found 0.5", "label image"),
         (lambda data: change(image(data, SECOND), np.zeros_like), "constant", "every voxel is 0", "leave it out"),
         (lambda data: label(data, SECOND).unlink(), "missing file", "labelsTr/phantom_002", "add it"),

@@ -240,7 +240,7 @@ def test_a_model_that_is_none_is_refused(tmp_path):
 
 
 def test_something_that_is_no_scan_is_refused(segmenter):
-    with pytest.raises(UsageError, match="dict is not a scan"):
+    with pytest.raises(UsageError, match="Cannot segment a dict: expected a path"):
         segmenter({"image": 1})
 
 

@@ -30,7 +30,7 @@ def main() -> None:
         parser.error(f"{options.model} is a single network; --model takes an ensemble of folds")
     rows, found = [], []
     for network, record, scores in zip(
-        whole.network.members, whole.card.training["members"], whole.card.scores["members"], strict=True
+        whole.labeller.network.members, whole.card.training["members"], whole.card.scores["members"], strict=True
     ):
         cases = held_out(options.dataset, record["fold"])
         dice = mean_dice(replace(whole, network=network), cases)

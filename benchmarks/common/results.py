@@ -124,7 +124,7 @@ def markdown(table: dict[str, Any]) -> str:
     rows = table["rows"]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if table["caption"] and len(rows) == 1 and not table["ratios"]:
-        return f"{table['caption']}: {'; '.join(f'{column} {figure(rows[0], column, rows)}' for column in columns)}."
+        return f"{table['caption']}: {'; '.join(f'{column} = {figure(rows[0], column, rows)}' for column in columns)}."
     names = [ratio["name"] for ratio in table["ratios"]]
     heads = [
         f"{ratio['name']}, {ratio['column']}" if names.count(ratio["name"]) > 1 else ratio["name"]

@@ -100,7 +100,7 @@ def test_a_table_pads_decimals_and_computes_ratios(results: ModuleType):
         "| theirs | 12.5 | 12,345 | 1.00 |",
         "| ours | 2.0 |  | 6.25 |",
     ]
-    assert results.markdown(results.table([{"Dice": 0.9, "mL": 3}], caption="All")) == "All: Dice 0.9000; mL 3."
+    assert results.markdown(results.table([{"Dice": 0.9, "mL": 3}], caption="All")) == "All: Dice = 0.9000; mL = 3."
 
 
 def with_ratio(ratio: dict) -> dict:

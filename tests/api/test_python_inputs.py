@@ -1,4 +1,4 @@
-"""What Python users hand over, and what they get: tensors, probabilities in memory, representations, forked processes."""
+"""Tensors as scans, probabilities in memory, representations, and forked processes."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_a_meta_tensor_with_the_wrong_channels_is_rejected(segmenter):
 
 
 def test_a_tensor_without_an_affine_is_rejected_with_what_is_expected(segmenter):
-    with pytest.raises(UsageError, match="Cannot segment a Tensor: expected a path, .* or .array, affine."):
+    with pytest.raises(UsageError, match=r"Cannot segment a Tensor: expected a path, .* or .array, affine."):
         segmenter(torch.zeros(24, 20, 30))
 
 
@@ -99,7 +99,7 @@ def test_probabilities_beyond_the_machine_are_rejected_with_the_way_out(segmente
     monkeypatch.setattr("volseg.inference.budget.machine_memory_gb", lambda: 6e-4)
     scan = (blob((48, 48, 48)), np.diag([1.5, 1.5, 2.0, 1.0]))
     assert segmenter(scan).labels.shape == (48, 48, 48)
-    with pytest.raises(InputError, match="Write them to a file: probabilities='NAME.npy'"):
+    with pytest.raises(InputError, match="Write them to a file: probabilities="):
         segmenter(scan, probabilities=True)
 
 

@@ -36,8 +36,8 @@ class WinogradConv(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         d_x = torch.empty_like(x)
         d_filters = {scheme: [torch.zeros_like(one) for one in filters] for scheme, filters in ctx.filters.items()}
-        channels_last = (maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x))
-        _add_gradients(*channels_last, ctx.filters, d_filters)
+        x_last, gradient_last, d_x_last = (maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x))
+        _add_gradients(x_last, gradient_last, d_x_last, ctx.filters, d_filters)
         return d_x, torch.stack([_d_weight(scheme, filters) for scheme, filters in d_filters.items()]).sum(0)
 
 

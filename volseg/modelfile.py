@@ -123,7 +123,7 @@ def read_card(path: Path) -> ModelCard:
         found = document["schema_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"The '{HEADER_KEY}' document in {path} is corrupt. Take a fresh copy of the model."
+            f"The '{HEADER_KEY}' document in {path} is corrupt. Copy or download the model again."
         ) from error
     if found not in READABLE:
         raise InputError(

@@ -84,9 +84,9 @@ def test_an_interrupt_says_what_is_done_and_how_to_resume(tmp_path, model, scans
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", *options)
     assert result.exit_code == 130
     how = "Run the same command again." if overwrite else "Resume with the same command and --skip-existing."
-    said = f"Interrupted after 1 of 3 cases, whose results are complete; 1 of them failed. {how}"
-    assert said in result.stderr
-    assert result.stdout == (json.dumps({"error": said}, indent=2) + "\n" if as_json else "")
+    message = f"Interrupted after 1 of 3 cases, whose results are complete; 1 of them failed. {how}"
+    assert message in result.stderr
+    assert result.stdout == (json.dumps({"error": message}, indent=2) + "\n" if as_json else "")
 
 
 def test_skipped_cases_are_counted(tmp_path, model, scans):
@@ -100,9 +100,9 @@ def test_skipped_cases_are_counted(tmp_path, model, scans):
 def test_a_preview_is_overwritten_only_with_the_option(tmp_path, model, scans):
     (tmp_path / "seg.png").write_bytes(b"precious")
     arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", tmp_path / "seg.nii.gz", "--preview")
-    refused = run(*arguments)
-    assert refused.exit_code == 2
-    assert "seg.png" in refused.stderr
+    rejected = run(*arguments)
+    assert rejected.exit_code == 2
+    assert "seg.png" in rejected.stderr
     assert [path.read_bytes() for path in tmp_path.glob("seg*")] == [b"precious"]
     assert run(*arguments, "--overwrite", "--device", "cpu").exit_code == 0
     assert (tmp_path / "seg.png").read_bytes().startswith(b"\x89PNG")
@@ -255,11 +255,11 @@ def test_doctor_reports_what_a_device_computes_wrongly(monkeypatch):
     def wrong(image, kernel):
         return right(image, kernel * 1.05)
 
-    for answer, advice in (
+    for convolution, advice in (
         (wrong, "use --precision fp32"),
         (lacking, "use --device cpu, or a torch made for this GPU"),
     ):
-        calls = iter([right, answer])
+        calls = iter([right, convolution])
         monkeypatch.setattr(torch.nn.functional, "conv3d", lambda *given, calls=calls: next(calls)(*given))
         found = doctor._convolution(torch.device("cpu"), torch.float32)
         assert found.verdict == advice

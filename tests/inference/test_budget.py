@@ -175,8 +175,8 @@ def test_a_voxel_size_whose_grid_exceeds_the_machine_is_rejected(tmp_path):
 def test_memory_is_that_of_the_process_and_not_of_its_parent():
     ballast = np.ones(GIB, np.uint8)
     code = "from volseg.inference import budget; print(budget.resident_bytes(), budget.peak_memory_bytes())"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    now, peak = map(int, told.split())
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    now, peak = map(int, printed.split())
     assert 1 << 26 < now <= peak < ballast.nbytes
 
 

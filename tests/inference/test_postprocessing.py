@@ -173,17 +173,17 @@ def test_prediction_applies_the_stored_rules_and_records_them(run, phantoms, pla
     rules = segmenter.card.postprocessing
     result, raw = segmenter(scan), plain(scan)
     expected = raw.labels.copy()
-    told = postprocess(expected, (BALL, ROD), rules, raw.scan.geometry.voxel_ml)
+    applied = postprocess(expected, (BALL, ROD), rules, raw.scan.geometry.voxel_ml)
     np.testing.assert_array_equal(result.labels, expected)
     result.save(tmp_path / "seg.nii.gz")
     record = json.loads((tmp_path / "seg.json").read_text())
-    assert record["postprocessing"] == told
+    assert record["postprocessing"] == applied
     for label in (BALL, ROD):
         final = int((load(tmp_path / "seg.nii.gz") == label.value).sum())
         assert record["labels"][label.name]["voxels"] == final
-        removed = told[label.name]["voxels_removed"] if label.name in told else 0
+        removed = applied[label.name]["voxels_removed"] if label.name in applied else 0
         assert removed == int((raw.labels == label.value).sum()) - final
-    assert sum(entry["voxels_removed"] for entry in told.values()) > 0
+    assert sum(entry["voxels_removed"] for entry in applied.values()) > 0
     assert raw.record["postprocessing"] == {}
 
 

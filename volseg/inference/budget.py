@@ -116,7 +116,7 @@ class MemoryEstimate:
         maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
         # Test-time flips and ensemble members are summed: the sum, one output, and the output of a constant window.
         maps += 3 * 4 * outputs * math.prod(patch)
-        # The filters of `volseg.networks.cpu.winograd` are up to 8/3 as large as their weights.
+        # The filters of `volseg.networks.cpu.winograd` are up to 8/3 as large as the weights of the layers.
         filters = 8 * self.parameters * self.dtype.itemsize // 3
         return ring + filters + int((maps + resampling) * (HOLES if chunk.keep_freed else 1))
 

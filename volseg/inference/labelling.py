@@ -240,6 +240,6 @@ def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -
 
 def nearest_axis(plan: Plan, grid: GridMap) -> int | None:
     """The axis of network space whose logits are resampled to image space by nearest neighbour, if any."""
-    way = plan.logits_resampling
-    axis = separate_axis(way, plan.spacing_mm, grid.spacing_mm)
-    return axis if way.separate_order == 0 else None
+    resampling = plan.logits_resampling
+    axis = separate_axis(resampling, plan.spacing_mm, grid.spacing_mm)
+    return axis if resampling.separate_order == 0 else None

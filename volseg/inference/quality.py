@@ -15,7 +15,7 @@ from volseg.inference.components import SLAB_VOXELS, merge, outermost_first, sla
 LabelFlag: TypeAlias = Literal["empty", "touches_border", "several_components", "volume_outside_training_range"]
 ScanFlag: TypeAlias = Literal["intensity_outside_training_range"]
 
-# A second component with less than this fraction of a label's voxels is taken for noise.
+# A second component with less than this fraction of a label's voxels counts as noise.
 COMPONENT_FRACTION = 0.05
 
 

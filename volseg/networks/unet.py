@@ -24,7 +24,7 @@ class UNet(nn.Module):
     voxel at the deepest stage has no variance.
 
     Args:
-        config: channels, classes, and what each stage is made of.
+        config: channels, classes, and the blocks of each stage.
         options: instead of `config`, the fields of a `NetworkConfig` that differ from its defaults; lists that are not
             given follow from `features`: `UNet(in_channels=1, classes=3, features=[16, 32, 64])`.
 

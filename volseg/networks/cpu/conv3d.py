@@ -1,4 +1,4 @@
-"""The 3-D convolution, made faster on a CPU."""
+"""The 3-D convolution, faster on a CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ class Conv(nn.Conv3d):
             return self._single_plane(x)
         if plain_training(x):
             if same and winograd.is_faster(x):
-                made: Tensor = WinogradConv.apply(x, self.weight)
-                return made if self.bias is None else made + self.bias.view(-1, 1, 1, 1)
+                out: Tensor = WinogradConv.apply(x, self.weight)
+                return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
             # With one channel both memory formats are equal, and torch then returns the contiguous one.
             return super().forward(x).contiguous(memory_format=torch.channels_last_3d)
         dtype = plain_inference(x)

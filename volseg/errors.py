@@ -18,7 +18,7 @@ line prints it without a traceback and ends with `exit_code`.
 
 import signal
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # The exit code after `Stopped` or any other Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
@@ -36,6 +36,10 @@ class VolsegError(Exception):
     """Base of all errors raised on purpose by volseg."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without calling the constructor, whose arguments are not those of `Exception`."""
+        return _unpickled, (type(self), self.args, self.__dict__)
 
 
 class UsageError(VolsegError):
@@ -108,3 +112,10 @@ class OtherProcessError(VolsegError):
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM; the message says what was saved and how to resume."""
+
+
+def _unpickled(kind: type[VolsegError], args: tuple[Any, ...], state: dict[str, Any]) -> VolsegError:
+    """An error as it was pickled."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

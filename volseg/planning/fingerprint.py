@@ -23,9 +23,8 @@ from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.data.io.reading import Scan, read_channels, read_label
-from volseg.errors import DatasetError, InputError, Problem
+from volseg.errors import DatasetError, InputError, Problem, first_few
 from volseg.files import as_tuples, whole_file
-from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 

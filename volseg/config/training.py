@@ -38,7 +38,7 @@ class Group(Frozen):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic takes True for the number 1.
         if _has_boolean(value) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
             raise ValueError("expected no boolean (YAML reads yes, no, on and off as one)")

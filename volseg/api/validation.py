@@ -42,19 +42,19 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         return None
     values = {label.name: label.stored_values for label in plan.labels}
 
-    def measures(network: nn.Module, cached: CachedCase) -> dict[str, Measures]:
+    def overlaps(network: nn.Module, cached: CachedCase) -> dict[str, Measures]:
         device = next(network.parameters()).device
         windows = Windows(plan.patch_size, batch_size=windows_at_once(plan, dtype, device))
         volume = torch.from_numpy(cached.image[...])
         labels = Labeller(network, plan, windows, dtype).label(volume, cached.grid)
         reference = read_label(cached.case.label)
-        overlaps = label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
-        return as_measures(overlaps)
+        by_label = label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
+        return as_measures(by_label)
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        found = ranks.gather({cached.case.name: measures(network, cached) for cached in ranks.share(cases)})
+        found = ranks.gather({cached.case.name: overlaps(network, cached) for cached in ranks.share(cases)})
         mean = summarise({cached.case.name: found[cached.case.name] for cached in cases})["mean"]
-        dice = {name: label["dice"] for name, label in mean["labels"].items()}
+        dice = {name: measures["dice"] for name, measures in mean["labels"].items()}
         return {"foreground_dice": mean["foreground_dice"], "dice": dice}
 
     return validate

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from volseg.config import read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import SUFFIXES, image_suffix, stem_of
 from volseg.errors import InputError
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,11 @@ def match_pairs(predictions: Path, references: Path) -> Pairs:
     if without_reference:
         raise InputError(
             f"{len(without_reference)} of {len(predicted)} predictions in {predictions} have no reference of the same "
-            f"name in {references}: {some_of(without_reference)}. Add the references, or remove those predictions."
+            f"name in {references}: {first_few(without_reference)}. Add the references, or remove those predictions."
         )
     unmatched = tuple(name for name in true if name not in predicted)
     if unmatched:
-        logger.warning("%d of %d references have no prediction: %s.", len(unmatched), len(true), some_of(unmatched))
+        logger.warning("%d of %d references have no prediction: %s.", len(unmatched), len(true), first_few(unmatched))
     return Pairs(tuple(Pair(name, path, true[name]) for name, path in predicted.items()), unmatched)
 
 
@@ -74,11 +74,6 @@ def read_labels_file(path: Path) -> LabelSet:
     """
     document = _read_mapping(path)
     return parse_labels(document.get("labels", document), document.get("regions_class_order"), str(path))
-
-
-def some_of(items: Sequence[object]) -> str:
-    """The first five of some names or values, and a sign that there are more."""
-    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
 
 
 def _images_by_name(path: Path) -> dict[str, Path]:

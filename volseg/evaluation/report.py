@@ -13,8 +13,9 @@ from volseg.data.io.reading import read_label
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
 from volseg.evaluation.overlap import ABSENT, MEASURES, POLICY, Overlap, label_overlaps, values_in
-from volseg.evaluation.pairs import Pair, Pairs, some_of
+from volseg.evaluation.pairs import Pair, Pairs
 from volseg.files import write_json, write_text
+from volseg.text import first_few
 
 # The measures of one label in one case, by name.
 Measures: TypeAlias = dict[str, float | None]
@@ -155,14 +156,14 @@ def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
         return []
     found = sorted(set().union(*values.values()))
     return [
-        f"Values in {kind} without a label name count as background: {some_of(found)} (cases: {some_of(cases)}). "
+        f"Values in {kind} without a label name count as background: {first_few(found)} (cases: {first_few(cases)}). "
         "Are these the right labels?"
     ]
 
 
 def _absent(names: Sequence[str]) -> list[str]:
     """The warning about labels that occur in no image."""
-    return [f"Labels that occur in no image: {some_of(names)}. Are these the right labels?"] if names else []
+    return [f"Labels that occur in no image: {first_few(names)}. Are these the right labels?"] if names else []
 
 
 def _value_of(found_name: str) -> int:

@@ -18,13 +18,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from volseg.data.cases.cache_key import cache_stem, content_key
-from volseg.data.cases.dataset import Dataset, TrainingCase, listed
+from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, whole_file
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint
         inside = f"{dataset.folder}{os.sep}"
         raise DatasetError(dataset.name, [row._replace(found=row.found.replace(inside, "")) for row in problems])
     if empty:
-        logger.warning("%d of %d cases have no foreground voxel: %s.", len(empty), len(measured), listed(empty))
+        logger.warning("%d of %d cases have no foreground voxel: %s.", len(empty), len(measured), first_few(empty))
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
     return Fingerprint(tuple(measured), tuple(channels))
 

@@ -63,7 +63,7 @@ def test_folds_become_members_whose_logits_are_averaged(tmp_path, two_folds):
     for member, one in enumerate(alone):
         _, plain = load_model(one)
         assert all(torch.equal(weights[f"members.{member}.{name}"], tensor) for name, tensor in plain.items())
-    networks = [Segmenter.load(one, device="cpu", precision="fp32").network for one in (both, *alone)]
+    networks = [Segmenter.load(one, device="cpu", precision="fp32").labeller.network for one in (both, *alone)]
     assert isinstance(networks[0], Ensemble)
     x = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     together, first, second = (network(x) for network in networks)

@@ -287,11 +287,11 @@ def test_only_thirty_problems_are_listed(tmp_path):
 
 
 def test_problems_of_the_folder_come_first(tmp_path):
-    told = Problem("a", "same name", "it is there twice", "rename one of them")
+    known = Problem("a", "same name", "it is there twice", "rename one of them")
     case = write_case(tmp_path, "a", *tiny())
     with pytest.raises(DatasetError) as caught:
-        take_fingerprint(dataclasses.replace(dataset_of(case), problems=(told,)))
-    assert caught.value.problems == (told,)
+        take_fingerprint(dataclasses.replace(dataset_of(case), problems=(known,)))
+    assert caught.value.problems == (known,)
 
 
 def test_equal_scans_are_found_whatever_way_they_are_stored(tmp_path):

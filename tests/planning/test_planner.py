@@ -230,7 +230,7 @@ def test_a_written_plan_reads_back_with_its_reasons(tmp_path, cases, accelerated
     lines = [line.strip() for line in path.read_text().splitlines()]
     for key, reason in reasons.items():
         value = lines[lines.index(f"# {reason}") + 1]
-        # Two values may share a reason; the comment stands above the first.
+        # Two values may have the same reason; then index() finds the comment above the first.
         assert value.startswith(f"{key.removeprefix('network.')}:") or list(reasons.values()).count(reason) > 1
 
 

@@ -1,4 +1,4 @@
-"""The plan: all that is decided about a model before training, and all that prediction needs besides the weights."""
+"""The plan: all choices made before training, and everything that prediction needs besides the weights."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -91,7 +91,7 @@ class Resampling(Frozen):
 
 
 class Plan(Frozen):
-    """All that is decided about a model before training, and all that prediction needs besides the weights.
+    """All choices made before training, and everything that prediction needs besides the weights.
 
     Class 0 is the background; class c >= 1 is `labels[c - 1]`, written to label images as its `value`. With `regions`
     there is no background class and classes overlap: class c is `labels[c]`, present where its logit is above 0, and

@@ -1,4 +1,4 @@
-"""The value types that configurations share, and how a document becomes one of them or a readable error."""
+"""Value types of configurations, and validation of documents with readable errors."""
 
 from typing import Annotated, Any, Literal, TypeVar
 

@@ -33,7 +33,9 @@ def changed(path, **changes):
 def test_the_logits_are_the_mean_of_the_members(models, tmp_path):
     joined = ensemble(models, tmp_path / "all.safetensors")
     x = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    together, *alone = (Segmenter.load(path, device="cpu", precision="fp32").network(x) for path in (joined, *models))
+    together, *alone = (
+        Segmenter.load(path, device="cpu", precision="fp32").labeller.network(x) for path in (joined, *models)
+    )
     torch.testing.assert_close(together, torch.stack(alone).mean(0))
     assert (alone[0] - alone[1]).abs().max() > 0.01
 

@@ -92,6 +92,14 @@ class Result:
         path = Path(path)
         output = find_format(to)
         # The record has its bytes on the disk before the label image appears, and appears only if that does.
-        with whole_file(sibling(path, ".json")) as temporary:
+        with whole_file(_record_of(path, output.suffix)) as temporary:
             temporary.write_text(as_json(self.record), encoding="utf-8")
             output.write(self, path)
+
+
+def _record_of(path: Path, suffix: str | None) -> Path:
+    """The JSON record of a result in `path`: its name without the image suffix, or that of the format, if it has it."""
+    if suffix is None:
+        return sibling(path, ".json")
+    stem = path.name.removesuffix(suffix) if path.name.endswith(suffix) else path.stem
+    return path.with_name(f"{stem}.json")

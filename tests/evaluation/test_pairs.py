@@ -50,7 +50,9 @@ def test_references_without_prediction_are_logged(tmp_path: Path, caplog: pytest
         pairs = match_pairs(predictions, references)
     assert [pair.name for pair in pairs.matched] == ["case_3"]
     assert pairs.unmatched_references == ("case_0", "case_1", "case_2", "case_4", "case_5", "case_6", "case_7")
-    assert caplog.messages == ["7 of 8 references have no prediction: case_0, case_1, case_2, case_4, case_5 and 2 more."]
+    assert caplog.messages == [
+        "7 of 8 references have no prediction: case_0, case_1, case_2, case_4, case_5 and 2 more."
+    ]
 
 
 def test_predictions_without_reference_are_rejected(tmp_path: Path) -> None:

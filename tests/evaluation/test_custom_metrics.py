@@ -1,4 +1,4 @@
-"""Metrics of one's own: what they are called with, where their values go, and what is rejected."""
+"""Custom metrics: what they are called with, where their values go, and what is rejected."""
 
 import json
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_names_that_a_report_uses_are_rejected_before_any_file_is_read(tmp_path:
     with pytest.raises(UsageError) as error:
         evaluate(tmp_path / "predictions", tmp_path / "references", metrics={"mine": missed_mm3, name: missed_mm3})
     assert str(error.value) == (
-        f"A metric of your own is named '{name}', which a report uses already; give it another name than "
+        f"A custom metric is named '{name}', which a report already uses; choose a name other than "
         f"{', '.join(RESERVED)}."
     )
 

@@ -29,9 +29,9 @@ def evaluate(
             the file is compared as the union of its values, and voxels with the file's ignore label are excluded.
             None: the values found.
         output: the report as JSON; a CSV is written next to it.
-        metrics: of one's own, by name, next to the built-in ones. Each is called per case and label as
-            `metric(prediction, reference, spacing_mm)` whenever at least one of the two masks is not empty, and returns
-            a finite number, or None to be left out of the mean. Masks are boolean (I, J, K) in the voxel order of the
+        metrics: custom metrics by name, in addition to the built-in ones. Each is called per case and label as
+            `metric(prediction, reference, spacing_mm)` if at least one of the two masks is not empty, and returns a
+            finite number, or None to be left out of the mean. Masks are boolean (I, J, K) in the voxel order of the
             files, False in voxels that the reference ignores; spacing_mm is along I, J, K.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Metrics of one's own: functions of two masks whose values join the built-in measures in a report."""
+"""Custom metrics: functions of two masks whose values join the built-in measures in a report."""
 
 from collections.abc import Callable, Mapping
 from math import isfinite
@@ -17,7 +17,7 @@ RESERVED = (*MEASURES, "cases", "case", "label")
 
 
 def check_metric_names(metrics: Mapping[str, Metric]) -> None:
-    """Reject a metric under a name that a report uses already.
+    """Reject a custom metric whose name a report already uses.
 
     Raises:
         UsageError: such a name.
@@ -25,7 +25,7 @@ def check_metric_names(metrics: Mapping[str, Metric]) -> None:
     for name in metrics:
         if name in RESERVED:
             raise UsageError(
-                f"A metric of your own is named '{name}', which a report uses already; give it another name than "
+                f"A custom metric is named '{name}', which a report already uses; choose a name other than "
                 f"{', '.join(RESERVED)}."
             )
 
@@ -39,7 +39,7 @@ def metric_values(
     case: str,
     ignore: int | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """Compute metrics for each label of a case.
+    """Compute custom metrics for each label of a case.
 
     Args:
         metrics: by name; each is called once per label that at least one of the two masks contains.

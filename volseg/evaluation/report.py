@@ -44,8 +44,8 @@ def evaluate_pairs(
             label_1, label_2, ...
         workers: threads; each holds one prediction and one reference in memory.
         ignore: value of ignored voxels in references.
-        metrics: of one's own, by name, see `volseg.evaluation.custom_metrics`; with several workers they are called
-            from several threads.
+        metrics: custom metrics by name, see `volseg.evaluation.custom_metrics`; several workers call them from several
+            threads.
 
     Returns:
         The document of `summarise`, and "warnings": signs that the given labels do not fit the images, one sentence
@@ -86,7 +86,7 @@ def summarise(cases: Mapping[str, Mapping[str, Measures]], unmatched_references:
         unmatched_references: names of references without a prediction.
 
     Returns:
-        "cases": a name and, per label, the measures of `Overlap` and those of one's own.
+        "cases": a name and, per label, the measures of `Overlap` and the custom metrics.
         "mean": per label, the mean of each measure over the cases in which the label counts, and the number of these
         cases ("cases"); and "foreground_dice", the mean over labels of their mean Dice, or None if no label counts.
         "spread": per label, standard deviations (n - 1) over the same cases, None with fewer than two values.
@@ -143,8 +143,8 @@ def _compare(
     values = labels or {f"label_{value}": value for value in in_true | in_predicted}
     measures = as_measures(label_overlaps(predicted, true, values, reference.geometry.voxel_ml, ignore))
     if metrics:
-        own = metric_values(metrics, predicted, true, values, reference.geometry.spacing_mm, pair.name, ignore)
-        measures = {label: {**built_in, **own[label]} for label, built_in in measures.items()}
+        custom = metric_values(metrics, predicted, true, values, reference.geometry.spacing_mm, pair.name, ignore)
+        measures = {label: {**built_in, **custom[label]} for label, built_in in measures.items()}
     known = {one for value in values.values() for one in ((value,) if isinstance(value, int) else value)} | {ignore}
     return _Compared(measures, in_predicted - known, in_true - known)
 

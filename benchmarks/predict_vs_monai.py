@@ -4,7 +4,8 @@
 
 Sliding windows alone: both sides start from one normalised volume in memory (112 x 121 x 101 voxels, a CT of the torso
 at 3 mm) and end with its labels, with Gaussian weights and an overlap of 0.5, in float32 and in the precision that
-volseg chooses. MONAI runs with 1, 2 and 4 windows per batch. Each side runs in its own process, one after the other.
+volseg chooses. MONAI runs with 1, 2 and 4 windows per batch; "volseg" is the engine of `volseg predict`, which gives
+labels slab by slab, and "sliding_window" is `volseg.inference.sliding_window`, which gives logits as MONAI does. Each side runs in its own process, one after the other.
 Needs volseg and MONAI 1.6.
 """
 
@@ -21,6 +22,7 @@ from monai.inferers import sliding_window_inference
 from volseg.config import Channel, Label, NetworkConfig, Plan
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
+from volseg.inference import sliding_window
 from volseg.inference.labelling import Labeller
 from volseg.inference.windows import Windows
 from volseg.networks import UNet
@@ -50,7 +52,7 @@ def main() -> None:
         )
         for precision, dtype in DTYPES.items()
         if dtype in (torch.float32, own)
-        for side, batch in (*(("MONAI", batch) for batch in BATCHES), ("volseg", 1))
+        for side, batch in (*(("MONAI", batch) for batch in BATCHES), ("volseg", 1), ("sliding_window", 1))
     }
     title = f"Sliding windows against MONAI: {CLASSES} classes{', toy' * options.toy}"
     note = "Both sides have volseg's network; the overview shows MONAI's fastest batch size in the same precision."
@@ -65,6 +67,8 @@ def headlines(sides: dict[str, Side]) -> list[Row]:
         if theirs:
             fastest = min(theirs, key=theirs.__getitem__)
             found.append(headline(f"sliding windows, {precision}", f"volseg, {precision}", "seconds", fastest))
+            logits = f"sliding_window, {precision}"
+            found.append(headline(f"sliding windows to logits, {precision}", logits, "seconds", fastest))
     return found
 
 
@@ -89,7 +93,11 @@ def work_of(side: str, dtype: torch.dtype, batch: int, toy: bool) -> Callable[[]
     def volseg() -> np.ndarray:
         return Labeller(network, plan, windows, dtype).label(volume, grid)
 
-    return torch.inference_mode()(monai if side == "MONAI" else volseg)
+    def logits() -> torch.Tensor:
+        name = next(name for name, one in DTYPES.items() if one == dtype)
+        return sliding_window(volume, network, plan.patch_size, precision=name).argmax(0).to(torch.uint8)
+
+    return torch.inference_mode()({"MONAI": monai, "volseg": volseg, "sliding_window": logits}[side])
 
 
 def plan_of(toy: bool) -> Plan:

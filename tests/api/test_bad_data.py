@@ -42,7 +42,7 @@ def refused(folder: Path) -> list[dict[str, str]]:
     assert not (folder.parent / "plan.yaml").exists()
     for told in (train.stderr, plan.stderr):
         assert told.count("Error:") == 1
-        assert f"problems: {len(rows)}." in told
+        assert f"has {len(rows)} problem{'' if len(rows) == 1 else 's'} and cannot be used for training:" in told
         assert "what to do" in told
         for row in rows:
             assert any(row["case"] in line and row["problem"] in line for line in told.splitlines())

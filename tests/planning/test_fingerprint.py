@@ -273,14 +273,14 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ("strange", "duplicate"),
     ]
     lines = str(caught.value).splitlines()
-    assert lines[0] == "tiny cannot be trained on as it is, problems: 7."
+    assert lines[0] == "Dataset tiny has 7 problems and cannot be used for training:"
     assert lines[1].startswith("  holed: not finite: ")
     assert lines[1].endswith("; replace them, for example by 0.")
 
 
 def test_only_thirty_problems_are_listed(tmp_path):
     gone = [TrainingCase(f"{i}", (tmp_path / "gone.nii",), tmp_path / "gone.nii") for i in range(32)]
-    with pytest.raises(DatasetError, match=r"problems: 32\.(?s:.*)and 2 more$") as caught:
+    with pytest.raises(DatasetError, match=r"has 32 problems(?s:.*)and 2 more$") as caught:
         take_fingerprint(dataset_of(*gone))
     assert len(str(caught.value).splitlines()) == 32
     assert len(caught.value.problems) == 32

@@ -151,8 +151,8 @@ def test_some_cases_without_a_label_are_told_and_planned(phantoms):
     change(label(phantoms, SECOND), np.zeros_like)
     planned = run("plan", phantoms, "--device", "cpu")
     assert planned.exit_code == 0, planned.output
-    assert f"1 of 4 cases have no labelled voxel: {SECOND}" in planned.stderr
-    assert "1 of 4 cases have no labelled voxel" in planned.stdout
+    assert f"1 of 4 cases have no foreground voxel: {SECOND}" in planned.stderr
+    assert "1 of 4 cases have no foreground voxel" in planned.stdout
 
 
 def test_the_folds_of_a_data_set_may_leave_a_bad_case_out(phantoms):

@@ -12,14 +12,14 @@ from volseg.errors import (
     Problem,
     UsageError,
     VolsegError,
-    first_few,
 )
+from volseg.text import first_few
 
 
 def test_the_first_few_of_many_and_the_number_of_the_others() -> None:
     assert first_few([1, 2, 3]) == "1, 2, 3"
     assert first_few("abcde") == "a, b, c, d, e"
-    assert first_few("abcdefg") == "a, b, c, d, e, and 2 more"
+    assert first_few("abcdefg") == "a, b, c, d, e and 2 more"
     assert first_few(["a", "b", "c"], shown=1, separator="; ") == "a; and 2 more"
     assert first_few([]) == ""
 

@@ -20,16 +20,12 @@ import signal
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from volseg.text import first_few
+
 # The exit code after `Stopped` or any other Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
 # The number of problems of a dataset that a message lists.
 SHOWN = 30
-
-
-def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") -> str:
-    """The first `shown` items for a message, and the number of all others: "a, b, and 3 more"."""
-    more = [f"and {len(items) - shown} more"] if len(items) > shown else []
-    return separator.join([*map(str, items[:shown]), *more])
 
 
 class VolsegError(Exception):

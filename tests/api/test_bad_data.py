@@ -91,7 +91,7 @@ def with_one(value: float):
         (lambda data: change(image(data, SECOND), np.zeros_like), "constant", "every voxel is 0", "leave it out"),
         (lambda data: label(data, SECOND).unlink(), "missing file", "labelsTr/phantom_002", "add it"),
         (lambda data: image(data, SECOND).unlink(), "missing file", "imagesTr/phantom_002", "add it"),
-        (lambda data: image(data, SECOND).write_bytes(b"no image"), "not usable", "is not gzip", "leave out the case"),
+        (lambda data: image(data, SECOND).write_bytes(b"no image"), "not usable", "is not gzip", "remove the case"),
     ],
 )  # fmt: skip
 def test_a_bad_case_is_one_row(phantoms, spoil, problem, found, remedy):
@@ -151,8 +151,8 @@ def test_some_cases_without_a_label_are_told_and_planned(phantoms):
     change(label(phantoms, SECOND), np.zeros_like)
     planned = run("plan", phantoms, "--device", "cpu")
     assert planned.exit_code == 0, planned.output
-    assert f"1 of 4 cases have no labelled voxel: {SECOND}" in planned.stderr
-    assert "1 of 4 cases have no labelled voxel" in planned.stdout
+    assert f"1 of 4 cases have no foreground voxel: {SECOND}" in planned.stderr
+    assert "1 of 4 cases have no foreground voxel" in planned.stdout
 
 
 def test_the_folds_of_a_data_set_may_leave_a_bad_case_out(phantoms):

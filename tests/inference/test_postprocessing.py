@@ -104,9 +104,9 @@ def test_sizes_are_tried_from_small_to_large() -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (ComponentRule(smallest_ml=0.03), "a: components of at least 0.03 ml"),
+        (ComponentRule(smallest_ml=0.03), "a: components of at least 0.03 mL"),
         (ComponentRule(largest_only=True), "a: only the largest component"),
-        (ComponentRule(smallest_ml=1, largest_only=True), "a: only the largest component, if of at least 1 ml"),
+        (ComponentRule(smallest_ml=1, largest_only=True), "a: only the largest component, if of at least 1 mL"),
         (
             ComponentRule(largest_only=True, dice_before=0.5, dice_after=0.62344),
             "a: only the largest component (Dice 0.5000 before, 0.6234 after)",
@@ -115,7 +115,7 @@ def test_sizes_are_tried_from_small_to_large() -> None:
 )
 def test_rules_in_words(rule: ComponentRule, words: str) -> None:
     assert rules_in_words({"a": rule}) == words
-    assert rules_in_words({"a": rule, "b": ComponentRule(smallest_ml=3)}) == f"{words}; b: components of at least 3 ml"
+    assert rules_in_words({"a": rule, "b": ComponentRule(smallest_ml=3)}) == f"{words}; b: components of at least 3 mL"
     assert rules_in_words({}) == "none"
 
 

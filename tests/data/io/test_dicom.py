@@ -234,7 +234,7 @@ def test_many_corrupt_slices_are_counted(tmp_path):
     for file in files[:6]:
         file.write_bytes(b"")
     named = ", ".join(file.name for file in files[:5])
-    with pytest.raises(InputError, match=rf": 6 DICOM files .*: {named}, and 1 more\); copy them again"):
+    with pytest.raises(InputError, match=rf": 6 DICOM files .*: {named} and 1 more\); copy them again"):
         read_scan(folder)
 
 

@@ -26,7 +26,8 @@ from volseg.config import Frozen, checked
 from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import image_suffix, stem_of
 from volseg.data.io.reading import read_label
-from volseg.errors import InputError, Problem, UsageError, first_few
+from volseg.errors import InputError, Problem, UsageError
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ def case_problems(case: TrainingCase, channels: int, known: Collection[int]) -> 
         try:
             check()
         except InputError as error:
-            remedy = error.remedy or "fix it, or leave out the case"
+            remedy = error.remedy or "fix it, or remove the case"
             problems.append(Problem(case.name, error.problem, error.found.removesuffix("."), remedy))
     # A file that cannot be read fails two checks.
     return list(dict.fromkeys(problems))

@@ -28,8 +28,9 @@ import SimpleITK as sitk
 from volseg.data.grid.geometry import LPS_FROM_RAS
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.data.io.itk import voxels_of
-from volseg.errors import InputError, ResourceError, first_few
+from volseg.errors import InputError, ResourceError
 from volseg.files import access_to
+from volseg.text import first_few
 
 LARGEST_ZIP_BYTES = 16 * 2**30
 

@@ -82,16 +82,16 @@ def with_one(value: float):
 @pytest.mark.parametrize(
     ("spoil", "problem", "found", "remedy"),
     [
-        (lambda data: change(label(data, SECOND), shift_mm=2), "grids differ", "than its image", "resample"),
-        (lambda data: change(label(data, SECOND), lambda one: one[1:]), "grids differ", "expected", "resample"),
-        (lambda data: change(image(data, SECOND), with_one(np.nan)), "not finite", "holds 1 NaN", "replace"),
+        (lambda data: change(label(data, SECOND), shift_mm=2), "geometry differs", "than its image", "resample"),
+        (lambda data: change(label(data, SECOND), lambda one: one[1:]), "geometry differs", "expected", "resample"),
+        (lambda data: change(image(data, SECOND), with_one(np.nan)), "not finite", "contains 1 NaN", "replace"),
         (lambda data: change(image(data, SECOND), with_one(np.inf)), "not finite", "or infinite", "replace"),
-        (lambda data: change(label(data, SECOND), lambda one: one * 2), "unknown labels", "[4], known", "name"),
+        (lambda data: change(label(data, SECOND), lambda one: one * 2), "unknown labels", "[4], expected", "declare"),
         (lambda data: change(label(data, SECOND), with_one(0.5)), "label values", "found 0.5", "label image"),
         (lambda data: change(image(data, SECOND), np.zeros_like), "constant", "every voxel is 0", "leave it out"),
         (lambda data: label(data, SECOND).unlink(), "missing file", "labelsTr/phantom_002", "add it"),
         (lambda data: image(data, SECOND).unlink(), "missing file", "imagesTr/phantom_002", "add it"),
-        (lambda data: image(data, SECOND).write_bytes(b"no image"), "not usable", "is not gzip", "leave out the case"),
+        (lambda data: image(data, SECOND).write_bytes(b"no image"), "not usable", "is not gzip", "remove the case"),
     ],
 )  # fmt: skip
 def test_a_bad_case_is_one_row(phantoms, spoil, problem, found, remedy):
@@ -139,10 +139,10 @@ def test_all_problems_of_all_cases_are_rows_of_one_table(phantoms):
     assert [(row["case"], row["problem"]) for row in refused(phantoms)] == [
         (FIRST, "not finite"),
         (FIRST, "unknown labels"),
-        (FIRST, "grids differ"),
+        (FIRST, "geometry differs"),
         (SECOND, "constant"),
         (SECOND, "missing file"),
-        (FOURTH, "grids differ"),
+        (FOURTH, "geometry differs"),
         (FOURTH, "duplicate"),
     ]
 

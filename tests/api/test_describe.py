@@ -31,14 +31,18 @@ def described(path):
 @pytest.mark.parametrize(
     ("array", "extremes", "words"),
     [
-        (holding(np.nan), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
-        (holding(-np.inf), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
-        (np.full((3, 4, 5), np.nan), (None, None), "holds 60 NaN or infinite voxels; replace them, for example by 0."),
-        (ramp().astype(np.complex64), (None, None), "its voxels are complex (complex64)"),
-        (np.zeros((3, 4, 5), COLOUR), (None, None), "its voxels are colour or structured"),
-        (ramp((4, 5)), (0.0, 19.0), "is 2-D (4 x 5); a 3-D volume is needed."),
-        (np.full((3, 4, 5), 7, np.int16), (7.0, 7.0), "every voxel is 7, so it holds no anatomy"),
-        (ramp((3, 4, 5, 1, 2)), (0.0, 119.0), "is 5-D (3 x 4 x 5 x 1 x 2); a 3-D volume is needed."),
+        (holding(np.nan), (1.0, 59.0), "contains 1 NaN or infinite voxels; replace them, for example by 0."),
+        (holding(-np.inf), (1.0, 59.0), "contains 1 NaN or infinite voxels; replace them, for example by 0."),
+        (
+            np.full((3, 4, 5), np.nan),
+            (None, None),
+            "contains 60 NaN or infinite voxels; replace them, for example by 0.",
+        ),
+        (ramp().astype(np.complex64), (None, None), "the voxels are complex (complex64)"),
+        (np.zeros((3, 4, 5), COLOUR), (None, None), "the voxels are colour or structured"),
+        (ramp((4, 5)), (0.0, 19.0), "is 2-D (4 x 5), expected a 3-D volume."),
+        (np.full((3, 4, 5), 7, np.int16), (7.0, 7.0), "the image is constant (every voxel is 7)"),
+        (ramp((3, 4, 5, 1, 2)), (0.0, 119.0), "is 5-D (3 x 4 x 5 x 1 x 2), expected a 3-D volume."),
     ],
 )
 def test_an_image_that_predict_refuses_is_described_with_the_reason(tmp_path, array, extremes, words):
@@ -61,7 +65,7 @@ def test_an_image_without_a_grid_is_described_with_the_reason(tmp_path):
     # srow_y of the header.
     path = patched(save(nifti(ramp(), qform=0), tmp_path / "scan.nii"), 296, bytes(16))
     found = described(path)
-    assert found["refused_by_predict"] == f"{path}: a spacing is zero, found 0.8 x 0 x 3 mm; mend its header."
+    assert found["refused_by_predict"] == f"{path}: a spacing is zero, found 0.8 x 0 x 3 mm; fix the header."
     assert (found["spacing_mm"], found["axes"], found["voxel_ml"]) == (None, None, None)
     assert (found["minimum"], found["maximum"]) == (0.0, 59.0)
 
@@ -70,11 +74,11 @@ def test_an_image_without_a_grid_is_described_with_the_reason(tmp_path):
     ("affine", "words"),
     [
         (STRAIGHT, "none"),
-        (orthogonal(OBLIQUE), "The grid is oblique by 20 degrees: used as stored."),
-        (SHEARED, "The grid is sheared, axes meet at 73.3 degrees: used as stored."),
+        (orthogonal(OBLIQUE), "The image axes are oblique by 20 degrees and are not straightened."),
+        (SHEARED, "The image axes are sheared (they meet at 73.3 degrees) and are not straightened."),
         (
             np.diag([100, 100, 100, 1.0]),
-            "The voxels are 100 x 100 x 100 mm in size: used as stored, but is the unit right?",
+            "The voxel size 100 x 100 x 100 mm is implausible; it is used unchanged, but check the header's unit.",
         ),
     ],
 )

@@ -117,5 +117,5 @@ def test_a_wrong_call_is_said_once_and_leaves_no_folder(phantoms, tmp_path):
     done = finished(command(phantoms, tmp_path / "run", "plan.batch_size=1"))
     assert done.returncode == 1  # torchrun's own
     (sentence,) = sentences(done.stderr)
-    assert "A batch of 1 cannot be shared by 2 processes" in sentence
+    assert "A batch of 1 cannot be split over 2 processes" in sentence
     assert not (tmp_path / "run").exists()

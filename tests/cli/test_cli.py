@@ -56,7 +56,7 @@ def test_one_bad_case_of_several_ends_with_3_and_the_others_are_done(tmp_path, m
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", "--device", "cpu", "--json")
     assert result.exit_code == 3
     cases = {case["name"]: case for case in json.loads(result.stdout)["cases"]}
-    assert "damaged" in cases["torn"]["error"]
+    assert "corrupt" in cases["torn"]["error"]
     assert cases["scan2"]["labels"]["ball"]["voxels"] >= 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "scan1.json", "scan1.nii.gz", "scan2.json", "scan2.nii.gz",

@@ -13,7 +13,7 @@ STRAIGHT = np.array([[-0.8, 0, 0, 31.5], [0, 1.5, 0, -40.25], [0, 0, 3.0, 12.0],
 
 
 def orthogonal(affine):
-    """The affine with its axes turned to right angles, spacings kept."""
+    """The affine with the nearest orthogonal axes and the same spacings."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     straight = affine.copy()
@@ -22,12 +22,12 @@ def orthogonal(affine):
 
 
 def ramp(shape=(3, 4, 5), dtype=np.int16):
-    """Every voxel another value."""
+    """Voxels 0, 1, 2, ..., all different."""
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
 
 
 def nifti(array, affine=STRAIGHT, sform=1, qform=1, units="mm", slope=None, inter=None, version=1, endian="<"):
-    """A NIfTI image with its header fields as told."""
+    """A NIfTI image with the given header fields."""
     kind = nib.Nifti1Image if version == 1 else nib.Nifti2Image
     image = kind(array, affine, kind.header_class(endianness=endian), dtype=array.dtype)
     image.set_sform(affine, sform)
@@ -55,7 +55,7 @@ def write_series(
 ):
     """Write (I, J, K) as one DICOM file per slice at `positions` (K, 3) LPS+, in scrambled file names.
 
-    `tags` ("0028_1052") are written beside or instead of the usual ones.
+    `tags` ("0028_1052") are added to the usual ones or replace them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # GDCM leaves the process in the C locale after writing, in which other tests cannot read UTF-8.

@@ -109,7 +109,7 @@ def test_a_labels_file_with_regions_and_an_ignore_label(tmp_path: Path) -> None:
         ('{"labels": {"a": true}}', "Label 'a' in .* has the value True"),
         ('{"labels": {"a": 1, "b": 1}}', "share a value"),
         ('{"labels": {"1": "a", "2": "a"}}', "share the name 'a'"),
-        ('{"labels": {"background": 0}}', "no label beside the background"),
+        ('{"labels": {"background": 0}}', "has no foreground label"),
         ('{"labels"', "Could not read labels from .*Expecting"),
         ("[1, 2]", "holds a list"),
     ],

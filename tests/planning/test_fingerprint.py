@@ -265,7 +265,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
     rows = [(row.case, row.problem) for row in caught.value.problems]
     assert rows == [
         ("holed", "not finite"),
-        ("moved", "grids differ"),
+        ("moved", "geometry differs"),
         ("strange", "unknown labels"),
         ("gone", "missing file"),
         ("gone", "missing file"),
@@ -305,8 +305,8 @@ def test_equal_scans_are_found_whatever_way_they_are_stored(tmp_path):
     with pytest.raises(DatasetError) as caught:
         take_fingerprint(dataset_of(*cases))
     assert [(row.case, row.found) for row in caught.value.problems] == [
-        ("b", "its voxels are those of a"),
-        ("d", "its voxels are those of a"),
+        ("b", "it has the same voxels as a"),
+        ("d", "it has the same voxels as a"),
     ]
 
 

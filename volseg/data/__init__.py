@@ -1,1 +1,1 @@
-"""Scans and label images. `grid` is below `io`, and `io` below `cases`."""
+"""Scans and label images: geometry and preprocessing (`grid`), files (`io`) and training datasets (`cases`)."""

@@ -24,7 +24,7 @@ PLAN = small_plan(mirror_axes=(0, 1, 2))
 
 
 class Middle:
-    """An augmentation that reports where a patch lies, and its seed, instead of its voxels."""
+    """An augmentation that returns the position of a patch and its seed instead of its voxels."""
 
     def set_random_state(self, seed):
         self.seed = seed
@@ -35,7 +35,7 @@ class Middle:
 
 
 class Still(Middle):
-    """A crop that says so: its seed is -1."""
+    """A crop without augmentation, recognisable by its seed of -1."""
 
     def set_random_state(self, seed):
         self.seed = -1
@@ -82,10 +82,10 @@ def test_a_pickled_dataset_gives_the_same_batches(dataset):
 def test_the_ranks_share_out_the_global_batch(cached, dataset):
     whole = dataset[5]
     for rank in range(2):
-        draws = PatchSampler(0.33, seed=7, rank=rank, world=2)
-        part = BatchDataset(cached, PLAN, draws, augmentation(PLAN, AugmentationConfig()))[5]
+        sampler = PatchSampler(0.33, seed=7, rank=rank, world=2)
+        part = BatchDataset(cached, PLAN, sampler, augmentation(PLAN, AugmentationConfig()))[5]
         assert same(part, {key: value[rank::2] for key, value in whole.items()})
-    with pytest.raises(UsageError, match="batch of 4 cannot be shared by 5"):
+    with pytest.raises(UsageError, match="batch of 4 cannot be split over 5"):
         BatchDataset(cached, PLAN, PatchSampler(0.33, world=5), Middle())
     batch_norm = PLAN.model_copy(update={"network": PLAN.network.model_copy(update={"norm": "batch"})})
     with pytest.raises(UsageError, match="Batch norm needs the whole batch in one process, found 2"):
@@ -111,17 +111,17 @@ def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
     assert len(set(epochs)) > 2
 
 
-def test_the_share_of_changed_patches_rises_over_the_passes(cached):
+def test_the_fraction_of_augmented_patches_rises_over_the_warm_up(cached):
     dataset = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=3), Middle(), AugmentationWarmup(Still(), epochs=800))
-    # 800 passes over three cases, and one more quarter.
-    changed = np.array([dataset.sample(number)["label"].item() >= 0 for number in range(3000)]).reshape(5, 600)
-    assert changed.mean(axis=1) == pytest.approx([0.125, 0.375, 0.625, 0.875, 1], abs=0.05)
-    assert changed[4].all()
+    # 800 epochs of three cases, and a quarter more.
+    augmented = np.array([dataset.sample(number)["label"].item() >= 0 for number in range(3000)]).reshape(5, 600)
+    assert augmented.mean(axis=1) == pytest.approx([0.125, 0.375, 0.625, 0.875, 1], abs=0.05)
+    assert augmented[4].all()
     at_once = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=3), Middle(), AugmentationWarmup(Still(), epochs=0))
     assert all(at_once.sample(number)["label"].item() >= 0 for number in range(30))
 
 
-def test_batches_of_regions_say_for_each_where_it_is(cached, tmp_path):
+def test_batches_of_regions_have_one_mask_per_region(cached, tmp_path):
     augment = augmentation(PLAN, AugmentationConfig())
     cases = cache_cases([case.case for case in cached], region_plan(), tmp_path)
     regions = BatchDataset(cases, region_plan(), PatchSampler(0.0, seed=7), augment)[3]
@@ -157,14 +157,14 @@ def test_the_loader_ends_its_workers(dataset):
             os.kill(pid, 0)
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(dataset):
+def test_a_killed_worker_ends_the_run_with_one_sentence(dataset):
     batches = iter(batch_loader(dataset, 0, 1))
     next(batches)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(TrainingError, match="--resume"), lost_workers():
+    with pytest.raises(TrainingError, match=r"worker died.*resume with --resume"), lost_workers():
         list(itertools.islice(batches, 10))
 
 
-def test_an_error_inside_a_worker_is_not_taken_for_a_lost_one():
+def test_an_error_inside_a_worker_is_not_reported_as_a_dead_worker():
     with pytest.raises(RuntimeError, match="Caught"), lost_workers():
         raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")

@@ -97,21 +97,21 @@ def test_foreground_voxels_of_a_region_are_those_of_all_its_parts(cases, folder)
         assert np.array_equal(one.foreground(2), np.argwhere(whole_label(one) == 2))
 
 
-def test_ignored_voxels_are_no_foreground_and_the_others_are_known(cases, folder):
+def test_ignored_voxels_are_not_foreground_and_the_others_are_annotated(cases, folder):
     network = small_plan().network.model_copy(update={"classes": 2})
     plan = small_plan(labels=(Label(name="one", value=3),), ignore=5, network=network)
     cached = cache_cases(cases, plan, folder)
     for one, others in zip(cached, cache_cases(cases, small_plan(), folder), strict=True):
         assert np.array_equal(whole_label(one) == IGNORED, whole_label(others) == 2)
         assert np.array_equal(one.foreground(1), np.argwhere(whole_label(others) == 1))
-        assert others.known is None
-    # Case 1 lacks what is ignored in the others.
-    assert cached[1].known is None
+        assert others.annotated is None
+    # Case 1 lacks the label that is ignored in the others.
+    assert cached[1].annotated is None
     for one in (cached[0], cached[2]):
-        assert np.array_equal(one.known, np.argwhere(whole_label(one) != IGNORED))
+        assert np.array_equal(one.annotated, np.argwhere(whole_label(one) != IGNORED))
 
 
-def test_a_finished_case_is_not_done_again_and_an_unfinished_one_is(cases, folder, monkeypatch):
+def test_a_finished_case_is_not_preprocessed_again_and_an_unfinished_one_is(cases, folder, monkeypatch):
     first, done, work = cache_cases(cases, small_plan(), folder), [], cache._preprocess
 
     def noted(case, plan, stem):
@@ -121,14 +121,14 @@ def test_a_finished_case_is_not_done_again_and_an_unfinished_one_is(cases, folde
     monkeypatch.setattr(cache, "_preprocess", noted)
     assert cache_cases(cases, small_plan(), folder) == first
     assert done == []
-    # As if cut off before its last file was written.
+    # As if interrupted before its last file was written.
     first[1].stem.with_name(f"{first[1].stem.name}.json").unlink()
     assert cache_cases(cases, small_plan(), folder) == first
     assert done == ["case_1"]
 
 
 @pytest.mark.parametrize("part", ["image.b2nd", "label.b2nd", "foreground.npy"])
-def test_a_case_that_has_lost_a_file_is_done_again(cases, folder, part):
+def test_a_case_with_a_missing_file_is_preprocessed_again(cases, folder, part):
     first = cache_cases(cases, small_plan(), folder)
     lost = first[1].stem.with_name(f"{first[1].stem.name}.{part}")
     content = lost.read_bytes()
@@ -137,7 +137,7 @@ def test_a_case_that_has_lost_a_file_is_done_again(cases, folder, part):
     assert lost.read_bytes() == content
 
 
-def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, monkeypatch):
+def test_an_interrupted_run_leaves_only_whole_files_and_resumes(cases, folder, monkeypatch):
     def interrupted(path, document):
         raise KeyboardInterrupt
 
@@ -145,7 +145,7 @@ def test_an_interrupted_run_leaves_whole_files_only_and_goes_on(cases, folder, m
         patch.setattr(cache, "write_json", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache_cases(cases, small_plan(), folder)
-    # No case is complete, whole files of those that were at work are there, and nothing half-written.
+    # No case is complete; the cases in progress have left whole files, and none is half-written.
     assert {path.name.split(".", 2)[2] for path in folder.iterdir()} == {"foreground.npy", "image.b2nd", "label.b2nd"}
     assert len(cache_cases(cases, small_plan(), folder)) == 3
     assert len(list(folder.iterdir())) == 12
@@ -202,7 +202,7 @@ def test_the_key_follows_the_voxels_behind_a_detached_header(cases, tmp_path, su
     assert cache_key(case, small_plan()) != before
 
 
-def test_a_folder_beside_a_detached_header_is_none_of_its_files(cases, tmp_path):
+def test_a_folder_named_like_a_detached_header_is_not_one_of_its_files(cases, tmp_path):
     header = tmp_path / "scan.mhd"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(header), useCompression=False)
     case = dataclasses.replace(cases[0], images=(header,))
@@ -219,9 +219,11 @@ def test_a_bad_case_is_named(cases, folder):
     assert not list(folder.glob("case_1.*"))
 
 
-def test_a_file_that_is_gone_is_told_with_its_case(cases, folder):
+def test_a_missing_file_is_reported_with_its_case(cases, folder):
     cases[1].label.unlink()
-    with pytest.raises(InputError, match=r"Case case_1: could not read .*label_1.nii.gz: No such file"):
+    with pytest.raises(
+        InputError, match=r"Case case_1: could not read .*label_1.nii.gz: No such file .*Restore the file"
+    ):
         cache_cases(cases, small_plan(), folder)
 
 
@@ -238,11 +240,11 @@ def test_two_cases_are_prepared_at_the_same_time_and_reported_in_order(tmp_path,
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_after_a_bad_case_no_further_one_is_begun(tmp_path, folder, monkeypatch):
-    cases, begun = write_cases(tmp_path, 8), []
+def test_after_a_bad_case_no_further_one_is_started(tmp_path, folder, monkeypatch):
+    cases, started = write_cases(tmp_path, 8), []
 
     def fail_first(case, plan, stem):
-        begun.append(case.name)
+        started.append(case.name)
         if case.name == "case_0":
             raise InputError("Case case_0: bad.")
         time.sleep(0.5)
@@ -250,10 +252,10 @@ def test_after_a_bad_case_no_further_one_is_begun(tmp_path, folder, monkeypatch)
     monkeypatch.setattr(cache, "_preprocess", fail_first)
     with pytest.raises(InputError, match="case_0"):
         cache_cases(cases, small_plan(), folder)
-    assert len(begun) <= 3
+    assert len(started) <= 3
 
 
-def test_an_entry_is_cheap_to_send_and_says_where_it_came_from(cases, folder):
+def test_an_entry_is_cheap_to_send_and_records_its_source_files(cases, folder):
     one = cache_cases(cases, small_plan(), folder)[2]
     sent = pickle.dumps(one)
     assert len(sent) < 1500

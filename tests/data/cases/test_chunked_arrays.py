@@ -1,4 +1,4 @@
-"""Compressed arrays: what comes back, how much of a file a slice needs, and what a full disk leaves."""
+"""Chunked arrays: round trips, how much of a file a slice reads, and a full disk."""
 
 from contextlib import suppress
 
@@ -16,26 +16,26 @@ from volseg.errors import ResourceError
     dtype=st.sampled_from([np.float32, np.uint8, np.int16]),
     data=st.data(),
 )
-def test_a_slice_is_that_of_the_array(shape, dtype, data, tmp_path_factory):
+def test_a_slice_of_the_file_is_that_of_the_array(shape, dtype, data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "array.b2nd"
     array = np.random.default_rng(0).normal(0, 50, shape).astype(dtype)
     write_chunked(path, array)
     bounds = [sorted((data.draw(st.integers(0, length)), data.draw(st.integers(0, length)))) for length in shape]
     part = tuple(slice(start, stop) for start, stop in bounds)
-    packed = open_chunked(path)
-    assert (packed.shape, packed.dtype) == (array.shape, array.dtype)
-    assert packed[part].dtype == dtype
-    assert np.array_equal(packed[part], array[part])
-    assert np.array_equal(packed[...], array)
+    chunked = open_chunked(path)
+    assert (chunked.shape, chunked.dtype) == (array.shape, array.dtype)
+    assert chunked[part].dtype == dtype
+    assert np.array_equal(chunked[part], array[part])
+    assert np.array_equal(chunked[...], array)
 
 
-def test_numbers_that_are_none_and_zeros_with_a_sign_come_back(tmp_path):
+def test_nan_infinity_and_negative_zero_are_kept(tmp_path):
     array = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32).reshape(1, 1, 1, 5)
     write_chunked(tmp_path / "array.b2nd", array)
     assert open_chunked(tmp_path / "array.b2nd")[...].tobytes() == array.tobytes()
 
 
-def test_labels_take_a_small_part_of_their_bytes(tmp_path):
+def test_labels_are_compressed_well(tmp_path):
     label = np.zeros((1, 64, 96, 96), np.uint8)
     label[:, 10:40, 20:70, 30:80] = 1
     write_chunked(tmp_path / "label.b2nd", label)
@@ -43,21 +43,21 @@ def test_labels_take_a_small_part_of_their_bytes(tmp_path):
 
 
 def test_a_patch_is_read_without_the_rest_of_its_file(tmp_path):
-    """Of a chunk without a part in it most may be lost, and a patch is still what it was."""
+    """A patch is read correctly even if most of a chunk that it does not touch is lost."""
     size = (2 * BLOCK[1] * 4, BLOCK[2] * 4, BLOCK[3] * 4)
     array = np.random.default_rng(0).integers(0, 2**31, (1, *size)).astype(np.float32)
     path = tmp_path / "array.b2nd"
     write_chunked(path, array)
     content = path.read_bytes()
-    # Two chunks lie one after the other; of the second one, most is lost.
+    # The file has two chunks, one after the other; most of the second is overwritten.
     quarter = len(content) // 4
     path.write_bytes(content[: 2 * quarter + 4000] + bytes(quarter - 4000) + content[3 * quarter :])
-    packed = open_chunked(path)
+    chunked = open_chunked(path)
     first = (slice(None), slice(0, 30), slice(5, 60), slice(7, 90))
-    assert np.array_equal(packed[first], array[first])
-    # An error would do as well; what must not be is that the rest is there.
+    assert np.array_equal(chunked[first], array[first])
+    # An error is acceptable too, but the second half must not be intact.
     with suppress(RuntimeError):
-        assert not np.array_equal(packed[:, size[0] // 2 :], array[:, size[0] // 2 :])
+        assert not np.array_equal(chunked[:, size[0] // 2 :], array[:, size[0] // 2 :])
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_files_are_errors(tmp_path):
+def test_corrupt_files_are_errors(tmp_path):
     write_chunked(tmp_path / "array.b2nd", np.ones((1, 20, 30, 40), np.float32))
     content = (tmp_path / "array.b2nd").read_bytes()
     (tmp_path / "array.b2nd").write_bytes(content[: len(content) // 2])

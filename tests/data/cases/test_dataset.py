@@ -1,4 +1,4 @@
-"""The three layouts of a training dataset, what is refused, and folds."""
+"""The three layouts of a training dataset, rejected datasets, and folds."""
 
 import json
 from pathlib import Path
@@ -149,7 +149,7 @@ def test_plain_layout_takes_names_from_labels_json(tmp_path):
     assert open_dataset(tmp_path).labels.values == {"liver": 3}
 
 
-def test_refuses_what_is_not_a_data_set(tmp_path):
+def test_a_folder_that_is_not_a_dataset_is_rejected(tmp_path):
     with pytest.raises(InputError, match=r"There is no folder .*nowhere"):
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"neither dataset.json .* nor the folders images and labels"):
@@ -165,7 +165,7 @@ def test_refuses_what_is_not_a_data_set(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_files_that_are_not_there_keep_their_place(tmp_path):
+def test_cases_with_missing_files_are_kept(tmp_path):
     write_nnunet(tmp_path)
     (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
     (tmp_path / "labelsTr" / "b.nii.gz").unlink()
@@ -189,7 +189,7 @@ def test_plain_layout_without_partners(tmp_path):
         ("three", "three.nii.gz", "three.nii.gz"),
         ("two", "two.nii", "two.nii"),
     ]
-    # The label image of "four" is no image, which is told when it is read.
+    # The label image of "four" is not an image, which is reported when it is read.
     assert dataset.labels.values == {"label_2": 2, "label_3": 3}
     assert dataset.problems == ()
 
@@ -235,13 +235,13 @@ def test_decathlon_layout_with_an_ignore_label_or_regions(tmp_path, labels, expe
     assert open_dataset(tmp_path).labels == expected
 
 
-def test_labels_that_cannot_be_trained_on_are_refused_by_the_folders_name(tmp_path):
+def test_invalid_labels_are_reported_with_the_folder(tmp_path):
     write_nnunet(tmp_path, {"background": 0, "organ": "one"})
     with pytest.raises(InputError, match=rf"'organ' in {tmp_path} has the value 'one', expected an integer"):
         open_dataset(tmp_path)
 
 
-def test_a_data_set_without_cases(tmp_path):
+def test_a_dataset_without_cases(tmp_path):
     write_nnunet(tmp_path, cases=())
     with pytest.raises(InputError, match="no training case"):
         open_dataset(tmp_path)
@@ -258,21 +258,21 @@ def test_folds_are_those_of_sklearn(tmp_path, count, folds):
     assert split_folds(dataset, folds) == expected
 
 
-def test_folds_from_the_data_set_go_first(tmp_path, caplog):
+def test_folds_of_the_dataset_take_precedence(tmp_path, caplog):
     dataset = many_cases(tmp_path, 4)
     splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(splits))
     assert split_folds(dataset, 5) == splits
     path = tmp_path / "splits_final.json"
-    assert caplog.messages == [f"The number of folds is 1, as in {path}, and not 5"]
+    assert caplog.messages == [f"Using the 1 folds of {path} instead of 5"]
     path.write_text(json.dumps(splits * 5))
     assert split_folds(dataset, 5) == splits * 5
     assert len(caplog.messages) == 1
-    with pytest.raises(UsageError, match="--folds is 0, but there have to be at least 2"):
+    with pytest.raises(UsageError, match="--folds is 0, expected at least 2"):
         split_folds(dataset, 0)
 
 
-def test_a_fold_of_the_data_set_may_have_nothing_to_validate_on(tmp_path):
+def test_a_fold_of_the_dataset_may_have_no_validation_cases(tmp_path):
     splits = [{"train": ["case_000", "case_001"], "val": []}]
     (tmp_path / "splits.json").write_text(json.dumps(splits))
     assert read_splits(tmp_path / "splits.json", many_cases(tmp_path, 2)) == splits
@@ -281,21 +281,21 @@ def test_a_fold_of_the_data_set_may_have_nothing_to_validate_on(tmp_path):
 @pytest.mark.parametrize(
     ("splits", "complaint"),
     [
-        ([{"train": ["case_000", "other"], "val": []}], "names 1 cases the dataset does not have: other"),
-        ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: in train and in val are case_000"),
-        ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. Name the"),
+        ([{"train": ["case_000", "other"], "val": []}], "names 1 cases not in the dataset: other"),
+        ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: train and val both contain case_000"),
+        ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. List the"),
         (
             [{"train": ["case_001", "case_000", "case_001"], "val": []}],
-            "fold 0: more than once in train are case_001. Name each case once.",
+            "fold 0: train contains case_001 more than once. List each case once.",
         ),
-        ([{"train": ["case_000"], "val": ["case_001"] * 3}], "fold 0: more than once in val are case_001."),
+        ([{"train": ["case_000"], "val": ["case_001"] * 3}], "fold 0: val contains case_001 more than once."),
         ([{"train": ["case_000"]}], "json, fold 0, is invalid: 'val' is missing."),
         ([{"train": None, "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found None."),
         ([{"train": "c00", "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found 'c00'."),
         ([{"train": [["a"]], "val": []}], r"'train.0': Input should be a valid string, found \['a'\]."),
         (["case_000"], "fold 0, is invalid: "),
-        ({"train": [], "val": []}, "has to hold a list"),
-        ([], "has to hold a list"),
+        ({"train": [], "val": []}, "must be a list"),
+        ([], "must be a list"),
     ],
 )
 def test_splits_that_do_not_fit(tmp_path, splits, complaint):

@@ -101,7 +101,7 @@ def test_a_disc_moves_straight_on_at_one_to_two_pixels_a_frame():
     speeds = []
     for seed in range(40):
         places = disc_places(make_clip(seed, moving=True))
-        speeds.append(np.linalg.norm(places[4] - places[0]) / 4)  # less where it was reflected on the way
+        speeds.append(np.linalg.norm(places[4] - places[0]) / 4)  # less if it was reflected
     assert max(speeds) < 2.5
     assert 1.0 < np.quantile(speeds, 0.75) < 2.0
 
@@ -116,7 +116,7 @@ def test_a_disc_that_moves_is_in_the_end_as_likely_anywhere_as_one_that_does_not
     np.testing.assert_allclose(moving.std(0), still.std(0), rtol=0.1)
 
 
-def test_written_data_set(tmp_path):
+def test_written_dataset(tmp_path):
     write_phantoms(tmp_path, count=2, seed=5, kind="ct", tests=1)
     document = json.loads((tmp_path / "dataset.json").read_text())
     assert document["modality"] == {"0": "CT"}

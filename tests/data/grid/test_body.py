@@ -1,4 +1,4 @@
-"""The box around the body: where it stands, and that it changes where windows stand and little else."""
+"""The bounding box of the body: its position, and that cropping changes the windows and few voxels of the result."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def ct(seed=0):
 
 
 class ByIntensity(torch.nn.Module):
-    """Says ball above one normalised intensity, rod above a higher one."""
+    """Predicts ball above one normalised intensity and rod above a higher one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,16 +48,16 @@ class ByIntensity(torch.nn.Module):
 
 
 def segment(tmp_path, scan, **options):
-    """The result, and the number of windows it took, of a network that looks at intensities alone."""
+    """The result and the number of windows of a network that thresholds intensities."""
     loaded = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu", precision="fp32", **options)
     segmenter = replace(loaded, labeller=replace(loaded.labeller, network=ByIntensity()))
-    told = []
-    result = segmenter((scan, AFFINE), progress=lambda *said: told.append(said[-1]))
-    return result, int(told[-1].split()[-1])
+    texts = []
+    result = segmenter((scan, AFFINE), progress=lambda *update: texts.append(update[-1]))
+    return result, int(texts[-1].split()[-1])
 
 
 def inside(grid):
-    """Voxels of the scan that lie in the cut-out."""
+    """Voxels of the scan that lie in the crop."""
     return grid.back(np.ones(grid.box_shape, bool))
 
 
@@ -80,7 +80,7 @@ def test_the_box_holds_the_body_and_a_margin_and_neither_table_nor_air(spacing):
         body_box(scan, spacing), BODY, scan.shape, spacing, steps, strict=True
     ):
         margin = int(np.ceil(10 / mm))
-        # The ellipse is thin where it begins; there the thinned copy may miss two of its voxels.
+        # The ellipse is thin at its ends; the subsampled copy may miss two of its voxels there.
         assert max(0, first - margin - 2 * step) <= start <= max(0, first - margin + 2)
         assert min(size, last + margin - 2) <= stop <= min(size, last + margin + 2 * step)
 
@@ -94,7 +94,7 @@ def test_metal_and_loose_specks_do_not_move_the_box():
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
-def test_where_nothing_stands_out_the_box_is_everything(dtype):
+def test_the_box_of_a_constant_volume_is_everything(dtype):
     assert body_box(np.full((9, 8, 7), 5, dtype), SPACING) == ((0, 9), (0, 8), (0, 7))
 
 
@@ -111,7 +111,7 @@ def test_intensities_are_normalised_as_without_the_crop_and_the_plans_own_crop_s
     assert outer == network_grid([scan, other], geometry, plan)
     assert not (inside(grid) & ~inside(outer)).any()
     assert inside(grid).sum() < 0.8 * inside(outer).sum()
-    # Nothing is resampled here, so the crop is a cut.
+    # The spacing is the plan's, so nothing is resampled.
     d, h, w = (slice(a - c, b - c) for (a, b), (c, _) in zip(grid.box, outer.box, strict=True))
     torch.testing.assert_close(cut, whole[:, d, h, w], atol=0, rtol=0)
 
@@ -141,6 +141,6 @@ def test_a_border_of_constant_air_costs_no_windows(tmp_path):
     assert windows == segment(tmp_path, scan, crop="body")[1] < 0.25 * all_windows
 
 
-def test_another_crop_is_refused(tmp_path):
+def test_another_crop_is_rejected(tmp_path):
     with pytest.raises(UsageError, match="Unknown crop 'head'"):
         Segmenter.load(write_model(tmp_path / "m.safetensors"), crop="head")

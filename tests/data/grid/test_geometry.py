@@ -1,4 +1,4 @@
-"""Grids: names, sizes and places of axes, and the exact way into a network's grid and back."""
+"""Geometry: names, sizes and positions of axes, and the exact mapping between image space and network space."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from tests.data.small_cases import small_plan
 from volseg.data.grid.geometry import LPS_FROM_RAS, Geometry, GridMap, map_to_network, ras_order
 from volseg.errors import GridError
 
-# Every way to store a volume along the world's axes: 6 orders times 8 flips.
+# Every voxel order along the world axes: 6 permutations times 8 flips.
 STORAGES = [
     pytest.param(order, flips, id="".join("RAS"[world] if not flip else "LPI"[world] for world, flip in pairs))
     for order in itertools.permutations(range(3))
@@ -40,7 +40,7 @@ def rotation(degrees, axis):
 
 
 def world_of(affine, shape):
-    """World place of every voxel, (I, J, K, 3)."""
+    """World position of every voxel, (I, J, K, 3)."""
     grid = np.stack(np.meshgrid(*[np.arange(size) for size in shape], indexing="ij"), axis=-1)
     return grid @ affine[:3, :3].T + affine[:3, 3]
 
@@ -100,18 +100,18 @@ def test_geometry_is_a_value():
 
 
 @pytest.mark.parametrize(("shape", "affine"), [((2, 3), np.eye(4)), ((2, 3, 4), np.eye(3))])
-def test_geometry_refuses_other_dimensions(shape, affine):
-    with pytest.raises(GridError, match="3 sizes and a 4 x 4 affine"):
+def test_geometry_rejects_other_dimensions(shape, affine):
+    with pytest.raises(GridError, match="Expected a shape of 3 sizes and a 4 x 4 affine"):
         Geometry(shape, affine)
 
 
 def test_same_grid_measures_at_the_far_corner():
     geometry = Geometry((101, 11, 11), np.eye(4))
-    turned = np.eye(4)
-    turned[0, 0] = 1.00009  # 0.009 voxel at the last voxel
-    assert geometry.same_grid(Geometry(geometry.shape, turned))
-    turned[0, 0] = 1.00011
-    assert not geometry.same_grid(Geometry(geometry.shape, turned))
+    scaled = np.eye(4)
+    scaled[0, 0] = 1.00009  # 0.009 voxel at the last voxel
+    assert geometry.same_grid(Geometry(geometry.shape, scaled))
+    scaled[0, 0] = 1.00011
+    assert not geometry.same_grid(Geometry(geometry.shape, scaled))
     assert not geometry.same_grid(Geometry((101, 11, 12), np.eye(4)))
 
 
@@ -168,7 +168,7 @@ def test_a_half_is_rounded_to_even_after_dividing_spacings_first():
     assert size(5, 0.6, 0.4) == 7
 
 
-def test_a_box_is_cut_out_of_the_oriented_grid():
+def test_a_box_is_cropped_from_the_oriented_scan():
     geometry = Geometry((10, 20, 7), np.diag([-0.5, 0.8, 3.0, 1.0]))
     box = ((1, 6), (2, 9), (0, 20))
     grid = map_to_network(geometry, small_plan(spacing_mm=(1.5, 0.5, 0.8)), box)
@@ -196,13 +196,13 @@ def grid_maps(draw):
 @given(grid_maps())
 def test_back_is_the_inverse_of_into(grid):
     array = np.arange(1, 1 + np.prod(grid.stored_shape)).reshape(grid.stored_shape)
-    cut = grid.into(array)
-    assert cut.shape == grid.box_shape
-    stored = grid.back(cut.copy())
+    crop = grid.into(array)
+    assert crop.shape == grid.box_shape
+    stored = grid.back(crop.copy())
     np.testing.assert_array_equal(stored[stored != 0], array[stored != 0])
-    assert (stored != 0).sum() == cut.size
-    np.testing.assert_array_equal(grid.into(stored), cut)
-    assert (grid.back(cut, outside=-1) == np.where(stored == 0, -1, stored)).all()
+    assert (stored != 0).sum() == crop.size
+    np.testing.assert_array_equal(grid.into(stored), crop)
+    assert (grid.back(crop, outside=-1) == np.where(stored == 0, -1, stored)).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -212,9 +212,9 @@ def test_into_carries_leading_axes_along(grid, channels):
     np.testing.assert_array_equal(grid.into(array), np.stack([grid.into(channel) for channel in array]))
 
 
-def test_map_refuses_foreign_shapes():
+def test_mapping_rejects_other_shapes():
     grid = map_to_network(Geometry((3, 4, 5), np.eye(4)), small_plan())
-    with pytest.raises(GridError, match="found an array of"):
+    with pytest.raises(GridError, match=r"scan's shape \(3, 4, 5\), found \(3, 4, 6\)"):
         grid.into(np.zeros((3, 4, 6)))
-    with pytest.raises(GridError, match="cut-out has shape"):
+    with pytest.raises(GridError, match=r"a crop of shape \(5, 3, 4\), found \(3, 4, 5\)"):
         grid.back(np.zeros((3, 4, 5)))

@@ -1,4 +1,4 @@
-"""The box around what is not zero and its filled holes, against scipy."""
+"""The bounding box of nonzero voxels and the filled mask, against scipy."""
 
 import numpy as np
 import pytest
@@ -46,11 +46,11 @@ def test_two_channels_close_a_hole_together():
     assert nonzero_box([one, two]) == ((2, 9), (3, 10), (1, 11))
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("shape", [(12, 13, 14), (1, 9, 9), (2, 20, 3)])
-def test_cropping_first_changes_nothing_and_scipy_agrees(shape, share):
+def test_cropping_first_changes_nothing_and_scipy_agrees(shape, fraction):
     for seed in range(5):
-        array = np.random.default_rng(seed).random(shape) < share
+        array = np.random.default_rng(seed).random(shape) < fraction
         array[-1:] = array[:, :2] = False
         whole = ndimage.binary_fill_holes(array)
         d, h, w = (slice(*span) for span in nonzero_box([array]))

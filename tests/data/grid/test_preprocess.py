@@ -1,4 +1,4 @@
-"""The way of a scan to the network's grid: values worked out by hand."""
+"""Preprocessing of a scan to network space: values computed by hand."""
 
 import itertools
 
@@ -28,11 +28,11 @@ def normalised(channel, array, mask=None):
 
 
 def imported_plan(channels, **changes) -> Plan:
-    """A plan such as nnU-Net's: axes as stored, cropped to what is not zero, cubic splines."""
+    """A plan like nnU-Net's: native voxel order, cropped to nonzero voxels, cubic splines."""
     network = tiny_plan().network.model_dump() | {"in_channels": len(channels)}
     values = {"orientation": "stored", "axes": (2, 1, 0), "crop": "nonzero", "channels": channels}
-    way = Resampling(order=3, separate="anisotropic")
-    return tiny_plan(**{**values, "image_resampling": way, "network": NetworkConfig(**network), **changes})
+    cubic = Resampling(order=3, separate="anisotropic")
+    return tiny_plan(**{**values, "image_resampling": cubic, "network": NetworkConfig(**network), **changes})
 
 
 def head(shape=(20, 22, 18), dtype=np.int16):
@@ -49,23 +49,23 @@ def test_zscore_of_four_voxels():
     array = np.array([1, 3, 5, 7], dtype=np.int16).reshape(1, 2, 2)
     expected = (np.array([1, 3, 5, 7]) - 4) / np.sqrt(5)
     np.testing.assert_allclose(normalised(Channel(), array).ravel(), expected, rtol=1e-6)
-    assert array.dtype == np.int16, "the scan itself is left as it was"
+    assert array.dtype == np.int16, "the scan itself is unchanged"
 
 
-def test_ct_is_clipped_then_scaled_by_the_numbers_of_training():
+def test_ct_is_clipped_then_scaled_by_the_training_statistics():
     channel = Channel(normalisation="ct", clip=(-100.0, 300.0), mean=100.0, std=50.0)
     array = np.array([-1000, -100, 150, 3000], dtype=np.int16).reshape(1, 2, 2)
     np.testing.assert_allclose(normalised(channel, array).ravel(), [-4, -4, 1, 4])
 
 
-def test_none_changes_nothing_but_the_dtype():
+def test_none_changes_only_the_dtype():
     array = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
     found = normalised(Channel(normalisation="none"), array)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, array)
 
 
-def test_ct_without_numbers_is_refused():
+def test_ct_without_statistics_is_rejected():
     with pytest.raises(ValueError, match="needs clip, mean and std"):
         Channel(normalisation="ct")
 
@@ -77,12 +77,12 @@ def test_rescaling_goes_from_0_to_1():
     np.testing.assert_array_equal(normalised(channel, np.full((2, 2, 2), 7, np.uint8)), 0)
 
 
-def test_rgb_is_divided_by_255_and_nothing_else_is_taken_for_it():
+def test_rgb_is_divided_by_255_and_other_ranges_are_rejected():
     channel = Channel(name="red", normalisation="rgb")
     array = np.array([0, 51, 102, 255], dtype=np.uint8).reshape(1, 2, 2)
     np.testing.assert_allclose(normalised(channel, array).ravel(), [0, 0.2, 0.4, 1])
     for wrong in (-1, 256):
-        with pytest.raises(InputError, match=f"Channel 'red' has intensities from .*{wrong}.* 0 to 255"):
+        with pytest.raises(InputError, match=f"Channel 'red' has intensities from .*{wrong}.* expected .* 0 to 255"):
             normaliser(channel, np.array([wrong, 7], dtype=np.int16).reshape(1, 1, 2))
 
 
@@ -115,14 +115,14 @@ def test_the_unit_of_a_scan_does_not_matter(normalisation, kind, scale):
 @pytest.mark.parametrize("value", [0.1, 1e-12, 1e6 + 0.1, 1e-44])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("normalisation", ["zscore", "zscore_nonzero", "rescale"])
-def test_a_constant_becomes_0_whatever_rounding_makes_of_its_mean(normalisation, kind, value):
-    # Seven of 0.1 have a mean beside 0.1 and so a deviation above 0, and seven of 1e-44 one that float32 takes for 0.
+def test_a_constant_becomes_0_despite_rounding_errors_of_its_mean(normalisation, kind, value):
+    # The mean of seven times 0.1 differs from 0.1, so the deviation is above 0; for 1e-44 it is 0 in float32.
     array = np.full((1, 1, 7), value, dtype=kind)
     found = normalised(Channel(normalisation=normalisation), array, array > 0)
     np.testing.assert_array_equal(found, 0)
 
 
-def test_axes_flips_and_spacing_lead_to_the_plans_grid():
+def test_a_scan_is_transposed_and_flipped_to_network_space():
     # Stored as (A, L, S): network order is S, R, A, so R is stored axis 1, flipped.
     array = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
     affine = np.zeros((4, 4))
@@ -150,7 +150,7 @@ def test_label_values_become_class_indices_and_unknown_ones_background():
     np.testing.assert_array_equal(classes_of(stored, plan).ravel(), [0, 1, 2, 0])
 
 
-def test_ignored_voxels_stay_apart_from_all_classes():
+def test_ignored_voxels_belong_to_no_class():
     plan = tiny_plan(labels=(Label(name="a", value=7), Label(name="b", value=254)), ignore=255)
     stored = np.array([0, 7, 254, 255], dtype=np.uint8).reshape(1, 2, 2)
     classes = classes_of(stored, plan)
@@ -160,7 +160,7 @@ def test_ignored_voxels_stay_apart_from_all_classes():
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(254, torch.uint8), (255, torch.int16)])
-def test_no_class_of_many_is_taken_for_ignored(count, dtype):
+def test_no_class_of_many_is_confused_with_ignored(count, dtype):
     labels = tuple(Label(name=f"{value}", value=value) for value in range(1, count + 1))
     network = tiny_plan().network.model_copy(update={"classes": count + 1})
     classes = torch.from_numpy(classes_of(np.arange(256).reshape(4, 8, 8), tiny_plan(labels=labels, network=network)))
@@ -168,7 +168,7 @@ def test_no_class_of_many_is_taken_for_ignored(count, dtype):
     assert not (classes == IGNORED).any()
 
 
-def test_an_ignore_value_that_is_a_label_is_refused():
+def test_an_ignore_value_that_is_a_label_is_rejected():
     with pytest.raises(ValueError, match="ignore is 2, which is the value of a label"):
         tiny_plan(ignore=2)
     with pytest.raises(ValueError, match="ignore is 5, which is the value of a label"):
@@ -180,7 +180,7 @@ def test_the_target_of_plain_labels_is_their_class_indices():
     assert training_target(classes, small_plan(ignore=9)) is classes
 
 
-def test_the_target_of_regions_says_for_each_where_it_is():
+def test_the_target_of_regions_has_one_mask_per_region():
     plan = region_plan(ignore=9)
     stored = np.array([0, 3, 5, 9, 5, 0], dtype=np.uint8).reshape(2, 1, 1, 3)
     target = training_target(torch.from_numpy(classes_of(stored, plan)), plan)
@@ -209,7 +209,7 @@ def test_slabs_make_no_difference(monkeypatch):
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 1.0, 1.3), (0.7, 0.9, 4.0)])
 @pytest.mark.parametrize("plan", [tiny_plan(), imported_plan((Channel(normalisation="zscore_nonzero"),))])
 def test_scans_are_resampled_on_the_device(plan, spacing):
-    # On the meta device nothing is computed, and whatever mixes it with another one fails.
+    # The meta device computes nothing, and operations that mix it with another device fail.
     geometry, device = Geometry(head().shape, np.diag([*spacing, 1.0])), torch.device("meta")
     found, grid = image_to_network([head()], geometry, plan, device=device)
     assert (found.device, found.shape) == (device, (1, *grid.shape))
@@ -222,10 +222,10 @@ def test_an_imported_plan_transposes_crops_normalises_and_resamples_in_that_orde
     plan = imported_plan((Channel(normalisation=normalisation),), spacing_mm=(1.2, 1.1, 0.6))
     found, grid = image_to_network([array], Geometry(array.shape, np.diag([*spacing, 1.0])), plan)
 
-    turned = array.transpose(2, 1, 0).astype(float)
-    filled = ndimage.binary_fill_holes(turned != 0)
+    transposed = array.transpose(2, 1, 0).astype(float)
+    filled = ndimage.binary_fill_holes(transposed != 0)
     box = ndimage.find_objects(filled.astype(int))[0]
-    cut, mask = turned[box], filled[box]
+    cut, mask = transposed[box], filled[box]
     assert (cut[mask] == 0).any(), "the hole"
     if normalisation == "zscore":
         cut = (cut - cut.mean()) / cut.std()
@@ -246,7 +246,7 @@ def test_an_imported_plan_transposes_crops_normalises_and_resamples_in_that_orde
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5 * np.ptp(expected), rtol=0)
 
 
-def test_all_channels_together_say_what_is_not_zero():
+def test_a_voxel_is_nonzero_if_any_channel_is():
     one, two = np.zeros((2, 10, 10, 10), dtype=np.float32)
     one[2, 4, 5] = 1.0
     two[6, 4, 8] = -3.0

@@ -41,27 +41,27 @@ def test_nearest_takes_the_nearest_centre_and_the_upper_of_two(source, target):
         # Twice the distance in units of 1 / target, so that everything is a whole number.
         distances = [abs((2 * index + 1) * source - (2 * one + 1) * target) for one in range(source)]
         tied = [one for one, distance in enumerate(distances) if distance == min(distances)]
-        # A half that floating point cannot hold may fall on either side.
+        # A tie that floating point cannot represent exactly may go to either side.
         assert chosen == tied[-1] or (len(tied) == 2 and math.log2(target) % 1 and chosen == tied[0])
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
-def test_nearest_is_what_scipy_takes_ties_included(source, target):
+def test_nearest_agrees_with_scipy_including_ties(source, target):
     place = source / target * (np.arange(target) + 0.5) - 0.5
     expected = ndimage.map_coordinates(np.arange(float(source)), place[None], order=0, mode="nearest")
     assert nearest_index(source, target, CPU).tolist() == expected.tolist()
 
 
 def read_from(volume):
-    """`volume` as `resample_slabs` reads it, and the planes it read."""
-    asked = []
+    """A function that reads planes of `volume` for `resample_slabs`, and the list of ranges that it was called with."""
+    requests = []
 
     def read(start, stop):
-        asked.append((start, stop))
+        requests.append((start, stop))
         assert 0 <= start < stop <= volume.shape[-3]
         return torch.from_numpy(volume[..., start:stop, :, :].copy())
 
-    return read, asked
+    return read, requests
 
 
 def ours(volume, target, resampling, separate=None):
@@ -80,7 +80,7 @@ def in_slices(volume, target, resampling, separate):
 
 
 def noise(shape, seed=0):
-    # With plateaus, beside which splines overshoot.
+    # With plateaus, next to which splines overshoot.
     return np.random.default_rng(seed).normal(size=shape).clip(-1, 0.5).astype(np.float32)
 
 
@@ -118,9 +118,9 @@ def test_every_order_is_skimages(order, source, target):
 @pytest.mark.parametrize("separate", [0, 1, 2])
 @pytest.mark.parametrize(("order", "separate_order"), [(3, 0), (3, 1), (3, 3), (1, 0), (1, 3), (0, 1)])
 def test_a_separate_axis_is_skimage_by_slice_then_scipy(order, separate_order, separate, source, target):
-    volume, way = noise(source), Resampling(order=order, separate_order=separate_order)
-    expected = in_slices(volume, target, way, separate)
-    found = ours(volume, target, way, separate)
+    volume, resampling = noise(source), Resampling(order=order, separate_order=separate_order)
+    expected = in_slices(volume, target, resampling, separate)
+    found = ours(volume, target, resampling, separate)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(volume), rtol=0)
 
 
@@ -140,32 +140,32 @@ def test_splines_stay_in_the_range_of_the_volume_or_of_each_slice():
     slices = ours(volume, (4, 30, 30), Resampling(order=3), separate=0)
     assert slices.min() == 0
     assert slices.max(axis=(1, 2)).tolist() == [1, 2, 3, 4]
-    # The axis on its own is not clipped.
+    # The separate axis is not clipped.
     assert ours(volume, (9, 30, 30), Resampling(order=3, separate_order=3), separate=0).max() > 4
 
 
 @pytest.mark.parametrize("order", [0, 1, 3])
-def test_each_plane_is_read_once_beside_the_look_for_the_range(order, monkeypatch):
+def test_each_plane_is_read_once_and_once_more_for_the_range(order, monkeypatch):
     monkeypatch.setattr("volseg.data.grid.resample.SLAB_VOXELS", 5 * 6 * 7)
-    read, asked = read_from(noise((200, 6, 7)))
+    read, requests = read_from(noise((200, 6, 7)))
     resample_slabs(read, (200, 6, 7), (150, 5, 5), Resampling(order=order))
-    count = [sum(start <= plane < stop for start, stop in asked) for plane in range(200)]
+    count = [sum(start <= plane < stop for start, stop in requests) for plane in range(200)]
     assert max(count) == (2 if order > 1 else 1)
-    # The first slab of a spline needs planes on its far side as well.
-    assert max(stop - start for start, stop in asked) <= (25 if order > 1 else 6)
+    # The first slab of a spline also needs planes beyond it.
+    assert max(stop - start for start, stop in requests) <= (25 if order > 1 else 6)
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_slabs_are_bounded_by_what_is_made_as_by_what_is_read(order, monkeypatch):
+def test_slabs_are_bounded_in_source_and_target(order, monkeypatch):
     monkeypatch.setattr("volseg.data.grid.resample.SLAB_VOXELS", 10 * 6 * 7)
-    read, asked = read_from(noise((40, 6, 7)))
+    read, requests = read_from(noise((40, 6, 7)))
     resample_slabs(read, (40, 6, 7), (400, 6, 7), Resampling(order=order))
-    # Ten planes are made at a time, which takes one plane or, with its neighbours, three.
-    assert max(stop - start for start, stop in asked) <= 3
+    # Ten planes are computed at a time, from one plane or, with its neighbours, three.
+    assert max(stop - start for start, stop in requests) <= 3
 
 
 @pytest.mark.usefixtures("slab_voxels")
-def test_a_result_may_be_written_to_a_place_that_is_given():
+def test_a_result_may_be_written_to_a_given_tensor():
     volume = noise((7, 9, 11))
     both = torch.full((2, 13, 20, 12), torch.nan)
     found = resample_slabs(read_from(volume)[0], volume.shape, (13, 20, 12), Resampling(order=3), out=both[1])
@@ -202,7 +202,7 @@ ISO, THICK, TWO_THICK = (1.0, 1.0, 1.0), (1.0, 5.0, 1.0), (0.24, 1.25, 1.25)
         ("anisotropic", (0.24, 1.25, 1.25 + 1e-9), THICK, None),
     ],
 )
-def test_which_axis_is_resampled_on_its_own(separate, current, new, axis):
+def test_which_axis_is_resampled_separately(separate, current, new, axis):
     assert separate_axis(Resampling(separate=separate), current, new) == axis
 
 

@@ -1,4 +1,4 @@
-"""Each requirement of the list: met, just not met, and what is said then."""
+"""Each requirement on an image: met, just not met, and the message."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ def nifti_check(image):
     return check_nifti(image.header, image.header["pixdim"][1:4].astype(float), NAME)
 
 
-def turned(affine, degrees, axis=2):
-    """The affine turned about world axis `axis`."""
+def rotated(affine, degrees, axis=2):
+    """The affine rotated about world axis `axis`."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     one, two = [other for other in range(3) if other != axis]
     matrix = np.eye(4)
@@ -26,7 +26,7 @@ def turned(affine, degrees, axis=2):
 class TestContainer:
     @pytest.mark.parametrize("start", [b"\x1f\x8b", b"\\\1"])
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mgz", ".mgh"])
-    def test_compression_is_as_said(self, start, suffix):
+    def test_compression_agrees_with_the_suffix(self, start, suffix):
         if (start == b"\x1f\x8b") == suffix.endswith("z"):
             check_container(start, suffix, NAME)
         else:
@@ -40,25 +40,27 @@ class TestContainer:
 
 class TestAffine:
     @pytest.mark.parametrize(("degrees", "count"), [(0, 0), (4.9, 0), (5.1, 1), (44, 1), (86, 0), (90, 0)])
-    def test_oblique_is_told_past_five_degrees(self, degrees, count):
-        warnings = check_affine(turned(STRAIGHT, degrees), NAME)
+    def test_oblique_axes_above_five_degrees_give_a_warning(self, degrees, count):
+        warnings = check_affine(rotated(STRAIGHT, degrees), NAME)
         assert len(warnings) == count
         assert all("oblique" in warning for warning in warnings)
 
-    def test_sheared_is_told(self):
+    def test_sheared_axes_give_a_warning(self):
         assert is_sheared(SHEARED)
         # Columns (1, 0, 0) and (0.3, 1, 0): the angle is arctan(1 / 0.3).
-        assert check_affine(SHEARED, NAME) == ["The grid is sheared, axes meet at 73.3 degrees: used as stored."]
+        assert check_affine(SHEARED, NAME) == [
+            "The image axes are sheared (they meet at 73.3 degrees) and are not straightened."
+        ]
         assert not is_sheared(orthogonal(OBLIQUE))
 
-    def test_zero_spacing_is_refused(self):
-        with pytest.raises(InputError, match=r"spacing is zero, found 1 x 0 x 2 mm"):
+    def test_zero_spacing_is_rejected(self):
+        with pytest.raises(InputError, match=r"a spacing is zero, found 1 x 0 x 2 mm; fix the header"):
             check_affine(np.diag([1.0, 0, 2, 1]), NAME)
 
-    def test_singular_is_refused(self):
+    def test_singular_affine_is_rejected(self):
         affine = np.eye(4)
         affine[:3, 2] = (1, 1, 0)
-        with pytest.raises(InputError, match="singular"):
+        with pytest.raises(InputError, match=f"{NAME}: the affine is singular; fix the header"):
             check_affine(affine, NAME)
 
     @pytest.mark.parametrize("spacing", [0.01, 20.0, 20.000001])
@@ -74,26 +76,30 @@ class TestAffine:
             ((1.0, 1.0, 20.1), "1 x 1 x 20.1 mm"),
         ],
     )
-    def test_voxel_sizes_of_a_wrong_unit_are_told(self, spacing, words):
+    def test_voxel_sizes_in_a_wrong_unit_give_a_warning(self, spacing, words):
         warnings = check_affine(np.diag([*spacing, 1.0]), NAME)
-        assert warnings == [f"The voxels are {words} in size: used as stored, but is the unit right?"]
-
-    def test_size_and_tilt_are_told_both(self):
-        warnings = check_affine(turned(np.diag([100.0, 100.0, 100.0, 1.0]), 19), NAME)
         assert warnings == [
-            "The voxels are 100 x 100 x 100 mm in size: used as stored, but is the unit right?",
-            "The grid is oblique by 19 degrees: used as stored.",
+            f"The voxel size {words} is implausible; it is used unchanged, but check the header's unit."
+        ]
+
+    def test_size_and_tilt_give_two_warnings(self):
+        warnings = check_affine(rotated(np.diag([100.0, 100.0, 100.0, 1.0]), 19), NAME)
+        assert warnings == [
+            "The voxel size 100 x 100 x 100 mm is implausible; it is used unchanged, but check the header's unit.",
+            "The image axes are oblique by 19 degrees and are not straightened.",
         ]
 
 
 class TestNifti:
     @pytest.mark.parametrize("units", ["metre", "micron"])
-    def test_other_units_are_refused(self, units):
-        with pytest.raises(InputError, match=f"{NAME}: its header counts in {units}"):
+    def test_other_units_are_rejected(self, units):
+        with pytest.raises(
+            InputError, match=f"{NAME}: the header's spatial unit is {units}s, expected millimetres; convert it"
+        ):
             nifti_check(nifti(ramp(), units=units))
 
     @pytest.mark.parametrize(("units", "count"), [("mm", 0), ("mm+s", 0), ("none", 1)])
-    def test_units_unsaid_are_told(self, units, count):
+    def test_missing_units_give_a_warning(self, units, count):
         assert len(nifti_check(nifti(ramp(), units=units))[1]) == count
 
     def forms(self, sform, qform):
@@ -102,7 +108,7 @@ class TestNifti:
         image.set_qform(qform, 1)
         return nifti_check(image)
 
-    def test_equal_forms_are_silent_in_spite_of_rounding(self):
+    def test_equal_forms_give_no_warning_despite_rounding(self):
         affine, warnings = self.forms(orthogonal(OBLIQUE), orthogonal(OBLIQUE))
         assert warnings == []
         np.testing.assert_allclose(affine, orthogonal(OBLIQUE), atol=1e-5)
@@ -110,36 +116,36 @@ class TestNifti:
     @pytest.mark.parametrize(
         ("qform", "message"),
         [
-            (turned(STRAIGHT, 3), "3.0 degrees, 2.7 mm in origin and 0.0 %"),
+            (rotated(STRAIGHT, 3), "3.0 degrees, 2.7 mm in origin and 0.0 %"),
             (STRAIGHT @ np.diag([1, 1, 1.1, 1]), "0.0 degrees, 0.0 mm in origin and 9.1 %"),
             (STRAIGHT + np.eye(4)[:, [1, 2, 3, 0]] * [0, 0, 0, 1], "0.0 degrees, 1.0 mm in origin and 0.0 %"),
         ],
     )
-    def test_forms_that_differ_are_told_and_the_sform_taken(self, qform, message):
-        # Turning by 3 degrees moves the origin, 51.1 mm off the turning axis, by 2 * 51.1 * sin(1.5 degrees) = 2.7 mm.
+    def test_forms_that_differ_give_a_warning_and_the_sform_is_used(self, qform, message):
+        # Rotating by 3 degrees moves the origin, 51.1 mm off the axis, by 2 * 51.1 * sin(1.5 degrees) = 2.7 mm.
         affine, warnings = self.forms(STRAIGHT, qform)
         np.testing.assert_allclose(affine, STRAIGHT, atol=1e-5)
-        assert warnings == [f"The sform and qform differ, by up to {message} in spacing: the sform is taken."]
+        assert warnings == [f"The sform and qform differ by up to {message} in spacing; the sform is used."]
 
     @pytest.mark.parametrize(
         "qform",
         [
             STRAIGHT @ np.diag([-1, 1, 1, 1]),  # the other handedness
-            STRAIGHT @ np.diag([-1, -1, 1, 1]),  # turned round
-            turned(STRAIGHT, 60),
+            STRAIGHT @ np.diag([-1, -1, 1, 1]),  # rotated by 180 degrees
+            rotated(STRAIGHT, 60),
             STRAIGHT[:, [1, 0, 2, 3]],  # axes swapped
         ],
     )
-    def test_forms_that_contradict_each_other_are_refused(self, qform):
+    def test_contradictory_forms_are_rejected(self, qform):
         with pytest.raises(InputError, match="sform and qform contradict each other"):
             self.forms(STRAIGHT, qform)
 
-    def test_the_other_form_does_not_matter_where_one_is_unset(self):
+    def test_an_unset_form_is_ignored(self):
         image = nifti(ramp(), sform=2, qform=0)
         image.set_qform(STRAIGHT @ np.diag([-1, 1, 1, 1]), 0)
         assert nifti_check(image)[1] == []
 
-    def test_singular_sform_is_refused(self):
+    def test_singular_sform_is_rejected(self):
         image = nifti(ramp())
         image.header["srow_y"] = 0
         with pytest.raises(InputError, match="spacing is zero"):
@@ -148,8 +154,8 @@ class TestNifti:
 
 class TestArray:
     @pytest.mark.parametrize("shape", [(6, 10), (60,), (3, 4, 5, 1, 2), ()])
-    def test_other_dimensions_are_refused(self, shape):
-        with pytest.raises(InputError, match=f"{NAME} is {len(shape)}-D"):
+    def test_other_dimensions_are_rejected(self, shape):
+        with pytest.raises(InputError, match=rf"{NAME} is {len(shape)}-D \(.*\), expected a 3-D volume"):
             check_scan(np.arange(np.prod(shape)).reshape(shape), 1, NAME)
 
     @pytest.mark.parametrize("shape", [(3, 4, 5), (3, 4, 5, 1), (3, 4, 5, 1, 1)])
@@ -159,11 +165,11 @@ class TestArray:
 
     @pytest.mark.parametrize(("shape", "channels"), [((3, 4, 5, 3), 1), ((3, 4, 5, 3), 2), ((3, 4, 5), 2)])
     def test_channel_counts_have_to_agree(self, shape, channels):
-        with pytest.raises(InputError, match=f"expected {channels}: give one file per channel"):
+        with pytest.raises(InputError, match=f"expected {channels}; give one file per channel"):
             check_scan(ramp(shape), channels, NAME)
 
     @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 4, 0), (3, 4, 5, 0)])
-    def test_no_voxels_are_refused(self, shape):
+    def test_no_voxels_are_rejected(self, shape):
         with pytest.raises(InputError, match="is empty"):
             check_scan(np.zeros(shape), 1, NAME)
 
@@ -178,10 +184,10 @@ class TestArray:
             ("M8[s]", "not numbers"),
         ],
     )
-    def test_other_than_real_numbers_are_refused(self, kind, word):
+    def test_other_than_real_numbers_are_rejected(self, kind, word):
         array = np.zeros((3, 4, 5), dtype=kind)
         for check in (lambda: check_scan(array, 1, NAME), lambda: check_label(array, NAME)):
-            with pytest.raises(InputError, match=f"its voxels are {word}"):
+            with pytest.raises(InputError, match=f"{NAME}: the voxels are {word}"):
                 check()
 
     def test_truth_values_become_numbers(self):
@@ -197,7 +203,7 @@ class TestImage:
         array = ramp((30, 40, 50)).astype(kind)
         array[::7, 3, 5] = bad  # 5 voxels
         array[2, 3, 49] = np.nan
-        with pytest.raises(InputError, match=f"{NAME} holds 6 NaN or infinite voxels; replace them"):
+        with pytest.raises(InputError, match=f"{NAME} contains 6 NaN or infinite voxels; replace them"):
             check_scan(array, 1, NAME)
 
     def test_huge_values_are_fine(self):
@@ -205,11 +211,13 @@ class TestImage:
         assert check_scan(array, 1, NAME)[0] is not None
 
     @pytest.mark.parametrize(("value", "kind"), [(0, np.uint8), (-1024, np.int16), (0.5, np.float32)])
-    def test_constant_volumes_are_refused(self, value, kind):
-        with pytest.raises(InputError, match=f"every voxel is {value}"):
+    def test_constant_volumes_are_rejected(self, value, kind):
+        with pytest.raises(
+            InputError, match=rf"{NAME}: the image is constant \(every voxel is {value}\); copy it again"
+        ):
             check_scan(np.full((3, 4, 5), value, dtype=kind), 1, NAME)
 
-    def test_every_channel_is_looked_at(self):
+    def test_every_channel_is_checked(self):
         array = ramp((3, 4, 5, 2))
         array[..., 1] = 4
         with pytest.raises(InputError, match="every voxel is 4"):
@@ -233,14 +241,14 @@ class TestLabel:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            (0.5, "have to be whole numbers, found 0.5; give a label image"),
-            (-1, "run from -1.0 to 0.0"),
-            (65536, "run from 0.0 to 65536.0, and have to be within 0 to 65535"),
-            (np.nan, "run from nan to nan"),
-            (np.inf, "run from 0.0 to inf"),
+            (0.5, "label values must be integers, found 0.5; give a label image"),
+            (-1, "range from -1.0 to 0.0"),
+            (65536, "range from 0.0 to 65536.0, expected 0 to 65535; fix the label image"),
+            (np.nan, "range from nan to nan"),
+            (np.inf, "range from 0.0 to inf"),
         ],
     )
-    def test_other_values_are_refused(self, value, message):
+    def test_other_values_are_rejected(self, value, message):
         array = np.zeros((30, 40, 50), dtype=np.float64)
         array[3, 4, 49] = value
         with pytest.raises(InputError, match=message):
@@ -256,9 +264,9 @@ class TestLabel:
         assert np.count_nonzero(label) == 1
 
     def test_unknown_values_are_listed(self):
-        with pytest.raises(InputError, match=r"unknown label values \[3, 4\], known are \[1, 2, 7\]"):
+        with pytest.raises(InputError, match=r"contains unknown label values \[3, 4\], expected \[1, 2, 7\]; declare"):
             check_label(ramp() % 5, NAME, known={7, 2, 1})
 
-    def test_four_dimensions_are_refused(self):
+    def test_four_dimensions_are_rejected(self):
         with pytest.raises(InputError, match="expected 1"):
             check_label(ramp((3, 4, 5, 2)), NAME)

@@ -1,4 +1,4 @@
-"""DICOM series: ordered by place, on the true grid, or refused for a stated reason."""
+"""DICOM series: sorted by position, with the true geometry, or rejected with a stated reason."""
 
 import os
 import struct
@@ -15,14 +15,14 @@ from volseg.errors import InputError, ResourceError
 
 K = np.arange(5)
 STACK = np.stack([np.full(5, -10.0), np.full(5, 20.0), 3.0 * K - 30], axis=1)
-# Row and column directions of a plane turned about two axes, at right angles.
-TURNED = np.array([[0.96, 0.28, 0.0], [-0.28 * 0.8, 0.96 * 0.8, 0.6]])
+# Row and column directions of a plane rotated about two axes, at right angles.
+ROTATED = np.array([[0.96, 0.28, 0.0], [-0.28 * 0.8, 0.96 * 0.8, 0.6]])
 
 
-def test_series_on_its_grid(tmp_path):
+def test_series_with_its_geometry(tmp_path):
     array = ramp()
     scan = read_scan(write_series(tmp_path / "s", array, STACK))
-    # LPS+ positions and axes, with the first two turned round to RAS+.
+    # LPS+ positions and axes, the first two negated to RAS+.
     expected = [[-0.5, 0, 0, 10], [0, -0.75, 0, -20], [0, 0, 3, -30], [0, 0, 0, 1]]
     np.testing.assert_allclose(scan.geometry.affine, expected, atol=1e-9)
     np.testing.assert_array_equal(scan.channels[0], array)
@@ -31,8 +31,8 @@ def test_series_on_its_grid(tmp_path):
     assert scan.header is None
 
 
-def test_slices_go_by_place_not_by_number(tmp_path):
-    """Slices numbered from the top are turned over together with their grid: every voxel keeps its place."""
+def test_slices_are_sorted_by_position_not_by_number(tmp_path):
+    """Slices numbered from the top are reversed together with their affine: every voxel keeps its position."""
     array = ramp()
     scan = read_scan(write_series(tmp_path / "s", array, STACK[::-1]))
     np.testing.assert_array_equal(scan.channels[0], array[:, :, ::-1])
@@ -40,9 +40,9 @@ def test_slices_go_by_place_not_by_number(tmp_path):
 
 
 def test_oblique_series_agrees_with_simpleitk(tmp_path):
-    normal = np.cross(*TURNED)
+    normal = np.cross(*ROTATED)
     positions = np.array([5.0, -6.0, 7.0]) + 2.5 * np.outer(K, normal)
-    folder = write_series(tmp_path / "s", ramp(), positions, axes=TURNED)
+    folder = write_series(tmp_path / "s", ramp(), positions, axes=ROTATED)
     scan = read_scan(folder)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
@@ -56,7 +56,7 @@ def test_oblique_series_agrees_with_simpleitk(tmp_path):
     assert "oblique" in scan.warnings[0]
 
 
-def test_other_files_are_passed_over(tmp_path):
+def test_other_files_are_skipped(tmp_path):
     folder = write_series(tmp_path / "s" / "deep", ramp(), STACK)
     (tmp_path / "s" / "README.txt").write_text("notes")
     (tmp_path / "s" / "._000.dcm").write_bytes(b"\0\5\x16\7" * 50)
@@ -64,7 +64,7 @@ def test_other_files_are_passed_over(tmp_path):
 
 
 def test_computed_tomography_is_int16_in_hounsfield_units(tmp_path):
-    """GDCM stores values less their intercept, and gives them back rescaled, in 32 bits."""
+    """GDCM stores values minus their intercept, and returns them rescaled, in 32 bits."""
     array = ramp() - 1000
     folder = write_series(
         tmp_path / "s",
@@ -79,13 +79,13 @@ def test_computed_tomography_is_int16_in_hounsfield_units(tmp_path):
 
 
 def without(folder, *tags):
-    """Rename tags (group, element) that GDCM writes unasked to ones that mean nothing."""
+    """Rename tags (group, element) that GDCM always writes to meaningless ones."""
     for file in folder.iterdir():
         content = file.read_bytes()
         for group, element in tags:
-            stated = bytes([group, 0, element, 0])
-            assert stated in content
-            content = content.replace(stated, bytes([group, 0, element + 1, 0]))
+            tag = bytes([group, 0, element, 0])
+            assert tag in content
+            content = content.replace(tag, bytes([group, 0, element + 1, 0]))
         file.write_bytes(content)
     return folder
 
@@ -93,44 +93,44 @@ def without(folder, *tags):
 SPACING_BETWEEN, THICKNESS, POSITION = (0x18, 0x88), (0x18, 0x50), (0x20, 0x32)
 
 
-def test_series_of_one_slice_takes_its_thickness(tmp_path):
+def test_series_of_one_slice_uses_its_thickness(tmp_path):
     scan = read_scan(without(write_series(tmp_path / "s", ramp((3, 4, 1)), STACK[:1]), SPACING_BETWEEN))
     np.testing.assert_allclose(scan.geometry.spacing_mm, (0.5, 0.75, 9.0))
-    assert scan.warnings == ("One slice alone: its stated thickness is taken.",)
+    assert scan.warnings == ("Single slice: its thickness is used as spacing.",)
     file = next((tmp_path / "s").iterdir())
     assert read_scan(file).geometry == scan.geometry
 
 
-def test_slice_without_thickness_is_refused(tmp_path):
-    with pytest.raises(InputError, match="states no thickness"):
+def test_slice_without_thickness_is_rejected(tmp_path):
+    with pytest.raises(InputError, match="single slice has no slice thickness; give the whole series"):
         read_scan(without(write_series(tmp_path / "s", ramp((3, 4, 1)), STACK[:1]), SPACING_BETWEEN, THICKNESS))
 
 
-def test_slightly_uneven_gaps_are_told(tmp_path):
+def test_slightly_uneven_gaps_give_a_warning(tmp_path):
     positions = STACK.copy()
     positions[2, 2] += 0.1  # gaps 3, 3.1, 2.9, 3
     scan = read_scan(write_series(tmp_path / "s", ramp(), positions))
     assert scan.geometry.spacing_mm[2] == pytest.approx(3.0)
-    assert scan.warnings == ("Gaps between slices vary from 2.900 to 3.100 mm: their mean is taken.",)
+    assert scan.warnings == ("Gaps between slices vary from 2.900 to 3.100 mm; their mean is used.",)
 
 
-REFUSED = {
-    "missing slice": (STACK[[0, 1, 3, 4]], "most lie 3.00 mm apart but 6.00 mm after slice 2; add the missing"),
-    "two at one place": (STACK[[0, 1, 1, 2, 3]], "5 images lie at 4 positions"),
+REJECTED = {
+    "missing slice": (STACK[[0, 1, 3, 4]], "the median gap is 3.00 mm, but 6.00 mm after slice 2; add the missing"),
+    "two at one position": (STACK[[0, 1, 1, 2, 3]], "5 images lie at 4 positions"),
     "gantry tilt": (STACK + np.outer(K, [0, 0.5, 0]), r"9.5 degrees off their normal \(gantry tilt\)"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_series(tmp_path, name):
-    positions, message = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_rejected_series(tmp_path, name):
+    positions, message = REJECTED[name]
     with pytest.raises(InputError, match=message) as caught:
         read_scan(write_series(tmp_path / "s", ramp((3, 4, len(positions))), positions))
     assert str(tmp_path / "s") in str(caught.value)
 
 
-def test_series_without_positions_is_refused(tmp_path):
-    with pytest.raises(InputError, match="state no position or orientation"):
+def test_series_without_positions_is_rejected(tmp_path):
+    with pytest.raises(InputError, match="slices lack ImagePositionPatient or ImageOrientationPatient"):
         read_scan(without(write_series(tmp_path / "s", ramp(), STACK), POSITION))
 
 
@@ -146,20 +146,20 @@ def test_several_series_are_listed_without_patient_data(tmp_path):
 @pytest.mark.parametrize(
     ("array", "axes"), [(ramp((4, 4, 1)), ((1, 0, 0), (0, 1, 0))), (ramp((3, 4, 1)), ((1, 0, 0), (0, 0, -1)))]
 )
-def test_images_that_differ_are_refused(tmp_path, array, axes):
+def test_images_that_differ_are_rejected(tmp_path, array, axes):
     write_series(tmp_path / "s", ramp(), STACK)
     write_series(tmp_path / "s", array, STACK[:1] - 9, axes=axes, first=5)
     with pytest.raises(InputError, match="6 images differ in size, pixel spacing or orientation"):
         read_scan(tmp_path / "s")
 
 
-def test_folder_without_dicom_is_refused(tmp_path):
+def test_folder_without_dicom_is_rejected(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(InputError, match="holds no DICOM images"):
+    with pytest.raises(InputError, match="contains no DICOM images"):
         read_scan(tmp_path)
 
 
-def test_damaged_pixels_are_refused(tmp_path):
+def test_corrupt_pixels_are_rejected(tmp_path):
     folder = write_series(tmp_path / "s", ramp((32, 32, 5)), STACK)
     file = sorted(folder.iterdir())[2]
     file.write_bytes(file.read_bytes()[:-900])
@@ -183,7 +183,7 @@ def element(group, number, kind, value):
 
 
 def without_pixels(sop_class):
-    """A whole DICOM file of some class that holds no pixels."""
+    """A whole DICOM file of some class without pixels."""
     meta = (
         element(2, 2, b"UI", sop_class) + element(2, 3, b"UI", b"1.2.9") + element(2, 16, b"UI", b"1.2.840.10008.1.2.1")
     )
@@ -193,7 +193,7 @@ def without_pixels(sop_class):
     return bytes(128) + b"DICM" + element(2, 0, b"UL", struct.pack("<I", len(meta))) + meta + data
 
 
-DAMAGE = {
+CORRUPTIONS = {
     "first slice without pixels": (0, lambda content: content[:600]),
     "last slice cut in its pixels": (4, lambda content: content[:-100]),
     "slice in the middle cut in its pixels": (2, lambda content: content[:-100]),
@@ -211,36 +211,36 @@ def in_order(folder):
     return sorted(folder.iterdir(), key=lambda file: int(file.name[8:10]) * 9 % 31)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_slices_are_named(tmp_path, name, packed):
-    """A slice left out at the end makes a volume that looks whole, so none is passed over."""
+@pytest.mark.parametrize("in_zip", [False, True])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corrupt_slices_are_named(tmp_path, name, in_zip):
+    """Without its last slice a volume still looks complete, so no slice is skipped."""
     folder = write_series(tmp_path / "s", ramp((32, 32, 5)), STACK)
-    place, damage = DAMAGE[name]
-    file = in_order(folder)[place]
-    file.write_bytes(damage(file.read_bytes()))
-    given = zipped(folder, tmp_path / "s.zip", "study/") if packed else folder
+    index, corrupt = CORRUPTIONS[name]
+    file = in_order(folder)[index]
+    file.write_bytes(corrupt(file.read_bytes()))
+    given = zipped(folder, tmp_path / "s.zip", "study/") if in_zip else folder
     with pytest.raises(InputError) as caught:
         read_scan(given)
     assert str(caught.value) == (
-        f"{given}: 1 of its DICOM files cannot be read, damaged, cut short or of an unknown compression "
-        f"({'study/' if packed else ''}{file.name}); copy them again, or take away what is no slice."
+        f"{given}: 1 DICOM files cannot be read (corrupt, truncated or unsupported compression: "
+        f"{'study/' if in_zip else ''}{file.name}); copy them again, or remove files that are not slices."
     )
 
 
-def test_many_damaged_slices_are_counted(tmp_path):
+def test_many_corrupt_slices_are_counted(tmp_path):
     folder = write_series(tmp_path / "s", ramp((32, 32, 7)), np.outer(np.arange(7), (0, 0, 3)))
     files = sorted(folder.iterdir())
     for file in files[:6]:
         file.write_bytes(b"")
     named = ", ".join(file.name for file in files[:5])
-    with pytest.raises(InputError, match=rf": 6 of its DICOM files .*\({named} and more\); copy them again"):
+    with pytest.raises(InputError, match=rf": 6 DICOM files .*: {named} and 1 more\); copy them again"):
         read_scan(folder)
 
 
 @pytest.mark.parametrize("names", [[f"IM{k:04}" for k in range(5)], [f"1.2.840.{k}" for k in range(5)]])
 @pytest.mark.parametrize("left", [0, 100])
-def test_damaged_slices_without_a_suffix_are_named(tmp_path, names, left):
+def test_corrupt_slices_without_a_suffix_are_named(tmp_path, names, left):
     folder = write_series(tmp_path / "s", ramp(), STACK)
     for file, name in zip(in_order(folder), names, strict=True):
         file.rename(folder / name)
@@ -248,11 +248,11 @@ def test_damaged_slices_without_a_suffix_are_named(tmp_path, names, left):
     (folder / "notes.txt").touch()
     assert read_scan(folder).geometry.shape == (3, 4, 5)
     (folder / names[4]).write_bytes((folder / names[4]).read_bytes()[:left])
-    with pytest.raises(InputError, match=rf": 1 of its DICOM files cannot be read, .* \({names[4]}\)"):
+    with pytest.raises(InputError, match=rf": 1 DICOM files cannot be read .*: {names[4]}\)"):
         read_scan(folder)
 
 
-def test_other_objects_than_images_are_passed_over(tmp_path):
+def test_other_objects_than_images_are_skipped(tmp_path):
     folder = write_series(tmp_path / "s", ramp(), STACK)
     (folder / "report.dcm").write_bytes(without_pixels(REPORT))
     (folder / "DICOMDIR").write_bytes(without_pixels(b"1.2.840.10008.1.3.10"))
@@ -268,12 +268,12 @@ def test_a_lone_file_that_cannot_be_read_is_named(tmp_path, content):
         with pytest.raises(InputError) as caught:
             read_scan(given)
         assert str(caught.value) == (
-            f"{given} holds no DICOM images that can be read: a.dcm is damaged, cut short, of an unknown "
-            "compression or no image; copy it again, or give the folder of one DICOM series."
+            f"{given} contains no readable DICOM images (corrupt, truncated, unsupported compression or not an image: "
+            "a.dcm); copy them again, or give the folder of one DICOM series."
         )
 
 
-def test_a_link_to_a_lost_slice_is_told(tmp_path):
+def test_a_broken_link_to_a_slice_is_reported(tmp_path):
     folder = write_series(tmp_path / "s", ramp(), STACK)
     lost = in_order(folder)[4]
     lost.unlink()
@@ -285,7 +285,7 @@ def test_a_link_to_a_lost_slice_is_told(tmp_path):
     )
 
 
-def test_a_closed_folder_of_slices_is_told(tmp_path, monkeypatch):
+def test_an_unreadable_folder_of_slices_is_reported(tmp_path, monkeypatch):
     write_series(tmp_path / "s" / "a", ramp(), STACK)
     closed = write_series(tmp_path / "s" / "b", ramp(), STACK + np.array([0, 0, 15]), first=5)
     scandir = os.scandir
@@ -301,7 +301,7 @@ def test_a_closed_folder_of_slices_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["", "study/series/", "../../outside/", "/outside/"])
-def test_zip_is_read_wherever_its_names_lead(tmp_path, prefix):
+def test_zip_is_read_wherever_its_names_point(tmp_path, prefix):
     folder = write_series(tmp_path / "s", ramp(), STACK)
     scan = read_scan(zipped(folder, tmp_path / "a.zip", prefix))
     np.testing.assert_array_equal(scan.channels[0], ramp())
@@ -310,21 +310,21 @@ def test_zip_is_read_wherever_its_names_lead(tmp_path, prefix):
     assert not (tmp_path.parent.parent / "outside").exists()
 
 
-def test_zip_past_the_bound_is_refused(tmp_path, monkeypatch):
+def test_zip_above_the_limit_is_rejected(tmp_path, monkeypatch):
     path = zipped(write_series(tmp_path / "s", ramp(), STACK), tmp_path / "a.zip")
     monkeypatch.setattr(dicom, "LARGEST_ZIP_BYTES", 1000)
-    with pytest.raises(InputError, match=r"unpacks to 0\.0 GiB, at most 0\.0 are taken"):
+    with pytest.raises(InputError, match=r"unpacks to 0\.0 GiB, at most 0\.0 are accepted"):
         read_scan(path)
 
 
-def test_damaged_zip_is_refused(tmp_path):
+def test_corrupt_zip_is_rejected(tmp_path):
     path = zipped(write_series(tmp_path / "s", ramp(), STACK), tmp_path / "a.zip")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"no readable \.zip"):
+    with pytest.raises(InputError, match=r"is not a readable \.zip file"):
         read_scan(path)
 
 
-def test_full_temporary_folder_is_told(tmp_path, monkeypatch):
+def test_full_temporary_folder_is_reported(tmp_path, monkeypatch):
     path = zipped(write_series(tmp_path / "s", ramp(), STACK), tmp_path / "a.zip")
 
     def full(*_):
@@ -345,11 +345,11 @@ class TestReal:
         assert scan.warnings == ()
 
     def test_zip_spacing_comes_from_positions(self, data_folder):
-        """Slices 5 mm thick lie 6.5 mm apart."""
+        """The slices are 5 mm thick and 6.5 mm apart."""
         scan = read_scan(data_folder / "wild" / "mr_oblique_5mm_series.zip")
         assert scan.geometry.shape == (512, 512, 22)
         np.testing.assert_allclose(scan.geometry.spacing_mm, (0.4297, 0.4297, 6.5), atol=1e-4)
-        assert scan.warnings == ("The grid is oblique by 16 degrees: used as stored.",)
+        assert scan.warnings == ("The image axes are oblique by 16 degrees and are not straightened.",)
 
     def test_ct(self, data_folder):
         scan = read_scan(data_folder / "wild" / "ct_3slice_series")
@@ -364,11 +364,11 @@ class TestReal:
         np.testing.assert_allclose(scan.geometry.spacing_mm, (3.375, 3.375, 2.4), atol=1e-6)
         # The first frame's ImagePositionPatient, in RAS+.
         np.testing.assert_allclose(scan.geometry.affine[:3, 3], (109.79, 58.4773, -5.40356), atol=1e-4)
-        assert scan.warnings == ("A multi-frame DICOM file: its frames are taken as one evenly spaced stack.",)
+        assert scan.warnings == ("Multi-frame DICOM: the frames are read as one evenly spaced stack.",)
 
-    def test_multiframe_of_uneven_places_is_refused(self, data_folder, tmp_path):
+    def test_multiframe_with_uneven_positions_is_rejected(self, data_folder, tmp_path):
         content = (data_folder / "wild" / "enh.dcm").read_bytes()
         content = content.replace(b"-109.79\\-58.4774\\1.79644", b"-109.79\\-58.4774\\2.79644")
         (tmp_path / "uneven.dcm").write_bytes(content)
-        with pytest.raises(InputError, match="places of its frames could not be established"):
+        with pytest.raises(InputError, match="the frame positions cannot be determined"):
             read_scan(tmp_path / "uneven.dcm")

@@ -1,4 +1,4 @@
-"""Which cases are found among inputs, what their results are called, and what is refused before any work."""
+"""The cases found among inputs, the paths of their results, and errors before any computation."""
 
 import logging
 import os
@@ -73,14 +73,14 @@ def test_a_folder_without_other_formats_is_a_series(tmp_path: Path, files: list[
 
 @pytest.mark.parametrize("name", ["README", "Makefile", "log.1"])
 @pytest.mark.parametrize("content", [b"", b"Notes on the scans beside this folder.\n" * 9])
-def test_a_folder_of_notes_is_no_series(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_folder_of_notes_is_not_a_series(tmp_path: Path, name: str, content: bytes) -> None:
     folder = make(tmp_path / "scans", "a.nii.gz", f"notes/{name}")
     (folder / "notes" / name).write_bytes(content)
     assert brief(find_cases([folder], ONE), folder) == [("a", "a.nii.gz")]
     with pytest.raises(InputError) as caught:
         find_cases([folder / "notes"], ONE)
     assert str(caught.value) == (
-        f"{folder / 'notes'} holds no scan. Known: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series."
+        f"{folder / 'notes'} holds no scan. Supported: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series."
     )
 
 
@@ -169,11 +169,11 @@ def test_an_incomplete_set_of_channels_is_logged(tmp_path: Path, caplog: pytest.
         find_cases([tmp_path], TWO)
     assert caplog.messages == [
         f"Not every case in {tmp_path} has exactly the files _0000 to _0001, "
-        "so each file is taken as a case of its own."
+        "so each file is treated as a separate case."
     ]
 
 
-def test_named_channels_come_in_the_order_of_the_model(tmp_path: Path) -> None:
+def test_named_channels_are_in_the_order_of_the_model(tmp_path: Path) -> None:
     make(tmp_path, "t1.nhdr", "t2/1.dcm")
     cases = find_cases([], TWO, {"T2": tmp_path / "t2", "T1": tmp_path / "t1.nhdr"})
     assert cases == [Case("t1", (tmp_path / "t1.nhdr", tmp_path / "t2"), ".nrrd")]
@@ -182,13 +182,13 @@ def test_named_channels_come_in_the_order_of_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("named", "kind", "message"),
     [
-        ({"T1": "a.nii"}, UsageError, "channels are T1, T2; --channel named T1"),
-        ({"T1": "a.nii", "T2": "a.nii", "PD": "a.nii"}, UsageError, "--channel named T1, T2, PD"),
+        ({"T1": "a.nii"}, UsageError, "channels are T1, T2, found --channel T1. Give each once."),
+        ({"T1": "a.nii", "T2": "a.nii", "PD": "a.nii"}, UsageError, "found --channel T1, T2, PD"),
         ({"T1": "a.nii", "T2": "."}, UsageError, "--channel T2=.* is a folder of scans"),
         ({"T1": "a.nii", "T2": "b.nii"}, InputError, "b.nii does not exist"),
     ],
 )
-def test_named_channels_refused(tmp_path: Path, named: dict[str, str], kind: type[Exception], message: str) -> None:
+def test_named_channels_rejected(tmp_path: Path, named: dict[str, str], kind: type[Exception], message: str) -> None:
     make(tmp_path, "a.nii")
     with pytest.raises(kind, match=message):
         find_cases([], TWO, {channel: tmp_path / name for channel, name in named.items()})
@@ -206,24 +206,24 @@ def test_inputs_or_named_channels(tmp_path: Path) -> None:
     ("files", "given", "message"),
     [
         ([], "absent.nii", "absent.nii does not exist"),
-        (["scan.jpg"], "scan.jpg", r"scan.jpg has no known image format. Known: .*\.nii\.gz.*\.zip"),
+        (["scan.jpg"], "scan.jpg", r"scan.jpg has no supported image format. Supported: .*\.nii\.gz.*\.zip"),
         (["empty/"], "empty", "empty holds no scan"),
         (["results/a.json", "results/a.png"], "results", "results holds no scan"),
         (["deep/er/a.nii.gz"], "deep", "deep holds no scan"),
         (
             ["mix/a.nii", "mix/1.dcm", "mix/2.dcm"],
             "mix",
-            "2 DICOM files, the first is 1.dcm, beside other scans, .* a.nii",
+            r"2 DICOM files \(the first is 1.dcm\) next to other scans \(the first is a.nii\)",
         ),
     ],
 )
-def test_what_is_no_scan(tmp_path: Path, files: list[str], given: str, message: str) -> None:
+def test_inputs_that_are_not_scans(tmp_path: Path, files: list[str], given: str, message: str) -> None:
     make(tmp_path, *files)
     with pytest.raises(InputError, match=message):
         find_cases([tmp_path / given], ONE)
 
 
-def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 300}.nii.gz"
     for arguments in (([path], ONE), ([], ONE, {"image": path})):
         with pytest.raises(InputError) as caught:
@@ -233,7 +233,7 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_a_pipe_is_no_scan(tmp_path: Path) -> None:
+def test_a_pipe_is_not_a_scan(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "ff.nii.gz")
     with pytest.raises(InputError) as caught:
         find_cases([tmp_path / "ff.nii.gz"], ONE)
@@ -246,7 +246,7 @@ def test_a_pipe_is_no_scan(tmp_path: Path) -> None:
     ("call", "closed", "given"),
     [("stat", "folder/a.nii", "folder/a.nii"), ("listdir", "folder", "folder"), ("listdir", "folder", ".")],
 )
-def test_a_closed_folder_is_told(
+def test_an_unreadable_folder_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, closed: str, given: str
 ) -> None:
     refused = make(tmp_path, "folder/a.nii", "b.nii") / closed
@@ -280,7 +280,7 @@ def test_several_cases_need_a_folder(tmp_path: Path) -> None:
         plan_outputs(cases, tmp_path / "out.nii.gz")
 
 
-def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
+def test_a_file_is_not_an_output_folder(tmp_path: Path) -> None:
     cases = find_cases([make(tmp_path, "a.nii", "notes.txt") / "a.nii"], ONE)
     with pytest.raises(UsageError, match=r"notes\.txt is a file"):
         plan_outputs(cases, tmp_path / "notes.txt")
@@ -299,23 +299,25 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
 def test_two_inputs_with_one_output_name(tmp_path: Path, scans: list[str]) -> None:
     make(tmp_path, *scans)
     cases = find_cases([tmp_path / scan for scan in scans], ONE)
-    with pytest.raises(UsageError, match="would both have the result 'scan'") as caught:
+    with pytest.raises(
+        UsageError, match=r"would be written to the same output 'scan'. .* different --output"
+    ) as caught:
         plan_outputs(cases, tmp_path / "out", overwrite=True)
     assert all(str(tmp_path / scan) in str(caught.value) for scan in scans)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_scan_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+def test_a_scan_is_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
     cases = find_cases([make(tmp_path, "a.nii", "b.nii")], ONE)
-    with pytest.raises(UsageError, match=r"a.nii would replace the scan"):
+    with pytest.raises(UsageError, match=r"a.nii would overwrite the scan"):
         plan_outputs(cases, tmp_path, overwrite=overwrite)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"a.nii would replace the scan"):
+    with pytest.raises(UsageError, match=r"a.nii would overwrite the scan"):
         plan_outputs(find_cases([Path("a.nii")], ONE), tmp_path / "x" / ".." / "a.nii", overwrite=overwrite)
 
 
 @pytest.mark.parametrize("output", ["series", "series/seg.nii.gz", "link"])
-def test_a_series_is_kept_free_of_results(tmp_path: Path, output: str) -> None:
+def test_no_result_is_written_into_a_series(tmp_path: Path, output: str) -> None:
     series = make(tmp_path, "series/1.dcm", "a.nii") / "series"
     (tmp_path / "link").symlink_to(series)
     cases = find_cases([series], ONE)
@@ -323,12 +325,12 @@ def test_a_series_is_kept_free_of_results(tmp_path: Path, output: str) -> None:
     with pytest.raises(UsageError) as caught:
         plan_outputs(cases, tmp_path / output, overwrite=True)
     assert str(caught.value) == (
-        f"The result {result} would lie in the DICOM series {series}. Choose an --output outside of that folder."
+        f"The result {result} would lie in the DICOM series {series}. Choose an --output outside that folder."
     )
     assert plan_outputs(cases, tmp_path) == [(cases[0], tmp_path / "series.nii.gz")]
 
 
-def test_results_in_a_folder_within_a_series_leave_it_one(tmp_path: Path) -> None:
+def test_a_series_with_results_in_a_subfolder_is_still_a_series(tmp_path: Path) -> None:
     series = make(tmp_path, "series/1.dcm") / "series"
     cases = find_cases([series], ONE)
     ((_, result),) = plan_outputs(cases, series / "results")
@@ -362,7 +364,7 @@ def test_existing_results(tmp_path: Path) -> None:
         (f"{'x' * 230}.nii", f"{'x' * 230}.probabilities.npy", "File name too long"),
     ],
 )
-def test_what_cannot_be_written_is_refused_before_any_work(
+def test_unwritable_outputs_are_rejected_before_any_computation(
     tmp_path: Path, output: str, refused: str, reason: str
 ) -> None:
     cases = find_cases([make(tmp_path, "a.nii") / "a.nii"], ONE)
@@ -372,7 +374,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
 
 
-def test_nothing_is_asked_of_a_folder_of_finished_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_finished_results_need_not_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii")], ONE)
     out = make(tmp_path / "out", "a.nii")
 
@@ -418,16 +420,16 @@ def test_real_scans(data_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("skip_existing", [False, True])
-def test_a_sidecar_of_the_records_name_is_not_replaced(tmp_path: Path, skip_existing: bool) -> None:
+def test_a_sidecar_named_like_the_report_is_not_overwritten(tmp_path: Path, skip_existing: bool) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii")], ONE)
     out = make(tmp_path / "out", "a.json")
-    with pytest.raises(UsageError, match=r"would replace .*a\.json"):
+    with pytest.raises(UsageError, match=r"would overwrite .*a\.json"):
         plan_outputs(cases, out, skip_existing=skip_existing)
     assert len(plan_outputs(cases, out, overwrite=True)) == 1
 
 
 @pytest.mark.parametrize(("name", "instead"), [("seg.mhd", ".mha"), ("seg.nhdr", ".nrrd")])
-def test_a_result_in_two_files_is_refused_before_any_work(tmp_path: Path, name: str, instead: str) -> None:
+def test_a_result_in_two_files_is_rejected_before_any_computation(tmp_path: Path, name: str, instead: str) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii")], ONE)
     with pytest.raises(UsageError, match=f"Use {instead}"):
         plan_outputs(cases, tmp_path / name)

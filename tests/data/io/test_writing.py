@@ -1,4 +1,4 @@
-"""Results lie on exactly the grid of their scan, in every format, or do not appear."""
+"""Results have exactly the geometry of their scan, in every format, or do not appear."""
 
 import itertools
 
@@ -22,7 +22,7 @@ LABELS = (ramp() % 4).astype(np.uint8)
 
 
 def flipped(affine, order, flips):
-    """The affine of the same world stored in another axis order and direction."""
+    """The affine of the same volume in another axis order and direction."""
     columns = affine[:3, :3][:, order] * np.where(flips, -1, 1)
     return np.block([[columns, affine[:3, 3:]], [np.zeros((1, 3)), np.ones((1, 1))]])
 
@@ -30,7 +30,7 @@ def flipped(affine, order, flips):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("affine", [STRAIGHT, orthogonal(OBLIQUE)], ids=["flipped", "oblique"])
 @pytest.mark.parametrize("largest", [3, 255, 256, 65535])
-def test_labels_and_grid_come_back(tmp_path, suffix, affine, largest):
+def test_labels_and_geometry_are_kept(tmp_path, suffix, affine, largest):
     labels = LABELS.astype(np.uint32)
     labels[2, 3, 4] = largest
     path = tmp_path / f"a{suffix}"
@@ -43,7 +43,7 @@ def test_labels_and_grid_come_back(tmp_path, suffix, affine, largest):
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mgz", ".nrrd", ".mha"])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_every_axis_order_and_flip_comes_back(tmp_path, suffix, order):
+def test_every_axis_order_and_flip_is_kept(tmp_path, suffix, order):
     for number, flips in enumerate(itertools.product((False, True), repeat=3)):
         affine = flipped(orthogonal(OBLIQUE), order, flips)
         scan = scan_from_array(ramp(), affine)
@@ -59,7 +59,7 @@ def test_every_axis_order_and_flip_comes_back(tmp_path, suffix, order):
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("endian", ["<", ">"])
 @pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1), (4, 2), (0, 0)])
-def test_nifti_keeps_its_placing_bit_by_bit(tmp_path, suffix, version, endian, sform, qform):
+def test_nifti_keeps_its_geometry_bit_by_bit(tmp_path, suffix, version, endian, sform, qform):
     image = nifti(ramp(), orthogonal(OBLIQUE), sform=sform, qform=qform, version=version, endian=endian, units="mm+s")
     source = nib.load(save(image, tmp_path / f"scan{suffix}"))
     write_labels(LABELS, read_scan(tmp_path / f"scan{suffix}"), tmp_path / f"a{suffix}")
@@ -74,7 +74,7 @@ def test_nifti_keeps_its_placing_bit_by_bit(tmp_path, suffix, version, endian, s
     np.testing.assert_array_equal(np.asarray(written.dataobj), LABELS)
 
 
-def test_nifti_header_holds_nothing_else_of_the_scan(tmp_path):
+def test_nifti_header_contains_nothing_else_of_the_scan(tmp_path):
     image = nifti(ramp(), slope=2.0, inter=-7.0)
     image.header["descrip"] = b"Secret^Name"
     image.header["cal_max"] = 900
@@ -107,15 +107,17 @@ def test_other_formats_become_nifti_with_both_forms(tmp_path):
     np.testing.assert_allclose(header.get_sform(), affine, atol=1e-5)
     np.testing.assert_allclose(header.get_qform(), affine, atol=1e-5)
     assert header.get_xyzt_units()[0] == "mm"
-    assert read_label(tmp_path / "a.nii.gz").warnings == ("The grid is oblique by 20 degrees: used as stored.",)
+    assert read_label(tmp_path / "a.nii.gz").warnings == (
+        "The image axes are oblique by 20 degrees and are not straightened.",
+    )
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_sheared_grids_come_back(tmp_path, suffix):
+def test_sheared_axes_are_kept(tmp_path, suffix):
     write_labels(LABELS, scan_from_array(ramp(), SHEARED), tmp_path / f"a{suffix}")
     written = read_label(tmp_path / f"a{suffix}")
     np.testing.assert_allclose(written.geometry.affine, SHEARED, atol=1e-6)
-    assert written.warnings == ("The grid is sheared, axes meet at 73.3 degrees: used as stored.",)
+    assert written.warnings == ("The image axes are sheared (they meet at 73.3 degrees) and are not straightened.",)
 
 
 def test_sheared_nifti_keeps_both_forms(tmp_path):
@@ -126,13 +128,13 @@ def test_sheared_nifti_keeps_both_forms(tmp_path):
     np.testing.assert_array_equal(written.get_qform(), source.get_qform())
 
 
-def test_sheared_grids_do_not_fit_into_mgh(tmp_path):
-    with pytest.raises(InputError, match=r"sheared grid, which \.mgz cannot hold; write \.nii\.gz"):
+def test_mgh_cannot_store_sheared_axes(tmp_path):
+    with pytest.raises(InputError, match=r"sheared axes, which \.mgz cannot store; write \.nii\.gz"):
         write_labels(LABELS, scan_from_array(ramp(), SHEARED), tmp_path / "a.mgz")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mgh_keeps_its_placing_bit_by_bit(tmp_path):
+def test_mgh_keeps_its_geometry_bit_by_bit(tmp_path):
     source = nib.load(save(nib.MGHImage(ramp(), orthogonal(OBLIQUE)), tmp_path / "scan.mgz"))
     for scan in (read_scan(tmp_path / "scan.mgz"), scan_from_nibabel(source)):
         write_labels(LABELS, scan, tmp_path / "a.mgz")
@@ -140,7 +142,7 @@ def test_mgh_keeps_its_placing_bit_by_bit(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_simpleitk_places_every_voxel_where_it_was(tmp_path, suffix):
+def test_every_voxel_keeps_its_position_in_simpleitk(tmp_path, suffix):
     image = sitk.GetImageFromArray(ramp().T)
     image.SetSpacing((0.7, 1.1, 2.9))
     image.SetOrigin((1 / 3, -200.123456789, 1e-3))
@@ -163,7 +165,7 @@ def test_equal_labels_give_equal_bytes(tmp_path, suffix, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.nhdr", "a.mhd", "a.png", "a", "a.dcm"])
-def test_other_suffixes_are_refused(tmp_path, name):
+def test_other_suffixes_are_rejected(tmp_path, name):
     with pytest.raises(UsageError, match=f"found {name}"):
         write_labels(LABELS, scan_from_array(ramp(), STRAIGHT), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -171,15 +173,15 @@ def test_other_suffixes_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_labels_of_another_shape_never_appear(tmp_path, suffix):
-    with pytest.raises(VolsegError, match="result's size of 3 x 4 x 4 is not that of"):
+    with pytest.raises(VolsegError, match="result's size of 3 x 4 x 4 differs from that of"):
         write_labels(LABELS[..., :4], scan_from_array(ramp(), STRAIGHT), tmp_path / f"a{suffix}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_result_with_another_placing_never_appears(tmp_path, monkeypatch):
+def test_a_result_with_another_geometry_never_appears(tmp_path, monkeypatch):
     scan = read_scan(save(nifti(ramp()), tmp_path / "scan.nii.gz"))
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(writing, "_place", lambda header, like: header.set_qform(np.diag([2, 2, 2, 1]), 1))
+    monkeypatch.setattr(writing, "_copy_geometry", lambda header, like: header.set_qform(np.diag([2, 2, 2, 1]), 1))
     with pytest.raises(VolsegError, match="header field") as caught:
         write_labels(LABELS, scan, tmp_path / "out" / "a.nii.gz")
     assert caught.type is VolsegError
@@ -188,7 +190,7 @@ def test_a_result_with_another_placing_never_appears(tmp_path, monkeypatch):
 
 @pytest.mark.needs_data
 @pytest.mark.parametrize("name", ["FLAIR.nii.gz", "shear.nii.gz", "ct_torso_3mm.nii.gz", "wm.mgz"])
-def test_real_scans_and_results_share_a_grid(data_folder, tmp_path, name):
+def test_real_scans_and_results_have_the_same_geometry(data_folder, tmp_path, name):
     scan = read_scan(data_folder / "wild" / name)
     labels = (scan.channels[0] > np.mean(scan.channels[0][::4, ::4, ::4])).astype(np.uint8)
     write_labels(labels, scan, tmp_path / name)
@@ -202,7 +204,7 @@ def test_real_scans_and_results_share_a_grid(data_folder, tmp_path, name):
 
 @pytest.mark.needs_data
 @pytest.mark.parametrize("name", ["mr_hippocampus_series", "mr_oblique_5mm_series.zip", "enh.dcm"])
-def test_real_dicom_results_share_a_grid(data_folder, tmp_path, name):
+def test_real_dicom_results_have_the_same_geometry(data_folder, tmp_path, name):
     scan = read_scan(data_folder / "wild" / name)
     write_labels(np.zeros(scan.geometry.shape, np.uint8), scan, tmp_path / "a.nii.gz")
     assert read_label(tmp_path / "a.nii.gz", like=scan.geometry).geometry.same_grid(scan.geometry, 1e-3)

@@ -21,10 +21,10 @@ from volseg.errors import TrainingError, UsageError
 
 
 class Augmentation(Protocol):
-    """What turns a case into a patch, as `monai.transforms.Compose` does."""
+    """A transform that cuts a patch out of a case and augments it, such as a `monai.transforms.Compose`."""
 
     def set_random_state(self, seed: int) -> Any:
-        """Make what follows repeatable."""
+        """Seed the random numbers of the next call."""
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """A patch from {"image": (C, D, H, W), "label": (1, D, H, W), "centre": (D, H, W) voxel}."""
@@ -32,11 +32,11 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class AugmentationWarmup:
-    """How augmentation sets in: few patches are changed at first.
+    """Augmentation warm-up: the fraction of augmented patches rises from 0 to 1.
 
     Args:
-        crop: makes a patch of a case as it is.
-        passes: over the cases until every patch is a changed one; until then their share rises linearly from 0.
+        crop: cuts out a patch without augmenting it.
+        epochs: the length of the warm-up. The fraction rises linearly; afterwards every patch is augmented.
     """
 
     crop: Augmentation
@@ -45,30 +45,30 @@ class AugmentationWarmup:
 
 @dataclass(frozen=True)
 class BatchDataset(Dataset[dict[str, torch.Tensor]]):
-    """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": as of `training_target`}.
+    """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": see `training_target`}.
 
-    In every run of `len(cases)` samples each case comes once, in an order of its own.
+    An epoch has `len(cases)` samples: every case once, in an order that differs between epochs.
 
     Args:
-        cases: to draw from.
-        plan: batch size, over all ranks together, and patch size.
-        draws: which samples are this process's, and where their patches lie.
-        augment: makes a patch, changed at random.
-        onset: how that sets in; None: every patch is a changed one from the start.
+        cases: to sample patches from.
+        plan: patch size, and batch size over all ranks.
+        sampler: decides which samples this process computes, and where their patches lie.
+        augment: cuts out a patch and augments it at random.
+        warmup: of the augmentation; None: every patch is augmented from the start.
     """
 
     cases: Sequence[CachedCase]
     plan: Plan
-    draws: PatchSampler
+    sampler: PatchSampler
     augment: Augmentation
     warmup: AugmentationWarmup | None = None
 
     def __post_init__(self) -> None:
-        check_shared(self.plan, self.draws.world)
+        check_shared(self.plan, self.sampler.world)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """This process's part of the batch of one step."""
-        samples = [self.sample(number) for number in self.draws.numbers(step, self.plan.batch_size)]
+        """This process's samples of the batch of one step."""
+        samples = [self.sample(number) for number in self.sampler.sample_numbers(step, self.plan.batch_size)]
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
             "label": training_target(torch.stack([sample["label"][0] for sample in samples]), self.plan),
@@ -76,11 +76,11 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
 
     def sample(self, number: int) -> dict[str, Any]:
         """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices}."""
-        epoch, place = divmod(number, len(self.cases))
-        order = self.draws.stream(ORDER, epoch).permutation(len(self.cases))
-        case = self.cases[order[place]]
-        rng = self.draws.stream(SAMPLE, number)
-        start = self.draws.start(rng, case, self.plan.patch_size)
+        epoch, position = divmod(number, len(self.cases))
+        order = self.sampler.rng(ORDER, epoch).permutation(len(self.cases))
+        case = self.cases[order[position]]
+        rng = self.sampler.rng(SAMPLE, number)
+        start = self.sampler.patch_start(rng, case, self.plan.patch_size)
         pipeline = self.augment
         if self.warmup and rng.random() * self.warmup.epochs * len(self.cases) > number:
             pipeline = self.warmup.crop
@@ -90,15 +90,15 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 def check_shared(plan: Plan, world: int) -> None:
-    """Refuse to share the batches of `plan` among `world` processes where that cannot be done.
+    """Check that the batches of `plan` can be split over `world` processes.
 
     Raises:
-        UsageError: fewer samples than processes, or a norm over samples that lie on several processes.
+        UsageError: fewer samples than processes, or batch norm over samples of several processes.
     """
     if world > plan.batch_size:
         raise UsageError(
-            f"A batch of {plan.batch_size} cannot be shared by {world} processes. "
-            f"Start at most {plan.batch_size}, or set plan.batch_size higher."
+            f"A batch of {plan.batch_size} cannot be split over {world} processes. "
+            f"Start at most {plan.batch_size}, or increase plan.batch_size."
         )
     if world > 1 and plan.network.norm == "batch":
         raise UsageError(
@@ -108,9 +108,9 @@ def check_shared(plan: Plan, world: int) -> None:
 
 
 def batch_loader(dataset: BatchDataset, start_step: int, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
-    """Batches from `start_step` on, without end; `workers` processes prepare them, each on one thread.
+    """An endless loader of batches from `start_step`; `workers` processes prepare them, each on one thread.
 
-    The workers end with the iterator. They leave Ctrl-C and SIGTERM to the process that reads the batches.
+    The workers end with the iterator. They ignore Ctrl-C and SIGTERM, which the main process handles.
     """
     return DataLoader(
         dataset,
@@ -123,23 +123,23 @@ def batch_loader(dataset: BatchDataset, start_step: int, workers: int) -> DataLo
 
 @contextmanager
 def lost_workers() -> Iterator[None]:
-    """Say in one sentence that a process of `batch_loader` died; torch says so wherever the main thread then is.
+    """Report a dead worker of `batch_loader` in one sentence; PyTorch raises anywhere in the main thread.
 
     Raises:
-        TrainingError: one did, for example killed by the system for lack of memory.
+        TrainingError: a worker died, for example because the system killed it for lack of memory.
     """
     try:
         yield
     except RuntimeError as error:
-        # torch has no type of its own for a lost worker; an error inside a worker begins otherwise.
+        # PyTorch has no exception type for a dead worker; an error raised inside a worker has another message.
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise TrainingError(
-            f"A process that prepares batches was lost: {str(error).splitlines()[0]} Memory or shared memory may be "
-            "short; go on with --resume, or begin with --set training.workers=0."
+            f"A data loader worker died: {str(error).splitlines()[0]} Memory or shared memory may be short; "
+            "resume with --resume, or start with --set training.workers=0."
         ) from error
 
 
-def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 - torch's interface
+def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 - PyTorch's interface
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

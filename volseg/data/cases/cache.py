@@ -1,9 +1,15 @@
 """Preprocessed training cases on disk, so that each is read, oriented, normalised and resampled once.
 
-A case is four files `<name>.<key>.*` in one folder: `image.b2nd` float32 (C, D, H, W) and `label.b2nd` class indices
-(1, D, H, W), both of `volseg.data.cases.chunked_arrays`, `foreground.npy` int32 (N, 3) voxels of each label in turn, and `json`. The
-key is a hash of the input files' bytes and of all that preprocessing depends on, so nothing stale is ever used. The
-json file is written last: a case that has all four is complete, and work that was cut off goes on where it stopped.
+A case is four files `<name>.<key>.*` in one folder:
+
+    image.b2nd      (C, D, H, W) float32, see `volseg.data.cases.chunked_arrays`
+    label.b2nd      (1, D, H, W) class indices, likewise
+    foreground.npy  (N, 3) int32 foreground voxels, label after label; then annotated voxels if others are ignored
+    json            source files, mapping between image space and network space, row ranges of foreground.npy
+
+The key is a hash of the input files' bytes and of everything that preprocessing depends on, so a stale entry is never
+used. The JSON file is written last: a case with all four files is complete, and an interrupted run continues with the
+others.
 """
 
 import json
@@ -28,13 +34,13 @@ from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
 from volseg.files import as_tuples, whole_file, write_json
 
-# Raised whenever preprocessing or the files below change, so that older ones are not taken for current ones.
+# Increased whenever preprocessing or the files below change, so that older entries are not reused.
 FORMAT = 4
 PARTS = ("image.b2nd", "label.b2nd", "foreground.npy", "json")
-# As many voxels per class as nnU-Net keeps for drawing patches.
+# Foreground voxels kept per class for patch sampling, as many as in nnU-Net.
 VOXELS_PER_CLASS = 10_000
-# Cases that are prepared at the same time: one is resampled while another is read or written.
-AT_ONCE = 2
+# Cases prepared at the same time: one is resampled while another is read or written.
+PARALLEL_CASES = 2
 # The parts of a plan that change what is cached.
 PREPROCESSING: Any = {
     "channels": {"__all__": {"normalisation", "clip", "mean", "std"}},
@@ -50,45 +56,46 @@ PREPROCESSING: Any = {
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A preprocessed case: paths and small facts only, so that it is cheap to send to another process.
+    """A preprocessed case: paths and small values only, so that it is cheap to send to another process.
 
     Args:
-        case: where it comes from.
-        stem: the path that its files begin with.
-        grid: the map from the stored scan to the network's grid.
+        case: the scan and label image it was made from.
+        stem: the common beginning of its files' paths.
+        grid: the mapping between image space and network space.
         foreground_ranges: for label 1, 2, ...: the rows (start, stop) of its voxels in the foreground file.
-        known_range: the rows of voxels that are not ignored, background included; None where none or all are.
+        annotated_range: the rows of annotated voxels, which are those not ignored, background included; None if none
+            or all voxels are ignored.
     """
 
     case: TrainingCase
     stem: Path
     grid: GridMap
     foreground_ranges: tuple[tuple[int, int], ...]
-    known_range: tuple[int, int] | None = None
+    annotated_range: tuple[int, int] | None = None
 
     @property
     def image(self) -> NDArray:
-        """(C, D, H, W) float32; a slice of it is read when it is asked for."""
+        """(C, D, H, W) float32; slicing it reads only the blocks of that slice."""
         return open_chunked(_part(self.stem, "image.b2nd"))
 
     @property
     def label(self) -> NDArray:
-        """(1, D, H, W) class indices as of `volseg.data.grid.preprocess.classes_of`, read in the same way."""
+        """(1, D, H, W) class indices, see `volseg.data.grid.preprocess.classes_of`; read in the same way."""
         return open_chunked(_part(self.stem, "label.b2nd"))
 
     @property
     def shape(self) -> Triple:
-        """(D, H, W) on the network's grid."""
+        """(D, H, W) in network space."""
         return self.grid.shape
 
     def foreground(self, index: int) -> np.ndarray:
-        """(N, 3) int32 voxels of label `index`, at most 10 000 of them, memory-mapped."""
+        """(N, 3) int32 foreground voxels of label `index`, at most 10 000, memory-mapped."""
         return self._voxels[slice(*self.foreground_ranges[index - 1])]
 
     @property
-    def known(self) -> np.ndarray | None:
-        """(N, 3) int32 voxels that are not ignored, at most 10 000 of them; None where none or all are."""
-        return None if self.known_range is None else self._voxels[slice(*self.known_range)]
+    def annotated(self) -> np.ndarray | None:
+        """(N, 3) int32 annotated voxels, at most 10 000; None if none or all voxels are ignored."""
+        return None if self.annotated_range is None else self._voxels[slice(*self.annotated_range)]
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -109,19 +116,19 @@ def cache_cases(
 
     Args:
         cases: to preprocess.
-        plan: whose grid and normalisation they get.
-        folder: of the cache; made if it is not there.
-        progress: called with the number of cases done and of all cases, after each, in their order.
+        plan: sets spacing, orientation, cropping and normalisation.
+        folder: of the cache; created if missing.
+        progress: called after each case, in order, with the number of finished cases and of all cases.
 
     Returns:
-        One entry per case, in their order.
+        One entry per case, in the same order.
 
     Raises:
-        InputError: a case cannot be used; the message names it. No further case is begun.
+        InputError: a case cannot be used; the message names it. No further case is started.
         ResourceError: the disk is full.
     """
     cached = []
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="volseg-prepare") as pool:
+    with ThreadPoolExecutor(PARALLEL_CASES, thread_name_prefix="volseg-prepare") as pool:
         for one in pool.map(partial(_cached, plan=plan, folder=Path(folder)), cases):
             cached.append(one)
             if progress:
@@ -130,7 +137,7 @@ def cache_cases(
 
 
 def cache_key(case: TrainingCase, plan: Plan) -> str:
-    """The `content_key` of a case that is preprocessed as a plan says.
+    """The `content_key` of a case preprocessed for a plan.
 
     Raises:
         InputError: a file cannot be read.
@@ -139,7 +146,7 @@ def cache_key(case: TrainingCase, plan: Plan) -> str:
 
 
 def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
-    """Read a case and its label image, stored values, and check them against the channels and labels of a plan.
+    """Read a case and its label image without preprocessing, and check them against a plan's channels and labels.
 
     Raises:
         InputError: they cannot be used; the message names the case.
@@ -153,7 +160,7 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
 
 
 def _cached(case: TrainingCase, plan: Plan, folder: Path) -> CachedCase:
-    """The entry of a case, made where there is none."""
+    """The entry of a case, created if missing."""
     stem = cache_stem(folder, case, cache_key(case, plan))
     if not all(_part(stem, part).exists() for part in PARTS):
         _preprocess(case, plan, stem)
@@ -165,13 +172,13 @@ def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
     scan, reference = read_for_plan(case, plan)
     image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
     label = label_to_network(reference.channels[0], grid, plan).numpy()
-    foreground, ranges, known = _foreground(label, plan)
+    foreground, ranges, annotated = _foreground(label, plan)
     write_chunked(_part(stem, "image.b2nd"), image.numpy())
     write_chunked(_part(stem, "label.b2nd"), label[None])
     with whole_file(_part(stem, "foreground.npy")) as temporary:
         np.save(temporary, foreground, allow_pickle=False)
     sources = {"images": [str(path) for path in case.images], "label": str(case.label)}
-    rows = {"foreground_ranges": ranges, "known_range": known}
+    rows = {"foreground_ranges": ranges, "known_range": annotated}
     write_json(_part(stem, "json"), {"format": FORMAT, **sources, "grid": asdict(grid), **rows})
 
 
@@ -179,11 +186,11 @@ def _load(case: TrainingCase, stem: Path) -> CachedCase:
     """The entry of a complete case."""
     document = json.loads(_part(stem, "json").read_text(encoding="utf-8"))
     grid = GridMap(**{name: as_tuples(value) for name, value in document["grid"].items()})
-    return CachedCase(case, stem, grid, *(as_tuples(document[rows]) for rows in ("foreground_ranges", "known_range")))
+    return CachedCase(case, stem, grid, *(as_tuples(document[key]) for key in ("foreground_ranges", "known_range")))
 
 
 def _foreground(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int] | None]:
-    """The foreground file as (N, 3) int32, a random subset of what is large, and the rows that `CachedCase` holds."""
+    """The foreground file, (N, 3) int32 with a random subset of large classes, and the row ranges of `CachedCase`."""
     rng = np.random.default_rng(label.size)
     masks = (np.isin(label, classes_of(np.array(one.stored_values), plan)) for one in plan.labels)
     ignored = label == IGNORED

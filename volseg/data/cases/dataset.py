@@ -1,12 +1,12 @@
 """A folder of scans with reference labels as training cases, and its split into folds.
 
-Three layouts are known by what the folder holds:
+Three layouts are recognised by the contents of the folder:
 
     Medical Segmentation Decathlon   dataset.json with "training": [{"image": ..., "label": ...}]
     nnU-Net v2 raw                   dataset.json with "channel_names"; imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
-    plain                            images/ and labels/ with scans of equal names; labels.json {name: value} or none
+    plain                            images/ and labels/ with files of equal names; optional labels.json {name: value}
 
-How labels are declared is in `volseg.data.cases.labels`.
+The declaration of labels is described in `volseg.data.cases.labels`.
 """
 
 import json
@@ -27,15 +27,15 @@ from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import image_suffix, stem_of
 from volseg.data.io.reading import read_label
 from volseg.errors import InputError, Problem, UsageError
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 5
 Split = dict[str, list[str]]
 
 
 def _in_order(names: Any) -> list[Any]:
-    """The values of {"0": name, "1": name, ...}, by their numbers and not as they happen to be written."""
+    """The values of {"0": name, "1": name, ...} in the order of their numbers, not of the file."""
     if not isinstance(names, dict) or not names or set(names) != {str(index) for index in range(len(names))}:
         raise ValueError('expected {"0": name, "1": name, ...}, numbered from 0 without a gap')
     return [names[str(index)] for index in range(len(names))]
@@ -45,7 +45,7 @@ Channels = Annotated[tuple[str, ...], BeforeValidator(_in_order)]
 
 
 class _Document(Frozen):
-    """A part of a JSON file of a dataset; keys that training does not need are left out."""
+    """A part of a JSON file of a dataset; keys that training does not need are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -80,7 +80,7 @@ class _Fold(_Document):
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """One scan with its reference.
+    """One scan with its label image.
 
     Args:
         name: unique in the dataset.
@@ -95,17 +95,17 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What there is to train on.
+    """A training dataset.
 
     Args:
         name: of the dataset.
-        folder: where it lies.
+        folder: its path.
         channels: their names, in order.
-        labels: what is segmented, and which voxels nobody has labelled.
-        cases: sorted by name; their files may be missing, which reading them finds.
+        labels: the labels to segment, and the ignore label.
+        cases: sorted by name; whether their files exist is checked only when they are read.
         licence: as the dataset states it, or "".
         description: as the dataset states it, or "".
-        problems: what keeps it from being trained on, as far as its folder tells.
+        problems: those that prevent training and are visible without reading an image.
     """
 
     name: str
@@ -119,14 +119,14 @@ class Dataset:
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """Find the cases of a training dataset; no image is read, but for the label values of a plain folder.
+    """Find the cases of a training dataset; no image is read, except the label images of a plain folder without names.
 
     Args:
         folder: in one of the three layouts above.
 
     Raises:
-        InputError: no such folder, none of the layouts, a dataset.json with values of the wrong kind or with channels
-            that are not numbered from 0, no cases, or labels that `parse_labels` refuses.
+        InputError: no such folder, none of the layouts, a dataset.json with values of the wrong type or with channels
+            that are not numbered from 0, no cases, or labels that `parse_labels` rejects.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -145,37 +145,37 @@ def open_dataset(folder: Path) -> Dataset:
         dataset = _open_plain(folder)
     else:
         raise InputError(
-            f"{folder} is not a training dataset: it holds neither dataset.json (Decathlon or nnU-Net v2 raw) "
+            f"{folder} is not a training dataset: it contains neither dataset.json (Decathlon or nnU-Net v2 raw) "
             "nor the folders images and labels."
         )
     if not dataset.cases:
-        raise InputError(f"{folder} holds no training case. Each needs a scan and a label image.")
+        raise InputError(f"{folder} contains no training case. A case needs a scan and a label image.")
     return dataset
 
 
 def split_folds(dataset: Dataset, folds: int = 5) -> list[Split]:
     """The folds of a dataset, each as {"train": names, "val": names}.
 
-    From splits_final.json in the folder if there is one, whatever its number of folds, with a warning where that is
-    another; else as nnU-Net makes them: sorted names through sklearn's KFold, shuffled with random state 12345.
+    From splits_final.json in the folder if it exists, whatever its number of folds, with a warning if that differs;
+    otherwise those of nnU-Net: sklearn's KFold of the sorted names, shuffled with random state 12345.
 
     Raises:
         UsageError: fewer than 2 folds.
-        InputError: fewer cases than folds, or a file that `read_splits` refuses.
+        InputError: fewer cases than folds, or a file that `read_splits` rejects.
     """
     if folds < 2:
-        raise UsageError(f"--folds is {folds}, but there have to be at least 2. Use --fold all to train on every case.")
+        raise UsageError(f"--folds is {folds}, expected at least 2. Use --fold all to train on every case.")
     path = dataset.folder / "splits_final.json"
     if path.exists():
         splits = read_splits(path, dataset)
         if len(splits) != folds:
-            logger.warning("The number of folds is %d, as in %s, and not %d", len(splits), path, folds)
+            logger.warning("Using the %d folds of %s instead of %d", len(splits), path, folds)
         return splits
     names = sorted(case.name for case in dataset.cases)
     if len(names) < folds:
         raise InputError(
             f"{len(names)} cases cannot be split into {folds} folds. "
-            "Give fewer --folds, or --fold all to train on every case."
+            "Use fewer --folds, or --fold all to train on every case."
         )
     parts = KFold(n_splits=folds, shuffle=True, random_state=12345).split(names)
     return [{"train": [names[i] for i in train], "val": [names[i] for i in held_out]} for train, held_out in parts]
@@ -184,7 +184,7 @@ def split_folds(dataset: Dataset, folds: int = 5) -> list[Split]:
 def read_splits(path: Path, dataset: Dataset) -> list[Split]:
     """Read folds from a JSON file.
 
-    A fold may have an empty "val": it is then trained without validation, as --fold all is.
+    A fold with an empty "val" is trained without validation, like --fold all.
 
     Raises:
         InputError: not a list of {"train": names, "val": names}, an unknown case, a fold without a case to train on,
@@ -192,7 +192,7 @@ def read_splits(path: Path, dataset: Dataset) -> list[Split]:
     """
     document = _read_json(path)
     if not isinstance(document, list) or not document:
-        raise InputError(f'{path} has to hold a list of {{"train": [names], "val": [names]}}.')
+        raise InputError(f'{path} must be a list of {{"train": [names], "val": [names]}}.')
     folds: list[Split] = [
         checked(_Fold, fold, f"{path}, fold {number},", InputError).model_dump() for number, fold in enumerate(document)
     ]
@@ -200,25 +200,25 @@ def read_splits(path: Path, dataset: Dataset) -> list[Split]:
         case.name for case in dataset.cases
     }
     if unknown:
-        raise InputError(f"{path} names {len(unknown)} cases the dataset does not have: {listed(sorted(unknown))}.")
+        raise InputError(f"{path} names {len(unknown)} cases not in the dataset: {first_few(sorted(unknown))}.")
     for number, fold in enumerate(folds):
         _check_fold(fold, f"{path}, fold {number}")
     return folds
 
 
 def _check_fold(fold: Split, place: str) -> None:
-    """Refuse a fold with no case to train on, or with a case twice."""
+    """Reject a fold without training cases, or one that contains a case twice."""
     if not fold["train"]:
-        raise InputError(f"{place}: train is empty. Name the cases to train on.")
+        raise InputError(f"{place}: train is empty. List the cases to train on.")
     for half, names in fold.items():
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise InputError(f"{place}: more than once in {half} are {listed(twice)}. Name each case once.")
+            raise InputError(f"{place}: {half} contains {first_few(twice)} more than once. List each case once.")
     if shared := set(fold["train"]) & set(fold["val"]):
-        raise InputError(f"{place}: in train and in val are {listed(sorted(shared))}.")
+        raise InputError(f"{place}: train and val both contain {first_few(sorted(shared))}. Remove each from one.")
 
 
 def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
-    """One fold by its number, or with "all" every case to train on and none to validate on.
+    """One fold by its number; "all" trains on every case and validates on none.
 
     Raises:
         UsageError: no such fold.
@@ -227,7 +227,7 @@ def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
         return {"train": sorted({name for split in splits for half in split.values() for name in half}), "val": []}
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
         raise UsageError(
-            f"There is no fold {fold} among {len(splits)} (splits_final.json in the dataset goes before --folds). "
+            f"There is no fold {fold} among {len(splits)} (splits_final.json in the dataset overrides --folds). "
             f"Give 0 to {len(splits) - 1}, or all."
         )
     return splits[fold]
@@ -262,14 +262,14 @@ def _open_plain(folder: Path) -> Dataset:
         [path for path in sorted((folder / half).iterdir()) if image_suffix(path)] for half in ("images", "labels")
     )
     partner = {stem_of(path): path for path in reversed(references)}
-    # A file without a partner is a case that lacks one of this name.
+    # A file without a partner becomes a case whose other file is missing.
     cases = [
         TrainingCase(stem_of(path), (path,), partner.get(stem_of(path), folder / "labels" / path.name))
         for path in images
     ]
-    taken = {case.label for case in cases}
+    paired = {case.label for case in cases}
     cases += [
-        TrainingCase(stem_of(path), (folder / "images" / path.name,), path) for path in references if path not in taken
+        TrainingCase(stem_of(path), (folder / "images" / path.name,), path) for path in references if path not in paired
     ]
     names = folder / "labels.json"
     labels = _read_json(names) if names.exists() else _labels_found(references)
@@ -277,7 +277,7 @@ def _open_plain(folder: Path) -> Dataset:
 
 
 def _labels_found(references: Sequence[Path]) -> dict[str, int]:
-    """A name for each value that the label images hold, as far as they can be read."""
+    """A name for each value in the label images; images that cannot be read are skipped."""
     found: set[int] = set()
     for path in references:
         with suppress(InputError):
@@ -286,7 +286,7 @@ def _labels_found(references: Sequence[Path]) -> dict[str, int]:
 
 
 def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], cases: list[TrainingCase]) -> Dataset:
-    """The dataset, with the checks that all layouts share."""
+    """The dataset, after the checks common to all layouts."""
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
     first = {case.name: case for case in reversed(cases)}
     return Dataset(
@@ -302,15 +302,9 @@ def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], 
 
 
 def _same_name(case: TrainingCase, first: TrainingCase) -> Problem:
-    """The problem of a case whose name another one has."""
+    """The problem of a second case with the same name."""
     files, others = (", ".join(map(str, (*one.images, one.label))) for one in (case, first))
-    return Problem(case.name, "same name", f"it is {others}, and again {files}", "rename or remove one of them")
-
-
-def listed(items: Sequence[Any]) -> str:
-    """The first few of some items, and how many more there are."""
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(str(item) for item in items[:SHOWN]) + more
+    return Problem(case.name, "same name", f"used by ({others}) and by ({files})", "rename or remove one of them")
 
 
 def _read_json(path: Path) -> Any:

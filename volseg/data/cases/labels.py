@@ -1,9 +1,10 @@
-"""What a dataset says of its labels: names and values, nnU-Net's regions, and its ignore label.
+"""The labels that a dataset declares: names and values, nnU-Net's regions, and the ignore label.
 
-plain      {"TZ": 1, "PZ": 2}, or as the Decathlon writes it {"1": "TZ", "2": "PZ"}
-regions    {"whole": [1, 2], "core": 2} with "regions_class_order": [1, 2]: labels that may overlap. Each is made of
-           the stored values in its list, and is written as its value in the order, later ones over earlier ones
-ignore     {"ignore": 3} beside either of them, the highest value: of voxels that nobody has labelled
+plain      {"TZ": 1, "PZ": 2}, or in the Decathlon's form {"1": "TZ", "2": "PZ"}
+regions    {"whole": [1, 2], "core": 2} with "regions_class_order": [1, 2]: labels that may overlap. A region is the
+           union of the stored values in its list; a prediction is written with its value in the order, later regions
+           over earlier ones
+ignore     {"ignore": 3} added to either of them, with the highest value: voxels without annotation
 """
 
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ class LabelSet:
     """The labels of a dataset.
 
     Args:
-        values: name to the value that is written, background left out; by rising value, regions in their order.
-        parts: of regions, name to the stored values each is made of; empty for plain labels.
-        ignore: the value of voxels that nobody has labelled, if there is one.
+        values: name to the value written in predictions, without background; in ascending order, regions in theirs.
+        parts: for regions, name to the stored values that each consists of; empty for plain labels.
+        ignore: the value of ignored voxels, which have no annotation; None without an ignore label.
     """
 
     values: dict[str, int]
@@ -32,27 +33,27 @@ class LabelSet:
 
     @property
     def stored(self) -> dict[str, tuple[int, ...]]:
-        """Name to the values that label images hold where the label is."""
+        """Name to the values of the label in label images."""
         return self.parts or {name: (value,) for name, value in self.values.items()}
 
     @property
     def known(self) -> set[int]:
-        """All values that label images may hold beside 0."""
+        """All values that label images may contain, apart from 0."""
         ignored = set() if self.ignore is None else {self.ignore}
         return {value for values in self.stored.values() for value in values} | ignored
 
 
 def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
-    """The labels that a file declares, in one of the ways above.
+    """Parse the labels of a file, in one of the forms above.
 
     Args:
         labels: the mapping of names to values.
-        order: nnU-Net's regions_class_order; None without one.
-        source: of both, for messages.
+        order: nnU-Net's regions_class_order; None if it is missing.
+        source: the file, for messages.
 
     Raises:
-        InputError: not such a mapping, a value that is none, two labels of one value, no label beside the background,
-            regions without a fitting order, or an ignore label that is not the highest.
+        InputError: not such a mapping, an invalid value, two labels with one value, no foreground label, regions
+            without a matching order, or an ignore label that is not the highest.
     """
     if not isinstance(labels, Mapping):
         raise InputError(f"'labels' in {source} is a {type(labels).__name__}; expected a mapping of names to values.")
@@ -60,46 +61,46 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
     for key, entry in labels.items():
         name, values = _entry(key, entry, source)
         if name in stored:
-            raise InputError(f"Two labels in {source} share the name '{name}'; give each its own.")
+            raise InputError(f"Two labels in {source} share the name '{name}'; give each a different one.")
         stored[name] = values
     ignored = stored.pop(IGNORE, None)
     foreground = {name: values for name, values in stored.items() if values != (0,)}
     if not foreground:
-        raise InputError(f"{source} has no label beside the background. List its labels, for example {{'Liver': 1}}.")
+        raise InputError(f"{source} has no foreground label. List its labels, for example {{'Liver': 1}}.")
     if any(len(values) > 1 for values in foreground.values()):
-        found = LabelSet(_written(foreground, order, source), foreground)
+        found = LabelSet(_written_values(foreground, order, source), foreground)
     else:
         found = LabelSet({name: values[0] for name, values in sorted(foreground.items(), key=lambda item: item[1])})
     if len(set(found.values.values())) < len(found.values):
-        raise InputError(f"Two labels in {source} share a value: {found.values}; give each its own.")
+        raise InputError(f"Two labels in {source} share a value: {found.values}; give each a different one.")
     if ignored is None:
         return found
     highest = max(found.known)
     if len(ignored) > 1 or ignored[0] <= highest:
         raise InputError(
-            f"The label 'ignore' of {source} has the value {', '.join(map(str, ignored))}, but has to have one above "
-            f"those of all other labels, the highest of which is {highest}."
+            f"The label 'ignore' in {source} has the value {', '.join(map(str, ignored))}. Give it a single value "
+            f"above {highest}, the highest of the other labels."
         )
     return replace(found, ignore=ignored[0])
 
 
 def _entry(key: Any, entry: Any, source: str) -> tuple[str, tuple[int, ...]]:
-    """One label, written {name: value or values} or, as the Decathlon does, {value: name}."""
+    """One label in the form {name: value or values} or, in the Decathlon, {value: name}."""
     if isinstance(entry, str) and str(key).isdecimal():
         key, entry = entry, int(key)
     values = entry if isinstance(entry, list | tuple) else [entry]
     if not values or not all(type(value) is int and 0 <= value <= LARGEST_LABEL for value in values):
         raise InputError(
-            f"Label '{key}' in {source} has the value {entry!r}, expected an integer of 0 to {LARGEST_LABEL}, or for a "
-            "region a list of them."
+            f"Label '{key}' in {source} has the value {entry!r}, expected an integer from 0 to {LARGEST_LABEL}, or "
+            "a list of them for a region."
         )
     if 0 in values and len(values) > 1:
-        raise InputError(f"Region '{key}' in {source} is {entry!r}; leave out 0, which is the background.")
+        raise InputError(f"Region '{key}' in {source} is {entry!r}; remove 0, which is the background.")
     return str(key), tuple(dict.fromkeys(values))
 
 
-def _written(regions: Mapping[str, tuple[int, ...]], order: Any, source: str) -> dict[str, int]:
-    """The value that each region is written as."""
+def _written_values(regions: Mapping[str, tuple[int, ...]], order: Any, source: str) -> dict[str, int]:
+    """The value that each region has in predictions."""
     order = order if isinstance(order, list | tuple) else []
     if len(order) != len(regions):
         raise InputError(
@@ -109,7 +110,7 @@ def _written(regions: Mapping[str, tuple[int, ...]], order: Any, source: str) ->
     for (name, parts), value in zip(regions.items(), order, strict=True):
         if value not in parts:
             raise InputError(
-                f"Region '{name}' of {source} is {list(parts)}, but regions_class_order writes it as {value!r}. "
-                "Give one of its own values."
+                f"Region '{name}' in {source} is {list(parts)}, but its value in regions_class_order is {value!r}. "
+                "Give one of the region's own values."
             )
     return dict(zip(regions, order, strict=True))

@@ -1,6 +1,6 @@
-"""Which samples a process draws, and where patches lie: functions of the run's seed and a sample's number.
+"""Patch sampling: pure functions of the run's seed and the sample's number.
 
-Samples are numbered over the whole run, batch after batch, whichever process takes them.
+Samples are numbered through the whole run, batch after batch, independently of the process that computes them.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ import numpy as np
 
 from volseg.config import Triple
 
-# Kinds of random streams under one seed: the order of the cases in an epoch, what happens to a sample, and what is cut
-# out of its patch.
+# Independent random streams under one seed: the order of the cases in an epoch, the position and augmentation of a
+# sample, and the position of a smaller patch in it (see `progressive_patches`).
 ORDER, SAMPLE, CUT = range(3)
 
 
 class PatchSource(Protocol):
-    """What patches are cut out of: a `CachedCase`, or a larger patch."""
+    """A volume that patches are cut out of: a `CachedCase`, or a larger patch."""
 
     @property
     def shape(self) -> Triple:
@@ -27,50 +27,50 @@ class PatchSource(Protocol):
         """The labels that occur, counted from 1."""
 
     @property
-    def known(self) -> np.ndarray | None:
-        """(N, 3) voxels that are not ignored; None where none or all are."""
+    def annotated(self) -> np.ndarray | None:
+        """(N, 3) annotated voxels, which are those not ignored; None if none or all voxels are ignored."""
 
     def foreground(self, index: int) -> np.ndarray:
-        """(N, 3) voxels of label `index`."""
+        """(N, 3) foreground voxels of label `index`."""
 
 
 @dataclass(frozen=True)
 class PatchSampler:
-    """How one process of a run draws.
+    """Patch sampling in one process of a run.
 
     Args:
-        foreground: share of patches centred on a labelled voxel.
+        oversample_foreground: fraction of patches centred on a foreground voxel.
         seed: of the run, not negative.
-        rank: this process takes the samples rank, rank + world, ... of each batch.
-        world: the number of processes that share a batch.
+        rank: this process computes the samples rank, rank + world, ... of each batch.
+        world: the number of processes that a batch is split over.
     """
 
-    foreground: float
+    oversample_foreground: float
     seed: int = 0
     rank: int = 0
     world: int = 1
 
-    def numbers(self, step: int, batch_size: int) -> range:
-        """This process's samples of one step; a batch has `batch_size` samples over all processes."""
+    def sample_numbers(self, step: int, batch_size: int) -> range:
+        """The samples of one step that this process computes; a batch has `batch_size` samples over all processes."""
         first = step * batch_size
         return range(first + self.rank, first + batch_size, self.world)
 
-    def stream(self, kind: int, number: int) -> np.random.Generator:
-        """Random numbers of one kind for one sample or epoch."""
+    def rng(self, kind: int, number: int) -> np.random.Generator:
+        """The random stream of one kind (`ORDER`, `SAMPLE` or `CUT`) for one sample or epoch."""
         return np.random.default_rng([self.seed, kind, number])
 
-    def start(self, rng: np.random.Generator, case: PatchSource, size: Triple) -> Triple:
-        """The voxel of a case at which a patch of `size` (D, H, W) begins.
+    def patch_start(self, rng: np.random.Generator, case: PatchSource, size: Triple) -> Triple:
+        """The first voxel of a patch of `size` (D, H, W) in a case.
 
-        With probability `foreground` the patch is centred on a random voxel of a random label of the case, else it
-        lies anywhere, or, where a part of the case is ignored, is centred on a random voxel of the rest, as nnU-Net
-        does. In any case it is moved as little as needed to lie inside the case, or, along an axis where the case is
-        the smaller one, around it.
+        With probability `oversample_foreground` the patch is centred on a random voxel of a random label of the case.
+        Otherwise its position is random; in a case with ignored voxels it is centred on a random annotated voxel, as
+        in nnU-Net. The patch is then shifted as little as necessary to lie inside the case or, along an axis where the
+        case is smaller than the patch, to contain the case.
         """
         whole, shape = np.array(case.shape), np.array(size)
         low, high = np.minimum(0, whole - shape), np.maximum(0, whole - shape)
-        classes = case.classes if rng.random() < self.foreground else ()
-        voxels = case.foreground(int(rng.choice(classes))) if classes else case.known
+        classes = case.classes if rng.random() < self.oversample_foreground else ()
+        voxels = case.foreground(int(rng.choice(classes))) if classes else case.annotated
         if voxels is None:
             start = rng.integers(low, high + 1)
         else:

@@ -1,8 +1,8 @@
-"""Seeded phantoms: small scans with known labels, and clips of a known kind, for the demo and the tests.
+"""Seeded phantoms: small scans with known labels, and clips of a known class, for the demo and the tests.
 
-The scans hold two labelled structures, a ball and a rod, with the intensity of an unlabelled rind and of unlabelled
-beads, so that only place and shape tell them apart: no threshold finds them. All their lengths are world millimetres,
-so that the anatomy is the same whatever order, direction or tilt the voxel grid has.
+The scans contain two labelled structures, a ball and a rod, with the intensity of an unlabelled rind and of unlabelled
+beads, so that only position and shape distinguish them: no threshold finds them. All lengths are in world millimetres,
+so that the anatomy is independent of voxel order, direction and tilt.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def make_phantom(seed: int, kind: Kind) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     Returns:
         The scan (I, J, K) int16, its labels (I, J, K) uint8 with 1 ball and 2 rod, and the 4 x 4 affine to RAS+
-        millimetres; every second scan or so is oblique, and the stored order of the axes varies.
+        millimetres; about every second scan is oblique, and the voxel order varies.
     """
     rng = np.random.default_rng(seed)
     shape = SHAPE + rng.integers(-2, 3, size=3)
@@ -58,7 +58,7 @@ def make_phantom(seed: int, kind: Kind) -> tuple[np.ndarray, np.ndarray, np.ndar
     tissue = TISSUES[kind]
     labels, intensity = _anatomy(rng, world, tissue)
     if kind == "mr":
-        # A receiver coil's slow shading and a scale of its own per scan.
+        # The smooth bias field of a receiver coil, and an arbitrary intensity scale per scan.
         intensity = intensity * (1 + np.tensordot(rng.uniform(-0.006, 0.006, size=3), world, axes=1))
     intensity = intensity + rng.normal(0, tissue.noise, size=intensity.shape)
     if kind == "mr":
@@ -67,14 +67,14 @@ def make_phantom(seed: int, kind: Kind) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def make_clip(seed: int, moving: bool) -> np.ndarray:
-    """One clip of a disc in noise that moves or stands still; equal arguments give equal clips.
+    """One clip of a moving or stationary disc in noise; equal arguments give equal clips.
 
-    Only time tells the kinds apart. The two clips of a seed have their first frame in common, and in every later one a
-    disc that is reflected at the borders is as likely at any place as one that stands still.
+    Only motion distinguishes the two classes. The two clips of a seed have the same first frame, and in every later one
+    the positions of moving discs, which are reflected at the borders, have the same distribution as stationary ones.
 
     Args:
-        seed: of the random generator: the disc's radius, brightness and place, its direction and speed, the noise.
-        moving: straight on by 1 to 2 pixels a frame and back from the borders; else it stays where it is at first.
+        seed: of the random generator: the disc's radius, brightness, position, direction and speed, and the noise.
+        moving: the disc moves in a straight line by 1 to 2 pixels per frame, reflected at the borders; else it stays.
 
     Returns:
         (T, H, W) float32: 8 frames of 24 x 24 pixels. The disc is brighter or darker than its surroundings, which are
@@ -84,27 +84,27 @@ def make_clip(seed: int, moving: bool) -> np.ndarray:
     radius, brightness = rng.uniform(2.5, 4.5), rng.choice([-1, 1]) * rng.uniform(1, 2)
     speed, angle = rng.uniform(1, 2), rng.uniform(0, 2 * np.pi)
     step = moving * speed * np.array([np.cos(angle), np.sin(angle)])
-    # Along each axis the centre keeps a radius away from the borders; a triangle wave is a way with reflections.
+    # Along each axis the centre stays a radius away from the borders; a triangle wave is a path with reflections.
     room = CLIP_EDGE - 1 - 2 * radius
-    way = rng.uniform(0, room, size=2) + np.arange(CLIP_FRAMES)[:, None] * step
-    centres = radius + room - np.abs(way % (2 * room) - room)
+    path = rng.uniform(0, room, size=2) + np.arange(CLIP_FRAMES)[:, None] * step
+    centres = radius + room - np.abs(path % (2 * room) - room)
     rows, columns = np.indices((CLIP_EDGE, CLIP_EDGE))[:, None] - centres.T[..., None, None]
-    disc = np.clip(radius + 0.5 - np.hypot(rows, columns), 0, 1)  # a pixel at the rim is covered in part
+    disc = np.clip(radius + 0.5 - np.hypot(rows, columns), 0, 1)  # pixels at the rim are partly covered
     return np.asarray(brightness * disc + rng.normal(0, CLIP_NOISE, size=disc.shape), dtype=np.float32)
 
 
 def write_phantoms(folder: Path, count: int, seed: int, kind: Kind, tests: int = 0) -> None:
     """Write a dataset of phantoms in the layout of the Medical Segmentation Decathlon.
 
-    Training cases get the seeds `seed`, `seed + 1`, ...; the tests those that follow. The labels of the tests go to
-    labelsTs, so that predictions can be scored.
+    Training cases get the seeds `seed`, `seed + 1`, ...; test cases the seeds after them. The labels of test cases are
+    written to labelsTs, so that predictions can be scored.
 
     Args:
-        folder: made if it is not there; gets dataset.json, imagesTr, labelsTr, imagesTs and labelsTs.
-        count: training cases.
+        folder: created if missing; gets dataset.json, imagesTr, labelsTr, imagesTs and labelsTs.
+        count: number of training cases.
         seed: of the first case.
         kind: "ct" or "mr".
-        tests: further cases that are not trained on.
+        tests: number of test cases.
     """
     folder = Path(folder)
     names = [f"phantom_{index:03d}.nii.gz" for index in range(1, count + tests + 1)]
@@ -133,10 +133,10 @@ def write_phantoms(folder: Path, count: int, seed: int, kind: Kind, tests: int =
 
 
 def threshold_baseline(images: list[np.ndarray], labels: list[np.ndarray]) -> float:
-    """The best mean foreground Dice that intensity windows can reach: what a network has to beat.
+    """The best mean foreground Dice of intensity thresholds: the baseline that a network has to beat.
 
-    The most generous reading: every label of every scan gets a window lo <= intensity <= hi of its own, fitted on
-    the reference itself, with both ends taken from the label's percentiles (0, 2, ... 100).
+    It is an upper bound: every label of every scan gets its own window lo <= intensity <= hi, fitted to the reference
+    itself, with both ends taken from the label's percentiles (0, 2, ... 100).
 
     Args:
         images: scans (I, J, K).
@@ -154,7 +154,7 @@ def threshold_baseline(images: list[np.ndarray], labels: list[np.ndarray]) -> fl
 
 
 def _best_window(image: np.ndarray, mask: np.ndarray) -> float:
-    """The best Dice of one intensity window with one mask."""
+    """The best Dice of an intensity window for one mask."""
     inside, everywhere = np.sort(image[mask]), np.sort(image, axis=None)
     ends = np.percentile(inside, np.arange(0, 101, 2), method="nearest")
     hits, sizes = (
@@ -204,17 +204,17 @@ def _in_rod(world: np.ndarray, centre: np.ndarray, axis: np.ndarray, half_length
 
 
 def _tilted_affine(rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
-    """An affine in RAS order with the world's origin in the middle of the grid; tilted by up to 15 degrees, or not."""
-    turn = np.eye(3)
+    """An affine in RAS order with the world origin in the middle of the image; tilted by up to 15 degrees, or not."""
+    rotation = np.eye(3)
     if rng.random() < 0.5:
         for first, second in ((0, 1), (0, 2), (1, 2)):
             angle = np.radians(rng.uniform(-9, 9))
             plane = np.eye(3)
             plane[[first, second], [first, second]] = np.cos(angle)
             plane[first, second], plane[second, first] = -np.sin(angle), np.sin(angle)
-            turn = turn @ plane
+            rotation = rotation @ plane
     affine = np.eye(4)
-    affine[:3, :3] = turn * SPACING_MM
+    affine[:3, :3] = rotation * SPACING_MM
     affine[:3, 3] = -affine[:3, :3] @ ((shape - 1) / 2)
     return affine
 
@@ -222,9 +222,9 @@ def _tilted_affine(rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
 def _stored(
     rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, affine: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same scan with its voxels stored in another order and direction."""
+    """The same scan in another voxel order and direction."""
     codes = STORED_ORDERS[rng.integers(len(STORED_ORDERS))]
     order = nibabel.orientations.axcodes2ornt(codes)
-    turn = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), order)
-    stored = [np.ascontiguousarray(nibabel.apply_orientation(array, turn)) for array in (image, labels)]
-    return stored[0], stored[1], affine @ nibabel.orientations.inv_ornt_aff(turn, image.shape)
+    reorientation = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), order)
+    stored = [np.ascontiguousarray(nibabel.apply_orientation(array, reorientation)) for array in (image, labels)]
+    return stored[0], stored[1], affine @ nibabel.orientations.inv_ornt_aff(reorientation, image.shape)

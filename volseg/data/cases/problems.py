@@ -1,4 +1,4 @@
-"""What keeps the cases of a dataset from being trained on: all of it, not only what reading stumbles over first."""
+"""All problems that prevent training on the cases of a dataset, not only the first one that reading reports."""
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
@@ -12,47 +12,47 @@ from volseg.errors import InputError, Problem
 
 
 def case_problems(case: TrainingCase, channels: int, known: Collection[int]) -> list[Problem]:
-    """All that is wrong with the files of a case; each is read anew, which only bad cases are worth.
+    """All problems of the files of a case. It reads every file again, so call it only for cases that failed.
 
     Args:
-        case: to look at.
-        channels: how many it has to have.
-        known: the label values it may hold beside 0.
+        case: to check.
+        channels: expected number.
+        known: the label values allowed apart from 0.
     """
     each = channels if len(case.images) == 1 else 1
-    looks: list[Callable[[], object]] = [
+    checks: list[Callable[[], object]] = [
         *(partial(read_scan, path, each) for path in case.images),
         partial(read_label, case.label, known=known),
         *(partial(compare_grids, path, case.images[0], "the first channel") for path in case.images[1:]),
         partial(compare_grids, case.label, case.images[0], "its image"),
     ]
     problems = []
-    for look in looks:
+    for check in checks:
         try:
-            look()
+            check()
         except InputError as error:
-            remedy = error.remedy or "mend it, or leave out the case"
+            remedy = error.remedy or "fix it, or remove the case"
             problems.append(Problem(case.name, error.problem, error.found.removesuffix("."), remedy))
-    # A file that cannot be read is met twice.
+    # A file that cannot be read fails two checks.
     return list(dict.fromkeys(problems))
 
 
 def duplicate_problems(digests: Mapping[str, str]) -> list[Problem]:
-    """Cases with the voxels of an earlier one.
+    """Cases with the same voxels as an earlier one.
 
     Args:
-        digests: `voxel_digest` by the name of the case.
+        digests: case name to `voxel_digest`.
     """
     first: dict[str, str] = {}
     return [
-        Problem(name, "duplicate", f"its voxels are those of {first[digest]}", "keep one of the two")
+        Problem(name, "duplicate", f"it has the same voxels as {first[digest]}", "keep one of the two")
         for name, digest in digests.items()
         if first.setdefault(digest, name) != name
     ]
 
 
 def voxel_digest(scan: Scan) -> str:
-    """A SHA-256 of the voxels and their arrangement, whatever their dtype, their order in memory and the affine."""
+    """SHA-256 of the voxels and the shape, independent of dtype, memory order and affine."""
     digest = hashlib.sha256(repr((len(scan.channels), scan.geometry.shape)).encode())
     for channel in scan.channels:
         for plane in range(channel.shape[2]):

@@ -1,8 +1,8 @@
-"""Small patches first: a run begins with half their edges and ends with the whole.
+"""Progressive patch size: edges grow from half to full length over the first part of a run.
 
-Most steps are cheap then, so there are more of them, and the last ones still see all that the network will be shown.
-On ten datasets nnU-Net reaches about the same or more in half the time with patches that grow: Fischer et al. 2024,
-Progressive Growing of Patch Size, doi 10.1007/978-3-031-72114-4_49. Ours is in benchmarks/EXPERIMENTS.md.
+Steps on small patches are cheap, so a run of a given time has more of them; the last steps see full patches, as
+inference does. On ten datasets nnU-Net reaches about the same scores or better in half the time: Fischer et al. 2024,
+Progressive Growing of Patch Size, doi 10.1007/978-3-031-72114-4_49. Our measurements are in benchmarks/EXPERIMENTS.md.
 """
 
 import math
@@ -19,22 +19,22 @@ from volseg.data.cases.patch_sampling import CUT, PatchSampler
 
 @dataclass(frozen=True)
 class ProgressivePatches:
-    """Cuts batches down to the size that patches have patch_size_at to.
+    """Cuts the patches of a batch down to the current patch size.
 
-    A cut is drawn by the rules by which the patch was placed.
+    The smaller patch is sampled inside the full one by the rules of `PatchSampler.patch_start`.
 
     Args:
-        plan: batch size, over all ranks together, and what the edges of a patch have to be multiples of.
-        draws: those of the `BatchDataset`.
-        share: of the run, over which patches grow; 0: they are whole from the start.
+        plan: batch size over all ranks, and the divisor of patch edges.
+        sampler: the one of the `BatchDataset`.
+        fraction: of the run, over which patches grow; 0: full patches from the start.
     """
 
     plan: Plan
-    draws: PatchSampler
-    share: float
+    sampler: PatchSampler
+    fraction: float
 
     def __call__(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, Tensor]:
-        """A part of each patch.
+        """Cut a smaller patch out of each patch of a batch.
 
         Args:
             batch: {"image": (B, C, D, H, W), "label": (B, D, H, W) or (B, K, D, H, W)}.
@@ -42,14 +42,14 @@ class ProgressivePatches:
             step: the number of the batch.
 
         Returns:
-            The same with D, H and W of `patch_size_at`; the batch itself where they are whole.
+            The same with D, H and W of `patch_size_at`; the batch itself when that is the full size.
         """
         images, labels = batch["image"], batch["label"]
-        whole = images.shape[2:]
-        size = patch_size_at(whole, self.plan.network.divisor, progress / self.share if self.share else 1.0)
-        if size == tuple(whole):
+        full = images.shape[2:]
+        size = patch_size_at(full, self.plan.network.divisor, progress / self.fraction if self.fraction else 1.0)
+        if size == tuple(full):
             return batch
-        numbers = self.draws.numbers(step, self.plan.batch_size)
+        numbers = self.sampler.sample_numbers(step, self.plan.batch_size)
         cuts = [self._cut(label, size, number) for label, number in zip(labels, numbers, strict=True)]
         return {
             "image": torch.stack([image[(..., *cut)] for image, cut in zip(images, cuts, strict=True)]),
@@ -57,24 +57,29 @@ class ProgressivePatches:
         }
 
     def _cut(self, label: Tensor, size: Triple, number: int) -> list[slice]:
-        """The part of sample `number` that is taken."""
-        starts = self.draws.start(self.draws.stream(CUT, number), LabelledPatch(label.numpy()), size)
+        """The slices of the smaller patch in sample `number`."""
+        starts = self.sampler.patch_start(self.sampler.rng(CUT, number), LabelledPatch(label.numpy()), size)
         return [slice(start, start + edge) for start, edge in zip(starts, size, strict=True)]
 
 
-def patch_size_at(whole: Sequence[int], divisor: Triple, progress: float) -> Triple:
-    """What a patch has patch_size_at to, (D, H, W): its edges rise linearly from half to the whole, rounded up to the divisor.
+def patch_size_at(full: Sequence[int], divisor: Triple, progress: float) -> Triple:
+    """The patch size (D, H, W): edges rise linearly from half to full length, rounded up to multiples of the divisor.
 
-    No edge is below two divisors, if the whole has that many: instance norm needs a few voxels in the deepest stage.
+    No edge is shorter than two divisors unless the full one is: instance norm needs a few voxels in the deepest stage.
+
+    Args:
+        full: the full patch size (D, H, W).
+        divisor: of the network, along D, H and W.
+        progress: of the growth; 0 at its start, 1 or more when patches are full.
     """
-    share = min(1.0, 0.5 + 0.5 * progress)
-    sizes = [min(edge, max(2, math.ceil(share * edge / one)) * one) for edge, one in zip(whole, divisor, strict=True)]
+    scale = min(1.0, 0.5 + 0.5 * progress)
+    sizes = [min(edge, max(2, math.ceil(scale * edge / one)) * one) for edge, one in zip(full, divisor, strict=True)]
     return sizes[0], sizes[1], sizes[2]
 
 
 @dataclass(frozen=True)
 class LabelledPatch:
-    """The target of one sample, (D, H, W) class indices or (K, D, H, W) regions, as `PatchSampler.start` asks for it."""
+    """A `PatchSource` over the target of one sample: (D, H, W) class indices or (K, D, H, W) regions."""
 
     target: np.ndarray
 
@@ -92,14 +97,14 @@ class LabelledPatch:
         return tuple(index for index, region in enumerate(self.target, start=1) if (region > 0).any())
 
     def foreground(self, index: int) -> np.ndarray:
-        """(N, 3) voxels of label `index`."""
+        """(N, 3) foreground voxels of label `index`."""
         return np.argwhere(self.target == index if self.target.ndim == 3 else self.target[index - 1] > 0)
 
     @property
-    def known(self) -> np.ndarray | None:
-        """(N, 3) voxels that are not ignored; None where none or all are."""
+    def annotated(self) -> np.ndarray | None:
+        """(N, 3) annotated voxels, which are those not ignored; None if none or all voxels are ignored."""
         ignored = self.target == IGNORED
         if not ignored.any() or ignored.all():
             return None
-        # Of regions all are ignored or none.
+        # A voxel is ignored in all regions or in none.
         return np.argwhere(~(ignored if ignored.ndim == 3 else ignored[0]))

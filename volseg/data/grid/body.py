@@ -1,4 +1,4 @@
-"""Where the body is in a scan: a box around it, found on a thinned copy. An approximation, for those who ask for it."""
+"""The bounding box of the body in a scan, found on a subsampled copy: an approximation, used only on request."""
 
 import math
 
@@ -8,33 +8,36 @@ import numpy as np
 from volseg.data.grid.geometry import Box
 from volseg.data.grid.nonzero import nonzero_box
 
-# Voxels looked at are this far apart, or as far as the scan's own are; what is thinner may be missed.
+# Distance between sampled voxels, unless the scan's own are farther apart; thinner structures may be missed.
 STEP_MM = 4.0
-# Room that is left around the body on all sides.
+# Margin around the body on all sides.
 MARGIN_MM = 10.0
-# Shares of the voxels that are clipped before a threshold is looked for: metal is far from everything else.
+# Intensity quantiles that values are clipped to before thresholding: metal lies far from all other intensities.
 CLIPPED = (0.005, 0.995)
 
 
 def body_box(volume: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
-    """The box around the largest connected piece of voxels brighter than air, and a margin of at least `MARGIN_MM`.
+    """The bounding box of the largest connected component of voxels brighter than air, with a margin of `MARGIN_MM`.
 
-    Right where the body is one piece, and the scan shows it in air that is darker than most of it, as CT and most MR
-    do. What touches the body, such as a table, belongs to it. Where nothing stands out the box is the whole volume.
+    Valid if the body is one component and most of it is brighter than the air around it, as in CT and most MR scans.
+    Objects that touch the body, such as the table, are included. If all voxels are equal, the box is the whole volume.
 
     Args:
         volume: (D, H, W) of any real dtype, the model's first channel.
         spacing_mm: of its voxels along D, H, W.
+
+    Returns:
+        (start, stop) along D, H and W, at least `MARGIN_MM` outside the body but inside the volume.
     """
     steps = [max(1, round(STEP_MM / spacing)) for spacing in spacing_mm]
-    thin = volume[tuple(slice(None, None, step) for step in steps)].astype(np.float32, order="C")
-    groups = cc3d.connected_components(thin > otsu_threshold(thin), connectivity=26)
-    sizes = np.bincount(groups.ravel())
+    sampled = volume[tuple(slice(None, None, step) for step in steps)].astype(np.float32, order="C")
+    components = cc3d.connected_components(sampled > otsu_threshold(sampled), connectivity=26)
+    sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    # With no voxel above the threshold this is group 0, which is everything.
-    found = nonzero_box([groups == sizes.argmax()])
+    # If no voxel is above the threshold, this is component 0: the whole volume.
+    found = nonzero_box([components == sizes.argmax()])
     d, h, w = (
-        # The body may begin and end anywhere up to the next voxels that were looked at.
+        # The body may extend up to the next sampled voxels outside the box.
         (max(0, (first - 1) * step + 1 - margin), min(size, stop * step + margin))
         for (first, stop), step, size, margin in zip(
             found, steps, volume.shape, (math.ceil(MARGIN_MM / spacing) for spacing in spacing_mm), strict=True
@@ -44,7 +47,7 @@ def body_box(volume: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
 
 
 def otsu_threshold(values: np.ndarray) -> float:
-    """The intensity that parts values into two classes of the largest variance between them.
+    """Otsu's threshold: the intensity that maximises the variance between the two classes that it separates.
 
     N. Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems, Man, and
     Cybernetics 9(1), 62-66, 1979; over 256 bins between the quantiles `CLIPPED`.

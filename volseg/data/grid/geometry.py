@@ -1,6 +1,6 @@
-"""Where voxels lie: a grid as an immutable value, and the one recorded way into a network's grid and back.
+"""The geometry of an image as an immutable value, and the mapping between image space and network space.
 
-Voxel axes are I, J, K as stored; the world is RAS+ millimetres. Network axes are D, H, W.
+Voxel axes are I, J, K in the file's voxel order; the world is RAS+ millimetres. Network axes are D, H, W.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from volseg.config import Plan, Triple
 from volseg.errors import GridError
 
-# RAS+ to LPS+ millimetres and back: SimpleITK and DICOM point their first two axes the other way.
+# RAS+ to LPS+ millimetres and back: the first two world axes of SimpleITK and DICOM point the other way.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 # (start, stop) along D, H and W.
@@ -20,11 +20,14 @@ Box: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """A voxel grid in the world.
+    """The geometry of an image: its shape and its position in the world.
 
     Args:
         shape: (I, J, K) voxel counts.
         affine: 4 x 4 float64, voxel indices to RAS+ millimetres.
+
+    Raises:
+        GridError: the shape does not have 3 sizes, or the affine is not 4 x 4.
     """
 
     shape: Triple
@@ -34,7 +37,7 @@ class Geometry:
         shape = tuple(int(size) for size in self.shape)
         affine = np.array(self.affine, dtype=np.float64)
         if len(shape) != 3 or affine.shape != (4, 4):
-            raise GridError(f"A grid needs 3 sizes and a 4 x 4 affine, found shape {shape} and affine {affine.shape}.")
+            raise GridError(f"Expected a shape of 3 sizes and a 4 x 4 affine, found {shape} and {affine.shape}.")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
@@ -57,12 +60,12 @@ class Geometry:
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel in millilitres, sheared grids included."""
+        """Volume of one voxel in mL, also for sheared axes."""
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     @property
     def axis_codes(self) -> str:
-        """Anatomical directions the stored axes point to, for example 'RAS' or 'LIA'."""
+        """Anatomical directions of the voxel axes I, J, K, for example 'RAS' or 'LIA'."""
         world, flipped = ras_order(self.affine)
         codes = [""] * 3
         for letter, (axis, flip) in enumerate(zip(world, flipped, strict=True)):
@@ -70,7 +73,7 @@ class Geometry:
         return "".join(codes)
 
     def same_grid(self, other: "Geometry", tolerance_voxels: float = 1e-2) -> bool:
-        """Whether both grids put every corner voxel at the same place, within a fraction of a voxel."""
+        """Whether the shapes are equal and every corner voxel has the same position, within a fraction of a voxel."""
         if self.shape != other.shape:
             return False
         corners = np.array(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij")).reshape(3, -1)
@@ -79,14 +82,14 @@ class Geometry:
 
 
 def ras_order(affine: np.ndarray) -> tuple[Triple, tuple[bool, bool, bool]]:
-    """For R, A and S: the stored axis that lies closest to it, and whether that axis points the other way.
+    """For R, A and S: the closest voxel axis, and whether that axis points the opposite way.
 
-    Each stored axis is used once; the assignment with the largest sum of absolute cosines wins, so a
-    rotation by up to 45 degrees keeps its names.
+    Each voxel axis is used once. The assignment with the largest sum of absolute cosines wins, so axis names do not
+    change under a rotation by less than 45 degrees.
     """
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     orders: list[Triple] = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
-    # Rounded, so that the last bits of an affine never decide a tie between two orders.
+    # Rounded, so that rounding errors of an affine never decide a tie between two orders.
     best = max(orders, key=lambda order: round(sum(abs(cosines[world, axis]) for world, axis in enumerate(order)), 6))
     flips = [bool(cosines[world, axis] < 0) for world, axis in enumerate(best)]
     return best, (flips[0], flips[1], flips[2])
@@ -94,19 +97,19 @@ def ras_order(affine: np.ndarray) -> tuple[Triple, tuple[bool, bool, bool]]:
 
 @dataclass(frozen=True)
 class GridMap:
-    """The way from a stored grid (I, J, K) to a network grid (D, H, W) and back, recorded once.
+    """The mapping between image space (I, J, K) and network space (D, H, W).
 
-    Forward: transpose by `axes`, flip where `flips`, cut out `box`, resample to `shape`.
+    Forward: transpose by `axes`, flip where `flips`, crop to `box`, resample to `shape`.
     Resampling uses the half-pixel convention: network index n lies at (n + 0.5) * size / shape - 0.5 in the
-    cut-out, where `size` is the cut-out's voxel count; the scale is the ratio of counts.
+    crop, where `size` is the crop's voxel count; the scale is the ratio of counts.
 
     Args:
-        stored_shape: (I, J, K).
-        axes: stored axis of D, H and W.
-        flips: whether D, H and W run against the stored axis.
-        box: (start, stop) along D, H and W after the flips, in stored voxels.
-        shape: (D, H, W) of the network grid.
-        spacing_mm: of the cut-out along D, H and W, before resampling.
+        stored_shape: (I, J, K) in image space.
+        axes: the voxel axis (0, 1 or 2 for I, J or K) of D, H and W.
+        flips: whether D, H and W run against their voxel axis.
+        box: (start, stop) along D, H and W after the flips, in voxels of the image.
+        shape: (D, H, W) in network space.
+        spacing_mm: of the crop along D, H and W, before resampling.
     """
 
     stored_shape: Triple
@@ -118,30 +121,30 @@ class GridMap:
 
     @property
     def box_shape(self) -> Triple:
-        """(D, H, W) voxel counts of the cut-out before resampling."""
+        """(D, H, W) voxel counts of the crop before resampling."""
         sizes = [stop - start for start, stop in self.box]
         return (sizes[0], sizes[1], sizes[2])
 
     def into(self, array: np.ndarray) -> np.ndarray:
-        """The oriented cut-out, not yet resampled, as a view; the last three axes of `array` are I, J, K."""
+        """The oriented crop, not resampled, as a view of `array`, whose last three axes are I, J, K."""
         view = self._oriented(array)
         d, h, w = (slice(start, stop) for start, stop in self.box)
         return view[..., d, h, w]
 
-    def back(self, cut: np.ndarray, outside: Any = 0) -> np.ndarray:
-        """A (D, H, W) array on the cut-out as a stored (I, J, K) array, `outside` where nothing was cut.
+    def back(self, crop: np.ndarray, outside: Any = 0) -> np.ndarray:
+        """The oriented crop (D, H, W) as an array (I, J, K) in image space, filled with `outside` around the box.
 
         The exact inverse of `into` inside the box.
         """
-        if cut.shape != self.box_shape:
-            raise GridError(f"The cut-out has shape {self.box_shape}, found {cut.shape}.")
-        stored = np.full(self.stored_shape, outside, dtype=cut.dtype)
-        self.into(stored)[...] = cut
+        if crop.shape != self.box_shape:
+            raise GridError(f"Expected a crop of shape {self.box_shape}, found {crop.shape}.")
+        stored = np.full(self.stored_shape, outside, dtype=crop.dtype)
+        self.into(stored)[...] = crop
         return stored
 
     def _oriented(self, array: np.ndarray) -> np.ndarray:
         if array.shape[-3:] != self.stored_shape:
-            raise GridError(f"The scan has shape {self.stored_shape}, found an array of {array.shape}.")
+            raise GridError(f"Expected an array of the scan's shape {self.stored_shape}, found {array.shape}.")
         lead = array.ndim - 3
         view = array.transpose((*range(lead), *(lead + axis for axis in self.axes)))
         d, h, w = (slice(None, None, -1 if flip else 1) for flip in self.flips)
@@ -149,12 +152,12 @@ class GridMap:
 
 
 def map_to_network(geometry: Geometry, plan: Plan, box: Box | None = None) -> GridMap:
-    """The map from a stored grid to a plan's grid: oriented, its axes in the plan's order, of the plan's spacing.
+    """The mapping from a scan to the network space of a plan: reoriented, with the plan's axis order and spacing.
 
     Args:
-        geometry: the stored grid.
-        plan: whose orientation, axes and spacing it is.
-        box: what is cut out of the oriented grid, in stored voxels along D, H, W; None for all of it.
+        geometry: of the scan.
+        plan: sets orientation, axes and spacing.
+        box: crop of the reoriented scan, in its own voxels along D, H, W; None for the whole scan.
     """
     stored_axes, stored_flips = (0, 1, 2), (False, False, False)
     if plan.orientation == "ras":
@@ -164,7 +167,7 @@ def map_to_network(geometry: Geometry, plan: Plan, box: Box | None = None) -> Gr
     if box is None:
         box = ((0, geometry.shape[axes[0]]), (0, geometry.shape[axes[1]]), (0, geometry.shape[axes[2]]))
     spacing = (geometry.spacing_mm[axes[0]], geometry.spacing_mm[axes[1]], geometry.spacing_mm[axes[2]])
-    # In nnU-Net's order of operations, so that a half is rounded alike.
+    # In nnU-Net's order of operations, so that halves are rounded in the same way.
     shape = [
         max(1, round(current / new * (stop - start)))
         for current, new, (start, stop) in zip(spacing, plan.spacing_mm, box, strict=True)

@@ -1,8 +1,8 @@
-"""The deterministic way of a scan to the network: orient, crop, normalise, resample.
+"""Deterministic preprocessing of a scan: orient, crop, normalise, resample to network space.
 
-Plain functions on (array, Geometry), called by predicting, by training's cache, and by the MONAI pipeline in
-`volseg.transforms`: one truth for all. A scan is turned, normalised and resampled a few planes at a time, so that
-beside the scan as stored and the network's volume nothing of their size is held.
+Plain functions on (array, Geometry), shared by prediction, the training cache and the MONAI pipeline in
+`volseg.transforms`. A scan is normalised and resampled a few planes at a time, so that nothing else of its size is in
+memory besides the scan in its own dtype and the result.
 """
 
 import math
@@ -20,29 +20,29 @@ from volseg.device import has_room
 from volseg.errors import InputError
 
 CPU = torch.device("cpu")
-# Intensities are divided in float32, where what is below this is 0, or as good as that.
-_SMALLEST_SPREAD = float(np.finfo(np.float32).tiny)
+# Intensities are divided in float32, which cannot represent smaller divisors at full precision.
+_SMALLEST_DIVISOR = float(np.finfo(np.float32).tiny)
 
 
 def normaliser(
     channel: Channel, volume: np.ndarray, mask: np.ndarray | None = None, box: Box | None = None
 ) -> Callable[[int, int], np.ndarray]:
-    """A function that gives planes start to stop of a volume as the network wants them, (planes, H, W) float32.
+    """A function that returns the normalised planes start to stop of a volume, (planes, H, W) float32.
 
-    Numbers that depend on the scan are those of the whole volume, also where planes are asked of a box in it.
+    Mean, standard deviation and range are those of the whole volume, even if planes are taken from a box in it.
 
-    'zscore': minus the mean, over the standard deviation of the volume, however small (1 when it is constant).
-    'zscore_nonzero': the same over and inside `mask`; outside of it voxels stay as they are, which is 0.
-    'ct': clipped to the training percentiles, then minus the training mean, over the training deviation.
-    'rescale': from 0 for the lowest to 1 for the highest intensity of the volume.
-    'rgb': from 0 for 0 to 1 for 255.
-    'none': as they are.
+    'zscore': subtract the mean, divide by the standard deviation of the volume (by 1 if the volume is constant).
+    'zscore_nonzero': the same with mean and standard deviation inside `mask`; voxels outside it, which are 0, stay 0.
+    'ct': clip to the training percentiles, subtract the training mean, divide by the training standard deviation.
+    'rescale': map the lowest intensity of the volume to 0 and the highest to 1.
+    'rgb': map 0 to 0 and 255 to 1.
+    'none': unchanged.
 
     Args:
-        channel: what to do.
-        volume: (D, H, W) of any real dtype, all of it.
+        channel: the normalisation and its training statistics.
+        volume: (D, H, W) of any real dtype, the whole volume.
         mask: (D, H, W) bool for 'zscore_nonzero', see `volseg.data.grid.nonzero`.
-        box: the part of the volume that planes are asked of; None for all of it.
+        box: the part of the volume that planes are taken from; None for the whole volume.
 
     Raises:
         InputError: 'rgb' with intensities below 0 or above 255.
@@ -71,22 +71,22 @@ def image_to_network(
     body: bool = False,
     device: torch.device = CPU,
 ) -> tuple[torch.Tensor, GridMap]:
-    """Bring a scan to the plan's grid.
+    """Preprocess a scan: orient, crop, normalise and resample it to network space.
 
     Args:
-        channels: one (I, J, K) array per channel of the plan, stored dtype.
-        geometry: their grid.
+        channels: one (I, J, K) array per channel of the plan, of any real dtype.
+        geometry: of the channels.
         plan: of the model.
-        body: whether only the box around the body is kept, see `volseg.data.grid.body`. Intensities are normalised as they
-            are without it.
-        device: where it is resampled.
+        body: whether to crop to the bounding box of the body, see `volseg.data.grid.body`. Intensities are normalised
+            as without the crop.
+        device: to resample on.
 
     Returns:
-        (C, D, H, W) float32, on `device` where that has room for it beside windows, else on the CPU; and the map that
-        leads back.
+        (C, D, H, W) float32, on `device` if it has room for it in addition to windows, else on the CPU; and the mapping
+        between image space and network space.
 
     Raises:
-        InputError: the scan does not hold what the plan's normalisation needs.
+        InputError: the scan's intensities do not fit the plan's normalisation.
     """
     grid = network_grid(channels, geometry, plan)
     volumes = [grid.into(array) for array in channels]
@@ -115,11 +115,11 @@ def image_to_network(
 
 
 def network_grid(channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan) -> GridMap:
-    """The map of a scan to the plan's grid, cropped as the plan says.
+    """The mapping from a scan to the network space of a plan, with the plan's crop.
 
     Args:
-        channels: one (I, J, K) array per channel of the plan, stored dtype.
-        geometry: their grid.
+        channels: one (I, J, K) array per channel of the plan, of any real dtype.
+        geometry: of the channels.
         plan: of the model.
     """
     grid = map_to_network(geometry, plan)
@@ -129,11 +129,11 @@ def network_grid(channels: Sequence[np.ndarray], geometry: Geometry, plan: Plan)
 
 
 def label_to_network(label: np.ndarray, grid: GridMap, plan: Plan) -> torch.Tensor:
-    """Bring a label image (I, J, K) of stored values to its scan's grid: (D, H, W) as of `classes_of`.
+    """Resample a label image (I, J, K) to the network space of its scan: (D, H, W), see `classes_of`.
 
     Args:
-        label: the stored values.
-        grid: of the scan, from `image_to_network` or `network_grid`: where it is cropped depends on the scan.
+        label: the values of the label image.
+        grid: of the scan, from `image_to_network` or `network_grid`, because the crop depends on the scan.
         plan: of the model.
     """
     classes = torch.from_numpy(np.ascontiguousarray(grid.into(classes_of(label, plan))))
@@ -141,12 +141,12 @@ def label_to_network(label: np.ndarray, grid: GridMap, plan: Plan) -> torch.Tens
 
 
 def classes_of(label: np.ndarray, plan: Plan) -> np.ndarray:
-    """Stored label values as class indices, same shape; values outside the plan's labels become background.
+    """Class indices of label values, same shape; values that the plan does not have become background.
 
-    Index i stands for `plan.stored_values[i - 1]`: for plain labels that is class i, and `training_target` leads from
-    there to regions. The dtype is uint8, or int16 where there are more than 254 values or some may be `IGNORED`.
+    Index i stands for `plan.stored_values[i - 1]`: class i for plain labels; `training_target` converts it to regions.
+    The dtype is uint8, or int16 if there are more than 254 values or voxels may be `IGNORED`.
     """
-    # torch takes 255 in uint8 for IGNORED.
+    # PyTorch reads 255 in uint8 as IGNORED.
     small = len(plan.stored_values) < 255 and plan.ignore is None
     table = np.zeros(1 << 16, dtype=np.uint8 if small else np.int16)
     table[list(plan.stored_values)] = np.arange(1, len(plan.stored_values) + 1)
@@ -157,18 +157,18 @@ def classes_of(label: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def training_target(classes: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """What the loss compares the network's outputs with.
+    """The target of the loss.
 
     Args:
-        classes: (B, D, H, W) as of `classes_of`.
+        classes: (B, D, H, W), see `classes_of`.
         plan: of the network.
 
     Returns:
-        The same for plain labels; for regions (B, K, D, H, W) int8, 1 inside and 0 outside, `IGNORED` as it was.
+        The same for plain labels; for regions (B, K, D, H, W) int8: 1 inside, 0 outside, `IGNORED` unchanged.
     """
     if not plan.regions:
         return classes
-    # One row per region. The last column is where IGNORED, as an index from the end, leads to.
+    # One row per region. IGNORED, used as an index, counts from the end and selects the last column.
     inside = torch.zeros(len(plan.labels), len(plan.stored_values) + 2, dtype=torch.int8)
     inside[:, IGNORED] = IGNORED
     for row, region in zip(inside, plan.labels, strict=True):
@@ -177,19 +177,19 @@ def training_target(classes: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 
 def _moved(box: Box, outer: Box) -> Box:
-    """A box that is counted from the start of another one, counted from where that one is."""
+    """A box given relative to the start of `outer`, in the coordinates of `outer`."""
     d, h, w = ((low + start, low + stop) for (start, stop), (low, _) in zip(box, outer, strict=True))
     return d, h, w
 
 
 def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
-    """What is subtracted from intensities, and what they are divided by then."""
+    """The number to subtract from intensities, and the one to divide the difference by."""
     match channel.normalisation:
         case "zscore" | "zscore_nonzero":
             mean, std = _mean_and_std(volume, mask if channel.normalisation == "zscore_nonzero" else None)
             return mean, _divisor(std)
         case "ct":
-            # A Channel with this normalisation holds both, see its validator.
+            # The validator of Channel requires both for this normalisation.
             assert channel.mean is not None
             assert channel.std is not None
             return channel.mean, _divisor(channel.std)
@@ -200,22 +200,22 @@ def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | No
             low, high = float(volume.min()), float(volume.max())
             if low < 0 or high > 255:
                 raise InputError(
-                    f"Channel {channel.name!r} has intensities from {low:g} to {high:g}, but the model wants those of "
-                    f"RGB images, 0 to 255; give the scan as 8-bit images hold it."
+                    f"Channel {channel.name!r} has intensities from {low:g} to {high:g}, expected those of an RGB "
+                    "image, 0 to 255; give the 8-bit image."
                 )
             return 0.0, 255.0
     return 0.0, 1.0
 
 
-def _divisor(spread: float) -> float:
-    """`spread`, or 1 where it is that of constant intensities; those of a scan in SI units may all be below 1e-8."""
-    return spread if spread > _SMALLEST_SPREAD else 1.0
+def _divisor(deviation: float) -> float:
+    """`deviation`, or 1 for constant intensities. The threshold is tiny: a scan in SI units may lie below 1e-8."""
+    return deviation if deviation > _SMALLEST_DIVISOR else 1.0
 
 
 def _mean_and_std(volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
-    """Of all voxels, or of those in the mask, which may be none (0 and 0).
+    """Mean and standard deviation of all voxels, or of those in the mask; 0 and 0 if the mask is empty.
 
-    In float64, plane after oriented plane, so that the way a scan was stored changes no bit of the result.
+    In float64, plane by plane of the oriented volume, so that the result does not depend on the file's voxel order.
     """
     size = max(1, volume.size if mask is None else int(np.count_nonzero(mask)))
 

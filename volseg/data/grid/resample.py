@@ -1,8 +1,8 @@
-"""Separable, axis-aligned resampling in float32, slab after slab.
+"""Separable, axis-aligned resampling in float32, slab by slab.
 
 Tensors are (..., D, H, W). Half-pixel convention, edges clamped: target index n lies at
 (n + 0.5) * source / target - 0.5, as in `torch.nn.functional.interpolate(align_corners=False)` and
-`skimage.transform.resize(mode="edge", anti_aliasing=False)`, whose results these are for every order of splines.
+`skimage.transform.resize(mode="edge", anti_aliasing=False)`; results agree with the latter for every spline order.
 """
 
 import math
@@ -19,9 +19,9 @@ from volseg.config import Resampling, Triple
 Stencil = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Read: TypeAlias = Callable[[int, int], torch.Tensor]
 
-# Voxels of source or target in memory at a time: what is made of them on the way is a few times as large.
+# Voxels of source or target per slab; intermediate results take a few times as much memory.
 SLAB_VOXELS = 1 << 22
-# Weights of a spline fall off by a factor of 2 to 6 a voxel; smaller ones than this change no bit of a float32 sum.
+# Spline weights decay by a factor of 2 to 6 per voxel; smaller ones than this do not change a float32 sum.
 NEGLIGIBLE = 1e-9
 LINEAR = Resampling()
 
@@ -36,18 +36,18 @@ def linear_stencil(source: int, target: int, device: torch.device) -> Stencil:
 
 
 def nearest_index(source: int, target: int, device: torch.device) -> torch.Tensor:
-    """For each target index the nearest source index; of two as near, the upper one, as `scipy.ndimage` decides."""
-    # In float64 and in scipy's order of operations, so that even a half that is missed by rounding is missed alike.
+    """For each target index the nearest source index; ties go to the upper one, as in `scipy.ndimage`."""
+    # In float64 and in scipy's order of operations, so that rounding errors at ties are the same.
     position = (torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5
     return (position + 0.5).floor().long().clamp(0, source - 1).to(device)
 
 
 @lru_cache(maxsize=16)
 def spline_matrix(source: int, target: int, order: int) -> torch.Tensor:
-    """What spline interpolation of an order does along one axis: (target, source) float32, rows sum to 1.
+    """Spline interpolation along one axis as a matrix: (target, source) float32, rows sum to 1.
 
-    Interpolation by splines is linear in the voxels and goes axis by axis, so scipy's answer for the identity matrix
-    is all there is to know about it, its padding of 12 repeated edge voxels before the prefilter included.
+    Spline interpolation is linear in the voxels and separable, so scipy's result for the identity matrix describes it
+    completely, including scipy's padding by 12 repeated edge voxels before the prefilter.
     """
     from scipy import ndimage  # noqa: PLC0415 - loading scipy takes longer than most scans
 
@@ -57,22 +57,22 @@ def spline_matrix(source: int, target: int, order: int) -> torch.Tensor:
 
 
 def separate_axis(resampling: Resampling, current_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
-    """The axis that is resampled on its own, by `resampling.separate_order`, after the two others; None for no one.
+    """The axis that is resampled separately, with `resampling.separate_order`, after the two others; None for none.
 
-    As nnU-Net decides: 'always' takes the coarsest axis of the current grid; 'anisotropic' does so where spacings
-    differ by more than the given ratio, else looks at the new grid in the same way. Where several axes are the
-    coarsest, there is none.
+    nnU-Net's rule: 'always' takes the axis with the largest current spacing; 'anisotropic' does so if spacings differ
+    by more than the given ratio, and otherwise applies the same rule to the new spacing. If several axes share the
+    largest spacing, no axis is separate.
 
     Args:
         resampling: of a plan.
-        current_spacing: of the grid that values are carried from, three numbers in mm.
-        new_spacing: of the grid they are carried to.
+        current_spacing: before resampling, three numbers in mm.
+        new_spacing: after resampling, three numbers in mm.
     """
     grids = {"never": (), "always": (current_spacing,), "anisotropic": (current_spacing, new_spacing)}
     for spacing in grids[resampling.separate]:
         largest = max(spacing)
         if resampling.separate == "always" or largest / min(spacing) > resampling.anisotropy:
-            # Norms of an oblique affine's columns differ in their last bits where the voxel sizes are equal.
+            # In an oblique affine, columns of equal voxel size may differ by rounding errors.
             coarsest = [axis for axis in range(3) if math.isclose(spacing[axis], largest, rel_tol=1e-6)]
             return coarsest[0] if len(coarsest) == 1 else None
     return None
@@ -88,16 +88,17 @@ def resample_slabs(
 ) -> torch.Tensor:
     """Resample a volume that is read a few planes at a time.
 
-    Above order 1, values are clipped to the range of the volume, or of each slice across the separate axis before
-    that axis is resampled, because splines overshoot. Up to order 1, constant in is constant out, bit for bit.
+    Above order 1, values are clipped to the range of the volume, because splines overshoot; with a separate axis, each
+    slice across it is clipped to its own range before that axis is resampled. Up to order 1, a constant volume stays
+    constant, bit for bit.
 
     Args:
-        read: gives planes start to stop of the volume, (..., stop - start, H, W) float32.
+        read: returns planes start to stop of the volume, (..., stop - start, H, W) float32.
         source: (D, H, W) of the volume.
         target: (D, H, W) of the result.
         resampling: orders of the splines.
-        separate: the axis that is resampled last and on its own, see `separate_axis`.
-        out: (..., *target) float32 that the result is written to; None to make one.
+        separate: the axis that is resampled last and separately, see `separate_axis`.
+        out: (..., *target) float32 to write the result to; None to allocate it.
 
     Returns:
         (..., *target) float32. Beyond it, memory does not grow with D.
@@ -107,7 +108,7 @@ def resample_slabs(
         for axis in range(3)
     ]
     limits = _limits(read, source, separate) if resampling.order > 1 and source != target else None
-    # In-plane axes go before D, so that each plane is resampled once; those that shrink most first.
+    # In-plane axes before D, so that each plane is resampled once; the one that shrinks most first.
     in_plane = sorted({1, 2} - {separate}, key=lambda axis: target[axis] / source[axis])
 
     def planes_of(start: int, stop: int) -> torch.Tensor:
@@ -117,7 +118,7 @@ def resample_slabs(
         return limits.clip(planes, slice(start, stop)) if limits and separate == 0 else planes
 
     planes, result = _Planes(planes_of), out
-    # Neither the planes that are read nor those that are made may be more than a slab.
+    # Neither the planes read nor the planes computed may exceed a slab.
     voxels = max(source[0], target[0]) * max(source[1] * source[2], target[1] * target[2])
     count = max(1, SLAB_VOXELS * target[0] // voxels)
     for start in range(0, target[0], count):
@@ -148,7 +149,7 @@ def resample_linear(volume: torch.Tensor, shape: Triple) -> torch.Tensor:
 
 
 def resample_nearest(volume: torch.Tensor, shape: Triple) -> torch.Tensor:
-    """Resample (..., D, H, W) to `shape` taking the nearest voxel: the only way for label images."""
+    """Resample (..., D, H, W) to `shape` by nearest neighbour, for label images."""
     for axis in range(3):
         source = volume.shape[axis - 3]
         if source != shape[axis]:
@@ -157,10 +158,10 @@ def resample_nearest(volume: torch.Tensor, shape: Triple) -> torch.Tensor:
 
 
 class _Same:
-    """An axis that stays as it is."""
+    """An axis that is not resampled."""
 
     def part(self, start: int, stop: int) -> tuple[slice, "_Same"]:
-        """The source indices that targets start to stop need, and the way from those alone to them."""
+        """The source indices needed for targets start to stop, and the resampling from those alone."""
         return slice(start, stop), self
 
     def along(self, volume: torch.Tensor, _dim: int) -> torch.Tensor:
@@ -170,7 +171,7 @@ class _Same:
 
 @dataclass(frozen=True, eq=False)
 class _Lerp:
-    """An axis whose target voxels lie between two source voxels, or on one."""
+    """An axis interpolated linearly between two source voxels, or copied from one."""
 
     lower: torch.Tensor
     upper: torch.Tensor
@@ -189,14 +190,15 @@ class _Lerp:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """An axis that is multiplied by a (target, source) matrix."""
+    """An axis multiplied by a (target, source) matrix."""
 
     matrix: torch.Tensor
 
     def part(self, start: int, stop: int) -> tuple[slice, "_Product"]:
-        # A row that falls on a source voxel needs that one alone; its neighbours' bands keep the order of bands.
-        weighty = self.matrix.abs() > NEGLIGIBLE
-        sources = slice(int(weighty[start:].any(0).nonzero()[0]), int(weighty[:stop].any(0).nonzero()[-1]) + 1)
+        # A target that coincides with a source voxel needs that one alone, so its row may start later and end earlier
+        # than its neighbours'; all rows from `start`, or up to `stop`, are considered to keep the bounds monotonic.
+        relevant = self.matrix.abs() > NEGLIGIBLE
+        sources = slice(int(relevant[start:].any(0).nonzero()[0]), int(relevant[:stop].any(0).nonzero()[-1]) + 1)
         return sources, _Product(self.matrix[start:stop, sources])
 
     def along(self, volume: torch.Tensor, dim: int) -> torch.Tensor:
@@ -222,20 +224,20 @@ def _step(source: int, target: int, order: int) -> _Same | _Lerp | _Product:
 
 
 class _Planes:
-    """Consecutive planes, each made once: the next slab needs some of the last one's again."""
+    """Consecutive planes, each computed once: a slab reuses some planes of the slab before."""
 
-    def __init__(self, make: Read) -> None:
-        self._make = make
+    def __init__(self, compute: Read) -> None:
+        self._compute = compute
         self._first = self._stop = 0
         self._held: torch.Tensor | None = None
 
     def take(self, first: int, stop: int) -> torch.Tensor:
-        """Planes first to stop, neither below those of the call before."""
+        """Planes first to stop; neither may be lower than in the call before."""
         if self._held is None or first >= self._stop:
-            self._held = self._make(first, stop)
+            self._held = self._compute(first, stop)
         else:
-            known = self._held[..., first - self._first :, :, :]
-            self._held = torch.cat([known, self._make(self._stop, stop)], -3) if stop > self._stop else known
+            reused = self._held[..., first - self._first :, :, :]
+            self._held = torch.cat([reused, self._compute(self._stop, stop)], -3) if stop > self._stop else reused
         self._first, self._stop = first, max(stop, self._stop)
         return self._held[..., : stop - first, :, :]
 
@@ -252,7 +254,7 @@ class _Limits:
 
 
 def _limits(read: Read, source: Triple, separate: int | None) -> _Limits:
-    """Those of all voxels, or of each slice across the separate axis."""
+    """The limits of all voxels, or of each slice across the separate axis."""
     slices = [axis - 3 for axis in range(3) if axis != separate]
     lows, highs = [], []
     for planes in slabs(source):

@@ -1,1 +1,1 @@
-"""Files of scans and label images: which there are, reading with all checks, and writing."""
+"""Files of scans and label images: finding them, reading them with all checks, and writing them."""

@@ -1,4 +1,4 @@
-"""A scan in any of the forms in which Python users have one."""
+"""A scan from any object that Python users may pass: a path, an image object, or an array with an affine."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from volseg.errors import InputError, UsageError
 
 
 def as_scan(scan: Any, channels: int) -> Scan:
-    """Read or take over a scan, with all checks.
+    """Read a scan, or convert an image object to one, with all checks.
 
     Args:
         scan: a path, a `Case`, a nibabel or SimpleITK image, (array or tensor (I, J, K) or (I, J, K, C), 4 x 4 affine
             to RAS+ mm), a tensor (C, I, J, K) or (I, J, K) with an `affine` to RAS+ mm, such as MONAI's MetaTensor, or
             a `Scan`.
-        channels: how many are expected.
+        channels: expected number.
 
     Raises:
-        UsageError: none of these.
+        UsageError: another type.
         InputError: the scan cannot be used; see `volseg.data.io.checks`.
     """
     if isinstance(scan, Scan):

@@ -1,24 +1,24 @@
-"""What volseg asks of an image, listed and checked here and nowhere else.
+"""Input validation: all requirements on an image, listed and checked in this one place.
 
-Refused, with an InputError of one sentence that names the image:
+Rejected, with an InputError of one sentence that names the image:
 
-    file       missing or empty; not the format its suffix says; gzip missing, or there without .gz; cut short
-    array      not 3-D, or 4-D (I, J, K, C) with C other than expected (trailing sizes of 1 are dropped);
+    file       missing or empty; not in the format of its suffix; gzip-compressed without .gz, or the reverse; truncated
+    array      not 3-D, or 4-D (I, J, K, C) with an unexpected C (trailing axes of size 1 are dropped);
                no voxels; not real numbers (complex, colour, structured)
-    grid       affine not finite or not affine; a spacing of zero; voxel axes that do not span the space
+    geometry   affine not finite or not affine; a spacing of zero; a singular affine
     NIfTI      units of metres or microns; a pixdim in use that is not positive; sform and qform (both set)
                with different handedness or with axes more than 45 degrees apart
-    image      NaN or infinite voxels; every voxel the same
-    label      values that are not whole, negative, above 65535, or not among the known ones
+    image      NaN or infinite voxels; a constant image
+    label      values that are not integers, negative, above 65535, or not among the expected ones
 
-Odd but usable: used, with a warning that says what was assumed:
+Unusual but usable input is accepted with a warning that states the assumption:
 
-    grid       sheared, or oblique by more than 5 degrees: used as stored, never straightened;
-               a spacing below 0.01 mm or above 20 mm, as of a wrong unit: used as stored
-    NIfTI      no units: millimetres; neither sform nor qform: RAS+ axes of pixdim's spacing;
+    geometry   axes sheared, or oblique by more than 5 degrees: accepted, never resampled to straight axes;
+               a spacing below 0.01 mm or above 20 mm, as if in a wrong unit: accepted unchanged
+    NIfTI      no units: millimetres; neither sform nor qform: RAS+ axes with pixdim's spacing;
                sform and qform that differ: the sform
 
-A DICOM series has requirements of its own: see volseg.data.io.dicom.
+A DICOM series has further requirements, see volseg.data.io.dicom.
 """
 
 from collections.abc import Collection, Iterator
@@ -33,48 +33,52 @@ LARGEST_LABEL = 65535
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _OBLIQUE_DEGREES = 5.0
-# Finer is microscopy, coarser are whole-body localisers at most: rather metres or microns that were taken for mm.
+# Finer spacings occur in microscopy, coarser ones in whole-body localisers at most; others are metres or microns.
 _PLAUSIBLE_MM = (0.01, 20.0)
 _SHEARED_COSINE = 1e-3
 _UNITS = {1: "metres", 3: "microns"}
 
 
 def check_container(start: bytes, suffix: str, source: str) -> None:
-    """Refuse a file whose first bytes contradict its suffix on gzip compression, or that is empty."""
+    """Reject an empty file, and one whose first bytes and suffix disagree on gzip compression."""
     if not start:
-        raise InputError(f"{source} is an empty file.")
+        raise InputError(f"{source} is an empty file; copy it again.")
     zipped, named = start.startswith(_GZIP_MAGIC), suffix in (".nii.gz", ".mgz")
     if named and not zipped:
-        raise InputError(f"{source} is not gzip-compressed, which {suffix} says it is: mislabelled or damaged.")
+        raise InputError(
+            f"{source} is not gzip-compressed despite its suffix {suffix}; rename it, or copy it again if corrupt."
+        )
     if zipped and not named:
-        raise InputError(f"{source} is gzip-compressed, which {suffix} does not say: rename it.")
+        raise InputError(f"{source} is gzip-compressed despite its suffix {suffix}; rename it.")
 
 
 def check_nifti(header: Any, pixdim: np.ndarray, source: str) -> tuple[np.ndarray, list[str]]:
-    """The affine a NIfTI header states, chosen as the module's list says.
+    """The affine of a NIfTI header, chosen by the rules of this module.
 
     Args:
         header: nibabel NIfTI-1 or NIfTI-2 header.
-        pixdim: its three voxel sizes as they are stored; nibabel mends bad ones in `header` without a word.
+        pixdim: the three voxel sizes in the file; nibabel silently corrects invalid ones in `header`.
         source: the image's name for messages.
 
     Returns:
-        4 x 4 float64 affine to RAS+ millimetres, not yet checked itself, and warnings.
+        4 x 4 float64 affine to RAS+ millimetres, which still has to pass `check_affine`, and warnings.
 
     Raises:
-        InputError: a "NIfTI" line of the list is not met.
+        InputError: a "NIfTI" requirement of this module is not met.
     """
     warnings = []
     unit = int(header["xyzt_units"]) & 7
     if unit in _UNITS:
-        raise InputError(f"{source}: its header counts in {_UNITS[unit]}; convert it to millimetres.")
+        raise InputError(f"{source}: the header's spatial unit is {_UNITS[unit]}, expected millimetres; convert it.")
     if unit != 2:
-        warnings.append("The header states no units: millimetres assumed.")
+        warnings.append("The header has no spatial unit; millimetres are assumed.")
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if (has_qform or not has_sform) and not (np.isfinite(pixdim) & (pixdim > 0)).all():
-        raise InputError(f"{source}: its voxel sizes (pixdim) are {_listed(pixdim)}, and have to be positive.")
+        raise InputError(
+            f"{source}: the voxel sizes (pixdim) are {_by_axis(pixdim)}, expected positive numbers; fix the header."
+        )
     if not has_sform and not has_qform:
-        warnings.append("Neither sform nor qform is set, so the orientation is unknown: RAS+ axes assumed.")
+        warnings.append("Neither sform nor qform is set, so the orientation is unknown; RAS+ axes are assumed.")
         return np.diag([*pixdim, 1.0]), warnings
     qform = _qform(header, source) if has_qform else None
     if not has_sform:
@@ -88,80 +92,80 @@ def check_nifti(header: Any, pixdim: np.ndarray, source: str) -> tuple[np.ndarra
 
 
 def check_affine(affine: np.ndarray, source: str) -> list[str]:
-    """Refuse an affine that describes no grid; warnings for implausible spacings, sheared and oblique ones.
+    """Reject an invalid affine; return warnings for implausible spacings and for sheared or oblique axes.
 
     Args:
         affine: array to be used as a 4 x 4 affine to RAS+ millimetres.
         source: the image's name for messages.
 
     Raises:
-        InputError: a "grid" line of the list is not met.
+        InputError: a "geometry" requirement of this module is not met.
     """
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
         raise InputError(
-            f"{source}: its affine is not a finite 4 x 4 matrix that ends in 0 0 0 1, found {affine.tolist()}."
+            f"{source}: the affine is not a finite 4 x 4 matrix with last row 0 0 0 1, found {affine.tolist()}; fix it."
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing.min() == 0:
-        raise InputError(f"{source}: a spacing is zero, found {_listed(spacing)} mm; mend its header.")
+        raise InputError(f"{source}: a spacing is zero, found {_by_axis(spacing)} mm; fix the header.")
     axes = affine[:3, :3] / spacing
     if abs(np.linalg.det(axes)) < 1e-4:
-        raise InputError(f"{source}: its affine is singular, so its axes do not span the space; mend its header.")
+        raise InputError(f"{source}: the affine is singular; fix the header.")
     return _spacing_warnings(spacing) + _axes_warnings(affine, axes)
 
 
 def check_scan(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarray, ...]:
-    """The channels of an image, once it has passed the "array" and "image" lines of the list.
+    """The channels of an image, after the "array" and "image" checks of this module.
 
     Args:
         array: (I, J, K) or (I, J, K, C), any dtype.
-        channels: how many are expected.
+        channels: expected number.
         source: the image's name for messages.
 
     Returns:
         One (I, J, K) view per channel in native byte order; bool becomes uint8, other dtypes stay.
 
     Raises:
-        InputError: a line is not met.
+        InputError: a requirement is not met.
     """
     volumes = _volumes(array, channels, source)
     for volume in volumes:
-        # NaN and infinity both show in the extremes, so finite data are looked at without a mask beside them.
+        # NaN and infinity show in the extremes, so finite data need no mask in memory.
         with np.errstate(invalid="ignore"):
             low, high = volume.min(), volume.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             count = sum(int(slab.size - np.isfinite(slab).sum()) for slab in _slabs(volume))
             raise InputError(
-                f"{source} holds {count} NaN or infinite voxels", "replace them, for example by 0", "not finite"
+                f"{source} contains {count} NaN or infinite voxels", "replace them, for example by 0", "not finite"
             )
         if low == high:
             raise InputError(
-                f"{source}: every voxel is {low}, so it holds no anatomy", "copy it again or leave it out", "constant"
+                f"{source}: the image is constant (every voxel is {low})", "copy it again or leave it out", "constant"
             )
     return volumes
 
 
 def check_label(array: np.ndarray, source: str, known: Collection[int] | None = None) -> np.ndarray:
-    """A label image, once it has passed the "array" and "label" lines of the list; all background is fine.
+    """A label image, after the "array" and "label" checks of this module; it may be all background.
 
     Args:
         array: (I, J, K), any dtype.
         source: the image's name for messages.
-        known: the values it may hold beside 0; None for any.
+        known: the values allowed apart from 0; None for any.
 
     Returns:
-        (I, J, K) uint8, or uint16 where a value exceeds 255.
+        (I, J, K) uint8, or uint16 if a value exceeds 255.
 
     Raises:
-        InputError: a line is not met.
+        InputError: a requirement is not met.
     """
     (volume,) = _volumes(array, 1, source)
     with np.errstate(invalid="ignore"):
         low, high = volume.min(), volume.max()
     if not (low >= 0 and high <= LARGEST_LABEL):
         raise InputError(
-            f"{source}: label values run from {low} to {high}, and have to be within 0 to {LARGEST_LABEL}",
-            "mend the label image",
+            f"{source}: label values range from {low} to {high}, expected 0 to {LARGEST_LABEL}",
+            "fix the label image",
             "label values",
         )
     present = np.zeros(LARGEST_LABEL + 1, dtype=bool)
@@ -169,7 +173,7 @@ def check_label(array: np.ndarray, source: str, known: Collection[int] | None = 
         if volume.dtype.kind == "f" and (slab != np.rint(slab)).any():
             odd = slab[slab != np.rint(slab)][0]
             raise InputError(
-                f"{source}: label values have to be whole numbers, found {odd}",
+                f"{source}: label values must be integers, found {odd}",
                 "give a label image, not a scan",
                 "label values",
             )
@@ -177,8 +181,8 @@ def check_label(array: np.ndarray, source: str, known: Collection[int] | None = 
     found = [int(value) for value in np.flatnonzero(present)]
     if known is not None and (unknown := sorted(set(found) - {0, *known})):
         raise InputError(
-            f"{source} holds unknown label values {unknown[:10]}, known are {sorted(known)}",
-            "name all its labels, or mend it",
+            f"{source} contains unknown label values {unknown[:10]}, expected {sorted(known)}",
+            "declare all labels, or fix the label image",
             "unknown labels",
         )
     return volume.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
@@ -190,45 +194,50 @@ def is_sheared(affine: np.ndarray) -> bool:
 
 
 def _spacing_warnings(spacing: np.ndarray) -> list[str]:
-    """What is said of voxel sizes (3,) in mm that hardly any scanner makes."""
-    # Compared as the few digits that are shown, so that 20.000001 is 20.
+    """A warning for voxel sizes (3,) in mm that hardly any scanner produces."""
+    # Compared after rounding to the digits shown, so that 20.000001 is 20.
     shown = [float(f"{value:g}") for value in spacing]
     if _PLAUSIBLE_MM[0] <= min(shown) and max(shown) <= _PLAUSIBLE_MM[1]:
         return []
-    return [f"The voxels are {_listed(spacing)} mm in size: used as stored, but is the unit right?"]
+    return [f"The voxel size {_by_axis(spacing)} mm is implausible; it is used unchanged, but check the header's unit."]
 
 
 def _axes_warnings(affine: np.ndarray, axes: np.ndarray) -> list[str]:
-    """What is said of axes, the unit columns (3, 3) of `affine`, that are sheared or oblique."""
+    """A warning for sheared or oblique axes, the normalised columns (3, 3) of `affine`."""
     if is_sheared(affine):
-        return [f"The grid is sheared, axes meet at {_degrees(_shear(affine)):.1f} degrees: used as stored."]
+        angle = _degrees(_shear(affine))
+        return [f"The image axes are sheared (they meet at {angle:.1f} degrees) and are not straightened."]
     tilt = max(_degrees(abs(axes[world, axis])) for world, axis in enumerate(ras_order(affine)[0]))
-    return [f"The grid is oblique by {tilt:.0f} degrees: used as stored."] if tilt > _OBLIQUE_DEGREES else []
+    if tilt <= _OBLIQUE_DEGREES:
+        return []
+    return [f"The image axes are oblique by {tilt:.0f} degrees and are not straightened."]
 
 
 def _shear(affine: np.ndarray) -> float:
-    """The largest cosine between two voxel axes, 0 where all meet at right angles."""
+    """The largest cosine between two voxel axes, 0 if all meet at right angles."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return float(np.abs(axes.T @ axes)[np.triu_indices(3, 1)].max())
 
 
 def _volumes(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarray, ...]:
-    """The (I, J, K) channels of an array, after the "array" lines of the list."""
+    """The (I, J, K) channels of an array, after the "array" checks."""
     size = " x ".join(str(size) for size in array.shape)
     if array.dtype.kind not in "biuf":
         kind = "complex" if array.dtype.kind == "c" else "colour or structured" if array.dtype.names else "not numbers"
-        raise InputError(f"{source}: its voxels are {kind} ({array.dtype}); one real number per voxel is needed.")
+        raise InputError(
+            f"{source}: the voxels are {kind} ({array.dtype}), expected one real number per voxel; convert them."
+        )
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0:
         raise InputError(f"{source} is empty: its size is {size}.")
     if array.ndim not in (3, 4):
-        raise InputError(f"{source} is {array.ndim}-D ({size}); a 3-D volume is needed.")
+        raise InputError(f"{source} is {array.ndim}-D ({size}), expected a 3-D volume.")
     found = 1 if array.ndim == 3 else array.shape[3]
     if found != channels:
         raise InputError(
-            f"{source} is {array.ndim}-D ({size}) with {found} volume{'s' * (found > 1)}, expected {channels}: "
-            "give one file per channel, or a 4-D file with exactly the channels."
+            f"{source} is {array.ndim}-D ({size}) with {found} volume{'s' * (found > 1)}, expected {channels}; "
+            "give one file per channel, or a 4-D file with exactly these channels."
         )
     array = array.astype(np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("="), copy=False)
     return (array,) if array.ndim == 3 else tuple(array[..., channel] for channel in range(found))
@@ -239,31 +248,31 @@ def _qform(header: Any, source: str) -> np.ndarray:
     try:
         return np.array(header.get_qform(), dtype=np.float64)
     except ValueError as error:
-        raise InputError(f"{source}: its qform holds no rotation ({error}); mend its header.") from error
+        raise InputError(f"{source}: the qform is not a rotation ({error}); fix the header.") from error
 
 
 def _compare_forms(sform: np.ndarray, qform: np.ndarray, source: str) -> list[str]:
-    """Refuse forms that point elsewhere, warn where they differ by more than rounding."""
+    """Reject forms with contradictory axes; a warning if they differ by more than rounding errors."""
     spacings = [np.linalg.norm(form[:3, :3], axis=0) for form in (sform, qform)]
     first, second = (form[:3, :3] / spacing for form, spacing in zip((sform, qform), spacings, strict=True))
     angle = max(_degrees(float(one @ two)) for one, two in zip(first.T, second.T, strict=True))
     if angle > 45 or np.linalg.det(first) * np.linalg.det(second) < 0:
         raise InputError(
-            f"{source}: sform and qform contradict each other, their axes are up to {angle:.0f} degrees apart, "
-            "so left and right are uncertain; mend its header."
+            f"{source}: sform and qform contradict each other (their axes differ by up to {angle:.0f} degrees), "
+            "so left and right may be swapped; fix the header."
         )
     shift = float(np.linalg.norm(sform[:3, 3] - qform[:3, 3]))
     stretch = float(np.abs(spacings[0] / spacings[1] - 1).max())
     if angle < 0.1 and shift < 0.1 * spacings[0].min() and stretch < 1e-3:
         return []
     return [
-        f"The sform and qform differ, by up to {angle:.1f} degrees, {shift:.1f} mm in origin and "
-        f"{100 * stretch:.1f} % in spacing: the sform is taken."
+        f"The sform and qform differ by up to {angle:.1f} degrees, {shift:.1f} mm in origin and "
+        f"{100 * stretch:.1f} % in spacing; the sform is used."
     ]
 
 
 def _slabs(volume: np.ndarray) -> Iterator[np.ndarray]:
-    """The volume in pieces along K of about a million voxels, so that masks of them stay small."""
+    """The volume in slabs along K of about a million voxels, so that masks of them stay small."""
     thick = max(1, 2**20 // (volume.shape[0] * volume.shape[1]))
     return (volume[..., start : start + thick] for start in range(0, volume.shape[2], thick))
 
@@ -272,5 +281,5 @@ def _degrees(cosine: float) -> float:
     return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
 
 
-def _listed(values: np.ndarray) -> str:
+def _by_axis(values: np.ndarray) -> str:
     return " x ".join(f"{value:g}" for value in values)

@@ -1,4 +1,4 @@
-"""How image files are known: which suffixes are read, what a scan is called without them, how DICOM begins."""
+"""Names of image files: the supported suffixes, a scan's name without them, and how to recognise DICOM."""
 
 from pathlib import Path
 
@@ -7,27 +7,27 @@ from volseg.errors import UsageError
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MGH_SUFFIXES = (".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-# The names that say DICOM; its files often have none of them.
+# Suffixes of DICOM files, which often have none of them.
 DICOM_SUFFIXES = (".dcm", ".ima")
 SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES + ITK_SUFFIXES
 
 
 def image_suffix(path: Path) -> str | None:
-    """The image suffix of a file name in lower case (".nii.gz" for "Scan.NII.GZ"), None where it has none."""
+    """The image suffix of a file name in lower case (".nii.gz" for "Scan.NII.GZ"); None if it has none."""
     name = Path(path).name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), None)
 
 
 def begins_as_dicom(start: bytes) -> bool:
-    """Whether the first 132 bytes of a file are DICOM's: its magic after 128 of anything, or a dataset alone."""
+    """Whether the first 132 bytes of a file are DICOM: a preamble of 128 bytes with DICM, or a bare dataset."""
     return start[128:132] == b"DICM" or (start[:2] in (b"\2\0", b"\x08\0") and start[3:4] == b"\0")
 
 
 def sibling(image: Path, suffix: str) -> Path:
-    """The file of another kind that goes with an image: its name without suffix, and `suffix`.
+    """The path of a file that belongs to an image: the image's name with another suffix.
 
     Raises:
-        UsageError: the path has no name, as "" and "/" have none.
+        UsageError: the path has no name, like "" and "/".
     """
     if not image.name:
         raise UsageError(f"'{image}' names no file. Give a name that ends in one of {', '.join(SUFFIXES)}.")

@@ -1,6 +1,6 @@
-"""What `volseg predict INPUT...` means: which cases there are, and where their results go.
+"""The inputs and outputs of `volseg predict INPUT...`: finding the cases, and planning the paths of their results.
 
-Cases are found by names, and by a file's first bytes where its name does not say whether it is DICOM.
+Cases are found by file names, and by a file's first bytes if its name does not tell whether it is DICOM.
 
 A scan is an image file, a .zip or folder of a DICOM series, or one DICOM file ending in .dcm.
 """
@@ -19,7 +19,7 @@ from volseg.files import access_to, require_writable
 
 logger = logging.getLogger(__name__)
 
-# A header that points to voxels in a second file is written back as the one-file form of its format.
+# A scan with a detached header gets its result in the one-file form of the format.
 ONE_FILE_SUFFIX = {".nhdr": ".nrrd", ".mhd": ".mha"}
 NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -30,7 +30,7 @@ class Case:
 
     Args:
         name: of the result, without suffix.
-        paths: one scan per channel in the model's order, or a single one that holds all channels.
+        paths: one scan per channel in the model's order, or a single one with all channels.
         output_suffix: of the result, for example ".nii.gz".
     """
 
@@ -42,22 +42,22 @@ class Case:
 def find_cases(
     inputs: Sequence[Path], channels: Sequence[str], named_channels: Mapping[str, Path] | None = None
 ) -> list[Case]:
-    """Find the cases among what was given to segment.
+    """Find the cases to segment among paths.
 
-    Scans of one folder named case_0000, case_0001, ... are the channels of one case, if every scan there that
-    was given belongs to a case with exactly the model's channels; otherwise each scan is a case.
+    Scans of one folder named case_0000, case_0001, ... are the channels of one case, if every given scan of that folder
+    belongs to a case with exactly the model's channels; otherwise each scan is a case.
 
     Args:
-        inputs: scans and folders of scans; one that is given twice counts once.
+        inputs: scans and folders of scans; duplicates count once.
         channels: the model's channel names.
         named_channels: instead of `inputs`, the scan of each channel; the case is named after the first channel's.
 
     Returns:
-        In the order given; within one folder, by name.
+        In the order of the inputs; within one folder, sorted by name.
 
     Raises:
         UsageError: inputs and named channels together, neither, or not exactly the model's channels.
-        InputError: a path that is missing or closed to us, an unknown format, or a folder without scans.
+        InputError: a missing or unreadable path, an unknown format, or a folder without scans.
     """
     if named_channels:
         if inputs:
@@ -67,7 +67,7 @@ def find_cases(
         return [_case_of_named(channels, named_channels)]
     if not inputs:
         raise UsageError("Nothing to segment. Give a scan or a folder of scans.")
-    # A scan that is given twice, as by itself and by its folder, is one.
+    # A scan may be given twice, for example by its path and by its folder.
     given: dict[Path, Path] = {}
     for path in inputs:
         with access_to(path):
@@ -75,8 +75,8 @@ def find_cases(
         for scan in scans:
             given.setdefault(_absolute(scan), scan)
     folders: dict[Path, list[Path]] = defaultdict(list)
-    for place, scan in given.items():
-        folders[place.parent].append(scan)
+    for absolute, scan in given.items():
+        folders[absolute.parent].append(scan)
     return [case for scans in folders.values() for case in _cases_among(scans, len(channels))]
 
 
@@ -87,41 +87,41 @@ def plan_outputs(
     skip_existing: bool = False,
     also: Sequence[str] = (),
 ) -> list[tuple[Case, Path]]:
-    """Decide before any work which cases are segmented and where each label image goes.
+    """Decide before any computation which cases to segment and where to write each label image.
 
     Args:
         cases: see `find_cases`.
         out: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
-        overwrite: replace results that exist.
-        skip_existing: leave out the cases whose result exists, with all its files.
-        also: suffixes of files that belong to a result beside its label image, such as ".probabilities.npy".
+        overwrite: overwrite existing results.
+        skip_existing: skip cases whose result exists with all its files.
+        also: suffixes of further files of a result, such as ".probabilities.npy".
 
     Raises:
-        UsageError: two cases with one output name, a result that exists, would replace a scan or lie in a DICOM
-            series, or cannot be written, or both options.
+        UsageError: two cases with one output path; a result that exists, would overwrite a scan, would lie in a DICOM
+            series, or cannot be written; or both options.
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other. Give one of them.")
     outputs = output_paths(cases, out)
-    _spare_scans(outputs, [path for case in cases for path in case.paths])
-    # A file of the record's name without a label image is no result of ours, perhaps a scan's own sidecar.
-    records = [sibling(output, ".json") for output in outputs if not os.path.exists(output)]
-    taken = [record for record in records if os.path.exists(record)]
+    _protect_scans(outputs, [path for case in cases for path in case.paths])
+    # A JSON file without a label image is not a result of volseg; it may be a scan's own sidecar.
+    sidecars = [sibling(output, ".json") for output in outputs if not os.path.exists(output)]
+    taken = [sidecar for sidecar in sidecars if os.path.exists(sidecar)]
     if taken and not overwrite:
         raise UsageError(
-            f"The record of a result would replace {taken[0]}. Choose another --output, or add --overwrite."
+            f"The JSON report of a result would overwrite {taken[0]}. Choose another --output, or add --overwrite."
         )
     jobs = list(zip(cases, outputs, strict=True))
     files = [[output, *(sibling(output, suffix) for suffix in also)] for output in outputs]
-    there = [[file for file in one if os.path.exists(file)] for one in files]
+    present = [[file for file in one if os.path.exists(file)] for one in files]
     if skip_existing:
-        # The label image is written last, so that other files without it are those of a run that was stopped.
-        jobs = [job for job, one, found in zip(jobs, files, there, strict=True) if found != one]
-    existing = [found[0] for found in there if found]
+        # The label image is written last; other files without it come from an interrupted run.
+        jobs = [job for job, one, found in zip(jobs, files, present, strict=True) if found != one]
+    existing = [found[0] for found in present if found]
     if existing and not overwrite and not skip_existing:
         raise UsageError(
             f"{len(existing)} of {len(outputs)} results exist already, the first is {existing[0]}. "
-            "Add --overwrite to replace them or --skip-existing to keep them."
+            "Add --overwrite to overwrite them or --skip-existing to keep them."
         )
     others = (".json", *also)
     require_writable(file for _, label in jobs for file in (label, *(sibling(label, suffix) for suffix in others)))
@@ -132,8 +132,8 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
     """The label image of each case, see `plan_outputs`.
 
     Raises:
-        UsageError: two cases of one name, also where only their suffixes differ, as <name>.json is beside each
-            result; or several cases but `out` names one file.
+        UsageError: two cases with one name, even with different suffixes, because both would write <name>.json; or
+            several cases if `out` is one file.
     """
     suffix = image_suffix(out)
     if suffix and not os.path.isdir(out):
@@ -151,30 +151,31 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
         other = first.setdefault(case.name, case)
         if other is not case:
             raise UsageError(
-                f"{other.paths[0]} and {case.paths[0]} would both have the result '{case.name}'. "
-                "Segment them one after the other, with different --output folders."
+                f"{other.paths[0]} and {case.paths[0]} would be written to the same output '{case.name}'. "
+                "Segment them separately with different --output folders."
             )
     return [out / f"{case.name}{case.output_suffix}" for case in cases]
 
 
-def _spare_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
-    """Refuse results that would replace a scan, or lie among the slices of one, which is then no series any more."""
-    places = {_real(scan) for scan in scans}
-    series = {place for place in places if place.is_dir()}
+def _protect_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
+    """Reject results that would overwrite a scan, or lie in a DICOM series, which would then be none any more."""
+    real_scans = {_real(scan) for scan in scans}
+    series = {scan for scan in real_scans if scan.is_dir()}
     for output in outputs:
-        if _real(output) in places:
-            raise UsageError(f"The result {output} would replace the scan of that name. Choose another --output.")
+        if _real(output) in real_scans:
+            raise UsageError(f"The result {output} would overwrite the scan of that name. Choose another --output.")
         if (inside := _real(output).parent) in series:
             raise UsageError(
-                f"The result {output} would lie in the DICOM series {inside}. "
-                "Choose an --output outside of that folder."
+                f"The result {output} would lie in the DICOM series {inside}. Choose an --output outside that folder."
             )
 
 
 def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
-    """The one case whose channels were given by name."""
+    """The case whose channels were given by name."""
     if set(named) != set(channels):
-        raise UsageError(f"The model's channels are {', '.join(channels)}; --channel named {', '.join(named)}.")
+        raise UsageError(
+            f"The model's channels are {', '.join(channels)}, found --channel {', '.join(named)}. Give each once."
+        )
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
         with access_to(path):
@@ -185,7 +186,7 @@ def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
 
 
 def _cases_among(scans: list[Path], channels: int) -> list[Case]:
-    """The cases of one folder: by the nnU-Net naming if all scans follow it in full, else one for each scan."""
+    """The cases of one folder: by nnU-Net's file names if all scans have them, otherwise one for each scan."""
     scans = sorted(scans, key=_name)
     sets: dict[str, dict[int, Path]] = defaultdict(dict)
     for scan in scans:
@@ -196,7 +197,7 @@ def _cases_among(scans: list[Path], channels: int) -> list[Case]:
         return [Case(name, tuple(paths.values()), _output_suffix(paths[0])) for name, paths in sets.items()]
     if sets and channels > 1:
         logger.warning(
-            "Not every case in %s has exactly the files _0000 to _%04d, so each file is taken as a case of its own.",
+            "Not every case in %s has exactly the files _0000 to _%04d, so each file is treated as a separate case.",
             scans[0].parent,
             channels - 1,
         )
@@ -211,30 +212,30 @@ def _scans_at(path: Path) -> list[Path]:
         if _is_scan_file(path) or path.suffix.lower() == ".dcm":
             return [path]
         raise InputError(
-            f"{path} has no known image format. Known: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
+            f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
             "for a DICOM series give its folder."
         )
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder. Give a scan or a folder of scans.")
-    content = _visible(path)
-    scans = [entry for entry in content if _is_scan_file(entry) or _is_series(entry)]
+    entries = _visible(path)
+    scans = [entry for entry in entries if _is_scan_file(entry) or _is_series(entry)]
     if not scans and _is_series(path):
         return [path]
-    loose = [entry for entry in content if entry.is_file() and entry.suffix.lower() == ".dcm"]
+    loose = [entry for entry in entries if entry.is_file() and entry.suffix.lower() == ".dcm"]
     if len(loose) > 1:
         raise InputError(
-            f"{path} holds {len(loose)} DICOM files, the first is {loose[0].name}, beside other scans, the first is "
-            f"{scans[0].name}. Put the DICOM files into a folder of their own, or give each scan by its path."
+            f"{path} contains {len(loose)} DICOM files (the first is {loose[0].name}) next to other scans (the first "
+            f"is {scans[0].name}). Move the DICOM files to a separate folder, or give each scan by its path."
         )
     if not scans:
-        raise InputError(f"{path} holds no scan. Known: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series.")
+        raise InputError(f"{path} holds no scan. Supported: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series.")
     return scans + loose
 
 
 def _is_series(path: Path) -> bool:
-    """Whether this is a folder with DICOM files, and none of another scan format."""
-    content = _visible(path) if path.is_dir() else []
-    return any(map(_may_be_dicom, content)) and not any(map(_is_scan_file, content))
+    """Whether this is a folder with DICOM files and without files of another scan format."""
+    entries = _visible(path) if path.is_dir() else []
+    return any(map(_may_be_dicom, entries)) and not any(map(_is_scan_file, entries))
 
 
 def _is_scan_file(path: Path) -> bool:
@@ -243,7 +244,7 @@ def _is_scan_file(path: Path) -> bool:
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Whether this is a file named .dcm or .ima, or one without suffix or with a UID's number that begins as DICOM."""
+    """Whether this is a .dcm or .ima file, or a file without suffix or named by a UID that starts like DICOM."""
     suffix = path.suffix.lower()
     if not path.is_file():
         return False
@@ -256,7 +257,7 @@ def _may_be_dicom(path: Path) -> bool:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, hidden entries left out, in a fixed order."""
+    """The entries of a folder in sorted order, without hidden ones."""
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
@@ -266,16 +267,16 @@ def _name(scan: Path) -> str:
 
 
 def _output_suffix(scan: Path) -> str:
-    """The suffix of the label image of a scan; DICOM becomes NIfTI."""
+    """The suffix of a scan's label image; NIfTI for DICOM."""
     suffix = image_suffix(scan) or ".nii.gz"
     return ONE_FILE_SUFFIX.get(suffix, suffix)
 
 
 def _real(path: Path) -> Path:
-    """The path with its links followed, whether or not anything is there."""
+    """The path with its links resolved, whether or not it exists."""
     return Path(os.path.realpath(path))
 
 
 def _absolute(path: Path) -> Path:
-    """The path with no '..' in it, links kept, so that '.' has a name and a linked scan its own."""
+    """The absolute path without '..', links kept, so that '.' has a name and a linked scan keeps its own."""
     return Path(os.path.abspath(path))

@@ -1,6 +1,6 @@
-"""NRRD and MetaImage, and the border to SimpleITK, which counts in LPS+ and stores K, J, I.
+"""NRRD and MetaImage files, and conversion from and to SimpleITK, which uses LPS+ coordinates and K, J, I order.
 
-Loaded only where such an image is met: importing SimpleITK takes its time.
+Imported only when such an image is read or written, because importing SimpleITK is slow.
 """
 
 import math
@@ -15,17 +15,17 @@ from volseg.errors import InputError, ResourceError
 
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 
-# Its C++ warnings go to standard error, past logging; what matters is checked here.
+# SimpleITK's C++ warnings go to standard error and bypass logging; volseg checks images itself.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 class _Voxels:
-    """Memory of a SimpleITK image, which lives as long as an array looks into it."""
+    """The memory of a SimpleITK image, which stays alive as long as an array refers to it."""
 
     def __init__(self, image: sitk.Image) -> None:
         self.image = image
         interface = dict(sitk.GetArrayViewFromImage(image).__array_interface__)
-        # Marked writable only because torch warns about memory that is not; nobody writes to it.
+        # Marked writable only because PyTorch warns about read-only memory; nothing writes to it.
         interface["data"] = (interface["data"][0], False)
         self.__array_interface__ = interface
 
@@ -34,38 +34,38 @@ def read_file(path: Path, suffix: str) -> sitk.Image:
     """Read an NRRD or MetaImage file by its suffix.
 
     Raises:
-        InputError: it is not in the format of its suffix, or damaged.
+        InputError: it is corrupt or not in the format of its suffix.
     """
     try:
         return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
     except RuntimeError as error:
-        raise InputError(f"{path} cannot be read: not {suffix}, damaged or cut short; copy it again.") from error
+        raise InputError(f"{path} cannot be read: not {suffix}, corrupt or truncated; copy it again.") from error
 
 
 def size_of(path: Path) -> int:
-    """The most bytes that reading a file holds at one time, from its header alone."""
+    """The peak memory in bytes of reading a file, computed from its header."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
     size = int(math.prod(reader.GetSize()) * sitk.GetArrayViewFromImage(voxel).nbytes)
-    # Compressed voxels of MetaImage are held whole beside the others; NRRD is unpacked piece by piece.
-    packed = path.stat().st_size if path.suffix.lower() == ".mha" else size
-    return size + (packed if packed < size else 0)
+    # MetaImage reads all compressed voxels before it decompresses them; NRRD decompresses them in chunks.
+    compressed = path.stat().st_size if path.suffix.lower() == ".mha" else size
+    return size + (compressed if compressed < size else 0)
 
 
 def voxels_of(image: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A SimpleITK image as numpy sees it.
+    """A SimpleITK image as a NumPy array and an affine.
 
     Returns:
-        Its voxels (I, J, K), not copied; several values per voxel, or a fourth dimension, come last.
-        And its 4 x 4 affine to RAS+ millimetres.
+        Its voxels (I, J, K), not copied, with the components of a vector image or a fourth dimension as the last axis;
+        and its 4 x 4 affine to RAS+ millimetres.
     """
     array = np.asarray(_Voxels(image))
     several = image.GetNumberOfComponentsPerPixel() > 1
     axes = tuple(reversed(range(image.GetDimension())))
     array = array.transpose((*axes, len(axes)) if several else axes)
-    # The first three dimensions; a flat image is refused by its shape, with a grid that does not matter.
+    # The first three dimensions. A 2-D image is rejected later by its shape, so its affine does not matter.
     used = min(image.GetDimension(), 3)
     lps = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:used, :used]
@@ -89,4 +89,4 @@ def write_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     try:
         sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
     except RuntimeError as error:
-        raise ResourceError(f"Could not write {path}; free some space or choose another place.") from error
+        raise ResourceError(f"Could not write {path}. Free some space or choose another place.") from error

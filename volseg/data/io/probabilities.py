@@ -1,4 +1,4 @@
-"""Class probabilities in image space: into an array, or streamed to disk and never held in memory."""
+"""Class probabilities in image space, written to an array, or streamed to disk without holding them in memory."""
 
 import math
 import mmap
@@ -15,7 +15,7 @@ from volseg.config import Triple
 from volseg.data.grid.geometry import GridMap
 from volseg.files import require_disk_space, whole_file
 
-# Bytes of the file's pages that are touched between two times that they are handed back to the system.
+# Bytes of the file's pages that are written before they are released to the system.
 HELD_BYTES = 1 << 28
 _ZEROS = bytes(1 << 20)
 
@@ -25,20 +25,20 @@ Write: TypeAlias = Callable[[int, slice, torch.Tensor], None]
 
 @contextmanager
 def probability_file(path: Path, grid: GridMap, order: Triple, classes: int, regions: bool) -> Iterator[Write]:
-    """Open `path`, a .npy file of (C, I, J, K) float16, which appears whole or not at all.
+    """Write a .npy file of (C, I, J, K) float16, which appears whole or not at all.
 
     Args:
-        path: where it goes.
-        grid: the mapping from network space, on whose cut-out the logits are, to image space.
-        order: axes of the cut-out in the order the planes come in.
+        path: of the file.
+        grid: the mapping between image space and network space; logits come on its oriented crop.
+        order: axes of the crop; planes come in the order of the first.
         classes: C; the first is the background, unless they are regions.
-        regions: whether the classes overlap: a sigmoid each, else a softmax over them.
+        regions: whether the classes overlap: a sigmoid for each, else a softmax over all.
 
     Yields:
-        What writes the probabilities of logits. Outside the cut-out all is background.
+        A function that writes the probabilities of logits. Voxels outside the crop are background.
 
     Raises:
-        ResourceError: the disk lacks the room, which is checked before anything is computed.
+        ResourceError: the disk has too little room; checked before anything is computed.
     """
     shape = (classes, *grid.stored_shape)
     size = 2 * math.prod(shape)
@@ -61,10 +61,10 @@ def probability_file(path: Path, grid: GridMap, order: Triple, classes: int, reg
 
 
 def probability_array(grid: GridMap, order: Triple, classes: int, regions: bool) -> tuple[np.ndarray, Write]:
-    """An array (C, I, J, K) float16 in memory, and what writes the probabilities of logits to it.
+    """An array (C, I, J, K) float16 in memory, and a function that writes the probabilities of logits to it.
 
     Args:
-        grid: as of `probability_file`.
+        grid: see `probability_file`.
         order: likewise.
         classes: likewise.
         regions: likewise.
@@ -88,10 +88,10 @@ def _probabilities(logits: torch.Tensor, regions: bool) -> np.ndarray:
 
 
 class _Pages:
-    """Writes to a mapped file, and hands its pages back to the system before many of them are held.
+    """Writes to a memory-mapped file, and releases its pages before many of them are in memory.
 
     Args:
-        stored: all of the file's values.
+        stored: the memory-mapped array.
     """
 
     def __init__(self, stored: np.memmap) -> None:
@@ -106,21 +106,21 @@ class _Pages:
         self.held += _touched_bytes(part.shape, part.strides)
         if self.held > HELD_BYTES:
             self.held = 0
-            self._hand_back()
+            self._release()
 
-    def _hand_back(self) -> None:
-        """Let the system keep what was written, instead of this process."""
+    def _release(self) -> None:
+        """Write the pages to disk and remove them from the memory of this process."""
         self.stored.flush()
         self._advise("MADV_DONTNEED")
 
     def _advise(self, name: str) -> None:
-        """Tell the system how the pages are used, where it can be told."""
+        """Tell the system how the pages are used, if it supports such advice."""
         if hasattr(mmap, name):
             self.stored._mmap.madvise(getattr(mmap, name))  # type: ignore[attr-defined]  # numpy has no public way
 
 
 def _fortran_order(shape: Sequence[int], axis: int) -> bool:
-    """Whether planes across `axis` of a float16 array touch fewer pages where its last axis is the slowest one."""
+    """Whether planes across `axis` of a float16 array touch fewer pages in Fortran order than in C order."""
 
     def touched(fortran: bool) -> int:
         sizes = shape if fortran else shape[::-1]
@@ -133,9 +133,9 @@ def _fortran_order(shape: Sequence[int], axis: int) -> bool:
 
 
 def _touched_bytes(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Bytes of the pages that writing a float16 array touches: those of every run without a gap of a page.
+    """Bytes of the pages that writing a float16 array touches, from its contiguous runs (gaps of less than a page).
 
-    A run begins and ends within a page, which on average makes one page more than its own bytes.
+    A run starts and ends inside a page, so on average it touches one page more than its own bytes.
     """
     run, runs = 2, 1
     for stride, size in sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True)):
@@ -147,9 +147,9 @@ def _touched_bytes(shape: Sequence[int], strides: Sequence[int]) -> int:
 
 
 def _reserve(path: Path, offset: int, size: int) -> None:
-    """Take the room of a file's `size` bytes after `offset`, which it lacks until then and reads as zeros.
+    """Allocate disk space for a sparse file's `size` bytes after `offset`, which read as zeros.
 
-    A full disk is an error here, and a crash where a mapped page finds no room.
+    On a full disk this raises an error, whereas writing to a mapped page would crash the process.
     """
     with open(path, "r+b") as handle:
         if hasattr(os, "posix_fallocate"):

@@ -1,7 +1,7 @@
-"""Images into memory, once: voxels as stored, their grid in RAS+ millimetres, and what had to be assumed.
+"""Read images: voxels in the file's dtype and voxel order, their geometry in RAS+ millimetres, and warnings.
 
-NIfTI and FreeSurfer MGH come through nibabel; NRRD, MetaImage and DICOM through SimpleITK. All ways in
-end in the same checks (volseg.data.io.checks).
+NIfTI and FreeSurfer MGH are read with nibabel, NRRD, MetaImage and DICOM with SimpleITK. Every image passes the same
+checks (volseg.data.io.checks).
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_s
 from volseg.errors import GridError, InputError
 from volseg.files import access_to
 
-# Deflate cannot shrink by more than this, so a header that promises more is damaged and never allocated for.
+# The highest compression ratio of deflate. A header that declares more is corrupt, and no memory is allocated for it.
 _LARGEST_GZIP_RATIO = 1032
-# Bytes unpacked at a time.
-_PIECE = 1 << 22
-# What nibabel, gzip and the system raise on files that are not what they say.
+# Bytes decompressed at a time.
+_CHUNK = 1 << 22
+# Errors of nibabel, gzip and the system on corrupt files.
 UNREADABLE = (
     OSError,
     EOFError,
@@ -48,15 +48,15 @@ UNREADABLE = (
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """An image as it was stored.
+    """An image in image space.
 
     Args:
-        channels: one (I, J, K) array per channel, stored dtype in native byte order; float32 where the
-            file states a scaling. Not to be written to: it may be the caller's memory.
-        geometry: the grid of every channel.
-        header: nibabel header of a NIfTI or MGH image, from which a result takes its grid bit by bit; else None.
-        source: where it came from, for messages.
-        warnings: what had to be assumed, one sentence each.
+        channels: one (I, J, K) array per channel, in the file's dtype and native byte order; float32 if the file has a
+            scaling. Read-only: it may be the caller's memory.
+        geometry: of every channel.
+        header: nibabel header of a NIfTI or MGH image, whose geometry fields results copy bit by bit; else None.
+        source: its path or kind, for messages.
+        warnings: assumptions made when reading, one sentence each.
     """
 
     channels: tuple[np.ndarray, ...]
@@ -81,101 +81,103 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
 
     Args:
         path: a file with one of SUFFIXES, a folder or .zip of one DICOM series, or a multi-frame .dcm.
-        channels: how many are expected; more than one come from a 4-D file (I, J, K, C).
+        channels: expected number; several come from a 4-D file (I, J, K, C).
 
     Raises:
-        InputError: it is missing, damaged, or fails a requirement of volseg.data.io.checks or volseg.data.io.dicom.
+        InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks or volseg.data.io.dicom.
     """
     return _as_scan(read_stored(Path(path)), channels)
 
 
 def read_channels(paths: Sequence[Path], channels: int = 1) -> Scan:
-    """Read one case: a single file that holds all channels, or one file per channel, on one grid.
+    """Read one case: a single file with all channels, or one file per channel, all with the same geometry.
 
-    Header, grid and source are those of the first file.
+    Header, geometry and source are those of the first file.
 
     Raises:
-        GridError: the files lie on different grids.
-        InputError: as `read_scan`, and where there are neither one nor `channels` files.
+        GridError: the files differ in geometry.
+        InputError: as `read_scan`, or the number of files is neither 1 nor `channels`.
     """
     if len(paths) == 1:
         return read_scan(paths[0], channels)
     if len(paths) != channels:
-        raise InputError(f"{paths[0]} and its like are {len(paths)} files, expected 1 or {channels}.")
+        raise InputError(f"The case of {paths[0]} has {len(paths)} files, expected 1 or {channels}.")
     scans = [read_scan(path) for path in paths]
     for scan in scans:
-        _require_grid(scan.geometry, scans[0].geometry, scan.source, "the first channel")
+        _require_geometry(scan.geometry, scans[0].geometry, scan.source, "the first channel")
     warnings = tuple(dict.fromkeys(warning for scan in scans for warning in scan.warnings))
     return replace(scans[0], channels=tuple(scan.channels[0] for scan in scans), warnings=warnings)
 
 
 def read_label(path: Path, like: Geometry | None = None, known: Collection[int] | None = None) -> Scan:
-    """Read a label image: one channel of uint8, or uint16 where a value exceeds 255.
+    """Read a label image: one channel of uint8, or uint16 if a value exceeds 255.
 
     Args:
         path: as for `read_scan`.
-        like: the grid it has to lie on; None for any.
-        known: the values it may hold beside 0; None for any.
+        like: the required geometry; None for any.
+        known: the values allowed apart from 0; None for any.
 
     Raises:
-        GridError: its grid is not `like`.
-        InputError: it is missing, damaged, or fails a requirement of volseg.data.io.checks.
+        GridError: its geometry differs from `like`.
+        InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks.
     """
     stored = read_stored(Path(path))
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     label = check_label(stored.array, stored.source, known)
     geometry = Geometry(label.shape, stored.affine)
     if like is not None:
-        _require_grid(geometry, like, stored.source, "the image or reference it belongs to")
+        _require_geometry(geometry, like, stored.source, "the image or reference it belongs to")
     return Scan((label,), geometry, stored.header, stored.source, tuple(warnings))
 
 
 def compare_grids(path: Path, reference: Path, whose: str) -> None:
-    """Refuse an image whose grid is not that of another, whatever their voxels are.
+    """Check that two images have the same geometry, whatever their voxels are.
 
     Args:
         path: as for `read_scan`.
-        reference: the other one.
-        whose: what `reference` is to it, for the message.
+        reference: the other image.
+        whose: the role of `reference` for the message, such as "its image".
 
     Raises:
         GridError: they differ.
-        InputError: one of them is missing, damaged or lies on no grid.
+        InputError: one of them is missing, corrupt or has no valid affine.
     """
     images = [read_stored(Path(one)) for one in (path, reference)]
     for image in images:
         check_affine(image.affine, image.source)
-    # Fewer axes are no grid, which a look at the voxels refuses.
+    # Images with fewer axes are rejected when their voxels are checked.
     if min(image.array.ndim for image in images) >= 3:
         found, expected = (Geometry(image.array.shape[:3], image.affine) for image in images)
-        _require_grid(found, expected, images[0].source, whose)
+        _require_geometry(found, expected, images[0].source, whose)
 
 
 def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) -> Scan:
     """Take an array (I, J, K), or (I, J, K, C), with its 4 x 4 affine to RAS+ millimetres; not copied.
 
     Raises:
-        InputError: they are no arrays of numbers, or fail a requirement of volseg.data.io.checks.
+        InputError: they are not arrays of numbers, or fail a requirement of volseg.data.io.checks.
     """
-    voxels = _taken(array, None, "The array", "numbers in (I, J, K)")
-    matrix = _taken(affine, np.float64, "The array's affine", "a 4 x 4 matrix to RAS+ millimetres")
+    voxels = _as_array(array, None, "The array", "numbers in (I, J, K)")
+    matrix = _as_array(affine, np.float64, "The array's affine", "a 4 x 4 matrix to RAS+ millimetres")
     return _as_scan(Stored(voxels, matrix.copy(), None, "The array", []), channels)
 
 
-def _taken(value: Any, kind: type | None, what: str, expected: str) -> np.ndarray:
-    """A value as an array of some kind, not copied where it is one."""
+def _as_array(value: Any, dtype: type | None, what: str, expected: str) -> np.ndarray:
+    """A value as an array, not copied if it is one already."""
     try:
-        return np.asarray(value, dtype=kind)
-    # The last is PyTorch's, of a tensor with a gradient.
+        return np.asarray(value, dtype=dtype)
+    # PyTorch raises RuntimeError for a tensor that requires a gradient.
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).split(". ")[0].rstrip(".")
-        raise InputError(
-            f"{what} cannot be made of what was given, a {type(value).__name__} ({reason}); give {expected}."
-        ) from error
+        raise InputError(f"{what} cannot be made from a {type(value).__name__} ({reason}); give {expected}.") from error
 
 
 def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
-    """Take a nibabel spatial image; a NIfTI image's sform, qform and units are kept for its result."""
+    """Take a nibabel spatial image. Results of a NIfTI image keep its sform, qform and units.
+
+    Raises:
+        InputError: it is corrupt, has no affine, or fails a requirement of volseg.data.io.checks.
+    """
     name = image.get_filename()
     source = str(name) if name else "The nibabel image"
     proxy = image.dataobj
@@ -188,32 +190,36 @@ def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
         affine, warnings = check_nifti(image.header, image.header["pixdim"][1:4].astype(np.float64), source)
         return _as_scan(Stored(array, affine, image.header.copy(), source, warnings), channels)
     if image.affine is None:
-        raise InputError(f"{source} has no affine; give it one.")
+        raise InputError(f"{source} has no affine; add one.")
     header = image.header.copy() if isinstance(image, nib.MGHImage) else None
     return _as_scan(Stored(array, np.array(image.affine, dtype=np.float64), header, source, []), channels)
 
 
 def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
-    """Take a SimpleITK image; its voxels are not copied."""
+    """Take a SimpleITK image; its voxels are not copied.
+
+    Raises:
+        InputError: it fails a requirement of volseg.data.io.checks.
+    """
     from volseg.data.io.itk import voxels_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 
     return _as_scan(Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
 
 
 def _as_scan(stored: Stored, channels: int) -> Scan:
-    """The checks that every image passes."""
+    """The scan of an image, after the checks that every image has to pass."""
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     volumes = check_scan(stored.array, channels, stored.source)
     return Scan(volumes, Geometry(volumes[0].shape, stored.affine), stored.header, stored.source, tuple(warnings))
 
 
 def read_stored(path: Path) -> Stored:
-    """Read whatever the path holds, by its suffix, without a look at its voxels.
+    """Read an image by its suffix, without checking its voxels.
 
     Raises:
-        InputError: it is missing, closed to us, damaged, or no image.
+        InputError: it is missing, unreadable, corrupt, or not an image.
     """
-    _require_open(path)
+    _require_readable(path)
     suffix = image_suffix(path)
     if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
         from volseg.data.io.dicom import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
@@ -225,32 +231,32 @@ def read_stored(path: Path) -> Stored:
 
         return Stored(*voxels_of(read_file(path, suffix)), None, str(path), [])
     if suffix is None:
-        raise InputError(f"{path} has no suffix of an image volseg reads: {', '.join(SUFFIXES)}, or DICOM.")
+        raise InputError(f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, or DICOM.")
     with _unreadable_as_input_error(str(path)), open(path, "rb") as raw:
         check_container(raw.read(2), suffix, str(path))
         raw.seek(0)
         compressed = suffix in (".nii.gz", ".mgz")
-        packed: contextlib.AbstractContextManager[io.BufferedIOBase]
-        packed = igzip.IGzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw)
-        with packed as stream:
+        opened: contextlib.AbstractContextManager[io.BufferedIOBase]
+        opened = igzip.IGzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw)
+        with opened as stream:
             largest = path.stat().st_size * (_LARGEST_GZIP_RATIO if compressed else 1)
             load = _load_mgh if suffix in MGH_SUFFIXES else _load_nifti
             stored = load(stream, largest, str(path))
-            # To the end of the stream, where gzip holds the checksum.
+            # To the end of the stream, where gzip has its checksum.
             while compressed and stream.read(2**20):
                 pass
     return stored
 
 
-def _require_open(path: Path) -> None:
-    """Refuse what is not there or may not be read, of which SimpleITK would say that it is damaged."""
+def _require_readable(path: Path) -> None:
+    """Reject a missing or unreadable path, which SimpleITK would report as corrupt."""
     with access_to(path):
         if not path.exists():
-            raise InputError(f"{path} does not exist", "add it, or name another file", "missing file")
+            raise InputError(f"{path} does not exist", "add it, or give another file", "missing file")
         if path.is_file():
             open(path, "rb").close()
         elif not path.is_dir():
-            raise InputError(f"{path} is neither a file nor a folder", "name another file", "no file")
+            raise InputError(f"{path} is neither a file nor a folder", "give another file", "no file")
 
 
 def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
@@ -261,7 +267,7 @@ def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     elif start[4:8] == b"n+2\0":
         kind = nib.Nifti2Header
     else:
-        raise InputError(f"{source} is not a NIfTI file in one piece; convert it, or mend its name.")
+        raise InputError(f"{source} is not a single-file NIfTI image; convert it, or correct its suffix.")
     pixdim = kind(start[: kind.sizeof_hdr], check=False)["pixdim"][1:4].astype(np.float64)
     stream.seek(0)
     header = kind.from_fileobj(stream)
@@ -275,7 +281,7 @@ def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
 def _load_mgh(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     """Read a FreeSurfer MGH image."""
     if stream.read(4) != b"\0\0\0\1":
-        raise InputError(f"{source} is not a FreeSurfer MGH file; mend its name.")
+        raise InputError(f"{source} is not a FreeSurfer MGH file; correct its suffix.")
     stream.seek(0)
     header = nib.MGHImage.header_class.from_fileobj(stream)
     affine = np.array(header.get_affine(), dtype=np.float64)
@@ -283,34 +289,36 @@ def _load_mgh(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
 
 
 def _voxels(stream: io.BufferedIOBase, header: Any, largest: int, source: str) -> np.ndarray:
-    """The stored values, mapped rather than read where the file is not compressed; `largest` bounds its bytes."""
+    """The unscaled values, memory-mapped if the file is not compressed; `largest` is the most bytes it can have."""
     shape = tuple(int(size) for size in header.get_data_shape())
     dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
     if min(shape, default=0) < 1:
         raise InputError(f"{source} is empty: its size is {' x '.join(map(str, shape))}.")
     needed = offset + math.prod(shape) * dtype.itemsize
     if needed > largest:
-        raise InputError(f"{source} is cut short: its header promises {needed} bytes, found at most {largest}.")
+        raise InputError(
+            f"{source} is truncated: its header declares {needed} bytes, found at most {largest}; copy it again."
+        )
     if isinstance(stream, igzip.IGzipFile):
-        return _unpacked(stream, np.empty(shape, dtype, order="F"), offset)
+        return _decompressed(stream, np.empty(shape, dtype, order="F"), offset)
     array: np.ndarray = np.asarray(ArrayProxy(stream, (shape, dtype, offset)).get_unscaled())
     return array
 
 
-def _unpacked(stream: io.BufferedIOBase, array: np.ndarray, offset: int) -> np.ndarray:
-    """The array, filled piece by piece, so that the bytes are not held twice."""
+def _decompressed(stream: io.BufferedIOBase, array: np.ndarray, offset: int) -> np.ndarray:
+    """The array, filled chunk by chunk, so that its bytes are not in memory twice."""
     stream.seek(offset)
-    room = memoryview(array.T.reshape(-1).view(np.uint8).data)
-    while room:
-        count = stream.readinto(room[:_PIECE])
+    remaining = memoryview(array.T.reshape(-1).view(np.uint8).data)
+    while remaining:
+        count = stream.readinto(remaining[:_CHUNK])
         if not count:
-            raise EOFError("it ends before its voxels do")
-        room = room[count:]
+            raise EOFError("it ends before its last voxel")
+        remaining = remaining[count:]
     return array
 
 
 def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Stored values times slope plus inter, as float32 (float64 stays), only where they change anything."""
+    """Values times slope plus inter, as float32 (float64 stays); unchanged without a scaling."""
     if (slope, inter) == (1.0, 0.0) or array.dtype.kind not in "iuf":
         return array
     kind = np.float64 if array.dtype.itemsize > 4 and array.dtype.kind == "f" else np.float32
@@ -321,29 +329,29 @@ def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 @contextlib.contextmanager
 def _unreadable_as_input_error(source: str) -> Iterator[None]:
-    """Say of any failure to read that the file is damaged, unless it is the system that refuses it."""
+    """Report any failure to read as a corrupt file, unless the system denies access to it."""
     try:
         with access_to(source):
             yield
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{source} cannot be read: damaged, cut short or of an unknown kind ({reason}); copy it again."
+            f"{source} cannot be read: corrupt, truncated or of an unknown type ({reason}); copy it again."
         ) from error
 
 
-def _require_grid(found: Geometry, expected: Geometry, source: str, whose: str) -> None:
-    """Refuse a grid that is not the expected one."""
+def _require_geometry(found: Geometry, expected: Geometry, source: str, whose: str) -> None:
+    """Reject a geometry that differs from the expected one."""
     if not found.same_grid(expected):
         raise GridError(
-            f"{source} lies on another grid than {whose}: {_described(found)}, expected {_described(expected)}",
+            f"{source} has another geometry than {whose}: {_description(found)}, expected {_description(expected)}",
             "resample it",
-            "grids differ",
+            "geometry differs",
         )
 
 
-def _described(geometry: Geometry) -> str:
-    """Size, spacing and orientation in a few words."""
+def _description(geometry: Geometry) -> str:
+    """Size, spacing, orientation and origin in a few words."""
     size = " x ".join(str(size) for size in geometry.shape)
     spacing = " x ".join(f"{spacing:.3g}" for spacing in geometry.spacing_mm)
     return f"{size} voxels of {spacing} mm, {geometry.axis_codes}, from {np.round(geometry.affine[:3, 3], 2).tolist()}"

@@ -165,6 +165,12 @@ def test_a_killed_worker_ends_the_run_with_one_sentence(dataset):
         list(itertools.islice(batches, 10))
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), BrokenPipeError()])
+def test_a_connection_that_breaks_is_a_dead_worker(error):
+    with pytest.raises(TrainingError, match=r"worker died: .+\. Memory .*resume with --resume"), lost_workers():
+        raise error
+
+
 def test_an_error_inside_a_worker_is_not_reported_as_a_dead_worker():
     with pytest.raises(RuntimeError, match="Caught"), lost_workers():
         raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")

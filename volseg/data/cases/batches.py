@@ -130,12 +130,14 @@ def lost_workers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        # PyTorch has no exception type for a dead worker; an error raised inside a worker has another message.
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # PyTorch has no exception type for a dead worker; an error raised inside a worker has another message. Where a
+        # batch is being taken from shared memory at that moment, the connection breaks instead.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
-            f"A data loader worker died: {str(error).splitlines()[0]} Memory or shared memory may be short; "
+            f"A data loader worker died: {reason.rstrip('.')}. Memory or shared memory may be short; "
             "resume with --resume, or start with --set training.workers=0."
         ) from error
 

@@ -2,11 +2,11 @@
 
     python benchmarks/predict_vs_monai.py [--repeats 3] [--toy] [--record]
 
-Sliding windows alone: both sides start from one normalised volume in memory (112 x 121 x 101 voxels, a CT of the torso
+Sliding windows alone: all sides start from one normalised volume in memory (112 x 121 x 101 voxels, a CT of the torso
 at 3 mm) and end with its labels, with Gaussian weights and an overlap of 0.5, in float32 and in the precision that
 volseg chooses. MONAI runs with 1, 2 and 4 windows per batch; "volseg" is the engine of `volseg predict`, which gives
-labels slab by slab, and "sliding_window" is `volseg.inference.sliding_window`, which gives logits as MONAI does. Each side runs in its own process, one after the other.
-Needs volseg and MONAI 1.6.
+labels slab by slab, and "sliding_window" is `volseg.inference.sliding_window`, which gives logits as MONAI does. Each
+side runs in its own process, one after the other. Needs volseg and MONAI 1.6.
 """
 
 import argparse

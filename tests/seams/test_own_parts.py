@@ -51,7 +51,7 @@ def test_a_loss_by_name_and_as_a_function(tmp_path, phantoms, monkeypatch):
     ("override", "message"),
     [
         ("training.loss=focal", r"There is no loss 'focal' \(training.loss\); known are dice_ce, dice, ce"),
-        ("plan.architecture=transformer", "no network architecture 'transformer'; known are unet"),
+        ("plan.architecture=transformer", "Unknown network architecture 'transformer'; known are unet"),
     ],
 )
 def test_unknown_names_are_rejected_before_anything_is_written(tmp_path, phantoms, override, message):
@@ -80,7 +80,7 @@ def test_a_network_is_trained_saved_loaded_and_profiled(tmp_path, phantoms, monk
     config = read_card(model).plan.network
     assert volseg.networks.profile_network(config, (16, 16, 16)).total.parameters == 3 * 1 + 3
     monkeypatch.delitem(NETWORKS, "pointwise")
-    with pytest.raises(ConfigError, match="no network architecture 'pointwise'"):
+    with pytest.raises(ConfigError, match="Unknown network architecture 'pointwise'"):
         volseg.Segmenter.load(model)
 
 

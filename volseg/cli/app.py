@@ -1,6 +1,6 @@
 """The command line application: its options that several verbs share, and how it starts.
 
-A verb parses, calls `volseg.api` and prints. The heavy parts are imported when a verb runs, so that --help answers fast.
+A verb parses, calls `volseg.api` and prints. It imports the heavy parts when it runs, so that --help answers fast.
 """
 
 import atexit

@@ -30,6 +30,8 @@ from volseg.progress import Progress
 LINE_SECONDS = 15.0
 # Tables that go to a file or a pipe are not folded at the 80 columns rich assumes there.
 PLAIN_WIDTH = 140
+# What an installation by deploy/predict.txt leaves out: only training and drawing import these.
+LEFT_OUT = frozenset({"blosc2", "matplotlib", "monai", "tensorboard"})
 
 # Where a stream was closed before the start, Python has none, and what would go there is nowhere to be read.
 for name in ("stdout", "stderr"):
@@ -54,10 +56,10 @@ def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
         signal.signal(signal.SIGTERM, _as_interrupt)
         try:
             code = verb(*args, **kwargs)
-        except (VolsegError, KeyboardInterrupt) as error:
+        except (VolsegError, KeyboardInterrupt, ModuleNotFoundError) as error:
             # What is said now is said whole: torchrun sends SIGTERM where another process has ended.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            code = _say(error, bool(kwargs.get("as_json")))
+            code = _say(_explained(error), bool(kwargs.get("as_json")))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
@@ -152,6 +154,21 @@ def _printing() -> Iterator[None]:
         # What is left in the buffer would be tried again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ResourceError(f"The answer could not be printed: {error.strerror}. What was to be written is.") from error
+
+
+def _explained(error: VolsegError | KeyboardInterrupt | ModuleNotFoundError) -> VolsegError | KeyboardInterrupt:
+    """The error, or what to install where a package is missing that predicting does without; else it is raised."""
+    if not isinstance(error, ModuleNotFoundError):
+        return error
+    package = (error.name or "").partition(".")[0]
+    if package not in LEFT_OUT:
+        raise error
+    explained = VolsegError(
+        f"The package {package} is not installed, and this command needs it: the installation is for predicting only. "
+        "Install the rest with: pip install volseg"
+    )
+    explained.__cause__ = error
+    return explained
 
 
 def _say(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:

@@ -21,9 +21,14 @@ def run(*command: object, **options) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment, **options)
 
 
-def pip(python: Path | str, *arguments: object, **options) -> None:
-    """Run pip for an interpreter; what it says is the failure."""
-    done = run(python, "-m", "pip", "--disable-pip-version-check", *arguments, **options)
+def pip(*arguments: object, python: Path | str = sys.executable, **options) -> "subprocess.CompletedProcess[str]":
+    """Run the pip of the tests, for another interpreter if one is given."""
+    return run(sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, *arguments, **options)
+
+
+def install(python: Path, *arguments: object, **options) -> None:
+    """Install into an environment; what pip says is the failure. Compiling all of torch would take the longest."""
+    done = pip("install", "--no-compile", *arguments, python=python, **options)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
@@ -40,8 +45,8 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def fresh_environment(folder: Path) -> Path:
-    """The interpreter of a new environment that holds pip and nothing else of use."""
-    venv.create(folder, with_pip=True, symlinks=True)
+    """The interpreter of a new environment that holds no package."""
+    venv.create(folder, symlinks=True)
     return folder / "bin" / "python"
 
 
@@ -49,15 +54,14 @@ def setuptools_alone(folder: Path) -> dict[str, str]:
     """Environment variables that lend another interpreter the setuptools of the tests, and nothing else of theirs."""
     folder.mkdir()
     packages = Path(setuptools.__file__).parent.parent
-    for name in ("setuptools", "_distutils_hack"):
-        (folder / name).symlink_to(packages / name)
+    for pattern in ("setuptools", "setuptools-*.dist-info", "_distutils_hack"):
+        for path in packages.glob(pattern):
+            (folder / path.name).symlink_to(path)
     return {"PYTHONPATH": str(folder)}
 
 
 def index_refusal(folder: Path) -> str:
     """Why pip reaches no package index, or "" where it does."""
-    done = run(
-        sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "20",
-        "download", "--quiet", "--no-deps", "--dest", folder, "setuptools>=77.0.3",
-    )  # fmt: skip
+    patience = ("--retries", "1", "--timeout", "20")
+    done = pip("download", *patience, "--quiet", "--no-deps", "--dest", folder, "setuptools>=77.0.3")
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1]

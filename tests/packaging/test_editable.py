@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.installing import copy_checkout, fresh_environment, pip, run, setuptools_alone
+from tests.packaging.installing import copy_checkout, fresh_environment, install, run, setuptools_alone
 from volseg import __version__
 
 
@@ -13,6 +13,6 @@ def test_the_folder_of_a_clone_named_volseg_does_not_hide_the_package(tmp_path: 
     clone = copy_checkout(tmp_path / "volseg")
     python = fresh_environment(tmp_path / "environment")
     lent = setuptools_alone(tmp_path / "lent")
-    pip(python, "install", "--no-deps", "--no-build-isolation", "--editable", clone, environment=lent)
+    install(python, "--no-deps", "--no-build-isolation", "--editable", clone, environment=lent)
     done = run(python, "-c", "import volseg; print(volseg.__file__); print(volseg.__version__)", cwd=tmp_path)
     assert done.stdout.splitlines() == [str(clone / "volseg" / "__init__.py"), __version__], done.stderr

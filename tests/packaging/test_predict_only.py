@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import typer
 
-from tests.packaging.installing import ROOT, copy_checkout, fresh_environment, index_refusal, pip, run
+from tests.packaging.installing import ROOT, copy_checkout, fresh_environment, index_refusal, install, pip, run
 from volseg.console import LEFT_OUT, guarded
 
 PHANTOMS = ROOT / "data_samples" / "phantoms"
@@ -33,19 +33,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> PredictOnly:
     if reason := index_refusal(folder / "download"):
         pytest.skip(f"pip reaches no package index: {reason}")
     python = fresh_environment(folder / "environment")
-    pip(python, "install", "--no-deps", "-r", ROOT / "deploy" / "predict.txt")
+    install(python, "--no-deps", "-r", ROOT / "deploy" / "predict.txt")
     if run(python, "-c", "import torch").returncode:
         # The build for CUDA, whose NVIDIA packages come as the list says.
-        pip(python, "install", "--force-reinstall", "-c", ROOT / "constraints.txt", "torch")
-    pip(python, "install", "--no-deps", copy_checkout(folder / "checkout"))
+        install(python, "--force-reinstall", "-c", ROOT / "constraints.txt", "torch")
+    install(python, "--no-deps", copy_checkout(folder / "checkout"))
     (folder / "work").mkdir()
     return PredictOnly(python, folder / "work")
 
 
 @pytest.mark.slow
 def test_the_list_is_complete(installed: PredictOnly) -> None:
-    done = run(installed.python, "-m", "pip", "check")
-    missing = {line for line in done.stdout.splitlines() if line}
+    missing = pip("check", python=installed.python).stdout.splitlines()
     assert {line.split(" requires ")[1] for line in missing} == {
         f"{name}, which is not installed." for name in LEFT_OUT
     }

@@ -1,7 +1,6 @@
 """What the wheel holds, and what its metadata say."""
 
 import re
-import sys
 from email import message_from_bytes
 from email.message import Message
 from zipfile import ZipFile
@@ -18,7 +17,8 @@ SOURCE = "https://github.com/volseg/volseg"
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     checkout = copy_checkout(folder / "checkout")
-    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, checkout)
+    done = pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, checkout)
+    assert done.returncode == 0, done.stderr
     (path,) = folder.glob("*.whl")
     assert path.name == f"volseg-{__version__}-py3-none-any.whl"
     return ZipFile(path)

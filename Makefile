@@ -1,16 +1,23 @@
-# make demo | test | check | results; VENV and PYTHON may be given: make test PYTHON=python3.12
+# VENV and PYTHON may be given: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
+VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check results clean
+.PHONY: help demo test test-lowest check results clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## train on phantoms for about a minute, segment unseen ones, write a preview
 	$(BIN)/volseg demo --samples data_samples/phantoms --output demo_run --overwrite
 
 test: $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-lowest: $(VENV_LOWEST)/.test  ## the same with the lowest versions that pyproject.toml allows; needs Python 3.11
+	$(VENV_LOWEST)/bin/python -m pytest
 
 check: $(VENV)/.dev  ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -21,7 +28,7 @@ results:  ## write benchmarks/RESULTS.md from benchmarks/results.jsonl
 	$(PYTHON) benchmarks/render.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) demo_run
+	rm -rf $(VENV) $(VENV_LOWEST) demo_run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,4 +41,9 @@ $(VENV)/.test: $(VENV)/.installed
 
 $(VENV)/.dev: $(VENV)/.test
 	$(INSTALL) -e '.[test,dev]'
+	touch $@
+
+$(VENV_LOWEST)/.test: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(VENV_LOWEST)
+	$(VENV_LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
 	touch $@

@@ -59,7 +59,7 @@ def test_help_loads_neither_torch_nor_monai(verb):
 def test_predicting_loads_no_monai_and_no_plotting():
     loaded = modules_after("import volseg; volseg.Segmenter; import volseg.api.evaluation")
     assert "torch" in loaded
-    assert not loaded & {"monai", "matplotlib", "tensorboard", "sklearn", "SimpleITK", "scipy.ndimage", "scipy.sparse"}
+    assert not loaded & {"monai", "matplotlib", "tensorboard", "blosc2", "SimpleITK", "scipy.ndimage", "scipy.sparse"}
 
 
 def test_help_answers_quickly():

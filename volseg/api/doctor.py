@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from volseg.device import choose_device, machine_memory_gb
 from volseg.precision import CUDNN_ADVICE, DTYPES, autocast, choose_precision, cudnn_is_sound, exact_float32
 
-PACKAGES = ("volseg", "torch", "monai", "nibabel", "SimpleITK", "numpy")
+PACKAGES = ("volseg", "torch", "nibabel", "SimpleITK", "numpy")
 # Of a convolution, as a share of its largest value; bfloat16 rounds by 2 ** -9.
 LARGEST_ERROR = 2e-2
 
@@ -33,6 +33,7 @@ def examine() -> list[Finding]:
     return [
         Finding("python", sys.version.split()[0]),
         *(Finding(package, version(package)) for package in PACKAGES),
+        _monai(),
         Finding("device", f"{device} ({name})"),
         Finding("precision", next(short for short, dtype in DTYPES.items() if dtype == precision)),
         Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
@@ -41,6 +42,14 @@ def examine() -> list[Finding]:
         _convolution(device, precision),
         _writing(),
     ]
+
+
+def _monai() -> Finding:
+    """MONAI, which an installation for predicting only does without."""
+    try:
+        return Finding("monai", version("monai"))
+    except PackageNotFoundError:
+        return Finding("monai", "not installed, only training needs it")
 
 
 def _memory() -> Finding:

@@ -30,6 +30,8 @@ from volseg.progress import Progress
 LINE_SECONDS = 15.0
 # The width of tables in a file or a pipe, where rich would assume 80 columns and wrap them.
 PLAIN_WIDTH = 140
+# Packages that deploy/predict.txt leaves out: only training and pictures need them.
+NOT_FOR_PREDICTION = frozenset({"blosc2", "matplotlib", "monai", "tensorboard"})
 
 # A stream that was closed before the start is None in Python; its output goes to the null device.
 for name in ("stdout", "stderr"):
@@ -54,10 +56,10 @@ def guarded(command: Callable[Arguments, int | None]) -> Callable[Arguments, Non
         signal.signal(signal.SIGTERM, _as_interrupt)
         try:
             code = command(*args, **kwargs)
-        except (VolsegError, KeyboardInterrupt) as error:
+        except (VolsegError, KeyboardInterrupt, ModuleNotFoundError) as error:
             # Print the whole message: torchrun sends SIGTERM when another process has ended.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            code = _report_error(error, bool(kwargs.get("as_json")))
+            code = _report_error(_explained(error), bool(kwargs.get("as_json")))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
@@ -155,6 +157,21 @@ def _standard_output() -> Iterator[None]:
         raise ResourceError(
             f"Could not write to standard output ({error.strerror}); the result files are complete."
         ) from error
+
+
+def _explained(error: VolsegError | KeyboardInterrupt | ModuleNotFoundError) -> VolsegError | KeyboardInterrupt:
+    """The error; for a missing package that prediction does not need, what to install. Others are raised."""
+    if not isinstance(error, ModuleNotFoundError):
+        return error
+    package = (error.name or "").partition(".")[0]
+    if package not in NOT_FOR_PREDICTION:
+        raise error
+    explained = VolsegError(
+        f"The package {package} is not installed, but this command needs it: this installation is for prediction only. "
+        "Install the rest with: pip install volseg"
+    )
+    explained.__cause__ = error
+    return explained
 
 
 def _report_error(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:

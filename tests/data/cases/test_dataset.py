@@ -6,7 +6,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from sklearn.model_selection import KFold
 
 from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.data.cases.labels import LabelSet
@@ -247,15 +246,51 @@ def test_a_dataset_without_cases(tmp_path):
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize(("count", "folds"), [(13, 5), (20, 5), (7, 3)])
-def test_folds_are_those_of_sklearn(tmp_path, count, folds):
-    dataset = many_cases(tmp_path, count)
-    names = np.array(sorted(case.name for case in dataset.cases))
+@pytest.mark.parametrize(
+    ("count", "held_out"),
+    [
+        (5, [[0], [4], [3], [1], [2]]),
+        (7, [[3, 4, 6], [0, 1], [2, 5]]),
+        (11, [[0, 3, 6, 7, 9, 10], [1, 2, 4, 5, 8]]),
+        (13, [[0, 7, 9], [3, 6, 10], [8, 11, 12], [1, 4], [2, 5]]),
+        (20, [[3, 8, 13, 16], [0, 10, 12, 15], [6, 7, 11, 17], [9, 14, 18, 19], [1, 2, 4, 5]]),
+        (
+            32,
+            [
+                [0, 3, 8, 12, 15, 18, 27],
+                [6, 7, 20, 21, 23, 24, 25],
+                [10, 11, 13, 16, 19, 26],
+                [14, 17, 22, 28, 30, 31],
+                [1, 2, 4, 5, 9, 29],
+            ],
+        ),
+    ],
+)
+def test_folds_are_those_of_nnunet(tmp_path: Path, count: int, held_out: list[list[int]]) -> None:
+    # Written down from scikit-learn 1.9.1: KFold(n_splits=len(held_out), shuffle=True, random_state=12345).
+    names = [f"case_{number:03d}" for number in range(count)]
     expected = [
-        {"train": list(names[train]), "val": list(names[val])}
-        for train, val in KFold(n_splits=folds, shuffle=True, random_state=12345).split(names)
+        {"train": [name for i, name in enumerate(names) if i not in part], "val": [names[i] for i in part]}
+        for part in held_out
     ]
-    assert split_folds(dataset, folds) == expected
+    assert split_folds(many_cases(tmp_path, count), len(held_out)) == expected
+
+
+def test_the_folds_of_the_hippocampus_are_those_of_nnunet(tmp_path: Path) -> None:
+    # The 260 cases of Task04; the first ones of each fold, written down as above.
+    folds = split_folds(many_cases(tmp_path, 260), 5)
+    assert [fold["val"][:6] for fold in folds] == [
+        [f"case_{number:03d}" for number in part]
+        for part in (
+            [9, 10, 16, 18, 20, 30],
+            [1, 14, 15, 17, 19, 26],
+            [2, 4, 8, 13, 24, 25],
+            [0, 3, 6, 12, 21, 22],
+            [5, 7, 11, 23, 29, 31],
+        )
+    ]
+    assert all(len(fold["train"]) == 208 for fold in folds)
+    assert sorted(name for fold in folds for name in fold["val"]) == [f"case_{number:03d}" for number in range(260)]
 
 
 def test_folds_of_the_dataset_take_precedence(tmp_path, caplog):

@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict
-from sklearn.model_selection import KFold
 
 from volseg.config import Frozen, checked
 from volseg.data.cases.labels import LabelSet, parse_labels
@@ -157,7 +156,7 @@ def split_folds(dataset: Dataset, folds: int = 5) -> list[Split]:
     """The folds of a dataset, each as {"train": names, "val": names}.
 
     From splits_final.json in the folder if it exists, whatever its number of folds, with a warning if that differs;
-    otherwise those of nnU-Net: sklearn's KFold of the sorted names, shuffled with random state 12345.
+    otherwise those of nnU-Net: scikit-learn's KFold of the sorted names, shuffled with random state 12345.
 
     Raises:
         UsageError: fewer than 2 folds.
@@ -177,8 +176,17 @@ def split_folds(dataset: Dataset, folds: int = 5) -> list[Split]:
             f"{len(names)} cases cannot be split into {folds} folds. "
             "Use fewer --folds, or --fold all to train on every case."
         )
-    parts = KFold(n_splits=folds, shuffle=True, random_state=12345).split(names)
-    return [{"train": [names[i] for i in train], "val": [names[i] for i in held_out]} for train, held_out in parts]
+    # As scikit-learn's KFold: a shuffle by NumPy's legacy generator, then parts of which the first ones are longer.
+    parts = np.array_split(np.random.RandomState(12345).permutation(len(names)), folds)
+    return [_held_out(names, set(part.tolist())) for part in parts]
+
+
+def _held_out(names: Sequence[str], numbers: set[int]) -> Split:
+    """The fold that validates on the names of these numbers; both halves keep the order of the names."""
+    return {
+        "train": [name for number, name in enumerate(names) if number not in numbers],
+        "val": [name for number, name in enumerate(names) if number in numbers],
+    }
 
 
 def read_splits(path: Path, dataset: Dataset) -> list[Split]:

@@ -222,6 +222,9 @@ def _mean_and_std(volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, f
     def values(planes: slice) -> np.ndarray:
         return np.ascontiguousarray(volume[planes]) if mask is None else volume[planes][mask[planes]]
 
+    def square_sum(planes: slice) -> float:
+        return float(np.square(np.subtract(values(planes), mean, dtype=np.float64)).sum())
+
     mean = sum(float(values(planes).sum(dtype=np.float64)) for planes in slabs(volume.shape)) / size
-    squares = (float(np.square(values(planes) - np.float64(mean)).sum()) for planes in slabs(volume.shape))
+    squares = (square_sum(planes) for planes in slabs(volume.shape))
     return mean, float(np.sqrt(sum(squares) / size))

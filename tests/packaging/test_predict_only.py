@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import typer
-from volseg.console import LEFT_OUT, guarded
+from volseg.cli.console import NOT_FOR_PREDICTION, guarded
 
 from tests.packaging.installing import ROOT, copy_checkout, fresh_environment, index_refusal, install, pip, run
 
@@ -46,7 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> PredictOnly:
 def test_the_list_is_complete(installed: PredictOnly) -> None:
     missing = pip("check", python=installed.python).stdout.splitlines()
     assert {line.split(" requires ")[1] for line in missing} == {
-        f"{name}, which is not installed." for name in LEFT_OUT
+        f"{name}, which is not installed." for name in NOT_FOR_PREDICTION
     }
 
 

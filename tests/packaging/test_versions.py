@@ -11,10 +11,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from volseg.console import LEFT_OUT
 
 from tests.packaging.installing import ROOT
 from volseg import __version__
+from volseg.cli.console import NOT_FOR_PREDICTION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -53,7 +53,7 @@ def test_the_lowest_versions_are_the_lower_bounds_of_all_but_torch() -> None:
 
 
 def test_predicting_needs_all_but_what_training_and_drawing_import() -> None:
-    assert set(CORE) - set(PREDICT) == LEFT_OUT
+    assert set(CORE) - set(PREDICT) == NOT_FOR_PREDICTION
     assert not set(PREDICT) & {"scikit-learn", "scikit-image", "pytest"}
 
 

@@ -15,7 +15,7 @@ COLOUR = [("R", "u1"), ("G", "u1"), ("B", "u1")]
 KINDS = "an image, a DICOM series, a model or a run folder"
 
 
-def with_first_voxel(value):
+def holding(value):
     array = ramp(dtype=np.float32)
     array[0, 0, 0] = value
     return array
@@ -31,8 +31,8 @@ def described(path):
 @pytest.mark.parametrize(
     ("array", "extremes", "words"),
     [
-        (with_first_voxel(np.nan), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
-        (with_first_voxel(-np.inf), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
+        (holding(np.nan), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
+        (holding(-np.inf), (1.0, 59.0), "holds 1 NaN or infinite voxels; replace them, for example by 0."),
         (np.full((3, 4, 5), np.nan), (None, None), "holds 60 NaN or infinite voxels; replace them, for example by 0."),
         (ramp().astype(np.complex64), (None, None), "its voxels are complex (complex64)"),
         (np.zeros((3, 4, 5), COLOUR), (None, None), "its voxels are colour or structured"),

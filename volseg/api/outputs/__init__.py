@@ -2,7 +2,7 @@
 
 To add one, add a module with
 
-    SUFFIX       what its file has in place of the scan's suffix, or None for the label image itself
+    SUFFIX       of its file, in place of the suffix of the label image; None for the label image itself
     write        (result, path) -> None: writes the file `path` whole or not at all, see `volseg.files.whole_file`
 
 A module is imported when its format is first used. From Python, `add_format` takes the two as arguments.

@@ -1,12 +1,12 @@
-"""Train with each kind of block for the same wall-clock budget, over several seeds, and compare what comes out.
+"""Train with each kind of convolution block for the same wall-clock budget, over several seeds, and compare the Dice.
 
-    python benchmarks/block_study.py $VOLSEG_DATA/Task04_Hippocampus --minutes 3 --output runs/blocks [--append]
+    python benchmarks/block_study.py $VOLSEG_DATA/Task04_Hippocampus --minutes 3 --output runs/blocks [--record]
 
-Each training is `volseg train` in a process of its own, one after the other; block after block within a seed, so that a
-change of the machine's speed meets all of them. A run that is finished is not trained again. Dice is that of the label
-images that the trained model wrote for the fold's validation cases; the same scans are then segmented once more by
-`volseg predict` to time it, from process start to end. For an anisotropic task see `thick_slices.py`. Needs volseg, and
-the dataset.
+Each training is `volseg train` in its own process, one after the other, block after block within a seed, so that
+changes of the machine's speed affect all of them. A finished run is not trained again. Dice is that of the label images
+that the trained model wrote for the validation cases of the fold; `volseg predict` then segments the same scans once
+more to time it, from process start to end. For an anisotropic task see `data/thick_slices.py`. Needs volseg and the
+dataset.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from sides import Side, as_table, publish, run_command
+from common.record import publish, record_options, slug
+from common.results import Row, headline, ratio, rounded, table
+from common.runs import dice_columns, foreground_columns, scores_of, steps_of, validation_curve
+from common.sides import Side, run_command
 
 BLOCKS = {
     "Conv3d": ["--set", "plan.block=conv3d"],
@@ -34,23 +36,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fold", default="0")
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--append", action="store_true", help="add the tables to RESULTS.md")
+    record_options(parser)
     options = parser.parse_args()
     runs: dict[str, list[Path]] = {block: [] for block in BLOCKS}
     for seed in range(options.seeds):
         for block, found in runs.items():
             found.append(trained(options, block, seed))
-    title = f"Blocks: {options.dataset.name}, fold {options.fold}, {options.minutes:g} minutes, {options.seeds} seeds"
-    command = (
-        f"python benchmarks/block_study.py {options.dataset.name} --minutes {options.minutes:g} --seeds {options.seeds}"
-    )
+    what = f"{options.dataset.name}, fold {options.fold}, {options.minutes:g} minutes"
     rows = [row(block, found) for block, found in runs.items()]
-    curves = [line for block, found in runs.items() for line in curve(block, found)]
-    publish(title, command, f"{as_table(rows)}\n\n{as_table(curves)}", options.append)
+    curves = [{"block": block, **line} for block, found in runs.items() for line in validation_curve(found)]
+    publish(
+        options,
+        f"blocks-{slug(what)}",
+        f"Convolution blocks: {what}",
+        [
+            table(rows, [ratio("difference", "mean foreground Dice", baseline="Conv3d")]),
+            *([table(curves, caption="Validation during training, EMA of the weights")] if curves else []),
+        ],
+        [headline(f"(2+1)D light blocks, {what}", "(2+1)D light", "mean foreground Dice")],
+        note=f"Means over {options.seeds} seeds, with the lowest and highest Dice.",
+    )
 
 
 def trained(options: argparse.Namespace, block: str, seed: int) -> Path:
-    """The run of one block and seed, finished, and measured: see `sides_file`."""
+    """The run of one block and seed, trained and measured: see `sides_file`."""
     run: Path = options.output / f"{'_'.join(word for word in BLOCKS[block] if '=' in word)}-seed{seed}"
     if sides_file(run).exists():
         return run
@@ -59,72 +68,42 @@ def trained(options: argparse.Namespace, block: str, seed: int) -> Path:
     training = run_command([*VOLSEG, "train", options.dataset, "--output", run, *budget, *BLOCKS[block], "--overwrite"])
     validation = {case["name"] for case in json.loads((run / "validation.json").read_text())["cases"]}
     scans = [path for path in sorted((options.dataset / "imagesTr").iterdir()) if path.name.split(".")[0] in validation]
-    answers = ["--output", options.output / "timed", "--overwrite"]
-    predicting = run_command([*VOLSEG, "predict", *scans, "--model", run / "model.safetensors", *answers])
+    output = ["--output", options.output / "timed", "--overwrite"]
+    predicting = run_command([*VOLSEG, "predict", *scans, "--model", run / "model.safetensors", *output])
     sides = {"training": asdict(training), "predicting": asdict(predicting), "scans": len(scans)}
     sides_file(run).write_text(json.dumps(sides))
     return run
 
 
 def sides_file(run: Path) -> Path:
-    """Where it stands what a run took; a run folder holds nothing but the run."""
+    """The file with the time and memory of a run, next to its folder."""
     return run.with_name(f"{run.name}.json")
 
 
-def row(block: str, runs: list[Path]) -> dict[str, object]:
-    """What one kind of block costs and reaches: the mean over the seeds, of Dice the lowest and highest beside it."""
+def row(block: str, runs: list[Path]) -> Row:
+    """Cost and Dice of one kind of block: means over the seeds, with the lowest and highest Dice."""
     profile = run_command([*VOLSEG, "profile", "--model", runs[0] / "model.safetensors", "--json"])
     cost = next(
         found["stages"][-1] for name, found in json.loads(profile.printed)["blocks"].items() if matches(block, name)
     )
-    means = [json.loads((run / "validation.json").read_text())["mean"] for run in runs]
+    scores = [scores_of(run) for run in runs]
     sides = [json.loads(sides_file(run).read_text()) for run in runs]
-    last = [records(run)[-1] for run in runs]
+    last = [steps_of(run)[-1] for run in runs]
     return {
         "block": block,
-        "parameters": f"{cost['parameters']:,}",
-        "GFLOP per patch, forward": f"{cost['gflops']:.2f}",
-        "steps per second": f"{statistics.mean(one['step'] / one['seconds'] for one in last):.2f}",
-        **{
-            f"Dice {name}": f"{statistics.mean(mean['labels'][name]['dice'] for mean in means):.4f}"
-            for name in means[0]["labels"]
-        },
-        "mean foreground Dice": spread([mean["foreground_dice"] for mean in means]),
-        "seconds per scan": f"{statistics.mean(Side(**one['predicting']).seconds / one['scans'] for one in sides):.3f}",
-        "peak GiB training": f"{max(Side(**one['training']).peak_gib for one in sides):.2f}",
-        "peak GiB predicting": f"{max(Side(**one['predicting']).peak_gib for one in sides):.2f}",
+        "parameters": cost["parameters"],
+        "GFLOP per patch, forward": rounded(cost["gflops"]),
+        "steps per second": rounded(statistics.mean(one["step"] / one["seconds"] for one in last)),
+        **dice_columns(scores),
+        **foreground_columns(one["foreground_dice"] for one in scores),
+        "seconds per scan": rounded(statistics.mean(Side(**one["predicting"]).seconds / one["scans"] for one in sides)),
+        "peak GiB training": rounded(max(Side(**one["training"]).peak_gib for one in sides)),
+        "peak GiB predicting": rounded(max(Side(**one["predicting"]).peak_gib for one in sides)),
     }
 
 
-def curve(block: str, runs: list[Path]) -> list[dict[str, object]]:
-    """Dice of the averaged weights on the way: a row per validation, the means over the seeds.
-
-    A run so short that a validation outlasts its share leaves the next one out; then the last ones are not compared.
-    """
-    scored = [[record for record in records(run) if "foreground_dice" in record] for run in runs]
-    return [
-        {
-            "block": block,
-            "seconds": f"{statistics.mean(record['seconds'] for record in at):.0f}",
-            "steps": f"{statistics.mean(record['step'] for record in at):.0f}",
-            "mean foreground Dice": spread([record["foreground_dice"] for record in at]),
-        }
-        for at in zip(*scored, strict=False)
-    ]
-
-
-def spread(values: list[float]) -> str:
-    """The mean, and the lowest and highest."""
-    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    """The steps of a run."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def matches(block: str, profiled: str) -> bool:
-    """Whether a profile's name is that of a row of this table."""
+    """Whether a name in the profile is that of a row."""
     return profiled.lower().split()[-1] == block.lower().split()[-1]
 
 

@@ -1,9 +1,9 @@
 """What this machine can compute: matrix products and 3-D convolutions, in float32 and bfloat16.
 
-    python benchmarks/machine_peak.py [--device cuda] [--append]
+    python benchmarks/machine_peak.py [--device cuda] [--record]
 
-Needs torch only. Small work is tried before large, and large left out where small is slow, because a processor that
-emulates bfloat16 needs minutes for it.
+Needs torch only. Small sizes run before large ones, which are skipped where small ones are slow, because a processor
+that emulates bfloat16 takes minutes for them.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from sides import as_table, publish
+from common.record import publish, record_options
+from common.results import headline, rounded, table
 
 REPEATS = 7
 SLOW_GFLOPS = 5
@@ -22,16 +23,17 @@ PRODUCTS = {"cpu": (512, 2048, 4096), "cuda": (4096, 8192)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=PRODUCTS, default="cpu")
-    parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
+    record_options(parser)
     options = parser.parse_args()
     rows = [
-        {"work": work, "dtype": str(dtype).split(".")[1], "GFLOP/s": f"{speed:.1f}"}
+        {"operation": f"{work}, {str(dtype).removeprefix('torch.')}", "GFLOP/s": rounded(speed)}
         for dtype in (torch.float32, torch.bfloat16)
         for speeds in (products(dtype, options.device), convolutions(dtype, options.device))
         for work, speed in speeds.items()
     ]
-    command = f"python benchmarks/machine_peak.py --device {options.device}"
-    publish(f"The machine's peak, {options.device}", command, as_table(rows), options.append)
+    fastest = max(rows, key=lambda row: row["GFLOP/s"])
+    heads = [headline("fastest operation", fastest["operation"], "GFLOP/s")]
+    publish(options, "machine-peak", "Peak of the machine: matrix products and convolutions", [table(rows)], heads)
 
 
 def peak(dtype: torch.dtype, device: str = "cpu") -> float:
@@ -52,7 +54,7 @@ def products(dtype: torch.dtype, device: str) -> dict[str, float]:
 
 
 def convolutions(dtype: torch.dtype, device: str) -> dict[str, float]:
-    """GFLOP/s of a U-Net's usual convolution, on a small and a large volume."""
+    """GFLOP/s of a typical convolution of a U-Net, on a small and a large volume."""
     found: dict[str, float] = {}
     for edge in (16, 96):
         layer = torch.nn.Conv3d(32, 32, 3, padding=1, bias=False, device=device, dtype=dtype)
@@ -68,7 +70,7 @@ def convolutions(dtype: torch.dtype, device: str) -> dict[str, float]:
 
 @torch.inference_mode()
 def gflops_per_second(work: Callable[[], object], flops: int, device: str) -> float:
-    """Median speed of several runs after one that is left out."""
+    """Median speed of several runs after one warm-up run."""
     seconds = []
     for _ in range(REPEATS + 1):
         started = time.perf_counter()

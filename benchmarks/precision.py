@@ -1,16 +1,17 @@
-"""How much the precision changes what comes out: Dice on the validation cases of a fold, in each precision.
+"""How the precision changes the labels: Dice on the validation cases of a fold, in each precision.
 
-    python benchmarks/precision.py MODEL DATASET [--fold 0] [--cases N] [--device cpu|cuda] [--append]
+    python benchmarks/precision.py MODEL DATASET [--fold 0] [--cases N] [--device cpu|cuda] [--record]
 
 Needs volseg, a model file and the dataset it was trained on; the fold is the model's own unless given. A processor
-without native bfloat16 emulates it, up to a hundred times slower than float32: take few cases there.
+without native bfloat16 emulates it, up to a hundred times slower than float32: use few cases there.
 """
 
 import argparse
 import statistics
 from pathlib import Path
 
-from sides import as_table, publish
+from common.record import publish, record_options, slug
+from common.results import headline, ratio, table
 
 from volseg import Segmenter
 from volseg.data.cases.dataset import TrainingCase, choose_fold, open_dataset, split_folds
@@ -25,10 +26,10 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--fold", type=int)
-    parser.add_argument("--cases", type=int, help="only so many, the first by name")
+    parser.add_argument("--cases", type=int, help="use only the first N by name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precisions", nargs="+", default=["bf16"], help=f"to compare with {REFERENCE}")
-    parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
+    record_options(parser)
     options = parser.parse_args()
     names = [REFERENCE, *options.precisions]
     segmenters = {name: Segmenter.load(options.model, options.device, name) for name in names}
@@ -36,16 +37,19 @@ def main() -> None:
     cases = held_out(options.dataset, fold)[: options.cases]
     dice = {name: mean_dice(segmenter, cases) for name, segmenter in segmenters.items()}
     rows = [
-        {
-            "precision": name,
-            **{f"Dice {label}": f"{mean:.5f}" for label, mean in means.items()},
-            **{f"minus {REFERENCE}, {label}": f"{mean - dice[REFERENCE][label]:+.5f}" for label, mean in means.items()},
-        }
+        {"precision": name, **{f"Dice {label}": round(mean, 5) for label, mean in means.items()}}
         for name, means in dice.items()
     ]
-    title = f"Precision: {options.dataset.name}, {len(cases)} validation cases, {options.device}"
-    command = f"python benchmarks/precision.py {options.model.name} $VOLSEG_DATA/{options.dataset.name}"
-    publish(title, command, as_table(rows), options.append)
+    columns = list(rows[0])[1:]
+    # The overview shows the label that changes most in the first of the precisions.
+    most = max(columns, key=lambda column: abs(rows[1][column] - rows[0][column]))
+    publish(
+        options,
+        f"precision-{slug(options.model.stem)}",
+        f"Precision: {options.model.stem} on {options.dataset.name}, {len(cases)} validation cases",
+        [table(rows, [ratio("difference", column, baseline=REFERENCE) for column in columns])],
+        [headline(f"{options.precisions[0]} against {REFERENCE}, {options.model.stem}", options.precisions[0], most)],
+    )
 
 
 def held_out(dataset: Path, fold: int | str) -> list[TrainingCase]:
@@ -56,7 +60,7 @@ def held_out(dataset: Path, fold: int | str) -> list[TrainingCase]:
 
 
 def mean_dice(segmenter: Segmenter, cases: list[TrainingCase]) -> dict[str, float]:
-    """Mean Dice per label; a case without a label, in reference and answer, does not count for it."""
+    """Mean Dice per label; cases in which neither reference nor prediction has a label do not count for it."""
     channels = len(segmenter.card.plan.channels)
     values = {label.name: label.value for label in segmenter.card.plan.labels}
     found: dict[str, list[float]] = {name: [] for name in values}

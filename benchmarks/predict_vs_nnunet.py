@@ -1,16 +1,16 @@
 """volseg against nnU-Net v2, file to file, with the same weights on the same scans.
 
-    python benchmarks/predict_vs_nnunet.py [--case ct|smooth|folder|model] [--nnunet-python PYTHON] [--append]
+    python benchmarks/predict_vs_nnunet.py [--case ct|smooth|folder|model] [--nnunet-python PYTHON] [--record]
 
 ct       the torso at 512 x 512 x 200 voxels with noise, random weights: speckled labels, the worst case for volseg
-smooth   the same scan and network; its decoder takes no skip and its kernels are box filters, for smooth labels
+smooth   the same scan and network, without skip connections and with box filters in the decoder, for smooth labels
 folder   60 hippocampus scans, random weights
-model    labels of a trained model against those nnU-Net left beside it; nothing is timed
+model    labels of a trained model against nnU-Net's stored labels; nothing is timed
 
-Needs volseg, the data that VOLSEG_DATA names (wild/ct_torso_3mm.nii.gz, Task04_Hippocampus or
-nnunet_hippocampus_model) and, but for `model`, a Python that has nnunetv2. nnU-Net runs as its command line does: CPU,
-one fold, no mirroring, its own number of processes. Each process is measured from its start; importing the weights is
-not measured.
+Needs volseg, the folder of data in VOLSEG_DATA (wild/ct_torso_3mm.nii.gz, Task04_Hippocampus or
+nnunet_hippocampus_model) and, except for `model`, a Python that has nnunetv2. nnU-Net runs by its command line: CPU,
+one fold, no test-time augmentation, its default number of processes. Each process is measured from its start;
+importing the weights is not measured.
 """
 
 import argparse
@@ -20,12 +20,15 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from agreement import compare_model, share_of_boundary, share_of_equal
+from common.record import publish, record_options
+from common.results import headline, ratio, rounded, table
+from common.sides import Side, compared, report_side, run_in_turn, run_side
 from machine_peak import peak
-from nnunet_cases import Comparison, comparison, windows_of
-from sides import Side, as_table, compared, publish, report_side, run_in_turn, run_side
+from nnunet.agreement import boundary_fraction, compare_model, equal_voxels
+from nnunet.cases import Comparison, comparison, windows_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from volseg import Segmenter
@@ -43,32 +46,34 @@ def main() -> None:
     parser.add_argument("--nnunet-python", type=Path, default=Path(sys.executable), help="a Python that has nnunetv2")
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--toy", action="store_true", help="small scans and networks, to see that everything works")
-    parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
+    parser.add_argument("--toy", action="store_true", help="small scans and networks, for a quick check")
+    record_options(parser)
     parser.add_argument("--warm", nargs=3, type=Path, metavar=("MODEL", "SCANS", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.warm:
         report_side(warm_work(options.precision, *options.warm), options.repeats)
         return
-    command = f"python benchmarks/predict_vs_nnunet.py --case {options.case} --precision {options.precision}"
     if options.case == "model":
-        publish("Labels against nnU-Net's", command, compare_model(options.precision), options.append)
+        tables = compare_model(options.precision)
+        heads = [headline("trained nnU-Net model", row["precision"], "voxels that differ") for row in tables[0]["rows"]]
+        publish(options, "predict-labels", "Labels of a trained nnU-Net model against nnU-Net's own", tables, heads)
         return
-    command += f" --repeats {options.repeats} --nnunet-python PYTHON"
     chosen = comparison(options.case, options.toy)
     with tempfile.TemporaryDirectory() as folder:
-        text = compare(chosen, options, Path(folder))
-    publish(f"Against nnU-Net: {chosen.title}", command, text, options.append)
+        tables = compare(chosen, options, Path(folder))
+    heads = [headline(f"{chosen.title}, file to file", "volseg", column) for column in ("seconds", "peak GiB")]
+    note = f"volseg computes in {tables[2]['rows'][0]['precision']}, nnU-Net in fp32."
+    publish(options, f"predict-{options.case}", f"Prediction against nnU-Net: {chosen.title}", tables, heads, note)
 
 
-def compare(chosen: Comparison, options: argparse.Namespace, folder: Path) -> str:
-    """Make scans and model, run both sides in turn, and say what came out."""
+def compare(chosen: Comparison, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Make scans and model and run both sides in turn; tables of times, labels, stages and arithmetic."""
     entry = nnunet_entry(options.nnunet_python)
     scans, network, model = folder / "scans", folder / "nnunet_model", folder / "model.safetensors"
     outputs = {side: folder / side for side in ("nnU-Net", "volseg")}
     scans.mkdir()
     chosen.write_scans(scans)
-    writer = Path(__file__).with_name("nnunet_folder.py")
+    writer = Path(__file__).parent / "nnunet" / "write_folder.py"
     subprocess.run([options.nnunet_python, writer, network, json.dumps(asdict(chosen.model))], check=True)
     import_nnunet(network, model)
     commands = {
@@ -78,29 +83,28 @@ def compare(chosen: Comparison, options: argparse.Namespace, folder: Path) -> st
     sides = run_in_turn(commands, options.repeats)
     repeated = [f"--precision={options.precision}", f"--repeats={options.repeats}"]
     warm = run_side([__file__, *repeated, "--warm", model, scans, folder / "warm"])
-    table = as_table(compared({**sides, "volseg, warm process": warm}, "nnU-Net"))
+    equal, voxels = equal_voxels(outputs["volseg"], outputs["nnU-Net"])
+    labels = {"volseg against nnU-Net": "all scans", "voxels": voxels, "voxels that differ": voxels - equal}
+    labels["voxels at a boundary between labels, %"] = rounded(100 * boundary_fraction(outputs["nnU-Net"]))
     gflop = window_gflop(model) * windows_of(scans, chosen.model)
-    notes = [
-        f"labels: {share_of_equal(outputs['volseg'], outputs['nnU-Net']):.4%} of all voxels equal; "
-        f"{share_of_boundary(outputs['nnU-Net']):.1%} of them have a neighbour of another label",
-        stages(sides["volseg"]),
-        f"process start: {sides['volseg'].seconds - warm.seconds:.2f} s more than a warm process",
-        f"windows: {gflop:,.0f} GFLOP, {gflop / warm.seconds:.1f} GFLOP/s of a warm process' time, "
-        + ", ".join(peak_share(gflop / warm.seconds, name) for name in native()),
+    return [
+        compared({**sides, "volseg, warm process": warm}, "nnU-Net"),
+        table([labels], [ratio("fraction equal", "voxels that differ", over="voxels")], "Labels"),
+        stages(sides["volseg"], warm),
+        arithmetic(gflop, warm),
     ]
-    return "\n".join([table, "", *(f"- {note}" for note in notes)])
 
 
 def nnunet_entry(python: Path) -> Path:
     """nnU-Net's own command, from the same environment as its Python."""
     script = python.parent / "nnUNetv2_predict_from_modelfolder"
     if not script.exists():
-        sys.exit(f"There is no {script}. Give --nnunet-python the Python of an environment that has nnunetv2.")
+        sys.exit(f"No such file: {script}. Give --nnunet-python the Python of an environment that has nnunetv2.")
     return script
 
 
 def nnunet_command(entry: Path, scans: Path, network: Path, output: Path) -> list[str | Path]:
-    """nnU-Net's command line with one fold, on the CPU, without mirroring."""
+    """nnU-Net's command line with one fold, on the CPU, without test-time augmentation."""
     paths = ["-i", scans, "-o", output, "-m", network]
     return [entry, *paths, "-f", "0", "-device", "cpu", "--disable_tta", "-step_size", "0.5"]
 
@@ -113,7 +117,7 @@ def volseg_command(precision: str, scans: Path, model: Path, output: Path) -> li
 
 
 def warm_work(precision: str, model: Path, scans: Path, output: Path):
-    """File to file with a model that is loaded once."""
+    """Prediction file to file with a model that is loaded once."""
     segmenter = Segmenter.load(model, device="cpu", precision=precision)
     output.mkdir()
 
@@ -124,16 +128,27 @@ def warm_work(precision: str, model: Path, scans: Path, output: Path):
     return work
 
 
-def stages(side: Side) -> str:
-    """Seconds per stage as the records of the last process tell them, all cases together."""
-    records = [case for case in json.loads(side.printed)["cases"] if "seconds" in case]
-    names = records[0]["seconds"]
-    sums = ", ".join(f"{name} {sum(record['seconds'][name] for record in records):.2f} s" for name in names)
-    return f"of which, in {records[0]['precision']}: {sums}"
+def stages(side: Side, warm: Side) -> dict[str, Any]:
+    """Seconds per stage as the JSON reports of the last process tell them, all cases together."""
+    reports = [case for case in json.loads(side.printed)["cases"] if "seconds" in case]
+    sums = {name: rounded(sum(one["seconds"][name] for one in reports)) for name in reports[0]["seconds"]}
+    row = {"precision": reports[0]["precision"], **sums, "process start": rounded(side.seconds - warm.seconds)}
+    return table([row], caption="Seconds per stage, all scans together")
+
+
+def arithmetic(gflop: float, warm: Side) -> dict[str, Any]:
+    """The speed of the windows in a warm process against what the machine was just measured to reach."""
+    speed = "GFLOP/s in a warm process"
+    rows = [
+        {"peak of": name, "GFLOP in windows": round(gflop), speed: rounded(gflop / warm.seconds),
+         "peak GFLOP/s": rounded(peak(DTYPES[name]))}
+        for name in native()
+    ]  # fmt: skip
+    return table(rows, [ratio("fraction of peak", speed, over="peak GFLOP/s")], "Arithmetic")
 
 
 def window_gflop(model: Path) -> float:
-    """Of one forward pass of the model on one window, as `FlopCounterMode` counts convolutions."""
+    """GFLOP of the convolutions in one forward pass on one window, as `FlopCounterMode` counts them."""
     plan = read_card(model).plan
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         UNet(plan.network).eval()(torch.empty(1, len(plan.channels), *plan.patch_size))
@@ -141,14 +156,8 @@ def window_gflop(model: Path) -> float:
 
 
 def native() -> list[str]:
-    """The precisions that this processor computes itself; the peak of an emulated one says nothing."""
+    """The precisions that this processor computes natively; the peak of an emulated one says nothing."""
     return [name for name, dtype in DTYPES.items() if dtype in (torch.float32, choose_precision("auto", CPU))]
-
-
-def peak_share(speed: float, precision: str) -> str:
-    """A speed in GFLOP/s as a share of what the machine was just measured to reach."""
-    most = peak(DTYPES[precision])
-    return f"{speed / most:.0%} of the machine's {precision} peak of {most:.0f}"
 
 
 if __name__ == "__main__":

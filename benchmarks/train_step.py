@@ -1,12 +1,12 @@
 """One training step of volseg against nnU-Net v2's, on the same network, patch and batch, on the CPU.
 
-    python benchmarks/train_step.py [--nnunet-python PYTHON] [--precision auto] [--repeats 5] [--toy] [--append]
+    python benchmarks/train_step.py [--nnunet-python PYTHON] [--precision auto] [--repeats 5] [--toy] [--record]
 
 nnU-Net's network for the hippocampus: a PlainConvUNet of 32, 64, 128 and 256 features with deep supervision, 3 classes,
-7 patches of 40 x 56 x 40 voxels. nnU-Net trains it in float32, as it does on a CPU (`nnunet_step.py`); volseg runs its
-whole loop, averaging of the weights included. Both see the same random batch again and again, so reading data is left
-out. Each side runs in a process of its own, one after the other, and the median of its steps after the first counts.
-Needs volseg and a Python that has nnunetv2.
+7 patches of 40 x 56 x 40 voxels. nnU-Net trains in float32, its default on a CPU (`nnunet/step.py`); volseg runs its
+whole loop, including the EMA of the weights. Both repeat one random batch, so reading data is not measured. Each side
+runs in its own process, one after the other; the figure is the median of the steps after the first. Needs volseg and a
+Python that has nnunetv2.
 """
 
 import argparse
@@ -18,8 +18,10 @@ from itertools import pairwise, repeat
 from pathlib import Path
 
 import torch
+from common.record import publish, record_options
+from common.results import Row, headline, ratio, rounded, table
+from common.sides import Side, run_side
 from machine_peak import peak
-from sides import Side, as_table, publish, run_side
 from torch.utils.flop_counter import FlopCounterMode
 
 from volseg.config import NetworkConfig, TrainingConfig
@@ -31,7 +33,7 @@ from volseg.training import Budget, TrainingState, fit
 
 @dataclass(frozen=True)
 class Step:
-    """What both sides do: a U-Net with two convolutions per stage, one channel; a patch is (D, H, W)."""
+    """What both sides run: a U-Net with two convolutions per stage and one channel; a patch is (D, H, W)."""
 
     features: tuple[int, ...]
     classes: int
@@ -60,9 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nnunet-python", type=Path, default=Path(sys.executable), help="a Python that has nnunetv2")
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto", help="of volseg")
-    parser.add_argument("--repeats", type=int, default=5, help="steps that count")
-    parser.add_argument("--toy", action="store_true", help="a small network and batch, to see that everything works")
-    parser.add_argument("--append", action="store_true", help="add the table to RESULTS.md")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps")
+    parser.add_argument("--toy", action="store_true", help="a small network and batch, for a quick check")
+    record_options(parser)
     parser.add_argument("--side", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     step = replace(HIPPOCAMPUS, repeats=options.repeats)
@@ -72,21 +74,31 @@ def main() -> None:
         print(json.dumps({"seconds": volseg_seconds(step, options.precision)}))
         return
     if not options.nnunet_python.exists():
-        parser.error(f"there is no {options.nnunet_python}; --nnunet-python takes a Python that has nnunetv2")
-    theirs = run_side([Path(__file__).with_name("nnunet_step.py"), json.dumps(asdict(step))], options.nnunet_python)
+        parser.error(f"no such file: {options.nnunet_python}; --nnunet-python takes a Python that has nnunetv2")
+    theirs = run_side([Path(__file__).parent / "nnunet" / "step.py", json.dumps(asdict(step))], options.nnunet_python)
     same = [f"--precision={options.precision}", f"--repeats={options.repeats}", *["--toy"] * options.toy]
     ours = run_side([__file__, "--side", *same])
     dtype = choose_precision(options.precision, torch.device("cpu"))
     gflop = step_gflop(step)
-    rows = [row("nnU-Net", theirs, theirs, gflop, torch.float32), row("volseg", ours, theirs, gflop, dtype)]
+    rows = [row("nnU-Net", theirs, gflop, torch.float32), row("volseg", ours, gflop, dtype)]
+    reference, own = (one["side"] for one in rows)
     patch = " x ".join(map(str, step.patch))
-    title = f"Training step against nnU-Net: {gflop:,.0f} GFLOP, batch {step.batch} of {patch}{', toy' * options.toy}"
-    command = f"python benchmarks/train_step.py --precision {options.precision} --repeats {options.repeats}"
-    publish(title, f"{command} --nnunet-python PYTHON", as_table(rows), options.append)
+    what = "training step of nnU-Net's hippocampus network"
+    publish(
+        options,
+        "train-step",
+        f"Training step against nnU-Net: {gflop:,.0f} GFLOP, batch {step.batch} of {patch}{', toy' * options.toy}",
+        [table(rows, [
+            ratio("times as fast", "seconds per step", baseline=reference),
+            ratio("times the memory", "peak GiB", baseline=reference),
+            ratio("fraction of peak", "GFLOP/s", over="peak GFLOP/s"),
+        ])],
+        [headline(what, own, column) for column in ("seconds per step", "peak GiB")],
+    )  # fmt: skip
 
 
 def volseg_seconds(step: Step, precision: str) -> list[float]:
-    """Seconds of each step of volseg's loop after the first, from the end of one to the end of the next."""
+    """Seconds of each step of volseg's loop after the first, from the end of one step to the end of the next."""
     torch.manual_seed(0)
     image = torch.randn(step.batch, 1, *step.patch)
     batch = {"image": image, "label": torch.randint(step.classes, (step.batch, *step.patch), dtype=torch.uint8)}
@@ -100,25 +112,22 @@ def volseg_seconds(step: Step, precision: str) -> list[float]:
 
 
 def step_gflop(step: Step) -> float:
-    """Of one pass forward and back, as `FlopCounterMode` counts convolutions; the coarsest output has no loss."""
+    """GFLOP of one forward and backward pass, as `FlopCounterMode` counts them; the coarsest output has no loss."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         outputs = UNet(step.network)(torch.empty(step.batch, 1, *step.patch))
         sum(output.sum() for output in outputs[:-1]).backward()
     return counter.get_total_flops() / 1e9
 
 
-def row(name: str, side: Side, reference: Side, gflop: float, dtype: torch.dtype) -> dict[str, object]:
-    """One side's row of the table; the peak is measured now."""
-    most = peak(dtype)
-    speed = gflop / side.seconds
+def row(name: str, side: Side, gflop: float, dtype: torch.dtype) -> Row:
+    """The row of one side; the peak of the machine is measured now."""
     return {
         "side": f"{name}, {str(dtype).removeprefix('torch.')}",
-        "seconds per step": f"{side.seconds:.3f}",
-        "steps per second": f"{1 / side.seconds:.3f}",
-        "GFLOP/s": f"{speed:.1f}",
-        "share of the machine's peak": f"{speed / most:.0%} of {most:.0f}",
-        "peak GiB": f"{side.peak_gib:.2f}",
-        "times as fast": f"{reference.seconds / side.seconds:.2f}",
+        "seconds per step": rounded(side.seconds),
+        "steps per second": rounded(1 / side.seconds),
+        "GFLOP/s": rounded(gflop / side.seconds),
+        "peak GFLOP/s": rounded(peak(dtype)),
+        "peak GiB": rounded(side.peak_gib),
     }
 
 

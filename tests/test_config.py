@@ -1,4 +1,4 @@
-"""Configurations: overrides, and complaints by name."""
+"""Configurations: overrides, old keys, and errors that name the key."""
 
 import pytest
 
@@ -13,6 +13,27 @@ def test_defaults_and_overrides(tmp_path):
     assert config.training == TrainingConfig(learning_rate=0.25, ema_decay=0.9)
     assert config.plan.patch_size == (8, 16, 24)
     assert load_config() == Config()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("training.average", "training.ema_decay", 0.9),
+        ("training.foreground", "training.oversample_foreground", 0.5),
+        ("training.growth", "training.progressive_patch_size", 0.25),
+        ("augmentation.passes", "augmentation.warmup_epochs", 7.0),
+    ],
+)
+def test_an_old_key_is_read_with_a_warning_and_not_next_to_the_new_one(old, new, value, caplog):
+    group, key = new.split(".")
+    config = load_config(None, [f"{old}={value}"])
+    assert getattr(getattr(config, group), key) == value
+    old_key = old.split(".")[1]
+    assert caplog.messages == [
+        f"The configuration key '{old_key}' is now '{key}'; the next release drops the old name."
+    ]
+    with pytest.raises(ConfigError, match=f"'{old_key}' is the old name of '{key}'; give only '{key}'"):
+        load_config(None, [f"{old}={value}", f"{new}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -31,7 +52,7 @@ def test_wrong_overrides_are_named(override, words):
 
 
 FINITE = "Input should be a finite number"
-TRUTH = "expected no boolean (YAML reads yes, no, on and off as one)"
+BOOLEAN = "expected no boolean (YAML reads yes, no, on and off as one)"
 
 
 @pytest.mark.parametrize(
@@ -48,14 +69,14 @@ TRUTH = "expected no boolean (YAML reads yes, no, on and off as one)"
         ("augmentation.contrast_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
         ("augmentation.gamma_range=[2, 1]", "expected the lower value first, [1, 2], found [2, 1]"),
         ("augmentation.low_resolution_range=[1, 0.5]", "expected the lower value first, [0.5, 1], found [1, 0.5]"),
-        ("augmentation.noise=yes", f"{TRUTH}, found True"),
-        ("augmentation.scaling_range=[0.5, on]", f"{TRUTH}, found [0.5, True]"),
-        ("training.validations=off", f"{TRUTH}, found False"),
-        ("plan.batch_size=yes", f"{TRUTH}, found True"),
+        ("augmentation.noise=yes", f"{BOOLEAN}, found True"),
+        ("augmentation.scaling_range=[0.5, on]", f"{BOOLEAN}, found [0.5, True]"),
+        ("training.validations=off", f"{BOOLEAN}, found False"),
+        ("plan.batch_size=yes", f"{BOOLEAN}, found True"),
         ("plan.mirror_axes=[0, 0, 2]", "expected each axis only once, found [0, 0, 2]"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(override, complaint):
+def test_invalid_values_are_rejected(override, complaint):
     with pytest.raises(ConfigError) as error:
         load_config(None, [override])
     assert str(error.value) == f"the configuration is invalid: '{override.split('=')[0]}': {complaint}."
@@ -68,7 +89,7 @@ def test_low_resolution_only_zooms_down():
         load_config(None, ["augmentation.low_resolution_range=[0.5, 2]"])
 
 
-def test_what_is_still_taken():
+def test_unusual_but_valid_values_are_accepted():
     config = load_config(
         None,
         [
@@ -82,7 +103,7 @@ def test_what_is_still_taken():
     assert (config.training.learning_rate, config.augmentation.scaling_range) == (1e-3, (1.0, 1.0))
 
 
-def test_files_that_are_no_configuration(tmp_path):
+def test_invalid_files_are_rejected(tmp_path):
     with pytest.raises(ConfigError, match="Could not read"):
         load_config(tmp_path / "missing.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
@@ -94,7 +115,7 @@ def test_files_that_are_no_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("second", ["training: {average: 0.9}", "'training':\n  average: 0.9"])
-def test_a_key_that_stands_twice_is_refused(tmp_path, second):
+def test_a_duplicate_key_is_rejected(tmp_path, second):
     path = tmp_path / "twice.yaml"
     path.write_text(f"training: {{learning_rate: 0.01}}\nplan: {{mid: light}}\n{second}\n")
     with pytest.raises(ConfigError) as error:

@@ -1,4 +1,4 @@
-"""What a device has to offer, on machines that have it and on pretended ones."""
+"""Devices, memory and workers, on the real machine and on simulated ones."""
 
 import math
 import os
@@ -7,16 +7,32 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from volseg.device import batch_workers, free_gpu_memory, gpu_memory_gb, has_room, memory_errors
-from volseg.errors import ResourceError
+from volseg.device import batch_workers, choose_device, free_gpu_memory, gpu_memory_gb, has_room, memory_errors
+from volseg.errors import ResourceError, UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
 @pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("cuda:1", 0, "No such device: 'cuda:1' requested, 0 CUDA devices found. Use --device auto."),
+        ("cuda:1", 1, "No such device: 'cuda:1' requested, 1 CUDA device found. Use --device auto."),
+        ("xpu", 0, "No such device: 'xpu' requested, 0 XPU devices found. Use --device auto."),
+        ("gpu", 0, "Unknown device 'gpu'. Use auto, cpu, cuda, cuda:N or mps."),
+    ],
+)
+def test_a_missing_device_is_rejected(monkeypatch, name, count, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UsageError) as caught:
+        choose_device(name)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
     ("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 1), (4, 1, 3), (16, 1, 8), (16, 2, 7), (16, 8, 1), (4, 8, 1)]
 )
-def test_a_gpu_gets_a_share_of_the_cores(monkeypatch, cores, processes, workers):
+def test_a_gpu_gets_its_part_of_the_cores(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert batch_workers(GPU, processes) == workers
     assert batch_workers(CPU, processes) == 1
@@ -28,7 +44,7 @@ def test_memory_is_that_of_the_gpu(monkeypatch):
     assert gpu_memory_gb(CPU) == gpu_memory_gb(torch.device("mps")) == math.inf
 
 
-def test_what_torch_keeps_for_its_next_tensors_is_free(monkeypatch):
+def test_memory_that_torch_has_cached_counts_as_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
@@ -48,8 +64,8 @@ def test_what_torch_keeps_for_its_next_tensors_is_free(monkeypatch):
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     ],
 )
-def test_memory_that_runs_out_is_one_sentence(error):
-    with pytest.raises(ResourceError, match="Out of memory while counting"), memory_errors("counting"):
+def test_out_of_memory_is_one_sentence(error):
+    with pytest.raises(ResourceError, match=r"^Out of memory while counting\. Free memory,"), memory_errors("counting"):
         raise error
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is refused before the work or told after it."""
+"""Files that appear whole or not at all, and paths that cannot be read or written."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from volseg.files import access_to, require_writable, whole_file
 LONG = "x" * 250
 
 
-def test_the_system_is_quoted_and_readers_are_not(tmp_path: Path) -> None:
+def test_errors_of_the_system_are_quoted_and_those_of_file_readers_pass(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught, access_to(tmp_path / "a"):
         os.stat(tmp_path / "a")
     assert str(caught.value) == (
@@ -33,14 +33,14 @@ def test_the_system_is_quoted_and_readers_are_not(tmp_path: Path) -> None:
         (errno.EACCES, "Choose another place."),
     ],
 )
-def test_space_is_asked_for_only_where_it_lacks(tmp_path: Path, number: int, advice: str) -> None:
+def test_free_some_space_is_advised_only_for_a_full_disk(tmp_path: Path, number: int, advice: str) -> None:
     path = tmp_path / "a.json"
     with pytest.raises(ResourceError) as caught, whole_file(path):
         raise OSError(number, os.strerror(number))
     assert str(caught.value) == f"Could not write {path}: {os.strerror(number)}. {advice}"
 
 
-def test_what_can_be_written_leaves_no_trace(tmp_path: Path) -> None:
+def test_checking_writable_paths_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "there.nii").touch()
     require_writable([tmp_path / "new" / "deep" / "a.nii", tmp_path / "a.nii", tmp_path / "there.nii"])
     require_writable([])
@@ -59,7 +59,7 @@ def test_what_can_be_written_leaves_no_trace(tmp_path: Path) -> None:
         (f"new/{LONG}xxxxxx/a.nii", "File name too long"),
     ],
 )
-def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+def test_paths_that_cannot_be_written_are_rejected(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken").symlink_to(tmp_path / "lost")

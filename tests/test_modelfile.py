@@ -1,4 +1,4 @@
-"""The model file: a round trip, and refusals of what is not one."""
+"""The model file: a round trip, and files that are rejected."""
 
 import json
 
@@ -35,9 +35,12 @@ def test_a_file_from_before_postprocessing_has_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("regions", "name", "words"),
-    [(False, "liver", "postprocessing names liver, which the plan has no label for"), (True, "rod", "regions overlap")],
+    [
+        (False, "liver", "postprocessing has rules for liver, but the plan has no such label"),
+        (True, "rod", "regions overlap"),
+    ],
 )
-def test_rules_that_have_no_label_are_refused(tmp_path, regions, name, words):
+def test_rules_without_a_label_are_rejected(tmp_path, regions, name, words):
     network = tiny_plan().network.model_copy(update={"classes": 2 if regions else 3})
     card = ModelCard(name="tiny", plan=tiny_plan(regions=regions, network=network))
     save_model(
@@ -49,7 +52,7 @@ def test_rules_that_have_no_label_are_refused(tmp_path, regions, name, words):
         read_card(tmp_path / "m.safetensors")
 
 
-def test_weights_without_a_document_are_refused(tmp_path):
+def test_weights_without_a_document_are_rejected(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="not a model that volseg wrote"):
         read_card(tmp_path / "m.safetensors")
@@ -65,19 +68,19 @@ def test_weights_without_a_document_are_refused(tmp_path):
         ('{"schema_version": 2}', "plan"),
     ],
 )
-def test_documents_that_do_not_hold_are_refused(tmp_path, document, words):
+def test_invalid_documents_are_rejected(tmp_path, document, words):
     save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors", metadata={"volseg": document})
     with pytest.raises(InputError, match=words):
         read_card(tmp_path / "m.safetensors")
 
 
-def test_a_pickle_is_refused_unopened(tmp_path):
+def test_a_pickle_is_rejected_without_loading_it(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="not a model file"):
         read_card(tmp_path / "m.safetensors")
 
 
-def test_a_truncated_file_is_refused(tmp_path):
+def test_a_truncated_file_is_rejected(tmp_path):
     path = write_model(tmp_path / "m.safetensors")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match="not a model file"):

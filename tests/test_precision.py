@@ -1,4 +1,4 @@
-"""Which precision is chosen, on processors and GPUs that are here or pretended."""
+"""Choice of the precision, on the real processor and on simulated GPUs."""
 
 import threading
 
@@ -12,19 +12,19 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
 @pytest.fixture(autouse=True)
-def nothing_said_before():
+def no_earlier_warnings():
     precision._warn_once.cache_clear()
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Pretends a GPU of some capability with some cuDNN."""
+    """Simulates a GPU with a given capability and cuDNN version."""
 
-    def pretend(capability, cudnn=92000):
+    def simulate(capability, cudnn=92000):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
 
-    return pretend
+    return simulate
 
 
 @pytest.mark.parametrize(("native", "chosen", "warnings"), [(True, torch.bfloat16, 0), (False, torch.float32, 1)])

@@ -1,4 +1,4 @@
-"""Which device the work runs on, and what it has to offer: memory, and processes that prepare batches."""
+"""The device to compute on, its memory, and the number of worker processes that prepare batches."""
 
 import math
 import os
@@ -9,8 +9,8 @@ import torch
 
 from volseg.errors import ResourceError, UsageError
 
-ADVICE = "Free some, use a machine with more, or a smaller patch or batch."
-# What torch and the libraries beneath it say where it has no type of its own for this.
+ADVICE = "Free memory, use a machine with more of it, or reduce the patch or batch size."
+# Messages of RuntimeErrors for which torch has no out-of-memory type.
 NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -22,10 +22,10 @@ MOST_WORKERS = 8
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`: auto, cpu, cuda, cuda:N or mps. 'auto' takes the first GPU there is, else the CPU.
+    """The device called `name`: auto, cpu, cuda, cuda:N or mps. 'auto' is the first GPU, or the CPU without one.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -34,32 +34,32 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"There is no device called {name!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= found.get(device.type, 0):
-        raise UsageError(
-            f"Device {name!r} is not here ({found.get(device.type, 0)} found of its kind). Use --device auto."
-        )
+        raise UsageError(f"Unknown device {name!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    found = counts.get(device.type, 0)
+    if (device.index or 0) >= found:
+        devices = f"{found} {device.type.upper()} device{'' if found == 1 else 's'}"
+        raise UsageError(f"No such device: {name!r} requested, {devices} found. Use --device auto.")
     return device
 
 
 def gpu_memory_gb(device: torch.device) -> float:
-    """All the memory of a GPU of CUDA in GiB, whoever uses it; infinite where it is not known."""
+    """Total memory of a CUDA device in GiB, used or free; infinite for other devices."""
     if device.type != "cuda":
         return math.inf
     return float(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
 def machine_memory_gb() -> float:
-    """All the memory of this machine in GiB, whoever uses it."""
+    """Total memory of this machine in GiB, used or free."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def batch_workers(device: torch.device, processes: int) -> int:
-    """How many processes prepare batches for one of `processes` that train on this machine.
+    """The number of workers that prepare batches for each of the `processes` that train on this machine.
 
-    A CPU that trains needs its cores itself, and waits for one process 1 % of the time. A GPU takes batches faster than
-    one makes them; it gets a share of all cores but one, 8 at most.
+    One on a CPU, where training needs the cores and waits for its only worker 1 % of the time. On a GPU, which uses
+    batches faster than one worker prepares them: all cores but one, divided by `processes`, at most 8.
     """
     if device.type == "cpu":
         return 1
@@ -69,10 +69,10 @@ def batch_workers(device: torch.device, processes: int) -> int:
 
 @contextmanager
 def memory_errors(doing: str) -> Iterator[None]:
-    """Say in one sentence that memory ran out while `doing`.
+    """Turn an out-of-memory error while `doing` something into one sentence.
 
     Raises:
-        ResourceError: it did.
+        ResourceError: memory ran out.
     """
     try:
         yield
@@ -85,11 +85,11 @@ def memory_errors(doing: str) -> Iterator[None]:
 
 
 def free_gpu_memory(device: torch.device) -> int:
-    """Bytes of a GPU of CUDA that this process can still have; what torch keeps for its next tensors is free, too."""
+    """Bytes of a CUDA device that this process can still allocate, including what torch has cached."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether a volume of `size` bytes fits on a device beside its windows."""
+    """Whether a volume of `size` bytes fits on a device together with its windows."""
     return device.type != "cuda" or size < free_gpu_memory(device) / 4

@@ -1,28 +1,30 @@
 """Every error volseg raises on purpose, as one tree.
 
     VolsegError
-    |-- UsageError        the call itself is wrong: an option, a name, an existing result
-    |-- InputError        a scan, label image, dataset or model file cannot be used as it is
-    |   |-- GridError     grids that have to agree do not
-    |   `-- DatasetError  cases of a training dataset cannot be used: all problems at once
-    |-- ConfigError       a configuration or plan that does not hold together
-    |-- TrainingError     training could not go on: loss not finite, a worker lost
-    |-- ResourceError     memory or disk is not enough
-    `-- OtherProcessError another process of the same run has said what is wrong
+    |-- UsageError        the call is wrong: an option, a name, an existing result
+    |-- InputError        a scan, label image, dataset or model file cannot be used
+    |   |-- GridError     the grids of two images differ
+    |   `-- DatasetError  cases of a training dataset cannot be used; lists all problems
+    |-- ConfigError       an invalid configuration or plan
+    |-- TrainingError     training cannot continue: the loss is not finite, a process was lost
+    |-- ResourceError     not enough memory or disk space
+    `-- OtherProcessError another rank of the same run has reported the error
     KeyboardInterrupt
-    `-- Stopped           Ctrl-C or SIGTERM came, and what was reached is safe on disk
+    `-- Stopped           Ctrl-C or SIGTERM; finished work is saved
 
 A message says what was wrong, what was found against what was expected, and what to do. The command
-line prints it without a traceback; `exit_code` is what the process then ends with.
+line prints it without a traceback and ends with `exit_code`.
 """
 
 import signal
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-# The exit code after `Stopped` and any other Ctrl-C.
+from volseg.text import first_few
+
+# The exit code after `Stopped` or any other Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
-# Problems of a dataset that a message lists.
+# The number of problems of a dataset that a message lists.
 SHOWN = 30
 
 
@@ -30,6 +32,10 @@ class VolsegError(Exception):
     """Base of all errors raised on purpose by volseg."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without calling the constructor, whose arguments are not those of `Exception`."""
+        return _unpickled, (type(self), self.args, self.__dict__)
 
 
 class UsageError(VolsegError):
@@ -39,12 +45,12 @@ class UsageError(VolsegError):
 
 
 class InputError(VolsegError):
-    """A scan, label image, dataset or model file cannot be used as it is.
+    """A scan, label image, dataset or model file cannot be used.
 
     Args:
-        found: what was wrong, as a sentence, or as its first half where a remedy follows.
-        remedy: its second half, what to do.
-        problem: the kind of it in a word or two, for tables.
+        found: what was wrong, as a sentence; with a remedy, its first half.
+        remedy: what to do, as the second half of the sentence.
+        problem: the kind of problem in a word or two, for tables.
     """
 
     exit_code = 2
@@ -55,7 +61,7 @@ class InputError(VolsegError):
 
 
 class GridError(InputError):
-    """Two grids that have to agree do not."""
+    """The grids of two images differ, but must be equal."""
 
 
 class Problem(NamedTuple):
@@ -68,37 +74,44 @@ class Problem(NamedTuple):
 
 
 class DatasetError(InputError):
-    """A training dataset cannot be used; `problems` are all that were found, the message lists the first ones."""
+    """A training dataset cannot be used; `problems` has every problem, the message the first `SHOWN`."""
 
     def __init__(self, name: str, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        self.heading = f"{name} cannot be trained on as it is, problems: {len(self.problems)}."
-        more = [f"and {len(self.problems) - SHOWN} more"] if len(self.problems) > SHOWN else []
-        rows = [f"{row.case}: {row.problem}: {row.found}; {row.remedy}." for row in self.problems[:SHOWN]]
-        super().__init__("\n  ".join([self.heading, *rows, *more]))
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        self.heading = f"Dataset {name} has {count} and cannot be used for training:"
+        rows = [f"{row.case}: {row.problem}: {row.found}; {row.remedy}." for row in self.problems]
+        super().__init__("\n  ".join([self.heading, first_few(rows, SHOWN, separator="\n  ")]))
 
 
 class ConfigError(VolsegError):
-    """A configuration or plan does not hold together."""
+    """A configuration or plan is invalid."""
 
     exit_code = 2
 
 
 class TrainingError(VolsegError):
-    """Training could not go on."""
+    """Training cannot continue."""
 
 
 class ResourceError(VolsegError):
-    """Memory or disk is not enough for the work asked for."""
+    """Not enough memory or disk space."""
 
 
 class OtherProcessError(VolsegError):
-    """Another process of the same run has said what is wrong; this one only ends, with `exit_code`."""
+    """Another rank of the same run has reported the error; this process only ends, with `exit_code`."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("Another process of this run has said why it ends.")
+        super().__init__("Stopped because another rank failed or was interrupted; see its message.")
         self.exit_code = exit_code
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came; the message says what is safe on disk and how to go on."""
+    """Ctrl-C or SIGTERM; the message says what was saved and how to resume."""
+
+
+def _unpickled(kind: type[VolsegError], args: tuple[Any, ...], state: dict[str, Any]) -> VolsegError:
+    """An error as it was pickled."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

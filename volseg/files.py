@@ -16,15 +16,15 @@ from volseg.errors import InputError, ResourceError, UsageError
 
 # The temporary names of `whole_file`.
 LEFTOVERS = ".????????.tmp.*"
-# What the system says where space would help.
+# System errors that more disk space would fix.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def access_to(path: str | Path) -> Iterator[None]:
-    """Say in one sentence what the system refuses while a path is looked at or read.
+    """Turn an error of the operating system while a path is inspected or read into one sentence.
 
-    An OSError without a number is a reader's, of a file that is damaged, and passes through.
+    An OSError without a number comes from a file reader, for a corrupt file, and passes through.
 
     Raises:
         InputError: no permission, a name too long, a failing disk.
@@ -41,12 +41,12 @@ def access_to(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
+    """Yield a temporary path next to `path`; on success sync it and rename it to `path`, else remove it.
 
     The temporary name keeps the suffixes of `path`, because image writers choose their format by them.
 
     Raises:
-        ResourceError: the disk refused the bytes (full, read-only, over quota).
+        ResourceError: the file cannot be written (disk full, read-only or over quota).
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -66,13 +66,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def require_writable(paths: Iterable[Path]) -> None:
-    """Refuse files that `whole_file` could not write, before the work whose results they are.
+    """Reject paths that `whole_file` could not write, before any work starts.
 
-    Folders that are missing are not made yet; in the nearest that is there a file without a name is made and lost.
+    Missing folders are not created yet. An unnamed temporary file, which disappears at once, tests the nearest
+    existing folder.
 
     Raises:
-        UsageError: a name is too long, a file stands where a folder has to be or a folder where the file has to, or
-            the system lets none be made.
+        UsageError: a name is too long, a parent folder is a file, the path is a folder, or the operating system
+            does not allow creating a file there.
     """
     tried: set[Path] = set()
     for path in paths:
@@ -83,7 +84,7 @@ def require_writable(paths: Iterable[Path]) -> None:
             for name in (*path.parent.relative_to(folder).parts, _temporary(path).name):
                 with suppress(FileNotFoundError):
                     os.lstat(folder / name)
-            # Permissions alone do not tell it of /proc or of a disk that is read-only.
+            # Permissions alone do not reveal /proc or a read-only disk.
             if folder not in tried:
                 tempfile.TemporaryFile(dir=folder).close()
                 tried.add(folder)
@@ -91,11 +92,11 @@ def require_writable(paths: Iterable[Path]) -> None:
             raise UsageError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
 
 
-def room_for(path: Path, size: int) -> None:
-    """Refuse to write `size` bytes to `path` where the disk has no room for them.
+def require_disk_space(path: Path, size: int) -> None:
+    """Check that the disk has room for `size` bytes at `path`.
 
     Raises:
-        ResourceError: it has not.
+        ResourceError: it does not.
     """
     free = shutil.disk_usage(path.parent).free
     if size > free:
@@ -117,7 +118,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def as_json(document: Any) -> str:
-    """A JSON document as text; NaN and infinity are refused, as JSON has neither."""
+    """A JSON document as text; NaN and infinity, which JSON does not have, are rejected."""
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
@@ -129,13 +130,13 @@ def as_tuples(value: Any) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The documents of a file with one JSON document per line; a last line that a kill cut off is left out."""
+    """The documents of a file with one JSON document per line, without an incomplete last line of a killed process."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
     return [json.loads(line) for line in lines[:-1]]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written below `folder`."""
+    """Remove unfinished files that a killed process left below `folder`."""
     for path in folder.rglob(LEFTOVERS):
         path.unlink(missing_ok=True)
 
@@ -147,12 +148,12 @@ def sha256_of(path: Path) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    """Another name for `path` on every call, see `whole_file`."""
+    """A new temporary name for `path` on every call, see `whole_file`."""
     return path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; some file systems do not allow it on folders, which is no loss of content."""
+    """Make a rename durable; on file systems that cannot sync a folder, content is safe all the same."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

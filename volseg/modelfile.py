@@ -25,7 +25,7 @@ BUNDLED = Path(__file__).parent / "models"
 
 
 class ModelCard(Frozen):
-    """The document in the header of a model file; with the weights, all that prediction needs."""
+    """The document in the header of a model file; together with the weights, all that prediction needs."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -40,11 +40,13 @@ class ModelCard(Frozen):
 
     @model_validator(mode="after")
     def _rules_have_labels(self) -> Self:
-        strangers = self.postprocessing.keys() - {label.name for label in self.plan.labels}
-        if strangers:
-            raise ValueError(f"postprocessing names {', '.join(sorted(strangers))}, which the plan has no label for")
+        unknown = self.postprocessing.keys() - {label.name for label in self.plan.labels}
+        if unknown:
+            raise ValueError(
+                f"postprocessing has rules for {', '.join(sorted(unknown))}, but the plan has no such label"
+            )
         if self.plan.regions and self.postprocessing:
-            raise ValueError("regions overlap, so they have no postprocessing")
+            raise ValueError("regions overlap, so postprocessing rules are not supported for them")
         return self
 
 
@@ -57,7 +59,7 @@ def find_model(model: str | Path) -> Path:
     """The path of a bundled model by name, or `model` itself as a path.
 
     Raises:
-        InputError: neither.
+        InputError: `model` is neither a bundled name nor a file.
     """
     bundled = bundled_models()
     if str(model) in bundled:
@@ -74,7 +76,7 @@ def check_model_path(path: Path, overwrite: bool) -> None:
     """Check that a model file can be written to `path`.
 
     Raises:
-        UsageError: the file exists and is not to be overwritten, or its name does not end in .safetensors.
+        UsageError: the file exists and `overwrite` is False, or its name does not end in .safetensors.
     """
     if path.suffix != ".safetensors":
         raise UsageError(f"{path} does not end in .safetensors. Choose a name that does.")
@@ -83,7 +85,7 @@ def check_model_path(path: Path, overwrite: bool) -> None:
 
 
 def save_model(path: Path, card: ModelCard, weights: dict[str, torch.Tensor]) -> None:
-    """Write a model file whole or not at all; weights are stored as they are, on the CPU."""
+    """Write a model file whole or not at all; weights keep their type."""
     save_tensors(path, weights, {HEADER_KEY: card.model_dump_json()})
 
 
@@ -91,11 +93,11 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str,
     """Write tensors and a header as one .safetensors file, whole or not at all.
 
     Raises:
-        ResourceError: the disk refused the bytes.
+        ResourceError: the file cannot be written.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
-        # Not by save_file, whose files only their owner may read.
+        # Only the owner may read the files that save_file writes.
         temporary.write_bytes(save(stored, metadata=header))
 
 
@@ -121,7 +123,7 @@ def read_card(path: Path) -> ModelCard:
         found = document["schema_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"The '{HEADER_KEY}' document in {path} is corrupt. Take a fresh copy of the model."
+            f"The '{HEADER_KEY}' document in {path} is corrupt. Copy or download the model again."
         ) from error
     if found not in READABLE:
         raise InputError(

@@ -1,4 +1,4 @@
-"""In which precision convolutions run: what a device computes natively and rightly."""
+"""The precision of convolutions: what a device computes natively and correctly."""
 
 import logging
 import threading
@@ -25,8 +25,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype convolutions run in; weights and sums stay float32 in all of them.
 
     'auto' is bf16 where the processor or GPU computes it natively, fp16 on older GPUs, else float32: emulated bf16 is
-    up to a hundred times slower than float32, and some versions of cuDNN get bf16 and fp16 wrong. Whoever asks for
-    either is told so once.
+    up to a hundred times slower than float32, and some versions of cuDNN compute bf16 and fp16 wrongly. A warning is
+    logged once if either is requested.
 
     Raises:
         UsageError: no such precision.
@@ -38,13 +38,15 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "bf16" and not _computes_bf16(device):
         _warn_once("This processor has no bfloat16 and emulates it, up to a hundred times slower than precision fp32.")
     if name != "fp32" and not cudnn_is_sound(device):
-        _warn_once(f"This cuDNN may compute 3-D convolutions in {name} wrongly. {CUDNN_ADVICE}")
+        _warn_once(f"This version of cuDNN may compute 3-D convolutions in {name} wrongly. {CUDNN_ADVICE}")
     return DTYPES[name]
 
 
 def _best_precision(device: torch.device) -> torch.dtype:
     if not cudnn_is_sound(device):
-        _warn_once(f"This cuDNN may compute 3-D convolutions in bf16 wrongly, so fp32 is taken. {CUDNN_ADVICE}")
+        _warn_once(
+            f"This version of cuDNN may compute 3-D convolutions in bf16 wrongly, so fp32 is used. {CUDNN_ADVICE}"
+        )
         return torch.float32
     if _computes_bf16(device):
         return torch.bfloat16
@@ -66,15 +68,15 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 @contextmanager
 def exact_float32(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, a GPU computes convolutions in float32 as such; cuDNN else rounds what it multiplies to TF32, 10 bits.
+    """Compute float32 convolutions on a GPU in full precision; by default cuDNN rounds the factors to TF32 (10 bits).
 
-    It concerns the whole process, and may be entered by several threads. For another dtype or device nothing happens.
+    The setting applies to the whole process, and several threads may enter. Does nothing for another dtype or device.
     """
     global _exact_users, _tf32_before
     if device.type != "cuda" or dtype != torch.float32:
         yield
         return
-    # torch 2.9 has moved the switch; whoever turns both of them gets an error.
+    # torch 2.9 moved the switch, and raises an error where both are used.
     cudnn: Any = torch.backends.cudnn
     moved = hasattr(cudnn, "conv")
     holder, switch, exact = (cudnn.conv, "fp32_precision", "ieee") if moved else (cudnn, "allow_tf32", False)
@@ -104,6 +106,6 @@ def _computes_bf16(device: torch.device) -> bool:
 
 
 def _cpu_computes_bf16() -> bool:
-    # torch has no public question for this in all supported versions; a missing one means "not known", so False.
+    # No public function for this exists in all supported versions of torch; a missing one counts as False.
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, lambda: False)() for test in tests)

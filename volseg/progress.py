@@ -1,8 +1,8 @@
-"""How long work tells how far it is."""
+"""The type of callbacks that report progress."""
 
 from collections.abc import Callable
 
-# Called with the stage ("read", "train", ...), the share of it that is done (0 to 1), and a short text beside the bar.
+# Called with the stage ("read", "train", ...), the fraction done (0 to 1), and a short text to show next to it.
 Progress = Callable[[str, float, str], None]
 
 

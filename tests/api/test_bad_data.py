@@ -42,7 +42,7 @@ def problems_of(folder: Path) -> list[dict[str, str]]:
     assert not (folder.parent / "plan.yaml").exists()
     for shown in (train.stderr, plan.stderr):
         assert shown.count("Error:") == 1
-        assert f"problems: {len(rows)}." in shown
+        assert f"has {len(rows)} problem{'' if len(rows) == 1 else 's'} and cannot be used for training:" in shown
         assert "what to do" in shown
         for row in rows:
             assert any(row["case"] in line and row["problem"] in line for line in shown.splitlines())
@@ -151,8 +151,8 @@ def test_some_cases_without_a_label_are_a_warning(phantoms):
     change(label(phantoms, SECOND), np.zeros_like)
     planned = run("plan", phantoms, "--device", "cpu")
     assert planned.exit_code == 0, planned.output
-    assert f"1 of 4 cases have no labelled voxel: {SECOND}" in planned.stderr
-    assert "1 of 4 cases have no labelled voxel" in planned.stdout
+    assert f"1 of 4 cases have no foreground voxel: {SECOND}" in planned.stderr
+    assert "1 of 4 cases have no foreground voxel" in planned.stdout
 
 
 def test_the_folds_of_a_dataset_may_exclude_a_bad_case(phantoms):

@@ -14,11 +14,10 @@ import torch
 
 from tests.pipeline import blob, leftovers, tiny_plan, volseg, write_model
 from volseg import Segmenter
-from volseg.api.predict import segment_files
+from volseg.api.predict import predict
 from volseg.config import Label, NetworkConfig
 from volseg.data.grid.geometry import GridMap
 from volseg.data.io import probabilities
-from volseg.data.io.inputs import Case
 from volseg.data.io.probabilities import probability_file
 from volseg.errors import ResourceError
 
@@ -163,8 +162,10 @@ def test_those_of_an_earlier_run_outlive_a_later_one_that_fails_without_them(tmp
     nibabel.save(nibabel.Nifti1Image(blob(), AFFINE), tmp_path / "scan.nii.gz")
     kept = tmp_path / "o.probabilities.npy"
     kept.write_bytes(b"earlier")
-    job = (Case("scan", (tmp_path / "scan.nii.gz",), ".nii.gz"), tmp_path / "o.nii.gz")
-    for asked in (False, True):
-        (written,) = segment_files(segmenter, [job], probabilities=asked)
-        assert "No space left on device" in str(written.error)
-        assert kept.exists() is not asked
+    for wanted in (False, True):
+        written = predict(
+            tmp_path / "scan.nii.gz", segmenter, tmp_path / "o.nii.gz", probabilities=wanted, overwrite=True
+        )
+        (outcome,) = written
+        assert "No space left on device" in str(outcome.error)
+        assert kept.exists() is not wanted

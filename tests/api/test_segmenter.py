@@ -87,11 +87,14 @@ class Constant(torch.nn.Module):
         return self.bias.reshape(1, 3, 1, 1, 1).expand(x.shape[0], 3, *x.shape[2:])
 
 
+def with_network(segmenter: Segmenter, network: torch.nn.Module) -> Segmenter:
+    """The same segmenter with another network."""
+    return replace(segmenter, labeller=replace(segmenter.labeller, network=network))
+
+
 @pytest.mark.parametrize("winner", [0, 1, 2])
 def test_a_constant_network_gives_a_constant_image_through_windows_resampling_and_export(tmp_path, segmenter, winner):
-    constant = Segmenter(
-        segmenter.card, segmenter.sha256, Constant(winner), segmenter.device, segmenter.dtype, segmenter.windows
-    )
+    constant = with_network(segmenter, Constant(winner))
     result = constant((blob((37, 5, 50)), AFFINE))
     result.save(tmp_path / "out.nii.gz")
     written = np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj)
@@ -202,7 +205,7 @@ def test_who_stops_listening_waits_for_no_more_than_the_windows_at_work(segmente
 
     monkeypatch.setattr("volseg.api.segmenter.scans_at_once", lambda *_: 2)
     scan = (blob((120, 120, 120)), AFFINE)
-    outcomes = replace(segmenter, network=Answering(slow)).map([(blob((8, 8, 8)), AFFINE), scan, scan, scan])
+    outcomes = with_network(segmenter, Answering(slow)).map([(blob((8, 8, 8)), AFFINE), scan, scan, scan])
     assert next(outcomes).result
     outcomes.close()
     assert len(windows) < 100
@@ -240,7 +243,7 @@ def test_a_model_that_is_none_is_refused(tmp_path):
 
 
 def test_something_that_is_no_scan_is_refused(segmenter):
-    with pytest.raises(UsageError, match="dict is not a scan"):
+    with pytest.raises(UsageError, match="Cannot segment a dict: expected a path"):
         segmenter({"image": 1})
 
 
@@ -255,7 +258,7 @@ def test_memory_that_runs_out_is_said_in_one_sentence(segmenter):
     def greedy_answer(_):
         raise MemoryError
 
-    greedy = replace(segmenter, network=Answering(greedy_answer))
+    greedy = with_network(segmenter, Answering(greedy_answer))
     with pytest.raises(ResourceError, match="Out of memory while segmenting on cpu"):
         greedy((blob(), AFFINE))
 
@@ -268,7 +271,7 @@ def test_an_error_keeps_nothing_of_what_was_in_memory(segmenter):
         held.append(weakref.ref(maps))
         raise MemoryError(maps.shape)
 
-    greedy = replace(segmenter, network=Answering(greedy_answer))
+    greedy = with_network(segmenter, Answering(greedy_answer))
     first, second = greedy.map([(blob(), AFFINE)] * 2)
     assert isinstance(first.error, ResourceError)
     assert isinstance(second.error.__cause__, MemoryError)
@@ -280,7 +283,7 @@ def test_mirroring_averages_over_mirror_images(tmp_path, stored):
     scan, _ = stored
     path = write_model(tmp_path / "m.safetensors", tiny_plan(mirror_axes=(2,)))
     mirrored = Segmenter.load(path, device="cpu", precision="fp32", tta="mirror", overlap=0.0)
-    assert mirrored.windows.mirror_axes == (2,)
+    assert mirrored.labeller.windows.mirror_axes == (2,)
     # W is A here: mirroring the scan along it mirrors the labels, which the plain network does not promise.
     plain = np.diag([1.5, 1.5, 2.0, 1.0])
     scan = scan[:16, :16, :16]

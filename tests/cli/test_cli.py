@@ -42,7 +42,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_predict_writes_a_label_image_and_its_record(tmp_path, model, scans):
+def test_predict_writes_a_label_image_and_its_json_file(tmp_path, model, scans):
     out = tmp_path / "seg.nii.gz"
     result = run("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -63,7 +63,7 @@ def test_one_bad_case_of_several_ends_with_3_and_the_others_are_done(tmp_path, m
     ]  # fmt: skip
 
 
-def test_a_bad_case_of_several_is_said_at_once_and_again_at_the_end(tmp_path, model, scans):
+def test_a_bad_case_of_several_is_reported_at_once_and_again_at_the_end(tmp_path, model, scans):
     (scans / "torn.nii.gz").rename(scans / "a_torn.nii.gz")
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", "--device", "cpu")
     lines = [line for line in result.stderr.splitlines() if "a_torn:" in line]
@@ -74,7 +74,7 @@ def test_a_bad_case_of_several_is_said_at_once_and_again_at_the_end(tmp_path, mo
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_stop_says_what_is_done_and_how_to_go_on(tmp_path, model, scans, monkeypatch, overwrite, as_json):
+def test_an_interrupt_says_what_is_done_and_how_to_resume(tmp_path, model, scans, monkeypatch, overwrite, as_json):
     def one_and_then_ctrl_c(self, cases, *_):
         yield self._outcome((next(cases), None), lambda: self._open(scans / "torn.nii.gz"), lambda *_: None)
         raise KeyboardInterrupt
@@ -84,12 +84,12 @@ def test_a_stop_says_what_is_done_and_how_to_go_on(tmp_path, model, scans, monke
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", *options)
     assert result.exit_code == 130
     how = "Run the same command again." if overwrite else "Resume with the same command and --skip-existing."
-    said = f"Interrupted after 1 of 3 cases, whose results are complete; 1 of them failed. {how}"
-    assert said in result.stderr
-    assert result.stdout == (json.dumps({"error": said}, indent=2) + "\n" if as_json else "")
+    message = f"Interrupted after 1 of 3 cases, whose results are complete; 1 of them failed. {how}"
+    assert message in result.stderr
+    assert result.stdout == (json.dumps({"error": message}, indent=2) + "\n" if as_json else "")
 
 
-def test_what_is_left_out_is_counted(tmp_path, model, scans):
+def test_skipped_cases_are_counted(tmp_path, model, scans):
     arguments = ("predict", scans / "scan1.nii.gz", scans / "scan2.nii.gz", "--model", model, "--output", tmp_path)
     assert run(*arguments, "--device", "cpu").exit_code == 0
     again = run(*arguments, "--skip-existing")
@@ -97,19 +97,19 @@ def test_what_is_left_out_is_counted(tmp_path, model, scans):
     assert "Skipping 2 of 2 cases whose result exists" in again.stderr
 
 
-def test_a_preview_is_not_overwritten_unasked(tmp_path, model, scans):
+def test_a_preview_is_overwritten_only_with_the_option(tmp_path, model, scans):
     (tmp_path / "seg.png").write_bytes(b"precious")
     arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", tmp_path / "seg.nii.gz", "--preview")
-    refused = run(*arguments)
-    assert refused.exit_code == 2
-    assert "seg.png" in refused.stderr
+    rejected = run(*arguments)
+    assert rejected.exit_code == 2
+    assert "seg.png" in rejected.stderr
     assert [path.read_bytes() for path in tmp_path.glob("seg*")] == [b"precious"]
     assert run(*arguments, "--overwrite", "--device", "cpu").exit_code == 0
     assert (tmp_path / "seg.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("kind", "code"), [("nifti", 0), ("rtstruct", 2), ("nifti,dicom-seg", 2)])
-def test_formats_that_are_not_there_yet_are_refused(tmp_path, model, scans, kind, code):
+def test_unknown_output_formats_are_rejected(tmp_path, model, scans, kind, code):
     out = tmp_path / "seg.nii.gz"
     result = run("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--to", kind, "--device", "cpu")
     assert result.exit_code == code
@@ -132,14 +132,14 @@ def test_a_closed_stream_costs_no_result(tmp_path, model, scans, closed):
     assert nibabel.load(out).shape == (20, 24, 18)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
-def test_an_answer_that_cannot_be_printed_is_said_in_a_sentence(tmp_path, model, scans):
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_output_that_cannot_be_printed_is_one_sentence(tmp_path, model, scans):
     out = tmp_path / "seg.nii.gz"
     command = [sys.executable, "-m", "volseg", "predict", scans / "scan1.nii.gz", "--model", model, "--output", out]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment())
     assert done.returncode == 1
-    assert "The answer could not be printed: No space left on device" in done.stderr
+    assert "Could not write to standard output (No space left on device); the result files are complete." in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
     assert out.exists()
@@ -153,7 +153,7 @@ def test_one_bad_scan_alone_ends_with_2_and_one_sentence(tmp_path, model, scans)
     assert not (tmp_path / "out.nii.gz").exists()
 
 
-def test_an_existing_result_is_refused_before_any_work(tmp_path, model, scans):
+def test_an_existing_result_is_rejected_before_any_work(tmp_path, model, scans):
     out = tmp_path / "seg.nii.gz"
     arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--device", "cpu")
     out.write_bytes(b"precious")
@@ -208,7 +208,7 @@ def test_wrong_usage_ends_with_2_and_no_traceback(arguments, model, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_info_says_what_things_are(tmp_path, model, scans):
+def test_info_describes_models_and_scans(tmp_path, model, scans):
     described = json.loads(run("info", model, "--json").stdout)
     assert described["what"] == "model tiny"
     assert described["labels"] == "1 ball, 2 rod"
@@ -218,7 +218,7 @@ def test_info_says_what_things_are(tmp_path, model, scans):
     assert described["voxel_ml"] == pytest.approx(0.0045)
 
 
-def test_evaluate_prints_and_writes_the_same_figures(tmp_path):
+def test_evaluate_prints_and_writes_the_same_scores(tmp_path):
     for folder, shift in (("p", 1), ("r", 0)):
         labels = np.zeros((8, 8, 8), np.uint8)
         labels[2 + shift : 6 + shift] = 1
@@ -246,7 +246,7 @@ def test_doctor_names_the_device():
     assert findings["volseg"]["verdict"] == findings["convolution"]["verdict"] == "ok"
 
 
-def test_doctor_says_what_a_device_cannot_compute(monkeypatch):
+def test_doctor_reports_what_a_device_computes_wrongly(monkeypatch):
     def lacking(*_):
         raise RuntimeError("CUDA error: no kernel image is available\nmore")
 
@@ -255,11 +255,11 @@ def test_doctor_says_what_a_device_cannot_compute(monkeypatch):
     def wrong(image, kernel):
         return right(image, kernel * 1.05)
 
-    for answer, advice in (
+    for convolution, advice in (
         (wrong, "use --precision fp32"),
         (lacking, "use --device cpu, or install a PyTorch build for this GPU"),
     ):
-        calls = iter([right, answer])
+        calls = iter([right, convolution])
         monkeypatch.setattr(torch.nn.functional, "conv3d", lambda *given, calls=calls: next(calls)(*given))
         found = doctor._convolution(torch.device("cpu"), torch.float32)
         assert found.verdict == advice
@@ -273,7 +273,7 @@ def test_a_killed_predict_leaves_no_half_written_file(tmp_path, model):
         nibabel.save(nibabel.Nifti1Image(blob((60, 60, 60), index), AFFINE), scans / f"scan{index}.nii.gz")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "volseg", "predict", str(scans), "--model", str(model), "--output", str(out)]
-    # A shell that starts this in the background has SIGINT ignored from the start, in all that it runs.
+    # A shell ignores SIGINT in all processes that it starts in the background.
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     for stop in (signal.SIGKILL, signal.SIGTERM if ignored else signal.SIGINT):
         process = subprocess.Popen(

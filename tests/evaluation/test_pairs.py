@@ -50,22 +50,24 @@ def test_references_without_prediction_are_logged(tmp_path: Path, caplog: pytest
         pairs = match_pairs(predictions, references)
     assert [pair.name for pair in pairs.matched] == ["case_3"]
     assert pairs.unmatched_references == ("case_0", "case_1", "case_2", "case_4", "case_5", "case_6", "case_7")
-    assert caplog.messages == ["7 of 8 references have no prediction: case_0, case_1, case_2, case_4, case_5, ...."]
+    assert caplog.messages == [
+        "7 of 8 references have no prediction: case_0, case_1, case_2, case_4, case_5 and 2 more."
+    ]
 
 
-def test_predictions_without_reference_are_refused(tmp_path: Path) -> None:
+def test_predictions_without_reference_are_rejected(tmp_path: Path) -> None:
     predictions = folder_of(tmp_path / "p", "a.nii.gz", "x.nii.gz", "y.mha")
     references = folder_of(tmp_path / "r", "a.nii.gz")
-    with pytest.raises(InputError, match=r"2 of 3 predictions in .* have no reference of that name in .*: x, y\. "):
+    with pytest.raises(InputError, match=r"2 of 3 predictions in .* have no reference of the same name in .*: x, y\. "):
         match_pairs(predictions, references)
 
 
 @pytest.mark.parametrize(
     ("names", "chosen", "message"),
     [
-        (["a.nii.gz", "a.mha"], "", "a.mha and .*a.nii.gz have one name"),
+        (["a.nii.gz", "a.mha"], "", "a.mha and .*a.nii.gz have the same name"),
         (["a.json"], "", "holds no label image. Known formats: .*nii.gz"),
-        (["a.json"], "a.json", "a.json is not a label image by its name"),
+        (["a.json"], "a.json", "a.json does not end in the suffix of an image"),
         ([], "absent", "absent does not exist"),
     ],
 )

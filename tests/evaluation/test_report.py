@@ -1,4 +1,4 @@
-"""Means and spread over cases worked out by hand, the written files, and label images from disk to report."""
+"""Means and standard deviations worked out by hand, the written files, and label images from disk to report."""
 
 import json
 import math
@@ -11,9 +11,9 @@ import SimpleITK
 
 from volseg.api.evaluation import evaluate
 from volseg.errors import GridError, InputError, UsageError
-from volseg.evaluation.overlap import ABSENT, POLICY, Overlap
+from volseg.evaluation.overlap import ABSENT, MEASURES, POLICY, Overlap
 from volseg.evaluation.pairs import Pair, Pairs, match_pairs
-from volseg.evaluation.report import MEASURES, evaluate_pairs, summarise, write_report
+from volseg.evaluation.report import as_measures, evaluate_pairs, summarise, write_report
 
 
 def overlap(dice: float, prediction_ml: float = 1.0) -> Overlap:
@@ -21,13 +21,13 @@ def overlap(dice: float, prediction_ml: float = 1.0) -> Overlap:
 
 
 CASES = {
-    "one": {"a": overlap(0.9), "b": overlap(0.5), "never": ABSENT},
-    "two": {"a": overlap(0.7, 2.0), "b": ABSENT, "never": ABSENT},
-    "three": {"a": overlap(0.2, 3.0), "b": ABSENT, "never": ABSENT},
+    "one": as_measures({"a": overlap(0.9), "b": overlap(0.5), "never": ABSENT}),
+    "two": as_measures({"a": overlap(0.7, 2.0), "b": ABSENT, "never": ABSENT}),
+    "three": as_measures({"a": overlap(0.2, 3.0), "b": ABSENT, "never": ABSENT}),
 }
 
 
-def test_means_and_spread_by_hand() -> None:
+def test_means_and_standard_deviations_by_hand() -> None:
     document = summarise(CASES, ("four",))
     mean, spread = document["mean"]["labels"], document["spread"]["labels"]
     assert mean["a"]["dice"] == pytest.approx(0.6)
@@ -35,7 +35,7 @@ def test_means_and_spread_by_hand() -> None:
     assert (mean["a"]["prediction_ml"], mean["a"]["volume_difference_ml"], mean["a"]["cases"]) == (2.0, 1.0, 3)
     assert spread["a"]["dice"] == pytest.approx(math.sqrt((0.3**2 + 0.1**2 + 0.4**2) / 2))
     assert spread["a"]["prediction_ml"] == 1.0
-    # Present in one case only: that case is the mean, and one case has no spread.
+    # Present in one case only: that case is the mean, and one case has no standard deviation.
     assert (mean["b"]["dice"], mean["b"]["reference_ml"], mean["b"]["cases"]) == (0.5, 1.0, 1)
     assert mean["never"] == {**dict.fromkeys(MEASURES), "cases": 0}
     assert spread["b"] == spread["never"] == dict.fromkeys(MEASURES)
@@ -59,12 +59,13 @@ def test_cases_are_given_in_full() -> None:
 
 @pytest.mark.parametrize("cases", [{}, {"one": {}}, {"one": {"a": ABSENT}}])
 def test_nothing_that_counts(cases: dict[str, dict[str, Overlap]]) -> None:
-    assert summarise(cases)["mean"]["foreground_dice"] is None
+    rows = {case: as_measures(overlaps) for case, overlaps in cases.items()}
+    assert summarise(rows)["mean"]["foreground_dice"] is None
 
 
 def test_written_files(tmp_path: Path) -> None:
     cases = {"one, first": {"a": Overlap(0.5, 0.25, 1.0, 0.0, 2.0, 3.0, 1.0)}, "two": {"a": ABSENT}}
-    document = summarise(cases)
+    document = summarise({case: as_measures(overlaps) for case, overlaps in cases.items()})
     write_report(document, tmp_path / "out" / "report.json")
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == document
     assert (tmp_path / "out" / "report.csv").read_text() == (
@@ -121,10 +122,10 @@ def test_folders_with_given_labels(folders: tuple[Path, Path], workers: int) -> 
     assert document["unmatched_references"] == ["c"]
 
 
-UNNAMED = "Values in predictions that no label has count as background: 2 (cases: b). Are these the right labels?"
+UNNAMED = "Values in predictions without a label name count as background: 2 (cases: b). Are these the right labels?"
 
 
-def test_values_that_no_label_has_are_told_and_scores_stay(folders: tuple[Path, Path]) -> None:
+def test_values_without_a_label_are_warned_of_and_scores_stay(folders: tuple[Path, Path]) -> None:
     pairs = match_pairs(*folders)
     assert evaluate_pairs(pairs, {"ten": 10, "one": 1})["warnings"] == [UNNAMED]
     assert evaluate_pairs(pairs, {"all": (1, 2, 10)})["warnings"] == []
@@ -132,18 +133,19 @@ def test_values_that_no_label_has_are_told_and_scores_stay(folders: tuple[Path, 
     assert evaluate_pairs(pairs)["warnings"] == []
 
 
-def test_a_labels_file_of_other_images_is_told(folders: tuple[Path, Path]) -> None:
+def test_labels_of_other_images_are_warned_of(folders: tuple[Path, Path]) -> None:
     document = evaluate_pairs(match_pairs(*folders), {"Liver": 3, "Tumour": (4, 5)})
     assert document["warnings"] == [
-        "Values in predictions that no label has count as background: 1, 2, 10 (cases: a, b). "
+        "Values in predictions without a label name count as background: 1, 2, 10 (cases: a, b). "
         "Are these the right labels?",
-        "Values in references that no label has count as background: 1, 10 (cases: a, b). Are these the right labels?",
-        "Labels that are in no image: Liver, Tumour. Are these the right labels?",
+        "Values in references without a label name count as background: 1, 10 (cases: a, b). "
+        "Are these the right labels?",
+        "Labels that occur in no image: Liver, Tumour. Are these the right labels?",
     ]
     assert document["mean"]["foreground_dice"] is None
 
 
-def test_what_speaks_against_the_labels_is_logged_and_written(
+def test_warnings_about_the_labels_are_logged_and_written(
     folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     document = evaluate(*folders, labels={"ten": 10, "one": 1}, output=tmp_path / "report.json")
@@ -164,7 +166,7 @@ def test_formats_may_differ(tmp_path: Path) -> None:
     save_nifti(tmp_path / "references" / "a.nii.gz", labels)
     image = SimpleITK.GetImageFromArray(labels.T)
     image.SetSpacing((1.0, 2.0, 5.0))
-    # The same RAS+ axes, said in LPS+.
+    # The same RAS+ axes, in LPS+ coordinates.
     image.SetDirection((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
     (tmp_path / "predictions").mkdir()
     SimpleITK.WriteImage(image, str(tmp_path / "predictions" / "a.mha"))

@@ -1,4 +1,4 @@
-"""Small tensors are quicker on one thread, above all on a machine that does other work."""
+"""Small tensors are faster on one thread, above all on a busy machine."""
 
 from collections.abc import Iterator
 

@@ -34,7 +34,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "0", "four", "4 apples", "4GG"])
-def test_what_is_no_size_is_refused(text):
+def test_invalid_sizes_are_rejected(text):
     with pytest.raises(UsageError, match="is not an amount of memory"):
         parse_size(text)
 
@@ -56,7 +56,7 @@ def save(path, array, endianness="<", scaled=False):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mgz", ".nrrd"])
-def test_the_header_tells_what_reading_takes(tmp_path, dtype, suffix):
+def test_the_header_gives_the_memory_for_reading(tmp_path, dtype, suffix):
     array = np.arange(4 * 5 * 6).reshape(4, 5, 6).astype(dtype)
     path = tmp_path / f"scan{suffix}"
     save(path, array)
@@ -75,7 +75,7 @@ def test_the_header_tells_what_reading_takes(tmp_path, dtype, suffix):
         (".nii.gz", ">", False, 2 + 2),
     ],
 )
-def test_stored_values_and_what_is_made_of_them_are_held_at_once(tmp_path, suffix, endianness, scaled, per_voxel):
+def test_stored_and_scaled_values_are_in_memory_together(tmp_path, suffix, endianness, scaled, per_voxel):
     array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
     path = tmp_path / f"scan{suffix}"
     save(path, array, endianness, scaled)
@@ -84,31 +84,31 @@ def test_stored_values_and_what_is_made_of_them_are_held_at_once(tmp_path, suffi
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_compressed_metaimage_is_held_beside_its_voxels(tmp_path, compressed):
+def test_a_compressed_metaimage_is_in_memory_together_with_its_voxels(tmp_path, compressed):
     image = sitk.GetImageFromArray(np.arange(8000, dtype=np.int16).reshape(20, 20, 20) // 100)
     sitk.WriteImage(image, str(tmp_path / "scan.mha"), useCompression=compressed)
-    packed = (tmp_path / "scan.mha").stat().st_size if compressed else 0
-    assert reading_bytes(tmp_path / "scan.mha") == 16000 + packed
+    compressed_bytes = (tmp_path / "scan.mha").stat().st_size if compressed else 0
+    assert reading_bytes(tmp_path / "scan.mha") == 16000 + compressed_bytes
 
 
-def test_dicom_takes_three_times_its_files(tmp_path):
+def test_dicom_takes_three_times_the_size_of_its_files(tmp_path):
     (tmp_path / "series").mkdir()
     for name in ("1.dcm", "2.dcm"):
         (tmp_path / "series" / name).write_bytes(bytes(1000))
-    with zipfile.ZipFile(tmp_path / "series.zip", "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.write(tmp_path / "series" / "1.dcm", "1.dcm")
+    with zipfile.ZipFile(tmp_path / "series.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "series" / "1.dcm", "1.dcm")
     assert reading_bytes(tmp_path / "series") == 6000
     assert reading_bytes(tmp_path / "series" / "1.dcm") == reading_bytes(tmp_path / "series.zip") == 3000
 
 
-def damaged_nifti(at, value):
+def corrupt_nifti(at, value):
     """The bytes of a NIfTI file with some of them replaced."""
     whole = bytearray(nibabel.Nifti1Image(np.ones((4, 5, 6), np.int16), AFFINE).to_bytes())
     whole[at : at + len(value)] = value
     return bytes(whole)
 
 
-DAMAGED = {
+CORRUPT = {
     "empty.nii": b"",
     "empty.nii.gz": b"",
     "empty.mgz": b"",
@@ -122,22 +122,22 @@ DAMAGED = {
     "short.mgh": b"\0\0\0\1\0\0",
     "zero.mgh": b"\0\0\0\1" + bytes(400),
     "magic.nii.gz": b"\x1f\x8bnothing",
-    "deflate.nii.gz": gzip.compress(damaged_nifti(0, b""))[:10] + b"\xff" * 100,
+    "deflate.nii.gz": gzip.compress(corrupt_nifti(0, b""))[:10] + b"\xff" * 100,
     "cut.nii.gz": gzip.compress(os.urandom(1000))[:60],
-    "datatype.nii": damaged_nifti(70, b"\x77\x77"),
-    "dimensions.nii": damaged_nifti(40, b"\0\0"),
-    "negative.nii": damaged_nifti(42, b"\xff\xff"),
-    "slope.nii": damaged_nifti(112, np.array([1, np.inf], "<f4").tobytes()),
-    "half.nii": damaged_nifti(0, b"")[:200],
+    "datatype.nii": corrupt_nifti(70, b"\x77\x77"),
+    "dimensions.nii": corrupt_nifti(40, b"\0\0"),
+    "negative.nii": corrupt_nifti(42, b"\xff\xff"),
+    "slope.nii": corrupt_nifti(112, np.array([1, np.inf], "<f4").tobytes()),
+    "half.nii": corrupt_nifti(0, b"")[:200],
     "half2.nii": nibabel.Nifti2Image(np.ones((4, 5, 6), np.int16), AFFINE).to_bytes()[:400],
     "cut.zip": b"PK\x03\x04" + bytes(100),
     "directory.zip": b"PK\x01\x02" + bytes(10) + b"PK\x05\x06" + bytes(4) + b"\1\0\1\0\x0e\0\0\0" + bytes(6),
 }
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_what_is_damaged_has_no_size(tmp_path, capfd, name):
-    (tmp_path / name).write_bytes(DAMAGED[name])
+@pytest.mark.parametrize("name", CORRUPT)
+def test_corrupt_files_have_no_size(tmp_path, capfd, name):
+    (tmp_path / name).write_bytes(CORRUPT[name])
     assert reading_bytes(tmp_path / name) == 0
     assert reading_bytes(tmp_path / f"absent_{name}") == 0
     assert capfd.readouterr() == ("", "")
@@ -145,7 +145,7 @@ def test_what_is_damaged_has_no_size(tmp_path, capfd, name):
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.MGHImage])
-def test_no_damaged_header_is_an_exception_or_printed(tmp_path, capfd, kind, compressed):
+def test_a_corrupt_header_neither_raises_nor_prints(tmp_path, capfd, kind, compressed):
     rng = np.random.default_rng(0)
     whole = np.frombuffer(kind(np.ones((4, 5, 6), np.int16), AFFINE.astype(np.float32)).to_bytes(), np.uint8)
     suffix = {False: ".mgh", True: ".mgz"} if kind is nibabel.MGHImage else {False: ".nii", True: ".nii.gz"}
@@ -159,28 +159,28 @@ def test_no_damaged_header_is_an_exception_or_printed(tmp_path, capfd, kind, com
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_scan_above_the_limit_is_not_even_read():
+def test_a_scan_above_the_limit_is_rejected_before_reading():
     with pytest.raises(InputError, match=r"scan\.nii takes 3\.00 GiB, .* but --max-memory is 2\.00 GiB"):
         require_room(3 * GIB, 2 * GIB, "scan.nii")
 
 
-def test_a_voxel_size_that_makes_a_grid_beyond_the_machine_is_refused(tmp_path):
+def test_a_voxel_size_whose_grid_exceeds_the_machine_is_rejected(tmp_path):
     segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu")
     with pytest.raises(
-        InputError, match=r"has voxels of 900 x 900 x 900 mm and the model works at 2 x 1.5 x 1.5 mm: .*GiB"
+        InputError, match=r"has voxels of 900 x 900 x 900 mm, and the model works at 2 x 1.5 x 1.5 mm: .*GiB"
     ):
         segmenter((blob(), np.diag([900.0, 900.0, 900.0, 1.0])))
 
 
-def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+def test_memory_is_that_of_the_process_and_not_of_its_parent():
     ballast = np.ones(GIB, np.uint8)
     code = "from volseg.inference import budget; print(budget.resident_bytes(), budget.peak_memory_bytes())"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    now, peak = map(int, told.split())
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    now, peak = map(int, printed.split())
     assert 1 << 26 < now <= peak < ballast.nbytes
 
 
-def test_smaller_pieces_give_the_same_labels(tmp_path, monkeypatch):
+def test_smaller_chunks_give_the_same_labels(tmp_path, monkeypatch):
     model = write_model(tmp_path / "m.safetensors")
     expected = Segmenter.load(model, device="cpu", precision="fp32")((blob(), AFFINE)).labels
     monkeypatch.setattr(budget, "CHUNKS", (1 << 40, 64))
@@ -188,7 +188,7 @@ def test_smaller_pieces_give_the_same_labels(tmp_path, monkeypatch):
     np.testing.assert_array_equal(limited((blob(), AFFINE)).labels, expected)
 
 
-def test_what_cannot_fit_is_refused_with_the_reason_and_the_rest_is_done(tmp_path):
+def test_a_scan_that_does_not_fit_is_rejected_with_the_reason_and_others_are_done(tmp_path):
     model = write_model(tmp_path / "m.safetensors")
     (tmp_path / "in").mkdir()
     nibabel.save(nibabel.Nifti1Image(blob(), AFFINE), tmp_path / "in" / "small.nii.gz")

@@ -1,4 +1,4 @@
-"""Components that rules drop, against scipy on the whole image, whatever slabs it is read in."""
+"""Components that rules drop, for any slab size, against scipy on the whole image."""
 
 import tracemalloc
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from volseg.config import ComponentRule
 from volseg.errors import ResourceError
-from volseg.inference.components import PIECE_BYTES, keep_components, slabs
+from volseg.inference.components import COMPONENT_BYTES, keep_components, slabs
 
 RULES = {
     1: ComponentRule(largest_only=True),
@@ -39,7 +39,7 @@ def by_scipy(labels: np.ndarray, rules: dict[int, ComponentRule], voxel_ml: floa
     dtype=st.sampled_from([np.uint8, np.uint16]),
     order=st.sampled_from(["C", "F"]),
 )
-def test_slabs_keep_what_one_look_at_the_whole_keeps(seed, shape, density, planes, dtype, order) -> None:
+def test_slabs_keep_the_same_components_as_the_whole_image(seed, shape, density, planes, dtype, order) -> None:
     generator = np.random.default_rng(seed)
     labels = (generator.integers(1, 5, shape) * (generator.random(shape) < density)).astype(dtype)
     labels = labels.copy(order=order)
@@ -50,7 +50,7 @@ def test_slabs_keep_what_one_look_at_the_whole_keeps(seed, shape, density, plane
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_rules_are_for_their_own_labels() -> None:
+def test_rules_apply_to_their_own_labels_only() -> None:
     labels = np.zeros((6, 6, 6), np.uint16)
     labels[0, 0, 0], labels[2:4, 2:4, 2:4], labels[5, 5, 5], labels[0, 5, 5] = 300, 300, 7, 7
     before = labels.copy()
@@ -63,8 +63,8 @@ def test_rules_are_for_their_own_labels() -> None:
 
 
 @pytest.mark.parametrize("dropped", [True, False])
-def test_a_comb_whose_teeth_meet_in_the_last_plane_has_one_fate(dropped: bool) -> None:
-    # In every slab before the last the teeth look like pieces of their own, each smaller than the block.
+def test_a_comb_whose_teeth_meet_in_the_last_plane_is_one_component(dropped: bool) -> None:
+    # In every slab before the last the teeth are separate components, each smaller than the block.
     labels = np.zeros((12, 9, 9), np.uint8)
     labels[1:, 2:7:2, 2] = 1
     labels[11, 2:7, 2] = 1
@@ -77,7 +77,7 @@ def test_a_comb_whose_teeth_meet_in_the_last_plane_has_one_fate(dropped: bool) -
 
 
 @pytest.mark.parametrize("voxel_ml", [0.1, float(np.nextafter(np.float32(0.1), np.float32(0)))])
-def test_exactly_the_smallest_volume_stays_whatever_the_rounding_of_the_affine(voxel_ml: float) -> None:
+def test_exactly_the_smallest_volume_is_kept_for_any_rounding_of_the_affine(voxel_ml: float) -> None:
     labels = np.zeros((3, 9, 9), np.uint8)
     labels[1, 1, 1:4], labels[1, 5, 1:3] = 1, 1
     keep_components(labels, {1: ComponentRule(smallest_ml=0.3)}, voxel_ml)
@@ -106,30 +106,30 @@ def test_no_copy_of_the_image_is_made(order: str) -> None:
     assert peak < labels.size / 2
 
 
-def test_more_pieces_than_there_is_room_for_are_refused_and_nothing_is_changed() -> None:
+def test_components_above_the_memory_limit_are_rejected_and_nothing_is_changed() -> None:
     labels = np.zeros((64, 64, 64), np.uint8)
     labels[::2, ::2, ::2] = 1
     before, rules = labels.copy(), {1: ComponentRule(smallest_ml=2.0)}
-    # A plane at a time, each together with the one before, and the background in each.
-    pieces = 64 * 32**2 + 64
-    with pytest.raises(ResourceError, match=f"more than {pieces} pieces.*--max-memory leaves. Allow more"):
-        keep_components(labels, rules, 1.0, slab_voxels=1, room=PIECE_BYTES * pieces - 1)
+    # One plane at a time, each with the plane before it, and the background of each.
+    count = 64 * 32**2 + 64
+    with pytest.raises(ResourceError, match=f"more than {count} connected comp.*--max-memory leaves. Raise it"):
+        keep_components(labels, rules, 1.0, slab_voxels=1, max_bytes=COMPONENT_BYTES * count - 1)
     np.testing.assert_array_equal(labels, before)
-    assert keep_components(labels, rules, 1.0, slab_voxels=1, room=PIECE_BYTES * pieces) == {1: 32**3}
+    assert keep_components(labels, rules, 1.0, slab_voxels=1, max_bytes=COMPONENT_BYTES * count) == {1: 32**3}
 
 
 @pytest.mark.parametrize("values", [1, 120])
-def test_pieces_take_no_more_than_is_planned_for_them(values: int) -> None:
+def test_components_take_no_more_memory_than_planned(values: int) -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(1, values + 1, (48, 256, 256), np.uint8)
     if values == 1:
         labels[1::2], labels[:, 1::2], labels[:, :, 1::2] = 0, 0, 0
     slab = 4 * 256 * 256
-    pieces = sum(one.pieces.shape[1] for one in slabs(labels, slab))
+    count = sum(one.components.shape[1] for one in slabs(labels, slab))
     rules = {value: ComponentRule(largest_only=True) for value in range(1, values + 1)}
     tracemalloc.start()
     keep_components(labels, rules, 1.0, slab)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert pieces > 1e5
-    assert peak < PIECE_BYTES * pieces
+    assert count > 1e5
+    assert peak < COMPONENT_BYTES * count

@@ -1,4 +1,4 @@
-"""The stream of windows, blending and upsampling against the plain full-volume computation."""
+"""Sliding windows, blending and resampling against the plain computation on the full volume."""
 
 from collections.abc import Callable
 from itertools import product
@@ -22,21 +22,21 @@ PATCH = (4, 6, 5)
 
 
 def predictor_of(classes: int, channels: int = 1) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A small random network whose answer depends on the whole window, as instance normalisation makes it."""
+    """A small random network whose output depends on the whole window, as with instance norm."""
     generator = torch.Generator().manual_seed(classes)
     weight = torch.randn(classes, channels, 3, 3, 3, generator=generator)
     ramp = torch.randn(classes, *PATCH, generator=generator)
 
     def predict(batch: torch.Tensor) -> torch.Tensor:
-        answer = F.conv3d(batch, weight, padding=1)
-        return answer / (1 + batch.std((1, 2, 3, 4), keepdim=True)) + ramp
+        output = F.conv3d(batch, weight, padding=1)
+        return output / (1 + batch.std((1, 2, 3, 4), keepdim=True)) + ramp
 
     return predict
 
 
-def segment(volume: torch.Tensor, answer, windows: Windows, box: Triple, progress=None, **options) -> torch.Tensor:
-    """All planes of labels put together, in network order (D, H, W)."""
-    predictor = answer if isinstance(answer, Predictor) else Predictor(answer)
+def segment(volume: torch.Tensor, network, windows: Windows, box: Triple, progress=None, **options) -> torch.Tensor:
+    """All planes of labels, concatenated, in network order (D, H, W)."""
+    predictor = network if isinstance(network, Predictor) else Predictor(network)
     engine = Engine(predictor, windows, CPU, progress=progress)
     planes = [labels for _, labels in label_planes(volume, engine, Target(box, **options))]
     order = stream_order(tuple(volume.shape[1:]))
@@ -46,7 +46,7 @@ def segment(volume: torch.Tensor, answer, windows: Windows, box: Triple, progres
 def full_logits(
     volume: torch.Tensor, predictor: Callable[[torch.Tensor], torch.Tensor], windows: Windows
 ) -> torch.Tensor:
-    """All windows of the padded volume added up in float64 and divided by the sum of their weights."""
+    """The weighted sum of all windows of the padded volume in float64, divided by the sum of the weights."""
     missing = [max(0, patch - size) for size, patch in zip(volume.shape[1:], windows.patch_size, strict=True)]
     below = [miss // 2 for miss in missing]
     above = [miss - low for miss, low in zip(missing, below, strict=True)]
@@ -57,18 +57,18 @@ def full_logits(
     total = count = torch.zeros(())
     for place in product(*starts):
         part = (slice(None), *(slice(a, a + p) for a, p in zip(place, windows.patch_size, strict=True)))
-        answer = predictor(padded[part][None])[0].double()
+        output = predictor(padded[part][None])[0].double()
         if total.ndim == 0:
-            total = torch.zeros(answer.shape[0], *padded.shape[1:], dtype=torch.float64)
+            total = torch.zeros(output.shape[0], *padded.shape[1:], dtype=torch.float64)
             count = torch.zeros(1, *padded.shape[1:], dtype=torch.float64)
-        total[part] += answer * weight
+        total[part] += output * weight
         count[part] += weight
     kept = tuple(slice(low, low + size) for low, size in zip(below, volume.shape[1:], strict=True))
     return (total / count)[(slice(None), *kept)]
 
 
 def gathered(volume: torch.Tensor, predictor, windows: Windows, axis: int) -> torch.Tensor:
-    """All slabs of a stream put together, in network order."""
+    """All slabs of a stream, concatenated, in network order."""
     order = (axis, *(other for other in range(3) if other != axis))
     predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor)
     slabs = [(start, slab.clone()) for start, slab in stream_logits(volume, Engine(predictor, windows, CPU), order)]
@@ -77,7 +77,7 @@ def gathered(volume: torch.Tensor, predictor, windows: Windows, axis: int) -> to
     return torch.cat([slab for _, slab in slabs], dim=1).movedim(1, axis + 1)
 
 
-# Smaller than the window, one voxel thick, the window, one voxel more, no multiple of anything.
+# Smaller than the window, one voxel thick, equal to the window, one voxel larger, not a multiple of it.
 AWKWARD = [(1, 1, 1), (3, 2, 4), (4, 6, 5), (5, 7, 6), (1, 7, 13), (13, 1, 6), (9, 17, 3), (10, 11, 23), (19, 8, 11)]
 
 
@@ -121,7 +121,7 @@ def test_nearest_axis_is_an_axis_of_the_volume(shape: Triple, nearest_axis: int)
     assert bool((full.gather(0, labels.long()[None])[0] >= full.amax(0) - 2e-5).all())
 
 
-def test_a_constant_answer_stays_constant() -> None:
+def test_a_constant_output_stays_constant() -> None:
     def constant(batch: torch.Tensor) -> torch.Tensor:
         return torch.tensor([0.5, 3.0, -1.0]).reshape(1, 3, 1, 1, 1).expand(len(batch), 3, *batch.shape[2:])
 
@@ -133,7 +133,7 @@ def test_a_constant_answer_stays_constant() -> None:
     assert segment(volume, constant, Windows(PATCH), (20, 20, 20)).unique().tolist() == [1]
 
 
-def test_a_predictor_that_repeats_the_window_gives_the_volume_back() -> None:
+def test_an_identity_network_gives_the_volume() -> None:
     volume = torch.randn(1, 9, 14, 7)
     windows = Windows(PATCH, batch_size=4)
     logits = gathered(volume, lambda batch: torch.cat([batch, -batch], dim=1), windows, axis=1)
@@ -142,13 +142,13 @@ def test_a_predictor_that_repeats_the_window_gives_the_volume_back() -> None:
     assert torch.equal(labels, (volume[0] < 0).to(torch.uint8))
 
 
-def test_a_single_window_is_not_touched_by_its_weights() -> None:
+def test_a_single_window_is_not_changed_by_its_weights() -> None:
     volume = torch.randn(1, *PATCH)
     assert torch.equal(gathered(volume, predictor_of(3), Windows(PATCH), axis=0), predictor_of(3)(volume[None])[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_answers_are_added_up_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_outputs_are_summed_in_float32(dtype: torch.dtype) -> None:
     volume = torch.randn(1, 9, 7, 11)
     network = predictor_of(3)
 
@@ -161,7 +161,7 @@ def test_half_precision_answers_are_added_up_in_float32(dtype: torch.dtype) -> N
     )
 
 
-def test_constant_windows_are_answered_once_and_exactly() -> None:
+def test_constant_windows_are_computed_once_and_exactly() -> None:
     volume = torch.full((1, 40, 6, 5), -1.0)
     volume[:, 18:23] = torch.randn(1, 5, 6, 5)
     seen: list[int] = []
@@ -176,14 +176,14 @@ def test_constant_windows_are_answered_once_and_exactly() -> None:
     mixed = sum(1 for start in window_starts(40, 4, 0.5) if start + 4 > 18 and start < 23)
     assert sum(seen) == mixed + 1
     torch.testing.assert_close(logits.double(), full_logits(volume, network, windows), rtol=0, atol=2e-5)
-    # Noise far below rounding makes no window constant: the same answers, each computed.
+    # With noise far below rounding no window is constant: the same outputs, each computed.
     noisy = volume + torch.randn(volume.shape) * 1e-7
     torch.testing.assert_close(logits, gathered(noisy, network, windows, axis=0), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 16])
 @pytest.mark.parametrize("axes", [(0,), (2,), (0, 1), (0, 1, 2)])
-def test_mirroring_averages_all_flips(axes: tuple[int, ...], batch_size: int) -> None:
+def test_flips_are_averaged(axes: tuple[int, ...], batch_size: int) -> None:
     network = predictor_of(3)
     calls: list[int] = []
 
@@ -201,9 +201,9 @@ def test_mirroring_averages_all_flips(axes: tuple[int, ...], batch_size: int) ->
     assert sum(calls) == len(batch) * 2 ** len(axes)
 
 
-def test_mirrored_volume_gives_mirrored_labels() -> None:
+def test_a_flipped_volume_gives_flipped_labels() -> None:
     volume = torch.randn(1, 12, 6, 5)
-    # Symmetric about the window's middle, so that the blend of mirrored windows is the mirrored blend.
+    # Symmetric about the centre of the window, so that blending flipped windows equals flipping the blend.
     windows = Windows(PATCH, overlap=0.0, mirror_axes=(0, 1, 2), batch_size=8)
     labels = segment(volume, predictor_of(4), windows, (12, 6, 5))
     assert torch.equal(segment(volume.flip(1, 3), predictor_of(4), windows, (12, 6, 5)), labels.flip(0, 2))
@@ -222,17 +222,17 @@ def test_progress_counts_every_window() -> None:
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
-def test_answers_that_are_no_numbers_are_refused(wrong: float) -> None:
+def test_outputs_with_nan_or_inf_are_rejected(wrong: float) -> None:
     def broken(batch: torch.Tensor) -> torch.Tensor:
-        answer = predictor_of(3)(batch)
-        answer[0, 1, 2, 2, 2] = wrong
-        return answer
+        output = predictor_of(3)(batch)
+        output[0, 1, 2, 2, 2] = wrong
+        return output
 
     with pytest.raises(VolsegError, match="contains NaN or Inf"):
         segment(torch.randn(1, 9, 6, 5), broken, Windows(PATCH), (9, 6, 5))
 
 
-def test_a_head_after_the_blending_gives_the_logits_of_a_head_before_it() -> None:
+def test_a_head_after_blending_equals_a_head_before_blending() -> None:
     volume = torch.randn(1, 19, 8, 11)
     generator = torch.Generator().manual_seed(3)
     weight, bias = torch.randn(7, 3, generator=generator), torch.randn(7, generator=generator)
@@ -247,7 +247,7 @@ def test_a_head_after_the_blending_gives_the_logits_of_a_head_before_it() -> Non
         torch.testing.assert_close(gathered(volume, after, Windows(PATCH), axis), expected, rtol=0, atol=2e-5)
 
 
-def test_regions_overlap_and_later_ones_are_written_over_earlier_ones() -> None:
+def test_regions_overlap_and_later_ones_overwrite_earlier_ones() -> None:
     volume = torch.randn(1, 9, 8, 11, generator=torch.Generator().manual_seed(4))
     windows, predictor, box = Windows(PATCH), predictor_of(3), (13, 8, 5)
     logits = F.interpolate(
@@ -280,7 +280,7 @@ def test_a_sink_sees_every_logit_once_and_changes_no_label(shape: Triple) -> Non
 
 
 class LargestAllocation(TorchDispatchMode):
-    """Remembers the most bytes under any tensor an operation returned, the volume and the labels left out."""
+    """The largest tensor in bytes that any operation returned, except the volume and the labels."""
 
     def __init__(self, volume: torch.Tensor, label_bytes: int) -> None:
         super().__init__()

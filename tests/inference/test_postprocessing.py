@@ -1,4 +1,4 @@
-"""Rules about components: counted and chosen on images made by hand, then from a training run to a scan's record."""
+"""Component rules: counted and chosen on images made by hand, then from a training run to a scan's JSON file."""
 
 import json
 from pathlib import Path
@@ -52,31 +52,31 @@ def test_dice_from_a_tally_is_that_of_the_image_after_the_rule(seed, order, igno
 
 
 def found(*components: tuple[int, int], true: int) -> Tally:
-    """A case of 1 mm3 voxels with components of label 1, as (voxels, how many of them are right)."""
-    sizes, right = zip(*components, strict=True) if components else ((), ())
-    return Tally(np.array([[1] * len(sizes), sizes, sizes, right], np.int64), {1: true}, 0.001)
+    """A case of 1 mm3 voxels with components of label 1, as (voxels, correct voxels)."""
+    sizes, correct = zip(*components, strict=True) if components else ((), ())
+    return Tally(np.array([[1] * len(sizes), sizes, sizes, correct], np.int64), {1: true}, 0.001)
 
 
-def test_specks_give_the_mildest_size_that_drops_them() -> None:
-    # The first has 2 * 900 of 1000 + 1000 and a speck of 20; the second nothing to drop.
+def test_small_components_give_the_mildest_size_that_drops_them() -> None:
+    # The first has 2 * 900 of 1000 + 1000 and a component of 20; the second has nothing to drop.
     rules = choose_rules([found((1000, 900), (20, 0), true=1000), found((500, 500), true=500)], ORGAN)
     assert rules == {
         "organ": ComponentRule(smallest_ml=0.03, dice_before=(1800 / 2020 + 1) / 2, dice_after=(1800 / 2000 + 1) / 2)
     }
 
 
-def test_pieces_that_no_size_tells_apart_give_the_largest_only() -> None:
-    # What is wrong in the first case is larger than what is right in the second.
+def test_components_that_no_size_separates_give_the_largest_only() -> None:
+    # The wrong component of the first case is larger than the correct one of the second.
     rules = choose_rules([found((1000, 900), (700, 0), true=1000), found((600, 600), true=600)], ORGAN)
     assert (rules["organ"].smallest_ml, rules["organ"].largest_only) == (0, True)
     assert rules["organ"].dice_after == (0.9 + 1) / 2
 
 
-def test_a_label_that_is_not_there_needs_a_size_and_others_the_largest_as_well() -> None:
+def test_an_absent_label_needs_a_size_and_others_the_largest_as_well() -> None:
     cases = [found((50, 0), true=0), found((1000, 900), (700, 0), true=1000), found((600, 600), true=600)]
     rule = choose_rules(cases, ORGAN)["organ"]
     assert (rule.smallest_ml, rule.largest_only) == (0.1, True)
-    # Where it is in neither image, a case does not count.
+    # A case without the label in both images does not count.
     assert (rule.dice_before, rule.dice_after) == ((0 + 1800 / 2700 + 1) / 3, (0.9 + 1) / 2)
 
 
@@ -84,9 +84,9 @@ def test_a_label_that_is_not_there_needs_a_size_and_others_the_largest_as_well()
     "cases",
     [
         [found((1000, 900), true=1000)],
-        [found((1000, 900), (20, 20), true=1000)],  # two pieces that are right
-        [found((1000, 900), (20, 20), true=1000), found((1000, 900), (20, 0), true=1000)],  # as much is lost as is won
-        [found((100_000, 100_000), (5, 0), true=100_000)],  # less than is seen in four decimals
+        [found((1000, 900), (20, 20), true=1000)],  # two correct components
+        [found((1000, 900), (20, 20), true=1000), found((1000, 900), (20, 0), true=1000)],  # as much lost as gained
+        [found((100_000, 100_000), (5, 0), true=100_000)],  # does not show in four decimals
         [found(true=1000)],
         [found((1000, 0), true=0)],
         [found(true=0)],
@@ -104,9 +104,9 @@ def test_sizes_are_tried_from_small_to_large() -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (ComponentRule(smallest_ml=0.03), "a: components of at least 0.03 ml"),
+        (ComponentRule(smallest_ml=0.03), "a: components of at least 0.03 mL"),
         (ComponentRule(largest_only=True), "a: only the largest component"),
-        (ComponentRule(smallest_ml=1, largest_only=True), "a: only the largest component, if of at least 1 ml"),
+        (ComponentRule(smallest_ml=1, largest_only=True), "a: only the largest component, if of at least 1 mL"),
         (
             ComponentRule(largest_only=True, dice_before=0.5, dice_after=0.62344),
             "a: only the largest component (Dice 0.5000 before, 0.6234 after)",
@@ -115,7 +115,7 @@ def test_sizes_are_tried_from_small_to_large() -> None:
 )
 def test_rules_in_words(rule: ComponentRule, words: str) -> None:
     assert rules_in_words({"a": rule}) == words
-    assert rules_in_words({"a": rule, "b": ComponentRule(smallest_ml=3)}) == f"{words}; b: components of at least 3 ml"
+    assert rules_in_words({"a": rule, "b": ComponentRule(smallest_ml=3)}) == f"{words}; b: components of at least 3 mL"
     assert rules_in_words({}) == "none"
 
 
@@ -128,7 +128,7 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(phantoms, tmp_path_factory) -> Path:
-    """So few steps that the network still takes specks for structures."""
+    """So few steps that the network still labels small false components."""
     overrides = [*TINY, "training.workers=0"]
     return train(
         phantoms, tmp_path_factory.mktemp("runs") / "run", folds=2, steps=12, overrides=overrides, device="cpu"
@@ -148,7 +148,7 @@ def load(path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(path).dataobj)
 
 
-def test_a_run_stores_what_helped_with_the_figures_before_and_after(run, phantoms, plain, tmp_path) -> None:
+def test_a_run_stores_the_rules_that_helped_with_the_scores_before_and_after(run, phantoms, plain, tmp_path) -> None:
     scores = json.loads((run / "validation.json").read_text())
     rules = read_card(run / "model.safetensors").postprocessing
     assert rules
@@ -167,42 +167,42 @@ def test_a_run_stores_what_helped_with_the_figures_before_and_after(run, phantom
             assert before["labels"][name] == after["labels"][name]
 
 
-def test_predicting_applies_what_is_stored_and_says_so(run, phantoms, plain, tmp_path) -> None:
+def test_prediction_applies_the_stored_rules_and_records_them(run, phantoms, plain, tmp_path) -> None:
     scan = next((phantoms / "imagesTs").iterdir())
     segmenter = Segmenter.load(run / "model.safetensors", device="cpu")
     rules = segmenter.card.postprocessing
     result, raw = segmenter(scan), plain(scan)
     expected = raw.labels.copy()
-    told = postprocess(expected, (BALL, ROD), rules, raw.scan.geometry.voxel_ml)
+    applied = postprocess(expected, (BALL, ROD), rules, raw.scan.geometry.voxel_ml)
     np.testing.assert_array_equal(result.labels, expected)
     result.save(tmp_path / "seg.nii.gz")
     record = json.loads((tmp_path / "seg.json").read_text())
-    assert record["postprocessing"] == told
+    assert record["postprocessing"] == applied
     for label in (BALL, ROD):
         final = int((load(tmp_path / "seg.nii.gz") == label.value).sum())
         assert record["labels"][label.name]["voxels"] == final
-        removed = told[label.name]["voxels_removed"] if label.name in told else 0
+        removed = applied[label.name]["voxels_removed"] if label.name in applied else 0
         assert removed == int((raw.labels == label.value).sum()) - final
-    assert sum(entry["voxels_removed"] for entry in told.values()) > 0
+    assert sum(entry["voxels_removed"] for entry in applied.values()) > 0
     assert raw.record["postprocessing"] == {}
 
 
-def test_pieces_that_do_not_fit_the_limit_are_refused(run, phantoms, monkeypatch) -> None:
+def test_components_above_the_memory_limit_are_rejected(run, phantoms, monkeypatch) -> None:
     scan = next((phantoms / "imagesTs").iterdir())
     limited = Segmenter.load(run / "model.safetensors", device="cpu", max_memory="64G")
     assert limited(scan).record["postprocessing"]
-    monkeypatch.setattr(components, "PIECE_BYTES", 1 << 40)
+    monkeypatch.setattr(components, "COMPONENT_BYTES", 1 << 40)
     with pytest.raises(ResourceError, match="--max-memory leaves"):
         limited(scan)
 
 
-def test_validation_files_are_what_the_model_answers(run, phantoms) -> None:
+def test_validation_files_are_the_results_of_the_model(run, phantoms) -> None:
     segmenter = Segmenter.load(run / "model.safetensors", device="cpu")
     for path in (run / "validation").iterdir():
         np.testing.assert_array_equal(load(path), segmenter(phantoms / "imagesTr" / path.name).labels)
 
 
-def test_info_says_it_of_the_model_and_of_the_run(run) -> None:
+def test_info_shows_the_rules_of_the_model_and_of_the_run(run) -> None:
     rules = read_card(run / "model.safetensors").postprocessing
     for path in (run, run / "model.safetensors"):
         assert describe(path)["postprocessing"] == rules_in_words(rules)

@@ -1,4 +1,4 @@
-"""Volumes and flags of small label images made by hand, and components against one pass over the whole."""
+"""Volumes and flags of small label images made by hand, and components against one pass over the whole image."""
 
 import tracemalloc
 
@@ -54,12 +54,12 @@ def test_a_label_in_an_outer_slice_touches_the_border(axis: int, side: int) -> N
 
 
 @pytest.mark.parametrize(("second", "flags"), [(4, ()), (5, ("several_components",))])
-def test_a_second_piece_counts_from_a_twentieth_on(second: int, flags: tuple[str, ...]) -> None:
+def test_a_second_component_counts_from_a_twentieth_on(second: int, flags: tuple[str, ...]) -> None:
     labels = image((20, 20, 20))
     labels[2:7, 2:7, 2:5] = 1
     labels[2:7, 2:6, 5] = 1
     labels[12, 12, 2 : 2 + second] = 1
-    # Pieces of 95 and 4 or 5 voxels; a touching corner would make them one.
+    # Components of 95 and 4 or 5 voxels; a touching corner would make them one.
     assert measure(labels, [Label(name="organ", value=1)], 1.0)[0].flags == flags
     labels[7, 6, 5] = 1
     labels[12, 12, 2 : 2 + second] = 0
@@ -75,7 +75,7 @@ def test_volume_is_compared_with_the_training_cases(limits: tuple[float, float],
 
 
 def test_a_spiral_through_many_slabs_is_one_component() -> None:
-    # Two combs that meet only in the last slice: in every slab before it they look like many pieces.
+    # Two combs that meet only in the last slice: in every slab before it they are many components.
     labels = image((12, 9, 9))
     labels[1:, 2:7:2, 2] = 1
     labels[11, 2:7, 2] = 1
@@ -113,7 +113,7 @@ def test_regions_are_measured_with_all_their_parts() -> None:
     table = [Label(name="whole", value=1, parts=(1, 2, 3)), Label(name="core", value=2, parts=(2, 3))]
     whole, core = measure(labels, table, voxel_ml=0.001)
     assert (whole.voxels, core.voxels) == (216 + 3, 8 + 3)
-    # Three voxels are a speck beside 216, and a second piece beside 8; both are at the border.
+    # Three voxels are noise next to 216, and a second component next to 8; both are at the border.
     assert whole.flags == ("touches_border",)
     assert core.flags == ("touches_border", "several_components")
 

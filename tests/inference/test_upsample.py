@@ -1,4 +1,4 @@
-"""Boundary-only upsampling gives the labels of interpolating everything."""
+"""Boundary-only resampling gives the same labels as interpolating everything."""
 
 import pytest
 import torch
@@ -19,14 +19,14 @@ def slabs_of(logits: torch.Tensor, depth: int) -> list[tuple[int, torch.Tensor]]
 
 
 def labels_from_slabs(slabs, source: Triple, target: Triple, nearest_axis: int | None = None) -> torch.Tensor:
-    """All planes put together."""
-    made = list(label_slabs(slabs, source, target, nearest_axis=nearest_axis))
-    assert [first for first, _ in made] == [sum(len(one) for _, one in made[:count]) for count in range(len(made))]
-    return torch.cat([labels for _, labels in made])
+    """All planes, concatenated."""
+    parts = list(label_slabs(slabs, source, target, nearest_axis=nearest_axis))
+    assert [first for first, _ in parts] == [sum(len(one) for _, one in parts[:count]) for count in range(len(parts))]
+    return torch.cat([labels for _, labels in parts])
 
 
 def interpolated(logits: torch.Tensor, target: Triple, nearest_axis: int | None = None) -> torch.Tensor:
-    """Everything interpolated in float64 by torch; one axis may be taken from the nearest voxel first."""
+    """All logits interpolated in float64 by torch, after nearest neighbour along one axis if given."""
     if nearest_axis is not None:
         index = nearest_index(logits.shape[nearest_axis + 1], target[nearest_axis], logits.device)
         logits = logits.index_select(nearest_axis + 1, index)
@@ -51,7 +51,7 @@ def speckled(generator: torch.Generator, classes: int, shape: Triple) -> torch.T
     return torch.randn(classes, *shape, generator=generator)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 2.0], ids=["dense", "chosen", "gathered"])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 2.0], ids=["dense", "chosen", "gathered"])
 @pytest.mark.parametrize("field", [smooth, speckled])
 @settings(max_examples=40, deadline=None)
 @given(
@@ -62,10 +62,12 @@ def speckled(generator: torch.Generator, classes: int, shape: Triple) -> torch.T
     nearest_axis=st.sampled_from([None, 0, 1, 2]),
     seed=st.integers(0, 1000),
 )
-def test_labels_are_those_of_interpolating_everything(share, field, source, target, classes, depth, nearest_axis, seed):
+def test_labels_are_those_of_interpolating_everything(
+    fraction, field, source, target, classes, depth, nearest_axis, seed
+):
     logits = field(torch.Generator().manual_seed(seed), classes, source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upsample, "DENSE_SHARE", share)
+        patch.setattr(upsample, "DENSE_FRACTION", fraction)
         patch.setattr(upsample, "BLOCK_LOGITS", {"cpu": 400})
         labels = labels_from_slabs(slabs_of(logits, depth), source, target, nearest_axis)
     assert labels.dtype == torch.uint8
@@ -86,7 +88,7 @@ def test_halfway_between_two_classes_by_hand() -> None:
 
 
 def test_a_third_class_may_win_between_two_others() -> None:
-    # At the middle the classes stand at 0.5, 0.5 and 0.8: the winner is in neither neighbour.
+    # Halfway, the logits are 0.5, 0.5 and 0.8: the winner is the class of neither neighbour.
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.8]]).reshape(3, 2, 1, 1)
     assert labels_from_slabs([(0, logits)], (2, 1, 1), (8, 1, 1)).flatten().tolist() == [0, 0, 0, 2, 2, 1, 1, 1]
 
@@ -100,7 +102,7 @@ def test_more_than_255_classes_are_int16() -> None:
     assert_winners(labels_from_slabs(slabs_of(logits, 2), (3, 2, 2), (5, 5, 3)), logits, (5, 5, 3))
 
 
-def test_slabs_may_be_overwritten_once_the_next_is_asked_for() -> None:
+def test_slabs_may_be_overwritten_once_the_next_is_requested() -> None:
     logits = torch.randn(3, 9, 4, 5)
 
     def reused():

@@ -1,4 +1,4 @@
-"""Where windows stand, what they weigh and what they read."""
+"""Positions, weights and contents of windows."""
 
 import itertools
 
@@ -28,7 +28,9 @@ CPU = torch.device("cpu")
         (145, 96, 0.5, [0, 24, 49]),
     ],
 )
-def test_windows_are_spread_evenly_and_end_flush(size: int, patch: int, overlap: float, starts: list[int]) -> None:
+def test_windows_are_evenly_spaced_and_end_with_the_volume(
+    size: int, patch: int, overlap: float, starts: list[int]
+) -> None:
     assert window_starts(size, patch, overlap) == starts
 
 
@@ -52,9 +54,9 @@ def test_two_windows_blend_by_their_gaussians() -> None:
     first, second = axis_tiles(6, 4, 0.5, CPU)
     # Importance of the first, second, ... voxel of a window; the two windows share voxels 2 and 3.
     peak = gaussian(4).tolist()
-    shares = torch.tensor([peak[2] / (peak[2] + peak[0]), peak[3] / (peak[3] + peak[1])])
-    torch.testing.assert_close(first.weight, torch.cat([torch.ones(2), shares]))
-    torch.testing.assert_close(second.weight, torch.cat([1 - shares, torch.ones(2)]))
+    fractions = torch.tensor([peak[2] / (peak[2] + peak[0]), peak[3] / (peak[3] + peak[1])])
+    torch.testing.assert_close(first.weight, torch.cat([torch.ones(2), fractions]))
+    torch.testing.assert_close(second.weight, torch.cat([1 - fractions, torch.ones(2)]))
 
 
 def test_reading_pads_a_short_axis_with_zeros_on_both_sides() -> None:

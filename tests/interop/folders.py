@@ -1,6 +1,6 @@
 """Small nnU-Net v2 model folders with random weights, and scans for them, made without nnU-Net.
 
-All numbers come from NumPy's seeded generators, so a folder can be made again anywhere, equal to the last bit.
+All numbers come from NumPy's seeded generators, so a folder can be made again on any machine, bit for bit.
 """
 
 import json
@@ -125,7 +125,7 @@ def dataset_of(variant: Variant) -> dict[str, Any]:
 
 
 def checkpoint(variant: Variant, fold: int) -> dict[str, Any]:
-    """A checkpoint with what predicting needs."""
+    """A checkpoint with the parts that prediction needs."""
     return {
         "network_weights": network_weights(variant, np.random.default_rng(fold)),
         "init_args": {"configuration": CONFIGURATION, "fold": fold},
@@ -135,7 +135,7 @@ def checkpoint(variant: Variant, fold: int) -> dict[str, Any]:
 
 
 def unstripped(document: dict[str, Any], plans: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
-    """The same checkpoint as a training run leaves it: NumPy scalars, the optimizer's state, a torch.device."""
+    """The same checkpoint as a training run leaves it: NumPy scalars, the optimiser's state, a torch.device."""
     weights = document["network_weights"]
     buffers = {index: {"momentum_buffer": torch.zeros_like(one)} for index, one in enumerate(weights.values())}
     group = {"lr": 0.01, "momentum": 0.99, "nesterov": True, "foreach": None, "params": list(buffers)}
@@ -187,7 +187,7 @@ def network_weights(variant: Variant, rng: np.random.Generator) -> dict[str, tor
             add_block(decoder, f"stages.{i}.convs.{k}", before, features[s], kernels[s], variant, rng)
         shape = (variant.heads, features[s], 1, 1, 1)
         add_conv(decoder, f"seg_layers.{i}", shape, features[s], variant.heads, rng)
-        # Without this one class would win nearly everywhere, as activations are mostly positive.
+        # Without this, one class would win nearly everywhere, because activations are mostly positive.
         decoder[f"seg_layers.{i}.weight"] -= decoder[f"seg_layers.{i}.weight"].mean(1, keepdim=True)
     names = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
     return names | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
@@ -202,7 +202,7 @@ def add_residual_block(tensors, name, before, after, kernel, stride, variant, rn
 
 
 def add_block(tensors, name, before, after, kernel, variant, rng, bias=None) -> None:
-    """Convolution and norm, each by its own name and by its place in the sequence."""
+    """Convolution and norm, each under its own name and under its index in the sequence."""
     biases = after * (variant.conv_bias if bias is None else bias)
     add_conv(tensors, f"{name}.conv", (after, before, *kernel), before * int(np.prod(kernel)), biases, rng)
     norm = {"weight": rng.uniform(0.5, 1.5, after), "bias": rng.normal(0, 0.5, after)}
@@ -225,7 +225,7 @@ def add_conv(tensors, name, shape, fan_in, biases, rng) -> None:
 
 
 def write_scan(folder: Path, variant: Variant, scale: int = 1) -> list[Path]:
-    """A scan for the variant, one file per channel: case_0000.nii.gz and on; 18 x 20 x 16 voxels times `scale`."""
+    """A scan for the variant, one file per channel (case_0000.nii.gz, ...); 18 x 20 x 16 voxels times `scale`."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = (18 * scale, 20 * scale, 16 * scale)
     directions = [-1.0 if axis in variant.scan_flips else 1.0 for axis in range(3)]
@@ -241,7 +241,7 @@ def write_scan(folder: Path, variant: Variant, scale: int = 1) -> list[Path]:
 
 
 def smooth(shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-    """Waves of a few voxels and more, 1 to 255, int16, then noise of a few units."""
+    """Sine waves with periods of some voxels plus noise of a few units, 1 to 255, int16."""
     grid = np.stack(np.meshgrid(*(np.arange(size) for size in shape), indexing="ij"), axis=-1)
     total = np.zeros(shape)
     for _ in range(12):

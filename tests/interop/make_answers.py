@@ -1,6 +1,6 @@
 """nnU-Net's own labels for the model folders and scans of `tests.interop.variants`, stored in answers.npz.
 
-Where nnunetv2 is installed (2.8.1 made what is stored):
+Where nnunetv2 is installed (2.8.1 made the stored labels):
 
     python -m tests.interop.make_answers
 """
@@ -25,7 +25,7 @@ from tests.interop.variants import VARIANTS
 ANSWERS = Path(__file__).parent / "answers.npz"
 
 for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-    # nnU-Net speaks of folders that predicting does not need when these are not set.
+    # Unless these are set, nnU-Net prints warnings about folders that prediction does not need.
     os.environ.setdefault(name, tempfile.gettempdir())
 
 with warnings.catch_warnings():
@@ -34,7 +34,7 @@ with warnings.catch_warnings():
 
 
 def nnunet_labels(folder: Path, scan: list[Path], output: Path) -> np.ndarray:
-    """What nnU-Net answers for a scan with all folds of a model, without mirroring: (I, J, K)."""
+    """nnU-Net's labels of a scan with all folds of a model, without test-time flips: (I, J, K)."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), in_float32():
         warnings.simplefilter("ignore")
         predictor = nnunet.nnUNetPredictor(
@@ -54,13 +54,13 @@ def in_float32() -> Iterator[None]:
 
 
 def main() -> None:
-    answers = {}
+    labels = {}
     for name, variant in VARIANTS.items():
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(temporary)
             folder, scan = write_folder(place / "model", variant), write_scan(place, variant)
-            answers[name] = nnunet_labels(folder, scan, place).astype(np.uint8)
-    np.savez_compressed(ANSWERS, **answers)
+            labels[name] = nnunet_labels(folder, scan, place).astype(np.uint8)
+    np.savez_compressed(ANSWERS, **labels)
 
 
 if __name__ == "__main__":

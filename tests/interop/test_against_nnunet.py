@@ -1,4 +1,4 @@
-"""Whole predictions beside nnU-Net's: its stored answers everywhere, itself where nnunetv2 is installed.
+"""Whole predictions against nnU-Net's: its stored labels everywhere, nnU-Net itself where nnunetv2 is installed.
 
 Weights and scans are random, so labels are speckled and few voxels are far from a boundary.
 """
@@ -33,11 +33,11 @@ def our_labels(folder, scan, place):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_labels_are_the_stored_ones_of_nnunet(tmp_path, name):
     variant = VARIANTS[name]
-    with np.load(ANSWERS) as answers:
-        expected = answers[name]
+    with np.load(ANSWERS) as stored:
+        expected = stored[name]
     assert len(np.unique(expected)) == variant.heads + (variant.regions_class_order is not None)
     labels = our_labels(write_folder(tmp_path / "model", variant), write_scan(tmp_path, variant), tmp_path)
-    # Room for single voxels whose best two classes differ by a rounding on another machine.
+    # A few voxels may differ on another machine: those whose best two classes differ by rounding errors only.
     assert (labels == expected).mean() > 0.999
 
 

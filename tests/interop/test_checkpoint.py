@@ -1,4 +1,4 @@
-"""Checkpoints are read as numbers and text; nothing that a file asks for is executed."""
+"""Checkpoints are read as numbers and text; no code that a file names is executed."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def saved(path, document):
     return path
 
 
-def test_what_predicting_needs_is_read(tmp_path):
+def test_the_parts_that_prediction_needs_are_read(tmp_path):
     checkpoint = read_checkpoint(saved(tmp_path / "one.pth", SMALL))
     assert (checkpoint.configuration, checkpoint.trainer) == ("3d_lowres", "nnUNetTrainerNoMirroring")
     assert checkpoint.mirror_axes == ()
@@ -63,7 +63,7 @@ def test_numpy_scalars_become_their_values(tmp_path, kind):
     assert type(read) in (bool, int, float)
 
 
-def test_the_byte_order_of_another_machine_is_honoured():
+def test_the_byte_order_of_another_machine_is_applied():
     kind = NumberType("f8", False, True)
     kind.__setstate__((3, ">", None, None, None, -1, -1, 0))
     assert number(kind, np.array([2.5], ">f8").tobytes()) == 2.5
@@ -83,7 +83,7 @@ class Danger:
         (np.zeros(2), "_reconstruct"),
     ],
 )
-def test_what_would_be_executed_is_refused_by_name(tmp_path, monkeypatch, value, named):
+def test_code_is_rejected_by_name_and_not_executed(tmp_path, monkeypatch, value, named):
     monkeypatch.chdir(tmp_path)
     path = saved(tmp_path / "bad.pth", {**SMALL, "logging": value})
     with pytest.raises(InputError, match=named):
@@ -91,9 +91,9 @@ def test_what_would_be_executed_is_refused_by_name(tmp_path, monkeypatch, value,
     assert not (tmp_path / "danger_was_here").exists()
 
 
-def test_numpy_types_other_than_numbers_are_refused(tmp_path):
+def test_numpy_types_other_than_numbers_are_rejected(tmp_path):
     path = saved(tmp_path / "bad.pth", {**SMALL, "logging": np.dtype("O")})
-    with pytest.raises(InputError, match="NumPy type 'O8' is no number"):
+    with pytest.raises(InputError, match="NumPy type 'O8' is not a number type"):
         read_checkpoint(path)
 
 
@@ -102,13 +102,13 @@ def test_a_truncated_file_is_one_sentence(tmp_path, keep):
     path = saved(tmp_path / "torn.pth", SMALL)
     content = path.read_bytes()
     path.write_bytes(content[: keep if keep >= 1 else int(len(content) * keep)])
-    with pytest.raises(InputError, match="damaged") as refusal:
+    with pytest.raises(InputError, match="corrupt") as rejection:
         read_checkpoint(path)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(rejection.value)
 
 
-def test_damaged_instructions_are_one_sentence(tmp_path):
-    """Every byte of the pickle flipped in turn: refused, or read as something else, but never another error."""
+def test_corrupt_pickles_are_one_sentence(tmp_path):
+    """With every fifth byte of the pickle inverted: rejected or read as something else, but no other error."""
     path, other = saved(tmp_path / "whole.pth", SMALL), tmp_path / "flipped.pth"
     with zipfile.ZipFile(path) as source:
         entries = {entry.filename: source.read(entry) for entry in source.infolist()}
@@ -124,13 +124,13 @@ def test_damaged_instructions_are_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"network_weights": None}, {"init_args": {}}, {"trainer_name": ...}])
-def test_other_files_of_torch_are_refused(tmp_path, change):
+def test_other_files_of_torch_are_rejected(tmp_path, change):
     document = {key: value for key, value in {**SMALL, **change}.items() if value is not ...}
     with pytest.raises(InputError, match="not a checkpoint of nnU-Net v2"):
         read_checkpoint(saved(tmp_path / "other.pth", document))
 
 
-def test_weights_that_are_no_tensors_are_refused(tmp_path):
+def test_weights_that_are_not_tensors_are_rejected(tmp_path):
     with pytest.raises(InputError, match="more than named tensors"):
         read_checkpoint(saved(tmp_path / "other.pth", {**SMALL, "network_weights": {"a": 1}}))
 

@@ -1,4 +1,4 @@
-"""A model folder of nnU-Net as one model file: what is found, what is written, and what is refused."""
+"""A model folder of nnU-Net as one model file: what is found, written and rejected."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def test_folds_become_members_whose_logits_are_averaged(tmp_path, two_folds):
     for member, one in enumerate(alone):
         _, plain = load_model(one)
         assert all(torch.equal(weights[f"members.{member}.{name}"], tensor) for name, tensor in plain.items())
-    networks = [Segmenter.load(one, device="cpu", precision="fp32").network for one in (both, *alone)]
+    networks = [Segmenter.load(one, device="cpu", precision="fp32").labeller.network for one in (both, *alone)]
     assert isinstance(networks[0], Ensemble)
     x = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     together, first, second = (network(x) for network in networks)
@@ -96,25 +96,25 @@ def test_another_checkpoint_can_be_named(tmp_path, folder):
 
 
 @pytest.mark.parametrize("folds", [[], [0, 0], ["../elsewhere"], ["one"]])
-def test_folds_that_make_no_sense_are_refused(tmp_path, folder, folds):
+def test_invalid_folds_are_rejected(tmp_path, folder, folds):
     with pytest.raises(UsageError, match="expected numbers, each only once, or all"):
         import_nnunet(folder, tmp_path / "model.safetensors", folds=folds)
 
 
-def test_a_missing_fold_is_refused_with_what_is_there(tmp_path, folder):
+def test_a_missing_fold_is_rejected_with_the_folds_that_exist(tmp_path, folder):
     with pytest.raises(InputError, match=r"There is no .*fold_3.*holds fold_0/checkpoint_final.pth"):
         import_nnunet(folder, tmp_path / "model.safetensors", folds=[3])
 
 
 @pytest.mark.parametrize("values", [{"init_args": {"configuration": "3d_lowres"}}, {"trainer_name": "nnUNetTrainerBN"}])
-def test_folds_trained_in_different_ways_are_refused(tmp_path, two_folds, values):
+def test_folds_trained_in_different_ways_are_rejected(tmp_path, two_folds, values):
     change_checkpoint(two_folds / "fold_1" / "checkpoint_final.pth", **values)
     with pytest.raises(InputError, match="fold_1 was trained as"):
         import_nnunet(two_folds, tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
-def test_a_missing_or_damaged_document_is_one_sentence(tmp_path, folder, name):
+def test_a_missing_or_corrupt_document_is_one_sentence(tmp_path, folder, name):
     (folder / name).write_text("{")
     with pytest.raises(InputError, match=f"{name} is not valid JSON"):
         import_nnunet(folder, tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""plans.json and dataset.json as a plan: what nnU-Net does, or a refusal that names what volseg does not do."""
+"""plans.json and dataset.json as a plan: what nnU-Net does, or an error that names the unsupported feature."""
 
 import copy
 
@@ -55,7 +55,7 @@ def test_inherited_values_are_overridden_by_the_heir():
 @pytest.mark.parametrize(
     ("transpose", "axes"), [((0, 1, 2), (2, 1, 0)), ((2, 0, 1), (0, 2, 1)), ((1, 0, 2), (1, 2, 0))]
 )
-def test_axes_are_counted_backwards_from_the_stored_ones(transpose, axes):
+def test_axes_are_in_reverse_voxel_order(transpose, axes):
     assert imported(Variant(transpose=transpose)).axes == axes
 
 
@@ -72,14 +72,14 @@ def test_readers(reader, orientation):
     assert imported(Variant(reader=reader)).orientation == orientation
 
 
-def test_decoder_blocks_are_turned_to_finest_first():
+def test_decoder_blocks_are_reversed_to_finest_first():
     network = imported(VARIANTS["residual"]).network
     assert (network.encoder, network.encoder_blocks, network.decoder_blocks) == ("residual", (1, 2, 1), (1, 2))
     assert network.kernels == DEEP["kernels"]
     assert network.strides == DEEP["strides"]
 
 
-def test_one_number_may_stand_for_all_stages():
+def test_one_number_may_apply_to_all_stages():
     plans = plans_of(VARIANTS["windows"])
     arguments = plans["configurations"]["base"]["architecture"]["arch_kwargs"]
     arguments |= {"n_conv_per_stage": 2, "n_conv_per_stage_decoder": 1, "kernel_sizes": 3, "features_per_stage": 5}
@@ -90,7 +90,7 @@ def test_one_number_may_stand_for_all_stages():
     assert network.strides == ((1, 1, 1), (2, 2, 2))
 
 
-def test_plans_before_2_4_say_the_same():
+def test_plans_before_2_4_give_the_same_plan():
     variant = VARIANTS["old_plans"]
     values = {name: getattr(variant, name) for name in variant.__dataclass_fields__}
     assert imported(variant) == imported(Variant(**{**values, "old": False}))
@@ -159,7 +159,7 @@ def test_normalisations():
     )
 
 
-def test_channels_of_one_name_are_told_apart():
+def test_channels_with_the_same_name_get_distinct_names():
     variant = Variant(channels={"0": "MRI", "1": "MRI"}, schemes=("NoNormalization",) * 2)
     assert [channel.name for channel in imported(variant).channels] == ["MRI_0", "MRI_1"]
 
@@ -193,7 +193,7 @@ def test_regions_keep_the_order_of_dataset_json():
         ("plans", "transpose_forward", [0, 0, 1], "axes"),
         ("configuration", "patch_size", [8, 8], "3d_fullres, of 2 dimensions"),
         ("configuration", "patch_size", [8, 8, 9], "not a multiple"),
-        ("configuration", "previous_stage", "3d_lowres", "second of a cascade"),
+        ("configuration", "previous_stage", "3d_lowres", "second stage of a cascade"),
         ("configuration", "inherits_from", CONFIGURATION, "circle: 3d_fullres, base"),
         ("configuration", "preprocessor_name", "MyPreprocessor", "preprocessor is MyPreprocessor"),
         ("configuration", "normalization_schemes", ["MyNormalization"], "channel MRI is MyNormalization"),
@@ -224,10 +224,10 @@ def test_regions_keep_the_order_of_dataset_json():
         ("arguments", "n_conv_per_stage", None, "encoder_blocks"),
     ],
 )
-def test_what_cannot_be_imported_is_refused_by_name(where, key, value, named):
-    with pytest.raises(InputError, match=named) as refusal:
+def test_unsupported_features_are_rejected_by_name(where, key, value, named):
+    with pytest.raises(InputError, match=named) as rejection:
         imported(plans=changed(where, key, value))
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(rejection.value)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +243,10 @@ def test_what_cannot_be_imported_is_refused_by_name(where, key, value, named):
         ({"channel_names": {"0": "CT", "1": "PET"}}, "2 channels, but plans.json has 1"),
     ],
 )
-def test_a_dataset_json_that_cannot_be_imported_is_refused_by_name(changes, named):
-    with pytest.raises(InputError, match=named) as refusal:
+def test_an_unsupported_dataset_json_is_rejected_by_name(changes, named):
+    with pytest.raises(InputError, match=named) as rejection:
         imported(dataset={**dataset_of(Variant()), **changes})
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(rejection.value)
 
 
 def test_ct_needs_the_intensities_of_its_channel():
@@ -259,7 +259,7 @@ def test_ct_needs_the_intensities_of_its_channel():
         imported(VARIANTS["ct"], plans)
 
 
-def test_an_unknown_old_network_is_refused():
+def test_an_unknown_old_network_is_rejected():
     plans = copy.deepcopy(plans_of(VARIANTS["old_plans"]))
     plans["configurations"]["base"]["UNet_class_name"] = "MyUNet"
     with pytest.raises(InputError, match="MyUNet"):

@@ -1,4 +1,4 @@
-"""Weights of nnU-Net land where they belong, and nothing is left over."""
+"""Weights of nnU-Net get the right names, and none is left over."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_weights_fit_the_network_of_their_plans(name):
         assert made_here or tensor.numpy().tobytes() in values, ours
 
 
-def test_places_in_a_plain_network():
+def test_names_in_a_plain_network():
     config, stored = network_and_weights("windows")
     weights = import_weights(stored, config, "here")
     for ours, theirs in {
@@ -43,7 +43,7 @@ def test_places_in_a_plain_network():
         assert torch.equal(weights[ours], stored[theirs]), ours
 
 
-def test_places_in_a_residual_network():
+def test_names_in_a_residual_network():
     config, stored = network_and_weights("residual")
     weights = import_weights(stored, config, "here")
     for ours, theirs in {
@@ -59,7 +59,7 @@ def test_places_in_a_residual_network():
         assert torch.equal(weights[ours], stored[theirs]), ours
 
 
-def test_the_bias_in_front_of_a_batch_norm_shifts_its_mean():
+def test_the_bias_before_a_batch_norm_shifts_its_mean():
     config, stored = network_and_weights("batch_norm")
     weights = import_weights(stored, config, "here")
     theirs = "encoder.stages.1.0.convs.0"
@@ -93,7 +93,7 @@ def test_copies_are_not_needed_but_have_to_agree():
         import_weights(stored, config, "here")
 
 
-def test_weights_have_memory_of_their_own():
+def test_weights_are_copies():
     config, stored = network_and_weights("windows")
     weights = import_weights(stored, config, "here")
     weights["heads.0.weight"].zero_()
@@ -115,10 +115,10 @@ def test_a_missing_tensor_is_named():
 
 def test_a_tensor_that_is_left_over_is_named():
     config, stored = network_and_weights("windows")
-    with pytest.raises(InputError, match=r"here holds the tensor encoder.extra.weight"):
+    with pytest.raises(InputError, match=r"here contains the tensor encoder.extra.weight"):
         import_weights({**stored, "encoder.extra.weight": torch.zeros(1)}, config, "here")
     _, batch = network_and_weights("batch_norm")
-    with pytest.raises(InputError, match=r"holds the tensor .*(running_mean|num_batches_tracked)"):
+    with pytest.raises(InputError, match=r"contains the tensor .*(running_mean|num_batches_tracked)"):
         import_weights(batch, config, "here")
 
 

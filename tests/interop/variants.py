@@ -15,8 +15,8 @@ class Variant:
         scan_spacing: of the scan along I, J, K.
         scan_flips: axes of the scan that run to L, P or I.
         masked: the scan is 0 outside an ellipsoid, and in a hole in it.
-        old: plans.json as before nnU-Net 2.4.
-        stripped: the checkpoint holds weights and little else.
+        old: plans.json in the format before nnU-Net 2.4.
+        stripped: the checkpoint contains weights and little else.
     """
 
     channels: dict[str, str] = field(default_factory=lambda: {"0": "MRI"})

@@ -1,4 +1,4 @@
-"""Blocks: parameter counts worked out by hand, and values against torch's plain convolutions."""
+"""Blocks: parameter counts computed by hand, and values against torch's plain convolutions."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_light_has_12_of_27_weights_where_channels_stay():
 @pytest.mark.parametrize(
     ("in_channels", "out_channels", "kernel", "expected"),
     [
-        (64, 64, (3, 3, 3), 144),  # 27 * 64 / 12, the figure of R(2+1)D's first stage
+        (64, 64, (3, 3, 3), 144),  # 27 * 64 / 12, the number in R(2+1)D's first stage
         (1, 32, (3, 3, 3), 8),  # 864 / 105 = 8.2, the bottleneck a stem would have
         (8, 16, (5, 3, 3), 37),  # 5760 / (72 + 80) = 37.9
     ],

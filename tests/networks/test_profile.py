@@ -1,4 +1,4 @@
-"""The profile against torch's FLOP counter and against figures worked out by hand."""
+"""The profile against torch's FLOP counter and numbers computed by hand."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_stages_by_hand():
     assert stages["heads"].activation_bytes == 0
 
 
-def test_decoder_stages_bear_the_number_of_their_resolution():
+def test_decoder_stages_have_the_number_of_their_resolution():
     names = [stage.name for stage in profile_network(NetworkConfig(), (16, 16, 16)).stages]
     assert names[4:] == ["decoder 2", "decoder 1", "decoder 0", "heads"]
 
@@ -72,10 +72,10 @@ def test_blocks_compared():
     assert total["conv3d"].activation_bytes < total["light"].activation_bytes < total["matched"].activation_bytes
 
 
-def test_a_huge_patch_costs_no_memory():
+def test_profiling_a_huge_patch_takes_no_memory():
     assert profile_network(NetworkConfig(), (1024, 1024, 1024)).total.activation_bytes > 2**40
 
 
-def test_refuses_a_patch_that_does_not_fit():
+def test_a_patch_size_that_does_not_fit_is_rejected():
     with pytest.raises(UsageError, match="Pad it to 16 x 16 x 16"):
         profile_network(NetworkConfig(), (15, 16, 16))

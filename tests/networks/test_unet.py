@@ -1,4 +1,4 @@
-"""The U-Net and the classifier: sizes, counts, gradients, and what they refuse."""
+"""The U-Net and the classifier: sizes, parameter counts, gradients, and inputs that they reject."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_parameters_are_those_of_plain_conv_unet(choices):
     assert parameters(UNet(config)) == plain_conv_unet(config, bias=False)
 
 
-def test_each_stage_has_the_convolutions_that_it_was_given():
+def test_each_stage_has_its_own_block_type():
     light, plain, mixed = (
         UNet(NetworkConfig(**SMALL, block=block))
         for block in ("conv2plus1d", "conv3d", ("conv2plus1d", "conv3d", "conv3d", "conv2plus1d"))
@@ -74,7 +74,7 @@ def test_each_stage_has_the_convolutions_that_it_was_given():
 
 
 def test_parameters_of_the_default_as_a_number():
-    """Worked out once on paper: encoder 28640 + 166144 + 664064 + 2655232, decoder 99488 + 397632 + 1589888, heads."""
+    """Computed by hand: encoder 28640 + 166144 + 664064 + 2655232, decoder 99488 + 397632 + 1589888, heads."""
     assert parameters(UNet(NetworkConfig(classes=3))) == 5_601_088 + 3 * (32 + 64 + 128 + 3)
 
 
@@ -111,7 +111,7 @@ def test_evaluation_equals_the_finest_output_of_training(choices):
     x = torch.randn(1, 1, 8, 16, 16)
     finest = network(x)[0]
     with torch.inference_mode():
-        # Without gradients other kernels do the work, which round in another order.
+        # Without gradients other kernels run, which round in a different order.
         torch.testing.assert_close(network.eval()(x), finest, rtol=1e-4, atol=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 def test_skip_comes_after_the_upsampled_features():
-    """The order of nnU-Net, on which its weights depend: zero weights for the second half cut the skip off."""
+    """The order of nnU-Net, on which its weights depend: zero weights in the second half remove the skip."""
     network = UNet(NetworkConfig(features=(4, 8), encoder_blocks=(1, 1), decoder_blocks=(1,), norm="none",
                                  kernels=((1, 1, 1),) * 2, strides=((1, 1, 1), (2, 2, 2))))  # fmt: skip
     stage = network.decoder[0]
@@ -157,14 +157,14 @@ def test_initialisation_is_he_normal():
         ((1, 1, 8, 8, 8), "more than one voxel per channel"),
     ],
 )
-def test_refuses_what_it_cannot_take(shape, message):
+def test_invalid_inputs_are_rejected(shape, message):
     with pytest.raises(UsageError, match=message):
         UNet(NetworkConfig(**SMALL))(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("choices", [{}, {"encoder": "residual"}, {"block": "conv2plus1d"}])
 @pytest.mark.parametrize("size", [(8, 64, 64), (9, 30, 23)])
-def test_classifier_takes_clips_of_any_size(choices, size):
+def test_classifier_accepts_clips_of_any_size(choices, size):
     torch.manual_seed(0)
     network = Classifier(NetworkConfig(**{**SMALL, "in_channels": 3, "classes": 5}, **choices))
     logits = network(torch.randn(2, 3, *size))

@@ -1,4 +1,4 @@
-"""The fingerprint against numbers worked out by hand, and what it refuses."""
+"""The fingerprint against numbers worked out by hand, and the datasets that it rejects."""
 
 import dataclasses
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_the_contrast_of_a_label_is_against_all_other_voxels(tmp_path):
     )
 
 
-def test_ignored_voxels_have_no_part_in_a_contrast(tmp_path):
+def test_ignored_voxels_are_excluded_from_the_contrast(tmp_path):
     image, label = tiny()
     label[4:] = 4
     labels = LabelSet(LABELS.values, ignore=4)
@@ -112,7 +112,7 @@ class TestCache:
         monkeypatch.setattr(fingerprint, "read_channels", noted)
         return names
 
-    def test_a_second_look_is_the_first_and_reads_no_scan(self, dataset, reads, tmp_path):
+    def test_a_second_call_gives_the_same_and_reads_no_scan(self, dataset, reads, tmp_path):
         plain = take_fingerprint(dataset)
         first = take_fingerprint(dataset, tmp_path / "cache")
         assert sorted(reads) == ["a.nii.gz", "a.nii.gz", "b.nii.gz", "b.nii.gz"]
@@ -126,7 +126,7 @@ class TestCache:
                 assert facts[0] == facts[1]
         assert summary_text(again) == summary_text(plain)
 
-    def test_what_has_changed_is_read_again(self, dataset, reads, tmp_path):
+    def test_changed_files_are_read_again(self, dataset, reads, tmp_path):
         take_fingerprint(dataset, tmp_path / "cache")
         reads.clear()
         write_case(tmp_path, "b", tiny(3)[0], tiny()[1])
@@ -136,7 +136,7 @@ class TestCache:
         take_fingerprint(dataclasses.replace(dataset, labels=LabelSet({"front": 1, "rear": 3})), tmp_path / "cache")
         assert len(reads) == 3
 
-    def test_damaged_measures_are_taken_again(self, dataset, reads, tmp_path):
+    def test_corrupt_measurements_are_measured_again(self, dataset, reads, tmp_path):
         first = take_fingerprint(dataset, tmp_path / "cache")
         one, two = sorted((tmp_path / "cache").iterdir())
         one.write_bytes(one.read_bytes()[:200])
@@ -148,7 +148,7 @@ class TestCache:
         take_fingerprint(dataset, tmp_path / "cache")
         assert len(reads) == 2
 
-    def test_a_case_that_cannot_be_looked_up_is_no_case_less(self, dataset, tmp_path, monkeypatch):
+    def test_a_case_whose_cache_file_cannot_be_named_is_reported(self, dataset, tmp_path, monkeypatch):
         def unreadable(folder, case, facts):
             raise InputError("Case b: could not read x. Put the file back.")
 
@@ -158,13 +158,13 @@ class TestCache:
             take_fingerprint(dataset, tmp_path / "cache")
         assert [row.case for row in caught.value.problems] == ["a", "b"]
 
-    def test_a_name_of_any_length_has_a_place(self, dataset, reads, tmp_path):
+    def test_a_name_of_any_length_has_a_cache_file(self, dataset, reads, tmp_path):
         case = dataclasses.replace(dataset.cases[0], name="a" * 300)
         for _ in range(2):
             take_fingerprint(dataset_of(case), tmp_path / "cache")
         assert len(reads) == 1
 
-    def test_problems_are_not_kept_and_duplicates_are_found_in_what_is(self, dataset, tmp_path):
+    def test_problems_are_not_cached_and_duplicates_are_found_among_cached_cases(self, dataset, tmp_path):
         take_fingerprint(dataset, tmp_path / "cache")
         twin = write_case(tmp_path, "c", tiny()[0], tiny()[1])
         gone = TrainingCase("gone", (tmp_path / "gone.nii.gz",), tmp_path / "gone_label.nii.gz")
@@ -179,7 +179,7 @@ def summary_text(found):
     return "\n".join(summary(found))
 
 
-def test_the_summary_says_sizes_intensities_and_contrasts(tmp_path):
+def test_the_summary_gives_sizes_volumes_and_contrasts(tmp_path):
     image, label = tiny()
     small = write_case(tmp_path, "b", image[:4], label[:4] * 0 + (np.arange(4) == 1)[:, None, None])
     found = take_fingerprint(dataset_of(write_case(tmp_path, "a", image, label), small))
@@ -189,10 +189,10 @@ def test_the_summary_says_sizes_intensities_and_contrasts(tmp_path):
     assert "spacing mm  median 2 x 0.5 x 3, from 2 x 0.5 x 3 to 2 x 0.5 x 3" in text
     contrast = (image[label == 3].mean() - image[label != 3].mean()) / image.std()
     assert (
-        f"label back: in 1 of 2 cases, median 0.024 ml, 1.7 % of the scan, against the rest of it {contrast:+.2f}"
-        in text
+        "label back: in 1 of 2 cases, median 0.024 mL, 1.7 % of the scan, "
+        f"contrast to the rest of the scan {contrast:+.2f} standard deviations in MRI" in text
     )
-    assert "label front: in 2 of 2 cases, median 0.126 ml" in text
+    assert "label front: in 2 of 2 cases, median 0.126 mL" in text
     (alone,) = dataclasses.replace(found, cases=found.cases[1:]).cases
     assert "label back: in no case" in summary_text(dataclasses.replace(found, cases=(alone,)))
 
@@ -206,7 +206,7 @@ def test_a_region_is_measured_with_all_its_parts(tmp_path):
     assert case.offsets["back"] == pytest.approx((0, (4.8333 - 6.5) / 8, 0), abs=1e-4)
 
 
-def test_ignored_voxels_have_no_part_in_any_measure(tmp_path):
+def test_ignored_voxels_are_excluded_from_all_measurements(tmp_path):
     image, label = tiny()
     image[0], partly = 30_000, label.copy()
     partly[0] = 4
@@ -248,7 +248,7 @@ def test_several_channels_in_files_of_their_own(tmp_path):
     assert fingerprint.channels[1].mean == pytest.approx(2 * fingerprint.channels[0].mean)
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     image, label = tiny()
     holed = image.astype(np.float32)
     holed[0, 0, 0] = np.nan
@@ -273,25 +273,25 @@ def test_all_problems_are_told_at_once(tmp_path):
         ("strange", "duplicate"),
     ]
     lines = str(caught.value).splitlines()
-    assert lines[0] == "tiny cannot be trained on as it is, problems: 7."
+    assert lines[0] == "Dataset tiny has 7 problems and cannot be used for training:"
     assert lines[1].startswith("  holed: not finite: ")
     assert lines[1].endswith("; replace them, for example by 0.")
 
 
 def test_only_thirty_problems_are_listed(tmp_path):
     gone = [TrainingCase(f"{i}", (tmp_path / "gone.nii",), tmp_path / "gone.nii") for i in range(32)]
-    with pytest.raises(DatasetError, match=r"problems: 32\.(?s:.*)and 2 more$") as caught:
+    with pytest.raises(DatasetError, match=r"has 32 problems(?s:.*)and 2 more$") as caught:
         take_fingerprint(dataset_of(*gone))
     assert len(str(caught.value).splitlines()) == 32
     assert len(caught.value.problems) == 32
 
 
-def test_problems_that_the_folder_tells_come_first(tmp_path):
-    told = Problem("a", "same name", "it is there twice", "rename one of them")
+def test_problems_of_the_folder_come_first(tmp_path):
+    known = Problem("a", "same name", "it is there twice", "rename one of them")
     case = write_case(tmp_path, "a", *tiny())
     with pytest.raises(DatasetError) as caught:
-        take_fingerprint(dataclasses.replace(dataset_of(case), problems=(told,)))
-    assert caught.value.problems == (told,)
+        take_fingerprint(dataclasses.replace(dataset_of(case), problems=(known,)))
+    assert caught.value.problems == (known,)
 
 
 def test_equal_scans_are_found_whatever_way_they_are_stored(tmp_path):
@@ -312,7 +312,7 @@ def test_equal_scans_are_found_whatever_way_they_are_stored(tmp_path):
 
 def test_labels_that_are_all_empty(tmp_path):
     image, label = tiny()
-    with pytest.raises(DatasetError, match="all 1 cases hold background alone"):
+    with pytest.raises(DatasetError, match="all 1 cases contain only background"):
         take_fingerprint(dataset_of(write_case(tmp_path, "a", image, 0 * label)))
 
 
@@ -320,4 +320,4 @@ def test_empty_cases_among_others_are_logged(tmp_path, caplog):
     image, label = tiny()
     cases = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image + 1, 0 * label)
     assert take_fingerprint(dataset_of(*cases)).cases[1].offsets == {}
-    assert caplog.messages == ["1 of 2 cases have no labelled voxel: b."]
+    assert caplog.messages == ["1 of 2 cases have no foreground voxel: b."]

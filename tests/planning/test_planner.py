@@ -143,7 +143,7 @@ def test_everything_else_is_normalised_scan_by_scan(name):
     assert plan.channels[0].clip is None
 
 
-def test_memory_decides_over_patch_and_batch():
+def test_memory_determines_patch_and_batch():
     big = [case((400, 400, 400), (1.0, 1.0, 1.0))] * 20
     small, large = planned(*big, memory_gb=8.0)[0], planned(*big, memory_gb=24.0)[0]
     assert small.patch_size == (128, 128, 128)
@@ -152,24 +152,24 @@ def test_memory_decides_over_patch_and_batch():
     assert whole.batch_size > 2
 
 
-def test_mirroring_is_left_out_where_labels_keep_to_their_sides():
+def test_no_flip_along_an_axis_where_a_label_lies_on_one_side():
     rng = np.random.default_rng(0)
     cases = []
     for _ in range(20):
-        # Right and left swap under a mirror along R; along A the offset varies from side to side; along S it is small.
+        # A flip along R exchanges right and left; along A the offset varies from side to side; along S it is small.
         along_a, along_s = rng.normal(0, 0.3), rng.normal(0.04, 0.001)
         cases.append(
             case((64, 64, 64), (1.0, 1.0, 1.0), {"right": (0.3, along_a, along_s), "left": (-0.3, -along_a, -along_s)})
         )
     plan, reasons = planned(*cases)
     assert plan.mirror_axes == (0, 2)  # D is S, H is R, W is A
-    assert reasons["mirror_axes"] == "along R right keeps to one side of the other labels"
+    assert reasons["mirror_axes"] == "right lies on one side of the other labels along R"
 
 
-def test_one_label_may_be_mirrored_along_every_axis():
+def test_one_label_may_be_flipped_along_every_axis():
     plan, reasons = planned(*HIPPOCAMPUS)
     assert plan.mirror_axes == (0, 1, 2)
-    assert reasons["mirror_axes"] == "no label keeps to one side of the others"
+    assert reasons["mirror_axes"] == "no label lies on one side of the others"
 
 
 def test_choices_override_and_say_so():
@@ -201,13 +201,13 @@ def test_choices_override_and_say_so():
         assert reasons[key] == SET
 
 
-def test_a_patch_that_does_not_fit_the_strides_is_refused_with_one_that_does():
+def test_a_patch_that_does_not_fit_the_strides_is_rejected_with_one_that_does():
     with pytest.raises(ConfigError, match=r"40 x 40 x 50 is not a multiple .* 8 x 8 x 8; 40 x 40 x 56 is"):
         planned(*HIPPOCAMPUS, choices=PlanChoices(patch_size=(40, 40, 50)))
 
 
 @pytest.mark.parametrize(("cases", "batch", "steps"), [(4, 2, 2_000), (60, 2, 30_000), (10_000, 2, 100_000)])
-def test_steps_are_a_thousand_passes_within_bounds(cases, batch, steps):
+def test_steps_are_a_thousand_epochs_within_bounds(cases, batch, steps):
     plan, _ = planned(*[case((64, 64, 64), (1.0, 1.0, 1.0))] * cases, choices=PlanChoices(batch_size=batch))
     assert plan.steps == steps
 
@@ -230,11 +230,11 @@ def test_a_written_plan_reads_back_with_its_reasons(tmp_path, cases, accelerated
     lines = [line.strip() for line in path.read_text().splitlines()]
     for key, reason in reasons.items():
         value = lines[lines.index(f"# {reason}") + 1]
-        # Two values may share a reason; the comment stands above the first.
+        # Two values may have the same reason; then index() finds the comment above the first.
         assert value.startswith(f"{key.removeprefix('network.')}:") or list(reasons.values()).count(reason) > 1
 
 
-def test_a_reason_may_hold_any_name(tmp_path):
+def test_a_reason_may_contain_any_name(tmp_path):
     offsets = {"left\nevil: 1\x1b": (-0.4, 0.0, 0.0), "right": (0.4, 0.0, 0.0)}
     plan, reasons = planned(case((64, 64, 64), (1.0, 1.0, 1.0), offsets))
     (tmp_path / "plan.yaml").write_text(plan_text(plan, reasons))
@@ -242,7 +242,7 @@ def test_a_reason_may_hold_any_name(tmp_path):
     assert read_plan(tmp_path / "plan.yaml") == plan
 
 
-def test_lines_about_the_data_stand_on_top_whatever_they_hold(tmp_path):
+def test_lines_about_the_data_are_a_header_whatever_they_contain(tmp_path):
     plan, reasons = planned(*PROSTATE)
     text = plan_text(plan, reasons, ["first", "second\nevil: 1\u2028worse:\x96\x07 2"])
     (tmp_path / "plan.yaml").write_text(text)
@@ -256,7 +256,7 @@ def test_regions_and_the_ignore_label_reach_the_plan(tmp_path):
     plan, reasons = planned(one, labels=labels)
     assert (plan.regions, plan.ignore, plan.network.classes) == (True, 3, 2)
     assert "regions overlap" in reasons["labels"]
-    assert "value 3 take no part" in reasons["labels"]
+    assert "value 3 are excluded from the loss, patch sampling and metrics" in reasons["labels"]
     assert [(label.name, label.value, label.parts) for label in plan.labels] == [
         ("whole", 1, (1, 2)),
         ("core", 2, (2,)),
@@ -286,6 +286,6 @@ def test_real_hippocampus(data_folder):
     dataset = open_dataset(data_folder / "Task04_Hippocampus")
     plan, reasons = make_plan(dataset, take_fingerprint(dataset), PlanChoices(), accelerated=True)
     assert (plan.patch_size, plan.batch_size, plan.spacing_mm) == ((40, 40, 56), 7, (1.0, 1.0, 1.0))
-    # Anterior and Posterior keep to their ends along A and S; left and right hippocampi mirror along R, which is H.
+    # Anterior and posterior lie on opposite sides along A and S; left and right hippocampi are flips along R (H).
     assert plan.mirror_axes == (1,)
     assert "along A" in reasons["mirror_axes"]

@@ -53,7 +53,7 @@ def test_residual_stages_grow_deeper():
     assert network.decoder_blocks == (1,) * 5
 
 
-def test_choices_go_first():
+def test_choices_override_the_rules():
     choices = PlanChoices(
         features=(8, 16), blocks_per_stage=1, block="conv2plus1d", norm="group", deep_supervision=False
     )
@@ -72,15 +72,17 @@ def test_choices_go_first():
     )
 
 
-def test_more_features_than_stages_are_refused():
-    with pytest.raises(ConfigError, match="features has 5 entries, but a patch of 40 x 40 x 56 gives at most 4 stages"):
+def test_more_features_than_stages_are_rejected():
+    with pytest.raises(
+        ConfigError, match="features has 5 entries, but a patch of 40 x 40 x 56 allows at most 4 stages"
+    ):
         network_config((40, 40, 56), (1, 1, 1), PlanChoices(features=(8, 16, 32, 64, 128)))
 
 
 @pytest.mark.parametrize(
     "choices", [PlanChoices(), PlanChoices(block="conv2plus1d", mid="light")], ids=["conv3d", "conv2plus1d"]
 )
-def test_feature_map_size_is_what_the_convolutions_put_out(choices):
+def test_feature_map_size_is_the_size_of_all_convolution_outputs(choices):
     patch = (16, 32, 32)
     network = network_config(patch, (2.5, 1, 1), choices, classes=3, width=4)
     sizes = []

@@ -1,4 +1,4 @@
-"""Colours of labels: fixed, told apart, overridden by a label's own."""
+"""Colours of labels: fixed, distinct, overridden by a label's own."""
 
 import colorsys
 
@@ -39,4 +39,4 @@ def test_many_colours_differ_and_none_is_dark():
 def test_hues_past_the_named_ones_fill_the_circle():
     hues = sorted(colorsys.rgb_to_hsv(*(part / 255 for part in colour_at(index)))[0] for index in range(7, 7 + 34))
     gaps = [after - before for before, after in zip(hues, [*hues[1:], hues[0] + 1], strict=True)]
-    assert max(gaps) < 2.7 / 34  # golden-ratio steps leave no gap above phi^2 of an even share
+    assert max(gaps) < 2.7 / 34  # golden-ratio steps leave no gap above phi^2 times an even spacing

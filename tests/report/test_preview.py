@@ -1,4 +1,4 @@
-"""The preview, looked at pixel by pixel: where the label is, on which side, how large, and in what scale."""
+"""The preview, pixel by pixel: position, side, size and scale of the label."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +23,12 @@ RAS_SHAPE = (24, 30, 20)
 def stored(array: np.ndarray, codes: str, spacing_mm: tuple[float, float, float]) -> tuple[np.ndarray, Geometry]:
     """A RAS+ array as a scan stored in another axis order would hold it."""
     ras = np.diag([*spacing_mm, 1.0])
-    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
-    turned = nib.orientations.apply_orientation(array, turn)
-    affine = ras @ nib.orientations.inv_ornt_aff(turn, array.shape)
-    return turned, Geometry(turned.shape, affine)
+    transform = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    reoriented = nib.orientations.apply_orientation(array, transform)
+    affine = ras @ nib.orientations.inv_ornt_aff(transform, array.shape)
+    return reoriented, Geometry(reoriented.shape, affine)
 
 
 def right_anterior_superior(shape=RAS_SHAPE) -> np.ndarray:
@@ -39,8 +41,8 @@ def right_anterior_superior(shape=RAS_SHAPE) -> np.ndarray:
 def render(tmp_path, labels, codes="RAS", spacing_mm=(1.0, 1.0, 1.0), image=None, shown=(LABEL,), **options):
     """The picture as (rows, columns, 3) uint8."""
     image = np.full(labels.shape, 100, dtype=np.int16) if image is None else image
-    turned, geometry = stored(labels, codes, spacing_mm)
-    save_preview(stored(image, codes, spacing_mm)[0], turned, geometry, shown, tmp_path / "view.png", **options)
+    reoriented, geometry = stored(labels, codes, spacing_mm)
+    save_preview(stored(image, codes, spacing_mm)[0], reoriented, geometry, shown, tmp_path / "view.png", **options)
     return (matplotlib.image.imread(tmp_path / "view.png")[..., :3] * 255).round().astype(int)
 
 
@@ -66,7 +68,7 @@ def places(tmp_path_factory) -> list[tuple[slice, slice]]:
 
 
 def box(mask: np.ndarray) -> list[float]:
-    """Top, bottom, left and right of what is set, as shares of the panel."""
+    """Top, bottom, left and right of the mask, as fractions of the panel."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = mask.shape
     return [rows[0] / height, (rows[-1] + 1) / height, columns[0] / width, (columns[-1] + 1) / width]
@@ -84,8 +86,8 @@ def test_patient_right_is_on_the_left_however_the_scan_is_stored(tmp_path, place
     across_right, across_front = (2 / 24, 8 / 24), (2 / 30, 10 / 30)
     up_front, up_top = (2 / 30, 10 / 30), (2 / 20, 6 / 20)
     expected = [(*up_front, *across_right), (*up_top, *across_right), (*up_top, *across_front)]
-    for (rows, columns), share in zip(places, expected, strict=True):
-        assert box(is_green(picture[rows, columns])) == pytest.approx(share, abs=0.015)
+    for (rows, columns), fractions in zip(places, expected, strict=True):
+        assert box(is_green(picture[rows, columns])) == pytest.approx(fractions, abs=0.015)
 
 
 @pytest.mark.parametrize("codes", ["IRP"])
@@ -107,7 +109,7 @@ def test_panels_have_true_proportions(tmp_path):
         assert found == pytest.approx(np.multiply(expected, scale), abs=2)
 
 
-def test_the_label_is_see_through_inside_and_full_at_its_border_and_nowhere_else(tmp_path, places):
+def test_the_label_is_transparent_inside_and_opaque_at_its_outline_and_nowhere_else(tmp_path, places):
     labels = right_anterior_superior()
     rows, columns = places[0]
     axial = render(tmp_path, labels)[rows, columns]
@@ -120,7 +122,7 @@ def test_the_label_is_see_through_inside_and_full_at_its_border_and_nowhere_else
     assert outside.max() == 0
 
 
-def test_values_that_are_not_shown_are_left_out(tmp_path, places):
+def test_values_that_are_not_shown_are_not_drawn(tmp_path, places):
     rows = places[0][0]
     assert not is_green(render(tmp_path, right_anterior_superior() * 2)[rows]).any()
 
@@ -145,7 +147,7 @@ def test_each_plane_is_the_fullest_slice_and_the_middle_one_of_equals(tmp_path, 
         np.where(np.arange(20) > 3, np.inf, 1.0) * np.ones(RAS_SHAPE),
     ],
 )
-def test_nothing_labelled_nothing_to_window(tmp_path, places, image):
+def test_no_foreground_and_constant_or_non_finite_images(tmp_path, places, image):
     picture = render(tmp_path, np.zeros(RAS_SHAPE, dtype=np.int32), image=image)
     rows = places[0][0]
     assert not is_green(picture)[rows].any()
@@ -184,7 +186,7 @@ def test_legend_lists_the_largest_labels_when_not_all_fit():
     written = [text.get_text() for text in page.figure.texts if text.get_text()]
     # 3 columns of 6: the 17 largest, in their own order, and the number of the others.
     large = [(label.name, volume) for label, volume in zip(shown, volumes_ml, strict=True) if volume > 40 - 17]
-    assert written == [*(f"{name}  {volume:.1f} ml" for name, volume in large), "and 23 smaller"]
+    assert written == [*(f"{name}  {volume:.1f} mL" for name, volume in large), "and 23 smaller"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_no_labels_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["image", "labels", "reference"])
-def test_arrays_off_the_grid_are_refused_by_name(tmp_path, wrong):
+def test_arrays_of_another_shape_are_rejected_by_name(tmp_path, wrong):
     arrays = {name: np.zeros(RAS_SHAPE, dtype=np.uint8) for name in ("image", "labels", "reference")}
     arrays[wrong] = np.zeros((2, 3, 4), dtype=np.uint8)
     with pytest.raises(GridError, match=rf"{wrong} has shape \(2, 3, 4\), expected \(24, 30, 20\)"):

@@ -1,4 +1,4 @@
-"""The run report: the right numbers, everything escaped, nothing outside needed, and runs that are not finished."""
+"""The run report: correct numbers, escaped text, a self-contained page, and unfinished runs."""
 
 import base64
 import json
@@ -97,7 +97,7 @@ def test_the_postprocessing_that_was_chosen_is_named(tmp_path, page):
     rules = {NASTY: {"smallest_ml": 0.1, "dice_before": 0.5, "dice_after": 0.6}}
     run = write_run(tmp_path / "ruled", example_validation() | {"postprocessing": rules}, example_records())
     write_run_report(run)
-    expected = f"Postprocessing: {NASTY}: components of at least 0.1 ml (Dice 0.5000 before, 0.6000 after)."
+    expected = f"Postprocessing: {NASTY}: components of at least 0.1 mL (Dice 0.5000 before, 0.6000 after)."
     assert expected in Reader((run / "report.html").read_text(encoding="utf-8")).texts
 
 
@@ -111,7 +111,7 @@ def test_every_name_is_escaped(page):
     assert "hard<1>" in reader.texts
 
 
-def test_page_needs_nothing_else_and_its_charts_are_whole(page):
+def test_page_is_self_contained_and_its_charts_are_valid(page):
     links = Reader(page).links
     assert len(links) == 2
     for link in links:
@@ -133,7 +133,7 @@ def test_cases_are_sorted_worst_first_with_bars_of_their_dice(page):
     assert re.findall(r"width:([\d.]+)%", table) == ["60.0", "90.0", "50.0", "80.0", "70.0"]
 
 
-def test_plan_is_shown_with_its_comments_set_apart(page):
+def test_plan_is_shown_with_its_comments_marked(page):
     assert "dataset: A&lt;B\n" in page
     assert "<i># fits &lt;2 GB &amp; is fast</i>\n" in page
     assert "a#b" in page
@@ -142,12 +142,13 @@ def test_plan_is_shown_with_its_comments_set_apart(page):
 
 
 @pytest.mark.parametrize("missing", ["plan.yaml", "config.yaml", "metrics.jsonl", "validation.json"])
-def test_a_missing_file_costs_its_section_only(tmp_path, missing):
+def test_a_missing_file_leaves_out_only_its_section(tmp_path, missing):
     run = write_run(tmp_path / "run", example_validation(), example_records())
     (run / missing).unlink()
     write_run_report(run)
     texts = Reader((run / "report.html").read_text()).texts
-    assert any(missing in text and "no" in text for text in texts)
+    reasons = ("is missing", "has no completed step")
+    assert any(f"{missing} {reason}" in text for text in texts for reason in reasons)
     assert ("0.725" in texts) == (missing != "validation.json")
     assert ("steps" in texts) == (missing != "metrics.jsonl")
 
@@ -156,7 +157,7 @@ def test_an_empty_folder_is_reported_as_such(tmp_path):
     write_run_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert Reader(page).links == []
-    assert page.count("is not there") == 4
+    assert page.count("is missing") == 4
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):

@@ -1,4 +1,4 @@
-"""Transforms run on one thread, as in the loader's workers."""
+"""Transforms run in one thread, as in the workers of the data loader."""
 
 import pytest
 import torch

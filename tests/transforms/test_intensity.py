@@ -38,7 +38,7 @@ class TestBoth:
         constant = torch.full((2, 8, 8, 8), -1.3)
         assert torch.allclose(transform({"image": constant})["image"], constant, atol=1e-6)
 
-    def test_it_smooths_and_leaves_its_input_alone(self, transform):
+    def test_it_smooths_and_leaves_its_input_unchanged(self, transform):
         image = noise()
         before = image.clone()
         out = transform.set_random_state(0)({"image": image})["image"]
@@ -52,14 +52,14 @@ class TestBoth:
 
 
 @pytest.mark.parametrize("kind", [RandBlurd, RandLowResolutiond])
-def test_it_happens_as_often_as_asked_for(kind):
+def test_its_frequency_is_the_probability(kind):
     transform = kind("image", 0.3, (0.5, 0.6)).set_random_state(0)
     image = noise(1)
-    share = np.mean([transform({"image": image})["image"] is not image for _ in range(500)])
-    assert share == pytest.approx(0.3, abs=0.06)
+    fraction = np.mean([transform({"image": image})["image"] is not image for _ in range(500)])
+    assert fraction == pytest.approx(0.3, abs=0.06)
 
 
-def test_a_coarse_axis_is_left_alone():
+def test_a_coarse_axis_is_left_unchanged():
     image = torch.arange(9.0).reshape(1, 9, 1, 1).expand(1, 9, 11, 13) ** 2
     assert torch.equal(RandLowResolutiond("image", 1, (0.5, 0.6), axes=(1, 2))({"image": image})["image"], image)
     assert not torch.equal(RandLowResolutiond("image", 1, (0.5, 0.6))({"image": image})["image"], image)

@@ -52,7 +52,7 @@ def test_the_public_names_are_sorted_and_there():
 
 
 @pytest.mark.parametrize("crop", ["none", "nonzero"])
-def test_preprocessing_is_the_plain_functions(tmp_path, crop):
+def test_preprocessing_equals_the_plain_functions(tmp_path, crop):
     one = write_cases(tmp_path, 1)[0]
     plan = small_plan(spacing_mm=(1.0, 1.2, 0.9), crop=crop)
     out = preprocessing(plan)({"image": one.images[0], "label": str(one.label)})
@@ -77,7 +77,7 @@ def test_preprocessing_takes_one_path_per_channel(tmp_path):
     assert out.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, mean], abs=1e-3)
 
 
-def test_preprocessing_says_which_case_is_wrong(tmp_path):
+def test_preprocessing_names_the_invalid_case(tmp_path):
     one = write_cases(tmp_path, 1)[0]
     with pytest.raises(RuntimeError) as caught:
         preprocessing(small_plan())({"image": tmp_path / "missing.nii.gz", "label": one.label})
@@ -97,23 +97,23 @@ def test_augmentation_gives_plain_tensors_and_keeps_label_values():
         assert set(out["label"].unique().tolist()) <= {0, 1, 2}
 
 
-def test_without_chances_the_patch_is_the_exact_crop():
+def test_with_zero_probabilities_the_patch_is_the_exact_crop():
     out = augmentation(small_plan(), only())(case())
     assert torch.equal(out["image"], patch_of("image"))
     assert torch.equal(out["label"], patch_of("label"))
 
 
-def test_cropping_only_mirrors_whatever_the_chances():
+def test_cropping_only_flips_whatever_the_probabilities():
     pipeline = cropping(small_plan(mirror_axes=(1,)), AugmentationConfig(**dict.fromkeys(OFF, 0.5)))
-    mirrored = 0
+    flips = 0
     for seed in range(60):
         out = pipeline.set_random_state(seed)(case())
         flipped = not torch.equal(out["image"], patch_of("image"))
         for name in ("image", "label"):
             assert type(out[name]) is torch.Tensor
             assert torch.equal(out[name], patch_of(name).flip(2) if flipped else patch_of(name))
-        mirrored += flipped
-    assert mirrored / 60 == pytest.approx(0.5, abs=0.2)
+        flips += flipped
+    assert flips / 60 == pytest.approx(0.5, abs=0.2)
 
 
 @pytest.mark.parametrize("name", sorted(set(OFF) - {"rotation", "scaling", "mirror"}))
@@ -136,19 +136,19 @@ def test_a_seed_repeats_everything_also_after_pickling():
         assert torch.equal(one["label"], three["label"])
 
 
-def test_the_steps_are_drawn_independently():
+def test_the_steps_are_random_independently():
     pipeline = augmentation(small_plan(), only(noise=0.5, blur=0.5)).set_random_state(0)
     noise, blur = pipeline.transforms[1:3]
-    drawn = []
+    applied = []
     for _ in range(300):
         pipeline(case(size=8))
-        drawn.append((noise._do_transform, blur._do_transform))
-    assert np.mean(drawn, axis=0) == pytest.approx([0.5, 0.5], abs=0.1)
-    assert np.corrcoef(np.array(drawn).T)[0, 1] == pytest.approx(0, abs=0.2)
+        applied.append((noise._do_transform, blur._do_transform))
+    assert np.mean(applied, axis=0) == pytest.approx([0.5, 0.5], abs=0.1)
+    assert np.corrcoef(np.array(applied).T)[0, 1] == pytest.approx(0, abs=0.2)
 
 
 @pytest.mark.parametrize("name", ["gamma", "gamma_inverted"])
-def test_gamma_keeps_mean_deviation_and_order(name):
+def test_gamma_keeps_mean_standard_deviation_and_order(name):
     before = patch_of("image").flatten()
     after = augmentation(small_plan(), only(**{name: 1.0})).set_random_state(2)(case())["image"].flatten()
     assert after.mean().item() == pytest.approx(before.mean().item(), abs=1e-5)
@@ -172,7 +172,7 @@ def test_noise_has_zero_mean_and_at_most_the_configured_variance():
     pipeline = augmentation(plan, only(noise=1.0)).set_random_state(0)
     patches = torch.stack([pipeline(flat)["image"] for _ in range(200)])
     deviations = patches.std(dim=(1, 2, 3, 4)).numpy()
-    # The deviation is uniform between 0 and the square root of 0.01.
+    # The standard deviation is uniform between 0 and the square root of 0.01.
     assert patches.mean() == pytest.approx(0, abs=1e-3)
     assert deviations.max() == pytest.approx(np.sqrt(0.01), rel=0.03)
     assert deviations.mean() == pytest.approx(np.sqrt(0.01) / 2, rel=0.1)

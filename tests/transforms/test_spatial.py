@@ -7,9 +7,16 @@ from monai.transforms import Compose, RandFlipd
 from tests.data.small_cases import small_plan
 from volseg.config import IGNORED, AugmentationConfig
 from volseg.transforms import RandAffinePatchd
-from volseg.transforms.spatial import Warp, draw_warp, exact_patch, is_strongly_anisotropic, sampling_grid, warped_patch
+from volseg.transforms.spatial import (
+    Warp,
+    exact_patch,
+    is_strongly_anisotropic,
+    random_warp,
+    sampling_grid,
+    warped_patch,
+)
 
-STILL = AugmentationConfig(rotation=0, scaling=0, mirror=0)
+NO_AUGMENTATION = AugmentationConfig(rotation=0, scaling=0, mirror=0)
 ALWAYS = AugmentationConfig(rotation=1, scaling=1, mirror=0.5)
 SPACING = (2.0, 1.0, 1.5)
 
@@ -41,11 +48,11 @@ def test_an_exact_patch_is_the_crop_of_the_zero_padded_volume(centre, size):
 
 @pytest.mark.parametrize("size", [(6, 8, 8), (5, 7, 7)])
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_quarter_turns_about_d_are_rot90(size, quarters):
+def test_quarter_rotations_about_d_are_rot90(size, quarters):
     volume = noise((1, 20, 20, 20))
     crop = exact_patch(volume, (10, 9, 11), size, (False,) * 3)
-    turned = warped(volume, (10, 9, 11), size, Warp((quarters * np.pi / 2, 0, 0)).matrix((3.0, 1.0, 1.0)))
-    assert np.allclose(turned, np.rot90(crop, quarters, axes=(2, 3)), atol=1e-4)
+    rotated = warped(volume, (10, 9, 11), size, Warp((quarters * np.pi / 2, 0, 0)).matrix((3.0, 1.0, 1.0)))
+    assert np.allclose(rotated, np.rot90(crop, quarters, axes=(2, 3)), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def test_quarter_turns_about_d_are_rot90(size, quarters):
     [
         Warp(angles=(0.3, -0.2, 0.5)),
         Warp(scales=(0.8, 0.8, 0.8)),
-        Warp(angles=(-0.4, 0.1, 0.2), scales=(1.3, 1.3, 1.3), mirrored=(True, False, True)),
+        Warp(angles=(-0.4, 0.1, 0.2), scales=(1.3, 1.3, 1.3), flips=(True, False, True)),
         Warp(angles=(2.5, 0, 0), scales=(1, 0.7, 0.7)),
     ],
 )
@@ -82,7 +89,7 @@ def test_a_rotation_keeps_distances_in_millimetres():
     assert np.isclose(np.linalg.det(matrix), 1)
 
 
-def test_a_scale_above_one_shows_things_larger_and_a_ramp_stays_a_ramp():
+def test_a_scale_above_one_enlarges_and_a_ramp_stays_a_ramp():
     volume = ramp((30, 30, 30), (0, 0, 1))
     patch = warped(volume, (15, 15, 15), (8, 8, 8), Warp(scales=(2, 2, 2)).matrix(SPACING))
     assert np.allclose(np.diff(patch[0], axis=2), 0.5, atol=1e-4)
@@ -92,7 +99,7 @@ def test_a_scale_above_one_shows_things_larger_and_a_ramp_stays_a_ramp():
 def test_a_constant_stays_constant_inside():
     volume = np.full((1, 40, 40, 40), 3.7, dtype=np.float32)
     for seed in range(10):
-        warp = draw_warp(np.random.RandomState(seed), ALWAYS, small_plan())
+        warp = random_warp(np.random.RandomState(seed), ALWAYS, small_plan())
         patch = warped(volume, (20, 20, 20), (10, 10, 10), warp.matrix((1.0, 1.0, 1.0)))
         assert np.allclose(patch, 3.7, atol=1e-5)
 
@@ -109,17 +116,17 @@ def test_labels_keep_their_values_and_follow_the_image():
 
 
 @pytest.mark.parametrize("mirror_axes", [(), (0,), (1, 2), (0, 1, 2)])
-def test_only_allowed_axes_are_mirrored_and_each_half_of_the_time(mirror_axes):
+def test_only_allowed_axes_are_flipped_and_each_half_of_the_time(mirror_axes):
     plan = small_plan(mirror_axes=mirror_axes)
     rng = np.random.RandomState(0)
-    drawn = np.array([draw_warp(rng, AugmentationConfig(), plan).mirrored for _ in range(1000)])
-    for axis, share in enumerate(drawn.mean(axis=0)):
-        assert share == pytest.approx(0.5, abs=0.06) if axis in mirror_axes else share == 0
+    flips = np.array([random_warp(rng, AugmentationConfig(), plan).flips for _ in range(1000)])
+    for axis, fraction in enumerate(flips.mean(axis=0)):
+        assert fraction == pytest.approx(0.5, abs=0.06) if axis in mirror_axes else fraction == 0
 
 
 def test_probabilities_and_ranges_of_the_warp():
     rng = np.random.RandomState(0)
-    warps = [draw_warp(rng, AugmentationConfig(), small_plan()) for _ in range(4000)]
+    warps = [random_warp(rng, AugmentationConfig(), small_plan()) for _ in range(4000)]
     angles = np.array([warp.angles for warp in warps])
     scales = np.array([warp.scales for warp in warps])
     assert np.mean(angles.any(axis=1)) == pytest.approx(0.2, abs=0.02)
@@ -130,10 +137,10 @@ def test_probabilities_and_ranges_of_the_warp():
 
 
 @pytest.mark.parametrize(("spacing", "expected"), [((3.0, 1.0, 1.0), False), ((3.1, 1.0, 1.0), True)])
-def test_a_strongly_anisotropic_plan_is_turned_and_scaled_in_the_plane_only(spacing, expected):
+def test_a_strongly_anisotropic_plan_is_rotated_and_scaled_only_in_plane(spacing, expected):
     assert is_strongly_anisotropic(spacing) is expected
     rng = np.random.RandomState(0)
-    warps = [draw_warp(rng, ALWAYS, small_plan(spacing_mm=spacing)) for _ in range(500)]
+    warps = [random_warp(rng, ALWAYS, small_plan(spacing_mm=spacing)) for _ in range(500)]
     in_plane = all(warp.angles[1:] == (0, 0) and warp.scales[0] == 1 for warp in warps)
     assert in_plane is expected
     assert max(abs(warp.angles[0]) for warp in warps) == pytest.approx(np.pi if expected else np.pi / 6, rel=0.02)
@@ -153,5 +160,7 @@ def test_the_same_seed_gives_the_same_patch_and_the_warp_can_be_replayed():
 def test_a_read_only_memory_map_is_as_good_as_an_array_and_mixes_with_monai(tmp_path):
     np.save(tmp_path / "v.npy", noise((1, 20, 20, 20)))
     volume = np.load(tmp_path / "v.npy", mmap_mode="r")
-    pipeline = Compose([RandAffinePatchd("image", small_plan(), STILL), RandFlipd("image", prob=1, spatial_axis=1)])
+    pipeline = Compose(
+        [RandAffinePatchd("image", small_plan(), NO_AUGMENTATION), RandFlipd("image", prob=1, spatial_axis=1)]
+    )
     assert np.array_equal(pipeline({"image": volume})["image"], volume[:, 6:14, 6:14, 6:14][:, :, ::-1])

@@ -13,6 +13,7 @@ from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
 from volseg.modelfile import ModelCard, check_model_path, find_model, load_model, read_card, save_model
 from volseg.networks import Ensemble, load_network
+from volseg.text import first_few
 from volseg.training.run_folder import is_run
 
 Part = TypeVar("Part", Channel, Label)
@@ -117,7 +118,7 @@ def _check_fits(path: Path, card: ModelCard, first_path: Path, first: ModelCard)
     differences = list(_differences(plans[0], plans[1]))
     if differences:
         raise InputError(
-            f"{path} does not fit {first_path}: {'; '.join(differences[:3])}. "
+            f"{path} does not fit {first_path}: {first_few(differences, 3, '; ')}. "
             "Give models that were trained with the same plan, such as the folds of a dataset."
         )
 

@@ -1,4 +1,4 @@
-"""Comparing label images with references, as a user asks for it."""
+"""Comparing label images with references."""
 
 import logging
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.data.cases.labels import LabelSet
+from volseg.evaluation.custom_metrics import Metric
 from volseg.evaluation.pairs import match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
 
@@ -17,29 +18,37 @@ def evaluate(
     references: str | Path,
     labels: str | Path | Mapping[str, int] | None = None,
     output: str | Path | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:
     """Compare label images with their references.
 
     Args:
         predictions: a label image, or a folder of them.
         references: its reference, or a folder of them; matched by name without suffix.
-        labels: {name: stored value}, or a file that holds it (a dataset.json, JSON or YAML), of which regions are
-            compared as all their values together, and what references ignore is left out; None: the values found.
-        output: where to write the report as JSON, and a CSV beside it.
+        labels: {name: value in the images}, or a file with such a mapping (a dataset.json, JSON or YAML). A region of
+            the file is compared as the union of its values, and voxels with the file's ignore label are excluded.
+            None: the values found.
+        output: the report as JSON; a CSV is written next to it.
+        metrics: custom metrics by name, in addition to the built-in ones. Each is called per case and label as
+            `metric(prediction, reference, spacing_mm)` if at least one of the two masks is not empty, and returns a
+            finite number, or None to be left out of the mean. Masks are boolean (I, J, K) in the voxel order of the
+            files, False in voxels that the reference ignores; spacing_mm is along I, J, K.
 
     Returns:
-        The report: per case and label Dice, IoU, precision, recall and volumes in millilitres; mean and spread.
-        What is stated about empty masks is in its "policy", and what speaks against the labels in its "warnings",
-        which are logged, too.
+        The report: per case and label Dice, IoU, precision, recall, volumes in millilitres and the given metrics, then
+        mean and standard deviation ("spread") over cases. "policy" states how empty masks count; "warnings" are signs
+        that the labels do not fit the images, which are also logged.
 
     Raises:
-        InputError: a prediction without a reference, grids that differ, or an image that is no label image.
+        InputError: a prediction without a reference, grids that differ, or an image that is not a label image.
+        UsageError: a metric has the name of a built-in measure, or returned something other than a finite number or
+            None; or `output` does not end in .json.
     """
     if output:
         check_report_name(Path(output))
     known = read_labels_file(Path(labels)) if isinstance(labels, str | Path) else LabelSet(dict(labels or {}))
     document = evaluate_pairs(
-        match_pairs(Path(predictions), Path(references)), known.stored or None, ignore=known.ignore
+        match_pairs(Path(predictions), Path(references)), known.stored or None, ignore=known.ignore, metrics=metrics
     )
     for warning in document["warnings"]:
         logger.warning("%s", warning)

@@ -49,6 +49,11 @@ class Prediction:
         """The files of the case: one per channel, or one that holds all channels."""
         return self.case.paths
 
+    @property
+    def input(self) -> Path:
+        """The first of `inputs`, which for most models is the scan."""
+        return self.case.paths[0]
+
 
 class Predictions(Iterator[Prediction]):
     """The outcomes of `predict`, in order; the work is done while they are iterated over.

@@ -92,6 +92,14 @@ class Result:
         path = Path(path)
         output = find_format(to)
         # The record is on disk before the label image appears, and appears only if the label image is complete.
-        with whole_file(sibling(path, ".json")) as temporary:
+        with whole_file(_record_of(path, output.suffix)) as temporary:
             temporary.write_text(as_json(self.record), encoding="utf-8")
             output.write(self, path)
+
+
+def _record_of(path: Path, suffix: str | None) -> Path:
+    """The JSON record next to the result `path`: the same name, with .json in place of the suffix of its format."""
+    if suffix is None:
+        return sibling(path, ".json")
+    stem = path.name.removesuffix(suffix) if path.name.endswith(suffix) else path.stem
+    return path.with_name(f"{stem}.json")

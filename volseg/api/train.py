@@ -155,7 +155,7 @@ def train(
 
         run = replace(ranks.on_first_rank(prepare), device=torch_device, custom=Custom(loss, tuple(transforms)))
         with run_log(folder, ranks.first):
-            logger.info("volseg %s on %s: %s, %d training cases, %d validation cases", __version__, torch_device,
+            logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, torch_device,
                         run.data.name, len(run.training), len(run.validation))  # fmt: skip
             try:
                 state, done = _fit(run, ranks, progress if ranks.first else silent)

@@ -15,9 +15,9 @@ from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.io.reading import read_channels, read_label
 from volseg.data.io.writing import write_labels
-from volseg.evaluation.overlap import Overlap, label_overlaps
+from volseg.evaluation.overlap import label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
-from volseg.evaluation.report import evaluate_pairs, summarise, write_report
+from volseg.evaluation.report import Measures, as_measures, evaluate_pairs, summarise, write_report
 from volseg.inference.budget import windows_at_once
 from volseg.inference.labelling import Labeller
 from volseg.inference.postprocessing import choose_rules, postprocess, tally
@@ -48,13 +48,14 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         return None
     values = {label.name: label.stored_values for label in plan.labels}
 
-    def overlaps(network: nn.Module, cached: CachedCase) -> dict[str, Overlap]:
+    def overlaps(network: nn.Module, cached: CachedCase) -> dict[str, Measures]:
         device = next(network.parameters()).device
         windows = Windows(plan.patch_size, batch_size=windows_at_once(plan, dtype, device))
         volume = torch.from_numpy(cached.image[...])
         labels = Labeller(network, plan, windows, dtype).label(volume, cached.grid)
         reference = read_label(cached.case.label)
-        return label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
+        by_label = label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
+        return as_measures(by_label)
 
     def validate(network: nn.Module) -> dict[str, Any]:
         found = ranks.gather({cached.case.name: overlaps(network, cached) for cached in ranks.shard(cases)})

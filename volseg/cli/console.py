@@ -1,7 +1,7 @@
-"""What a person sees of the command line: progress, log lines, tables, and errors as one sentence.
+"""Terminal output: progress, log lines, tables, and errors as one sentence.
 
-Everything here goes to standard error but what `show_json`, `show_table` and `show_line` print, which are the answer
-of a command.
+The result of a command goes to standard output, by `show_json`, `show_table` and `show_line`; all else goes to standard
+error.
 """
 
 import functools
@@ -28,36 +28,36 @@ from volseg.errors import INTERRUPTED, SHOWN, DatasetError, OtherProcessError, R
 from volseg.progress import Progress
 
 LINE_SECONDS = 15.0
-# Tables that go to a file or a pipe are not folded at the 80 columns rich assumes there.
+# The width of tables in a file or a pipe, where rich would assume 80 columns and wrap them.
 PLAIN_WIDTH = 140
 
-# Where a stream was closed before the start, Python has none, and what would go there is nowhere to be read.
+# A stream that was closed before the start is None in Python; its output goes to the null device.
 for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:
         setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
-    # A name that the stream's encoding lacks is printed by its number.
+    # Characters that the stream's encoding lacks are printed as their code.
     if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 
-errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
-answers = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+error_console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+output_console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 logger = logging.getLogger("volseg")
 Arguments = ParamSpec("Arguments")
 
 
-def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
-    """Run a verb with log lines on, and turn errors raised on purpose into one sentence and an exit code."""
+def guarded(command: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
+    """Run a command with logging on, and turn its `VolsegError`s and Ctrl-C into one sentence and an exit code."""
 
-    @functools.wraps(verb)
+    @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         _start_logging()
         signal.signal(signal.SIGTERM, _as_interrupt)
         try:
-            code = verb(*args, **kwargs)
+            code = command(*args, **kwargs)
         except (VolsegError, KeyboardInterrupt) as error:
-            # What is said now is said whole: torchrun sends SIGTERM where another process has ended.
+            # Print the whole message: torchrun sends SIGTERM when another process has ended.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            code = _say(error, bool(kwargs.get("as_json")))
+            code = _report_error(error, bool(kwargs.get("as_json")))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
@@ -68,8 +68,8 @@ def guarded(verb: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A `Progress`: a bar with an ETA per stage on a terminal, plain log lines elsewhere."""
-    if not errors.is_terminal:
-        yield _lines()
+    if not error_console.is_terminal:
+        yield _log_progress()
         return
     columns = (
         TextColumn("{task.description:>11}"),
@@ -80,7 +80,7 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Bars(*columns, console=errors) as bars:
+    with Bars(*columns, console=error_console) as bars:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: float, text: str) -> None:
@@ -94,16 +94,16 @@ def progress_bar() -> Iterator[Progress]:
 def show_error(error: object) -> None:
     """Print an error as one sentence on standard error, and the problems of a dataset as a table below it."""
     if not isinstance(error, DatasetError):
-        errors.print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True)
+        error_console.print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True)
         return
-    errors.print(f"[red]Error:[/red] {_escaped(error.heading)}", soft_wrap=True)
-    errors.print(_table(None, ("case", "problem", "found", "what to do"), error.problems[:SHOWN]))
+    error_console.print(f"[red]Error:[/red] {_escaped(error.heading)}", soft_wrap=True)
+    error_console.print(_table(None, ("case", "problem", "found", "what to do"), error.problems[:SHOWN]))
     if len(error.problems) > SHOWN:
-        errors.print(f"and {len(error.problems) - SHOWN} more")
+        error_console.print(f"and {len(error.problems) - SHOWN} more")
 
 
 def _error_document(error: VolsegError) -> dict[str, Any]:
-    """An error as the document of a command that failed."""
+    """The JSON document of a failed command."""
     if not isinstance(error, DatasetError):
         return {"error": str(error)}
     return {"error": error.heading, "problems": [row._asdict() for row in error.problems]}
@@ -115,9 +115,9 @@ def show_json(document: Any) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table on standard output; numbers to the right."""
-    with _printing():
-        answers.print(_table(title, columns, rows))
+    """Print a table on standard output, numbers right-aligned."""
+    with _standard_output():
+        output_console.print(_table(title, columns, rows))
 
 
 def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -131,17 +131,18 @@ def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[An
 
 
 def show_line(text: str) -> None:
-    """Print one line of an answer on standard output, as it is."""
-    with _printing():
+    """Print one line of a command's result on standard output, without formatting."""
+    with _standard_output():
         sys.stdout.write(text + "\n")
 
 
 @contextmanager
-def _printing() -> Iterator[None]:
-    """Print all of an answer now, and say it in a sentence where that cannot be done; a reader who left says nothing.
+def _standard_output() -> Iterator[None]:
+    """Flush what was printed, and turn a failed write into one sentence.
 
     Raises:
-        ResourceError: the disk that standard output goes to is full, or the like.
+        ResourceError: standard output cannot be written, for example because its disk is full.
+        BrokenPipeError: the reader of the pipe has gone; typer ends the program quietly.
     """
     try:
         yield
@@ -149,21 +150,23 @@ def _printing() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # What is left in the buffer would be tried again at the end.
+        # Python would try to write the rest of the buffer again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ResourceError(f"The answer could not be printed: {error.strerror}. What was to be written is.") from error
+        raise ResourceError(
+            f"Could not write to standard output ({error.strerror}); the result files are complete."
+        ) from error
 
 
-def _say(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:
-    """Print why a verb ended early, in one sentence, and as a JSON document if asked for; the exit code."""
+def _report_error(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:
+    """Print why a command ended early, in one sentence and with `as_json` as a document; return the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        said = str(error) or "Stopped. Nothing half-written was left behind."
-        errors.print(_escaped(said), soft_wrap=True)
+        message = str(error) or "Interrupted. No unfinished files were left behind."
+        error_console.print(_escaped(message), soft_wrap=True)
         if as_json:
-            show_json({"error": said})
+            show_json({"error": message})
         return INTERRUPTED
     if not isinstance(error, OtherProcessError):
-        logger.debug("Where this error came from:", exc_info=error)
+        logger.debug("Traceback of the error:", exc_info=error)
         show_error(error)
         if as_json:
             show_json(_error_document(error))
@@ -180,8 +183,8 @@ def _escaped(value: object) -> str:
     return str(value).replace("[", r"\[")
 
 
-def _lines() -> Progress:
-    """Log lines: at the start and the end of a stage, and every quarter of a minute between."""
+def _log_progress() -> Progress:
+    """Log lines: at the start and the end of a stage, and every `LINE_SECONDS` in between."""
     last: dict[str, float] = {}
 
     def show(stage: str, done: float, text: str) -> None:
@@ -195,8 +198,8 @@ def _lines() -> Progress:
 
 def _start_logging() -> None:
     """Log lines to standard error: coloured on a terminal, plain elsewhere."""
-    if errors.is_terminal:
-        handler: logging.Handler = RichHandler(console=errors, show_path=False, show_level=False)
+    if error_console.is_terminal:
+        handler: logging.Handler = RichHandler(console=error_console, show_path=False, show_level=False)
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))

@@ -1,6 +1,6 @@
-"""Configuration: the plan of a model, which travels in its file, and what a user writes in YAML.
+"""Configuration: the plan of a model, which is stored in the model file, and the YAML files that users write.
 
-All defaults and units stand here. Spatial triples are in network order (D, H, W) unless they say (I, J, K).
+All defaults and units are defined here. Spatial triples are in network order (D, H, W) unless they say (I, J, K).
 """
 
 from volseg.config.files import load_config, read_yaml

@@ -1,4 +1,4 @@
-"""What a network is made of."""
+"""The description of a network."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from volseg.config.values import Activation, Frozen, Mid, Norm, Triple
 
 Block = Literal["conv3d", "conv2plus1d"]
-# Told apart before validation, so that an error speaks of one of the two.
+# Discriminated before validation, so that an error names only one of the two.
 Blocks = Annotated[
     Annotated[Block, Tag("all")] | Annotated[tuple[Block, ...], Tag("each")],
     Discriminator(lambda value: "all" if isinstance(value, str) else "each"),
@@ -67,7 +67,7 @@ class NetworkConfig(Frozen):
         if any(size % 2 == 0 or size < 1 for kernel in self.kernels for size in kernel):
             raise ValueError(f"network.kernels are {self.kernels}, but kernel sizes have to be odd")
         if self.strides[0] != (1, 1, 1) or any(step < 1 for stride in self.strides for step in stride):
-            raise ValueError(f"network.strides are {self.strides}, but they start with (1, 1, 1) and none is below 1")
+            raise ValueError(f"network.strides are {self.strides}, but have to start with (1, 1, 1) and be 1 or more")
         if min(*self.features, *self.encoder_blocks, *self.decoder_blocks) < 1:
             raise ValueError("network.features, encoder_blocks and decoder_blocks have to be 1 or more")
         return self
@@ -78,12 +78,12 @@ class NetworkConfig(Frozen):
         return (self.block,) * len(self.features) if isinstance(self.block, str) else self.block
 
     def at(self, stage: int) -> Self:
-        """The same with the convolution type of one stage for all."""
+        """This configuration with the convolution type of one stage in every stage."""
         return self.model_copy(update={"block": self.blocks[stage]})
 
     @property
     def divisor(self) -> Triple:
-        """Each spatial size of the input has to be a multiple of this: the product of all strides."""
+        """The product of all strides; each spatial size of the input has to be a multiple of it."""
         total = [1, 1, 1]
         for stride in self.strides:
             total = [a * b for a, b in zip(total, stride, strict=True)]

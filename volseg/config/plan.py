@@ -1,4 +1,4 @@
-"""The plan: all that is decided about a model before training, and all that prediction needs besides the weights."""
+"""The plan: all choices made before training, and everything that prediction needs besides the weights."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -43,7 +43,7 @@ class Label(Frozen):
 
     @property
     def stored_values(self) -> tuple[int, ...]:
-        """The values that label images hold where the label is: a region's parts, else its own."""
+        """The values of the label in label images: a region's parts, else its own."""
         return self.parts or (self.value,)
 
 
@@ -58,11 +58,11 @@ class ComponentRule(Frozen):
     dice_before: float | None = Field(
         None, description="mean Dice of the label on the validation cases without the rule"
     )
-    dice_after: float | None = Field(None, description="and with the rule")
+    dice_after: float | None = Field(None, description="the same with the rule")
 
     def __str__(self) -> str:
         """The rule in words, with its Dice values if it has any."""
-        least = f"of at least {self.smallest_ml:g} ml" if self.smallest_ml else ""
+        least = f"of at least {self.smallest_ml:g} mL" if self.smallest_ml else ""
         largest = f"only the largest component{least and f', if {least}'}"
         kept = largest if self.largest_only else f"components {least}"
         if self.dice_before is None or self.dice_after is None:
@@ -91,7 +91,7 @@ class Resampling(Frozen):
 
 
 class Plan(Frozen):
-    """All that is decided about a model before training, and all that prediction needs besides the weights.
+    """All choices made before training, and everything that prediction needs besides the weights.
 
     Class 0 is the background; class c >= 1 is `labels[c - 1]`, written to label images as its `value`. With `regions`
     there is no background class and classes overlap: class c is `labels[c]`, present where its logit is above 0, and
@@ -132,7 +132,7 @@ class Plan(Frozen):
         if self.logits_resampling.order != 1 or self.logits_resampling.separate_order > 1:
             raise ValueError("logits_resampling has to be linear, with nearest or linear along a separate axis")
         if sorted(self.axes) != [0, 1, 2]:
-            raise ValueError(f"axes are {self.axes}, but each of 0, 1 and 2 has to stand there once")
+            raise ValueError(f"axes are {self.axes}, expected each of 0, 1 and 2 once")
         for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):
             if size < 1 or size % divisor:
                 raise ValueError(

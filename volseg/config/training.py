@@ -1,4 +1,4 @@
-"""What a user writes in YAML: choices that override the derived plan, and how to train."""
+"""The YAML configuration: choices that override the derived plan, training, and augmentation."""
 
 import logging
 from typing import Any, ClassVar, Literal, Self
@@ -17,7 +17,7 @@ def _has_boolean(value: Any) -> bool:
 
 
 class Group(Frozen):
-    """A group of values as a user writes them in YAML, where yes, no, on and off are booleans."""
+    """A group of keys in a YAML configuration, where yes, no, on and off are booleans."""
 
     # Old key: the key that has replaced it. An old key is read for one release, with a warning.
     RENAMED: ClassVar[dict[str, str]] = {}
@@ -38,7 +38,7 @@ class Group(Frozen):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic takes True for the number 1.
         if _has_boolean(value) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
             raise ValueError("expected no boolean (YAML reads yes, no, on and off as one)")

@@ -1,4 +1,4 @@
-"""The value types that configurations share, and how a document becomes one of them or a readable error."""
+"""Value types of configurations, and validation of documents with readable errors."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -52,8 +52,8 @@ def checked(kind: type[Value], document: Any, source: str, error_type: type[Vols
 
     Args:
         kind: the expected type.
-        document: what was read, of plain dicts, lists, strings and numbers.
-        source: where it comes from, for the message.
+        document: of plain dicts, lists, strings and numbers.
+        source: its origin, for the message.
         error_type: of the error.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Label images against their references."""
+"""Comparison of label images with their references."""

@@ -1,15 +1,15 @@
-"""How well two label images on one grid overlap, label by label.
+"""Overlap of two label images on one grid, label by label.
 
-The empty-mask policy, stated here once and followed everywhere:
+The policy for empty masks, stated here once and followed everywhere:
 
-- A label absent from both images has no ratios: they are None, and the case is left out of that label's means.
-- A label absent from one image only scores 0 in all four ratios, also where its own denominator is 0
+- A label absent from both images has no ratios: they are None, and the case is excluded from that label's means.
+- A label absent from only one image scores 0 in all four ratios, also where its own denominator is 0
   (the precision of an empty prediction, the recall of an empty reference).
 - Volumes are always numbers; those of an absent label are 0 ml.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ POLICY = (
     "absent from one of them, all its ratios are 0."
 )
 ABSENT = Overlap(None, None, None, None, 0.0, 0.0, 0.0)
+MEASURES = tuple(field.name for field in fields(Overlap))
 
 
 def label_overlaps(
@@ -59,10 +60,10 @@ def label_overlaps(
     Args:
         prediction: integers (I, J, K).
         reference: integers (I, J, K), on the same grid.
-        values: stored value of each label, by name, or all those of a region, which may share them with others; never
-            0. Voxels with other values count as background.
+        values: by name, the value of each label in the images, or all values of a region; regions may share values.
+            Never 0. Voxels with other values count as background.
         voxel_ml: volume of a voxel in millilitres.
-        ignore: where the reference has this value, voxels are left out of all measures, volumes included.
+        ignore: value of ignored voxels in the reference; they are excluded from all measures, volumes included.
 
     Returns:
         The overlap of each label of `values`, in the same order.
@@ -76,31 +77,34 @@ def label_overlaps(
     known = np.array(sorted({0}.union(*parts.values())), dtype=np.int64)
     places_of = {name: _places(np.array(one), known) for name, one in parts.items()}
     counts = np.zeros((3, len(known)), dtype=np.int64)
-    mixed = dict.fromkeys(parts, 0)
+    mixed_overlap = dict.fromkeys(parts, 0)
     outermost = int(np.argmax(reference.strides))
-    # A slice of the outermost axis at a time: contiguous to read, and the temporaries stay small.
+    # Slice by slice along the outermost axis: contiguous reads and small temporaries.
     for predicted, true in zip(
         np.moveaxis(prediction, outermost, 0), np.moveaxis(reference, outermost, 0), strict=True
     ):
-        labelled = (predicted != 0) | (true != 0)
+        foreground = (predicted != 0) | (true != 0)
         if ignore is not None:
-            labelled &= true != ignore
-        p, r = _places(predicted[labelled], known), _places(true[labelled], known)
+            foreground &= true != ignore
+        p, r = _places(predicted[foreground], known), _places(true[foreground], known)
         equal = p == r
         for total, places in zip(counts, (p, r, p[equal]), strict=True):
             total += np.bincount(places, minlength=len(known))
-        # Two values of one region agree on it, too.
+        # Two different values of one region overlap in that region, too.
         for name, places in places_of.items():
             if len(places) > 1:
-                mixed[name] += int(np.count_nonzero(np.isin(p[~equal], places) & np.isin(r[~equal], places)))
-    return {name: _overlap(counts[:, places].sum(axis=1), mixed[name], voxel_ml) for name, places in places_of.items()}
+                mixed_overlap[name] += int(np.count_nonzero(np.isin(p[~equal], places) & np.isin(r[~equal], places)))
+    return {
+        name: _overlap(counts[:, places].sum(axis=1), mixed_overlap[name], voxel_ml)
+        for name, places in places_of.items()
+    }
 
 
 def dice(prediction: Any, reference: Any) -> float | None:
     """2 |P and R| / (|P| + |R|) of two masks.
 
     Args:
-        prediction: array or CPU tensor of any shape; every value but 0 is inside.
+        prediction: array or CPU tensor of any shape; every nonzero value belongs to the mask.
         reference: the same, of the same shape.
 
     Returns:
@@ -128,7 +132,7 @@ def recall(prediction: Any, reference: Any) -> float | None:
 
 
 def _mask_overlap(prediction: Any, reference: Any) -> Overlap:
-    """The measures of two masks; volumes are voxels."""
+    """The measures of two masks; volumes are numbers of voxels."""
     predicted, true = np.asarray(prediction) != 0, np.asarray(reference) != 0
     if predicted.shape != true.shape:
         raise GridError(f"The prediction has shape {predicted.shape}, but its reference has {true.shape}.")
@@ -143,17 +147,19 @@ def values_in(labels: np.ndarray) -> set[int]:
 
 
 def _places(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Where each value stands in the sorted `known`; a value that is not there stands where 0 does."""
+    """The index of each value in the sorted `known`; other values get the index of 0."""
     places = np.minimum(np.searchsorted(known, labels), len(known) - 1)
     return np.where(known[places] == labels, places, np.searchsorted(known, 0))
 
 
-def _overlap(counts: np.ndarray, mixed: int, voxel_ml: float) -> Overlap:
-    """The measures of one label from its voxel counts: in the prediction, in the reference, in both with one value
-    and with two.
+def _overlap(counts: np.ndarray, mixed_overlap: int, voxel_ml: float) -> Overlap:
+    """The measures of one label from its voxel counts.
+
+    `counts`: in the prediction, in the reference, and in both with the same value; `mixed_overlap`: in both with two
+    different values of a region.
     """
     predicted, true, same = counts.tolist()
-    both = same + mixed
+    both = same + mixed_overlap
     if predicted + true == 0:
         return ABSENT
     return Overlap(

@@ -1,8 +1,7 @@
-"""What is compared: label images of two folders, paired by name, and the labels by name and value."""
+"""What is compared: pairs of label images, matched by name, and the names and values of labels."""
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from volseg.config import read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import SUFFIXES, image_suffix, stem_of
 from volseg.errors import InputError
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All cases to compare, sorted by name, and the names of the references that nothing was predicted for."""
+    """All cases to compare, sorted by name, and the names of the references without a prediction."""
 
     matched: tuple[Pair, ...]
     unmatched_references: tuple[str, ...] = ()
@@ -35,30 +35,30 @@ class Pairs:
 def match_pairs(predictions: Path, references: Path) -> Pairs:
     """Pair label images by their names without suffix, so that a .mha finds its .nii.gz.
 
-    Two files are a pair whatever their names. In folders, files that are no images are passed over.
-    A reference without a prediction is no error, as the predictions may be those of one fold; it is logged.
+    Two files are a pair whatever their names. In folders, files that are not images are skipped.
+    A reference without a prediction is logged, but not an error: the predictions may be those of one fold.
 
     Args:
         predictions: a label image, or a folder of them.
         references: a label image, or a folder of them.
 
     Raises:
-        InputError: a missing path, two images of one name, no image, or a prediction without a reference.
+        InputError: a missing path, two images with the same name, no image, or a prediction without a reference.
     """
     if predictions.is_file() and references.is_file():
         _check_suffix(references)
         _check_suffix(predictions)
         return Pairs((Pair(stem_of(predictions), predictions, references),))
     predicted, true = _images_by_name(predictions), _images_by_name(references)
-    strangers = [name for name in predicted if name not in true]
-    if strangers:
+    without_reference = [name for name in predicted if name not in true]
+    if without_reference:
         raise InputError(
-            f"{len(strangers)} of {len(predicted)} predictions in {predictions} have no reference of that name "
-            f"in {references}: {some_of(strangers)}. Add the references, or take those predictions out."
+            f"{len(without_reference)} of {len(predicted)} predictions in {predictions} have no reference of the same "
+            f"name in {references}: {first_few(without_reference)}. Add the references, or remove those predictions."
         )
     unmatched = tuple(name for name in true if name not in predicted)
     if unmatched:
-        logger.warning("%d of %d references have no prediction: %s.", len(unmatched), len(true), some_of(unmatched))
+        logger.warning("%d of %d references have no prediction: %s.", len(unmatched), len(true), first_few(unmatched))
     return Pairs(tuple(Pair(name, path, true[name]) for name, path in predicted.items()), unmatched)
 
 
@@ -69,16 +69,11 @@ def read_labels_file(path: Path) -> LabelSet:
     ignore label included, or a plain mapping of names to values; JSON or YAML.
 
     Raises:
-        InputError: not such a file, or labels that `parse_labels` refuses.
+        InputError: not such a file, or labels that `parse_labels` rejects.
         ConfigError: not a YAML mapping.
     """
     document = _read_mapping(path)
     return parse_labels(document.get("labels", document), document.get("regions_class_order"), str(path))
-
-
-def some_of(items: Sequence[object]) -> str:
-    """The first five of some names or values, and a sign that there are more."""
-    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
 
 
 def _images_by_name(path: Path) -> dict[str, Path]:
@@ -95,18 +90,20 @@ def _images_by_name(path: Path) -> dict[str, Path]:
     for file in files:
         other = images.setdefault(stem_of(file), file)
         if other != file:
-            raise InputError(f"{other} and {file} have one name, so it is open which to compare. Remove one of them.")
+            raise InputError(
+                f"{other} and {file} have the same name, so it is unclear which one to compare. Remove one."
+            )
     return images
 
 
 def _check_suffix(path: Path) -> None:
-    """Refuse a file that is no image by its name."""
+    """Reject a file whose name does not end in the suffix of an image."""
     if image_suffix(path) is None:
-        raise InputError(f"{path} is not a label image by its name. Known formats: {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path} does not end in the suffix of an image. Known formats: {', '.join(SUFFIXES)}.")
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file; JSON apart, because YAML does not allow the tabs in it."""
+    """The mapping in a JSON or YAML file. JSON has its own parser, because YAML does not allow its tabs."""
     if path.suffix.lower() != ".json":
         return read_yaml(path)
     try:

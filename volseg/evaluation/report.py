@@ -1,27 +1,30 @@
-"""The scores of many cases as one document: per case and label, their means and their spread; JSON and CSV."""
+"""The scores of many cases as one report: per case and label, means and standard deviations; JSON and CSV."""
 
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from volseg.data.io.reading import read_label
 from volseg.errors import UsageError
-from volseg.evaluation.overlap import ABSENT, POLICY, Overlap, label_overlaps, values_in
-from volseg.evaluation.pairs import Pair, Pairs, some_of
+from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
+from volseg.evaluation.overlap import ABSENT, MEASURES, POLICY, Overlap, label_overlaps, values_in
+from volseg.evaluation.pairs import Pair, Pairs
 from volseg.files import write_json, write_text
+from volseg.text import first_few
 
-MEASURES = tuple(field.name for field in fields(Overlap))
+# The measures of one label in one case, by name.
+Measures: TypeAlias = dict[str, float | None]
 
 
 class _Compared(NamedTuple):
-    """One case: its overlaps by label, and the values in its two images that no label has."""
+    """One case: its measures by label, and the values in its two images that belong to no label."""
 
-    overlaps: dict[str, Overlap]
+    measures: dict[str, Measures]
     unnamed_predicted: set[int]
     unnamed_true: set[int]
 
@@ -31,28 +34,36 @@ def evaluate_pairs(
     labels: Mapping[str, int | tuple[int, ...]] | None = None,
     workers: int = 1,
     ignore: int | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:
     """Compare label images with their references.
 
     Args:
         pairs: the files, see `match_pairs`.
-        labels: stored value of each label, or values of each region, by name; None: every value found, as label_1,
-            label_2, ...
-        workers: threads; each holds one prediction and one reference.
-        ignore: value in references of voxels to leave out.
+        labels: by name, the value of each label in the images, or all values of a region; None: every value found, as
+            label_1, label_2, ...
+        workers: threads; each holds one prediction and one reference in memory.
+        ignore: value of ignored voxels in references.
+        metrics: custom metrics by name, see `volseg.evaluation.custom_metrics`; several workers call them from several
+            threads.
 
     Returns:
-        The document of `summarise`, and "warnings": what speaks against the given labels, one sentence each.
+        The document of `summarise`, and "warnings": signs that the given labels do not fit the images, one sentence
+        each.
 
     Raises:
-        InputError: an image cannot be read; no other case is waited for.
+        InputError: an image cannot be read; the cases after it are not compared.
         GridError: a prediction does not lie on the grid of its reference.
+        UsageError: a metric has a reserved name, or returned something other than a finite number or None.
     """
+    metrics = metrics or {}
+    check_metric_names(metrics)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda pair: _compare(pair, labels, ignore), pairs.matched))
-    names = labels or sorted({name for one in found for name in one.overlaps}, key=_value_of)
+        found = list(pool.map(lambda pair: _compare(pair, labels, ignore, metrics), pairs.matched))
+    names = labels or sorted({name for one in found for name in one.measures}, key=_value_of)
     compared = {pair.name: one for pair, one in zip(pairs.matched, found, strict=True)}
-    cases = {case: {name: one.overlaps.get(name, ABSENT) for name in names} for case, one in compared.items()}
+    absent = {**asdict(ABSENT), **dict.fromkeys(metrics)}
+    cases = {case: {name: one.measures.get(name, absent) for name in names} for case, one in compared.items()}
     document = summarise(cases, pairs.unmatched_references)
     warnings = [
         *_unnamed("predictions", {case: one.unnamed_predicted for case, one in compared.items()}),
@@ -62,38 +73,42 @@ def evaluate_pairs(
     return {**document, "warnings": warnings}
 
 
-def summarise(cases: Mapping[str, Mapping[str, Overlap]], unmatched_references: Sequence[str] = ()) -> dict[str, Any]:
-    """Gather the overlaps of cases into one document without NaN.
+def as_measures(overlaps: Mapping[str, Overlap]) -> dict[str, Measures]:
+    """The overlaps of a case by label as `summarise` takes them."""
+    return {label: asdict(overlap) for label, overlap in overlaps.items()}
+
+
+def summarise(cases: Mapping[str, Mapping[str, Measures]], unmatched_references: Sequence[str] = ()) -> dict[str, Any]:
+    """Gather the measures of cases into one document without NaN.
 
     Args:
-        cases: the overlap of each label by name, by case name; every case has the same labels.
+        cases: by case name, the measures of each label by name; every case has the same labels and measures.
         unmatched_references: names of references without a prediction.
 
     Returns:
-        "cases": a name and, per label, the measures of `Overlap`.
-        "mean": per label, the means over the cases in which the label counts, and their number ("cases");
-        and "foreground_dice", the mean over labels of their mean Dice, or None where no label counts.
-        "spread": per label, standard deviations (n - 1) over the same cases, None with fewer than two.
+        "cases": a name and, per label, the measures of `Overlap` and the custom metrics.
+        "mean": per label, the mean of each measure over the cases in which the label counts, and the number of these
+        cases ("cases"); and "foreground_dice", the mean over labels of their mean Dice, or None if no label counts.
+        "spread": per label, standard deviations (n - 1) over the same cases, None with fewer than two values.
+        A value of None is left out of the mean and the standard deviation of its measure.
         "unmatched_references", and "policy": when a label counts.
     """
-    names = list(next(iter(cases.values()), {}))
-    counted = {name: [case[name] for case in cases.values() if case[name].dice is not None] for name in names}
-    mean = {name: {**_each_measure(fmean, overlaps, 1), "cases": len(overlaps)} for name, overlaps in counted.items()}
+    first = next(iter(cases.values()), {})
+    names = list(next(iter(first.values()), ()))
+    counted = {label: [case[label] for case in cases.values() if case[label]["dice"] is not None] for label in first}
+    mean = {label: {**_each_measure(fmean, rows, names, 1), "cases": len(rows)} for label, rows in counted.items()}
     dice = [label["dice"] for label in mean.values() if label["dice"] is not None]
     return {
-        "cases": [
-            {"name": case, "labels": {name: asdict(overlap) for name, overlap in overlaps.items()}}
-            for case, overlaps in cases.items()
-        ],
+        "cases": [{"name": case, "labels": dict(measures)} for case, measures in cases.items()],
         "mean": {"labels": mean, "foreground_dice": fmean(dice) if dice else None},
-        "spread": {"labels": {name: _each_measure(stdev, overlaps, 2) for name, overlaps in counted.items()}},
+        "spread": {"labels": {label: _each_measure(stdev, rows, names, 2) for label, rows in counted.items()}},
         "unmatched_references": list(unmatched_references),
         "policy": POLICY,
     }
 
 
 def write_report(document: Mapping[str, Any], path: Path) -> None:
-    """Write the document of `summarise` as JSON to `path`, and beside it one CSV row per case and label.
+    """Write the document of `summarise` as JSON to `path`, and next to it a CSV with a row per case and label.
 
     Raises:
         UsageError: `path` does not end in .json.
@@ -101,56 +116,64 @@ def write_report(document: Mapping[str, Any], path: Path) -> None:
     check_report_name(path)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["case", "label", *MEASURES])
-    for case in document["cases"]:
-        writer.writerows([case["name"], label, *measures.values()] for label, measures in case["labels"].items())
+    rows = [(case["name"], label, measures) for case in document["cases"] for label, measures in case["labels"].items()]
+    writer.writerow(["case", "label", *(rows[0][2] if rows else MEASURES)])
+    writer.writerows([case, label, *measures.values()] for case, label, measures in rows)
     write_json(path, document)
     write_text(path.with_suffix(".csv"), table.getvalue())
 
 
 def check_report_name(path: Path) -> None:
-    """Refuse a name that `write_report` cannot write to."""
+    """Reject a file name that `write_report` cannot write to."""
     if path.suffix != ".json":
         raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
 
 
-def _compare(pair: Pair, labels: Mapping[str, int | tuple[int, ...]] | None, ignore: int | None) -> _Compared:
-    """The overlaps of one case, of the given labels or of those found in its two images."""
+def _compare(
+    pair: Pair,
+    labels: Mapping[str, int | tuple[int, ...]] | None,
+    ignore: int | None,
+    metrics: Mapping[str, Metric],
+) -> _Compared:
+    """The measures of one case, of the given labels or of those found in its two images."""
     reference = read_label(pair.reference)
     prediction = read_label(pair.prediction, like=reference.geometry)
     true, predicted = reference.channels[0], prediction.channels[0]
     in_true, in_predicted = values_in(true), values_in(predicted)
     values = labels or {f"label_{value}": value for value in in_true | in_predicted}
-    overlaps = label_overlaps(predicted, true, values, reference.geometry.voxel_ml, ignore)
+    measures = as_measures(label_overlaps(predicted, true, values, reference.geometry.voxel_ml, ignore))
+    if metrics:
+        custom = metric_values(metrics, predicted, true, values, reference.geometry.spacing_mm, pair.name, ignore)
+        measures = {label: {**built_in, **custom[label]} for label, built_in in measures.items()}
     known = {one for value in values.values() for one in ((value,) if isinstance(value, int) else value)} | {ignore}
-    return _Compared(overlaps, in_predicted - known, in_true - known)
+    return _Compared(measures, in_predicted - known, in_true - known)
 
 
 def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
-    """What is said of values that no label has, by case, in images of one kind."""
+    """The warning about values without a label, by case, in predictions or references."""
     cases = [case for case, found in values.items() if found]
     if not cases:
         return []
     found = sorted(set().union(*values.values()))
     return [
-        f"Values in {kind} that no label has count as background: {some_of(found)} (cases: {some_of(cases)}). "
+        f"Values in {kind} without a label name count as background: {first_few(found)} (cases: {first_few(cases)}). "
         "Are these the right labels?"
     ]
 
 
 def _absent(names: Sequence[str]) -> list[str]:
-    """What is said of labels that no image holds."""
-    return [f"Labels that are in no image: {some_of(names)}. Are these the right labels?"] if names else []
+    """The warning about labels that occur in no image."""
+    return [f"Labels that occur in no image: {first_few(names)}. Are these the right labels?"] if names else []
 
 
 def _value_of(found_name: str) -> int:
-    """The value in a name made up by `_compare`."""
+    """The value in a label name that `_compare` made."""
     return int(found_name.removeprefix("label_"))
 
 
 def _each_measure(
-    statistic: Callable[[list[float]], float], overlaps: Iterable[Overlap], at_least: int
-) -> dict[str, float | None]:
-    """A statistic of each measure over the given overlaps, None where there are too few."""
-    rows = [asdict(overlap) for overlap in overlaps]
-    return {name: statistic([row[name] for row in rows]) if len(rows) >= at_least else None for name in MEASURES}
+    statistic: Callable[[list[float]], float], rows: Sequence[Measures], names: Iterable[str], at_least: int
+) -> Measures:
+    """A statistic of each named measure over the rows that have it, None where they are too few."""
+    values = {name: [value for row in rows if (value := row[name]) is not None] for name in names}
+    return {name: statistic(found) if len(found) >= at_least else None for name, found in values.items()}

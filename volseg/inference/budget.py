@@ -25,25 +25,25 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-# Voxels of the scan worked on at a time, the quickest first, and logits on the network's grid for each of them.
+# Voxels of the scan processed at a time, the fastest first, and logits in network space for each of them.
 CHUNKS = (1 << 22, 1 << 20, 1 << 18)
 SLAB_LOGITS_PER_VOXEL = 4
-# What a voxel at work takes: while it is resampled, with its float32 and oriented copies; while components are counted,
-# at the worst, which is every voxel a component of its own (368 MB were measured for 1 << 22 of them).
+# Memory per voxel: while it is resampled, with its float32 and reoriented copies; while components are counted, in the
+# worst case that every voxel is a component (368 MB were measured for 1 << 22 of them).
 PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
-# Where a window's feature maps take no more, a CPU's cores wait for each other longer than they gain by sharing one.
+# Up to this size of a window's feature maps, CPU cores lose more time waiting for each other than sharing one saves.
 SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
-# A kept heap's holes, as a factor on what comes and goes; see `volseg.networks.cpu.malloc`.
+# Fragmentation of memory that is kept for reuse, as a factor; see `volseg.networks.cpu.malloc`.
 HOLES = 1.5
 
 
 @dataclass(frozen=True)
 class ChunkSize:
-    """How much is held at a time.
+    """How much is computed at a time.
 
     Args:
-        voxels: of the scan, while its labels are measured; four logits each, while they are made.
-        keep_freed: whether freed memory is kept for the next window, which is faster and leaves holes.
+        voxels: of the scan, while its labels are measured; four logits each, while labels are computed.
+        keep_freed: whether freed memory is kept for the next window, which is faster but fragments memory.
     """
 
     voxels: int = CHUNKS[0]
@@ -52,15 +52,15 @@ class ChunkSize:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The memory that a scan and the model that segments it will need.
+    """The memory that segmenting a scan will need.
 
     Args:
-        card: of the model.
-        scan: as read.
-        windows: how they are cut.
-        dtype: of feature maps.
-        on_host: whether windows are computed in the process's own memory.
-        parameters: of the network.
+        card: card of the model.
+        scan: the scan as read.
+        windows: size, overlap, batch and test-time flips.
+        dtype: type of feature maps.
+        on_host: whether windows are computed in the memory of the process.
+        parameters: number of parameters of the network.
         probabilities: whether the class probabilities are kept in memory.
     """
 
@@ -79,12 +79,12 @@ class MemoryEstimate:
 
     @property
     def probability_bytes(self) -> int:
-        """The size of the class probabilities that are kept in memory, float16."""
+        """The size in bytes of class probabilities kept in memory, float16."""
         return 2 * self.card.plan.network.classes * math.prod(self.scan.geometry.shape) * self.probabilities
 
     @property
     def volume_bytes(self) -> int:
-        """The size of the scan in network space."""
+        """The size in bytes of the scan in network space."""
         return 4 * len(self.card.plan.channels) * math.prod(self.grid)
 
     def parts(self, chunk: ChunkSize) -> dict[str, int]:
@@ -96,33 +96,33 @@ class MemoryEstimate:
         kept = labels + self.probability_bytes
         mask = voxels if any(channel.normalisation == "zscore_nonzero" for channel in plan.channels) else 0
         return {
-            "preparing it": volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
-            "its windows and labels": volume + kept + self._windows(sorted(self.grid, reverse=True), chunk),
-            "measuring its labels": kept + MEASURE_BYTES * min(chunk.voxels, voxels),
+            "preprocessing": volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
+            "windows and labels": volume + kept + self._windows(sorted(self.grid, reverse=True), chunk),
+            "measuring labels": kept + MEASURE_BYTES * min(chunk.voxels, voxels),
             # Some formats are written from a copy, and read back.
-            "writing its labels": kept + labels,
+            "writing labels": kept + labels,
         }
 
     def _windows(self, grid: list[int], chunk: ChunkSize) -> int:
-        """One batch of windows, the feature maps for them, the ring, and logits while they are resampled."""
+        """Bytes of one batch of windows, its feature maps, the ring, and logits while they are resampled."""
         network, patch = self.card.plan.network, self.card.plan.patch_size
         outputs = network.classes if self.card.members > 1 else min(network.features[0], network.classes)
         ring = 4 * outputs * min(grid[0], max(patch)) * grid[1] * grid[2]
-        # A slab of logits, its planes cut out of it, and what is made of them.
+        # A slab of logits, its planes, and their resampled logits.
         plane = 4 * network.classes * grid[1] * grid[2]
-        back = 3 * max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels)
+        resampling = 3 * max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels)
         if not self.on_host:
-            return back
+            return resampling
         maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
         # Test-time flips and ensemble members are summed: the sum, one output, and the output of a constant window.
         maps += 3 * 4 * outputs * math.prod(patch)
-        # The filters of `volseg.networks.cpu.winograd` are up to 8/3 as large as the weights they are made of.
+        # The filters of `volseg.networks.cpu.winograd` are up to 8/3 as large as the weights of the layers.
         filters = 8 * self.parameters * self.dtype.itemsize // 3
-        return ring + filters + int((maps + back) * (HOLES if chunk.keep_freed else 1))
+        return ring + filters + int((maps + resampling) * (HOLES if chunk.keep_freed else 1))
 
 
 def feature_maps(network: NetworkConfig, patch: Triple) -> int:
-    """The most values that feature maps hold at one time while a window is computed without gradients.
+    """The largest number of feature map values in memory while a window is computed without gradients.
 
     At a decoder stage these are the upsampled maps, the skip connection, both concatenated, and the skip connections
     of all finer stages.
@@ -133,12 +133,12 @@ def feature_maps(network: NetworkConfig, patch: Triple) -> int:
         voxels //= math.prod(stride)
         sizes.append(channels * voxels)
     extra = int(network.encoder == "residual" or "conv2plus1d" in network.blocks)
-    at_work = [(4 + extra) * sizes[stage] + sum(sizes[:stage]) + sizes[stage + 1] for stage in range(len(sizes) - 1)]
-    return max(at_work) + (network.in_channels + network.classes) * math.prod(patch)
+    per_stage = [(4 + extra) * sizes[stage] + sum(sizes[:stage]) + sizes[stage + 1] for stage in range(len(sizes) - 1)]
+    return max(per_stage) + (network.in_channels + network.classes) * math.prod(patch)
 
 
 def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
-    """The number of windows in a batch: one on a CPU, up to eight that fit on a GPU."""
+    """The number of windows in a batch: one on a CPU, up to eight on a GPU, as memory allows."""
     if device.type != "cuda":
         return 1
     one = 4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)
@@ -155,50 +155,50 @@ def plan_chunks(need: MemoryEstimate, limit: int | None) -> ChunkSize:
     """The fastest chunk size that stays below a limit.
 
     Raises:
-        InputError: there is none; says what is needed and for what. Or the scan in network space, with the
-            probabilities to be kept, is larger than the memory of the machine.
+        InputError: no chunk size fits the limit, or the scan in network space, with the probabilities kept in memory,
+            exceeds the memory of the machine.
     """
     _require_machine(need)
     if limit is None:
         return ChunkSize()
     used = resident_bytes()
-    ways = [ChunkSize(voxels, keep) for keep in (True, False) for voxels in CHUNKS]
-    for way in ways:
-        parts = need.parts(way)
+    options = [ChunkSize(voxels, keep) for keep in (True, False) for voxels in CHUNKS]
+    for chunk in options:
+        parts = need.parts(chunk)
         if used + max(parts.values()) <= limit:
-            told = _told(used, parts), limit / GIB, way.voxels, "kept" if way.keep_freed else "released"
-            logger.info("Memory: %s of %.2f GiB, %d voxels at a time, freed memory is %s", *told)
-            return way
-    parts = need.parts(ways[-1])
+            details = _in_words(used, parts), limit / GIB, chunk.voxels, "kept" if chunk.keep_freed else "released"
+            logger.info("Memory: %s of %.2f GiB, %d voxels at a time, freed memory is %s", *details)
+            return chunk
+    parts = need.parts(options[-1])
     raise InputError(
-        f"{need.scan.source} needs {_told(used, parts)}, but --max-memory is {limit / GIB:.2f} GiB. "
+        f"{need.scan.source} needs {_in_words(used, parts)}, but --max-memory is {limit / GIB:.2f} GiB. "
         "Raise it, or use a model with a smaller patch or fewer classes."
     )
 
 
 def _require_machine(need: MemoryEstimate) -> None:
-    """Reject what exceeds the machine: probabilities, or a scan whose voxel size, perhaps of another unit, is wrong."""
-    needed, there, probabilities = need.volume_bytes / GIB, machine_memory_gb(), need.probability_bytes / GIB
-    if needed <= there < needed + probabilities:
+    """Reject what exceeds the memory of the machine: probabilities, or a scan with a wrong voxel size (unit)."""
+    needed, total, probabilities = need.volume_bytes / GIB, machine_memory_gb(), need.probability_bytes / GIB
+    if needed <= total < needed + probabilities:
         raise InputError(
             f"The probabilities of {need.scan.source} take {probabilities:,.1f} GiB in memory, but this machine has "
-            f"{there:,.1f}. Write them to a file: probabilities='NAME.npy'."
+            f"{total:,.1f}. Write them to a file: probabilities='NAME.npy'."
         )
-    if needed > there:
+    if needed > total:
         spacings = need.scan.geometry.spacing_mm, need.card.plan.spacing_mm
         sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings)
         raise InputError(
             f"{need.scan.source} has voxels of {sizes} mm, and the model works at {wanted} mm: that makes "
-            f"{' x '.join(map(str, need.grid))} voxels, {needed:,.0f} GiB, but this machine has {there:,.0f}. "
+            f"{' x '.join(map(str, need.grid))} voxels, {needed:,.0f} GiB, but this machine has {total:,.0f}. "
             "Check that the voxel size of the scan is in millimetres."
         )
 
 
-def _told(used: int, parts: dict[str, int]) -> str:
-    """A plan in words."""
+def _in_words(used: int, parts: dict[str, int]) -> str:
+    """The memory of a plan in words."""
     most = max(parts, key=parts.__getitem__)
-    known, more = used / GIB, parts[most] / GIB
-    return f"{known + more:.2f} GiB ({known:.2f} for the program, the model and the scan, {more:.2f} for {most})"
+    fixed, more = used / GIB, parts[most] / GIB
+    return f"{fixed + more:.2f} GiB ({fixed:.2f} for the program, the model and the scan, {more:.2f} for {most})"
 
 
 def require_room(needed: int, limit: int, source: str) -> None:
@@ -206,11 +206,11 @@ def require_room(needed: int, limit: int, source: str) -> None:
 
     Args:
         needed: bytes of the scan.
-        limit: bytes the process may have.
+        limit: memory limit of the process in bytes.
         source: the scan, for messages.
 
     Raises:
-        InputError: it is.
+        InputError: the scan exceeds the limit.
     """
     used = resident_bytes()
     if used + needed > limit:
@@ -221,10 +221,10 @@ def require_room(needed: int, limit: int, source: str) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a size such as 4G, 512M, 1.5GiB or 2000000000.
+    """A size such as 4G, 512M, 1.5GiB or 2000000000 in bytes.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: the text is not a size.
     """
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
     if not found or not 0 < float(found[1]) < 2**40:
@@ -233,19 +233,19 @@ def parse_size(text: str) -> int:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory the process has now; where the system does not say, the most it has had."""
+    """Resident memory of the process in bytes; its peak where the system does not report the current value."""
     return _status("VmRSS:") or peak_memory_bytes()
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident size this process has had, in bytes."""
-    # `ru_maxrss` begins with the size of the process that started this one: it is asked where there is no other.
+    """Peak resident memory of the process in bytes."""
+    # Only without VmHWM, because `ru_maxrss` starts with the size of the parent process.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _status("VmHWM:") or (peak if sys.platform == "darwin" else peak * 1024)  # kilobytes on Linux
 
 
 def _status(key: str) -> int:
-    """What Linux says of this process in a line such as "VmHWM: 12 kB", in bytes; 0 where nothing is said."""
+    """A value of Linux's process status, such as "VmHWM: 12 kB", in bytes; 0 without one."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8", errors="replace").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)

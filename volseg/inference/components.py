@@ -1,7 +1,7 @@
 """The 26-connected components of label images, found slab by slab, and the removal of those that a rule drops.
 
-A component lies in one or more slabs; what lies in one of them is called a piece. Slabs share a plane: pieces of two
-slabs belong together where they share a voxel of it.
+Slabs are consecutive planes of an image, and neighbouring slabs share a plane. The connected components of one slab are
+its slab components; those of neighbouring slabs that share a voxel belong to the same component of the image.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,37 +14,37 @@ from volseg.config import ComponentRule
 from volseg.errors import ResourceError
 
 SLAB_VOXELS = 1 << 22
-# What `join_slabs` holds for a piece at its peak; 48 to 65 bytes were measured.
-PIECE_BYTES = 72
+# Peak memory of `merge_slabs` for each slab component; 48 to 65 bytes were measured.
+COMPONENT_BYTES = 72
 # Affines are often stored in float32, so a component of exactly a rule's volume may seem this much smaller.
 ROUNDING = 1e-6
 
-
-# Of a slab that is not kept: its `pieces`, perhaps with more rows of counts, and what they `met`.
-Found = tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]
+# Of a slab: its `components`, perhaps with more rows of counts, and its `touching` pairs.
+SlabComponents = tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Some planes of an image and the pieces in them, of which number 0 is the background.
+    """Some planes of an image and their slab components, of which number 0 is the background.
 
     Args:
-        planes: where they lie along the first axis, the shared plane included.
-        numbers: (planes, ., .) the number of each voxel's piece in planes that the slab before does not have.
-        pieces: (2, n) int64: the value of each piece, and its voxels in these planes, perhaps none.
-        met: numbers of pieces in the slab before, and of those here that share a voxel with them; each pair once.
+        planes: the range along the first axis, including the plane shared with the previous slab.
+        numbers: (planes, ., .) the number of each voxel's slab component, without the shared plane.
+        components: (2, n) int64: the value of each slab component, and its voxels in `numbers`, perhaps none.
+        touching: numbers of slab components of the previous slab, and of those here that share a voxel with them;
+            each pair once.
     """
 
     planes: slice
     numbers: np.ndarray
-    pieces: np.ndarray
-    met: tuple[np.ndarray, np.ndarray]
+    components: np.ndarray
+    touching: tuple[np.ndarray, np.ndarray]
 
 
 def outermost_first(image: np.ndarray) -> np.ndarray:
-    """A view of which each plane along the first axis lies in one piece, if `image` is in C or Fortran order.
+    """A view whose planes along the first axis are contiguous in memory, for an image in C or Fortran order.
 
-    Slabs of it are read faster, and a component is one from any side.
+    Its slabs are read faster; connected components do not depend on the order of the axes.
     """
     return image.T if image.strides[0] < image.strides[2] else image
 
@@ -54,78 +54,78 @@ def slabs(image: np.ndarray, slab_voxels: int = SLAB_VOXELS, table: np.ndarray |
 
     Args:
         image: (P, Q, R) uint8 or uint16.
-        slab_voxels: how many are looked at together, at least a plane.
-        table: values to take instead, by stored value.
+        slab_voxels: voxels per slab; at least one plane is read.
+        table: values to use instead of the stored ones, indexed by them.
     """
     last: np.ndarray | None = None
     for planes in _spans(image, slab_voxels):
         slab = image[planes] if table is None else table[image[planes]]
         numbers, count = cc3d.connected_components(slab, connectivity=26, return_N=True)
-        pieces = np.zeros((2, count + 1), np.int64)
-        pieces[0][numbers] = slab
+        components = np.zeros((2, count + 1), np.int64)
+        components[0][numbers] = slab
         pairs = np.zeros(0, np.int64)
         if last is not None:
             pairs = np.unique((last * (count + 1) + numbers[0])[last > 0])
             numbers = numbers[1:]
-        pieces[1] = np.bincount(numbers.ravel(), minlength=count + 1)
-        yield Slab(planes, numbers, pieces, (pairs // (count + 1), pairs % (count + 1)))
+        components[1] = np.bincount(numbers.ravel(), minlength=count + 1)
+        yield Slab(planes, numbers, components, (pairs // (count + 1), pairs % (count + 1)))
         last = numbers[-1].astype(np.int64)
 
 
-def join(pieces: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Put pieces together where `one` meets `other`.
+def merge(components: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merge components that belong together.
 
     Args:
-        pieces: (rows, n) int64: values, and counts.
-        one, other: columns of pieces that belong together, pair by pair.
+        components: (rows, n) int64: values, and counts.
+        one, other: columns of components that belong together, pair by pair.
 
     Returns:
-        (rows, m) int64: values and summed counts of what they become, and (n,): which of these each piece became.
+        (rows, m) int64: values and summed counts of the merged components, and (n,): the merged component of each.
     """
     if not len(one):
-        return pieces, np.arange(pieces.shape[1])
+        return components, np.arange(components.shape[1])
     from scipy.sparse import coo_matrix  # noqa: PLC0415 - loading scipy takes longer than most scans
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415 - as above
 
-    graph = coo_matrix((np.ones(len(one), bool), (one, other)), shape=(pieces.shape[1],) * 2)
+    graph = coo_matrix((np.ones(len(one), bool), (one, other)), shape=(components.shape[1],) * 2)
     count, group = connected_components(graph, directed=False)
-    joined = np.zeros((len(pieces), count), np.int64)
-    joined[0][group] = pieces[0]
-    for total, counts in zip(joined[1:], pieces[1:], strict=True):
+    merged = np.zeros((len(components), count), np.int64)
+    merged[0][group] = components[0]
+    for total, counts in zip(merged[1:], components[1:], strict=True):
         np.add.at(total, group, counts)
-    return joined, group
+    return merged, group
 
 
-def join_slabs(found: Iterable[Found]) -> tuple[np.ndarray, np.ndarray]:
-    """The components of a whole image: `join` for the pieces of all its slabs, and what they met, slab by slab.
+def merge_slabs(found: Iterable[SlabComponents]) -> tuple[np.ndarray, np.ndarray]:
+    """The components of a whole image: `merge` for the slab components of all its slabs, in order.
 
-    What is held meanwhile is up to `PIECE_BYTES` for each piece of the image, and no voxels.
+    Memory is up to `COMPONENT_BYTES` for each slab component; no voxels are kept.
     """
-    pieces, pairs = [np.zeros((0, 0), np.int64)], [np.zeros((2, 0), np.int64)]
+    components, pairs = [np.zeros((0, 0), np.int64)], [np.zeros((2, 0), np.int64)]
     before = start = 0
-    for one, (there, here) in found:
-        pieces.append(one)
-        pairs.append(np.stack([before + there, start + here]))
-        before, start = start, start + one.shape[1]
-    return join(np.concatenate(pieces[1:], axis=1), *np.concatenate(pairs, axis=1))
+    for slab_components, (previous, here) in found:
+        components.append(slab_components)
+        pairs.append(np.stack([before + previous, start + here]))
+        before, start = start, start + slab_components.shape[1]
+    return merge(np.concatenate(components[1:], axis=1), *np.concatenate(pairs, axis=1))
 
 
 def kept(components: np.ndarray, rules: Mapping[int, ComponentRule], voxel_ml: float) -> np.ndarray:
-    """Which components stay: (n,) bool.
+    """Which components the rules keep: (n,) bool.
 
     Args:
-        components: (rows, n) of one image: values, voxels, and whatever else.
-        rules: by value; components of other values all stay.
+        components: (rows, n) of one image: values, voxels, and any other rows.
+        rules: by value; components of all other values are kept.
         voxel_ml: volume of a voxel in millilitres.
     """
-    stays = np.ones(components.shape[1], bool)
+    keeps = np.ones(components.shape[1], bool)
     for value, rule in rules.items():
-        mine = components[0] == value
-        voxels = components[1][mine]
-        stays[mine] = voxels * voxel_ml >= rule.smallest_ml * (1 - ROUNDING)
+        own = components[0] == value
+        voxels = components[1][own]
+        keeps[own] = voxels * voxel_ml >= rule.smallest_ml * (1 - ROUNDING)
         if rule.largest_only:
-            stays[mine] &= voxels == voxels.max(initial=0)
-    return stays
+            keeps[own] &= voxels == voxels.max(initial=0)
+    return keeps
 
 
 def keep_components(
@@ -133,57 +133,57 @@ def keep_components(
     rules: Mapping[int, ComponentRule],
     voxel_ml: float,
     slab_voxels: int = SLAB_VOXELS,
-    room: int | None = None,
+    max_bytes: int | None = None,
 ) -> dict[int, int]:
-    """Turn the components that rules drop into background, in place.
+    """Set the voxels of components that the rules drop to background, in place.
 
-    The image is read twice: which pieces make up a large component is known only when all of them were seen.
+    The image is read twice, because the size of a component is known only after its last slab.
 
     Args:
         labels: (I, J, K) uint8 or uint16, written to.
         rules: by label value.
         voxel_ml: volume of a voxel in millilitres.
-        slab_voxels: how many are looked at together.
-        room: the most bytes that may be held for pieces; None for no limit.
+        slab_voxels: voxels per slab.
+        max_bytes: memory limit for slab components; None for no limit.
 
     Returns:
-        How many voxels each value of `rules` lost.
+        The number of voxels that each value of `rules` lost.
 
     Raises:
-        ResourceError: there is not enough room for the pieces; `labels` are as they were.
+        ResourceError: the slab components need more than `max_bytes`; `labels` are unchanged.
     """
     if not rules:
         return {}
     image = outermost_first(labels)
-    # Pieces of other labels need not be told apart.
+    # Labels without a rule are background, which saves their components.
     table = np.zeros(np.iinfo(labels.dtype).max + 1, labels.dtype)
     table[list(rules)] = list(rules)
-    found = list(_within(room, ((slab.pieces, slab.met) for slab in slabs(image, slab_voxels, table))))
-    components, group = join_slabs(found)
+    found = list(_limited(max_bytes, ((slab.components, slab.touching) for slab in slabs(image, slab_voxels, table))))
+    components, group = merge_slabs(found)
     drops = ~kept(components, rules, voxel_ml)
-    ends = np.cumsum([pieces.shape[1] for pieces, _ in found])
+    ends = np.cumsum([slab_components.shape[1] for slab_components, _ in found])
     for planes, dropped in zip(_spans(image, slab_voxels), np.split(drops[group], ends[:-1]), strict=True):
         if dropped.any():
             slab = image[planes]
             cleared = dropped[cc3d.connected_components(table[slab], connectivity=26)]
-            # The shared plane is left to the next slab, whose pieces keep their numbers only while it is whole.
+            # The shared plane is left to the next slab, whose components keep their numbers only while it is unchanged.
             own = slice(len(slab) - (planes.stop < len(image)))
             slab[own][cleared[own]] = 0
     values, voxels = components[:2, drops]
     return {value: int(voxels[values == value].sum()) for value in rules}
 
 
-def _within(room: int | None, found: Iterable[Found]) -> Iterator[Found]:
-    """The same, while `join_slabs` has room for all of it."""
+def _limited(max_bytes: int | None, found: Iterable[SlabComponents]) -> Iterator[SlabComponents]:
+    """The same, as long as `merge_slabs` stays below the memory limit."""
     count = 0
-    for pieces, met in found:
-        count += pieces.shape[1]
-        if room is not None and PIECE_BYTES * count > room:
+    for components, touching in found:
+        count += components.shape[1]
+        if max_bytes is not None and COMPONENT_BYTES * count > max_bytes:
             raise ResourceError(
-                f"The labels fall into more than {count} pieces. To tell which of them are to be dropped takes more "
-                f"than the {max(room, 0) / 2**30:.2f} GiB that --max-memory leaves. Allow more."
+                f"The labels have more than {count} connected components, counted slab by slab. Postprocessing them "
+                f"takes more memory than the {max(max_bytes, 0) / 2**30:.2f} GiB that --max-memory leaves. Raise it."
             )
-        yield pieces, met
+        yield components, touching
 
 
 def _spans(image: np.ndarray, slab_voxels: int) -> Iterator[slice]:

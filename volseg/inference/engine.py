@@ -12,13 +12,13 @@ from volseg.inference.upsample import Decide, Sink, label_slabs, winner
 
 @dataclass(frozen=True)
 class Target:
-    """What becomes of the logits: the grid they are resampled to, and how a class is decided there.
+    """The grid that logits are resampled to, and how a class is decided there.
 
     Args:
-        shape: (D0, H0, W0) of the scan before it was resampled to the volume's (D, H, W).
+        shape: (D0, H0, W0) of the scan, before it was resampled to the volume's (D, H, W).
         decide: the class at each voxel: `winner`, or `last_present` for overlapping regions.
         nearest_axis: axis of the volume (0, 1, 2) that is resampled by nearest neighbour; the others are linear.
-        sink: also given the logits on that grid, in stream order.
+        sink: also called with the logits on that grid, in stream order.
     """
 
     shape: Triple
@@ -33,8 +33,8 @@ def segment(volume: torch.Tensor, engine: Engine, target: Target) -> Iterator[tu
 
     Args:
         volume: (C, D, H, W) in network space, float32, float16 or bfloat16, on any device.
-        engine: what computes the windows.
-        target: what becomes of the logits.
+        engine: computes the windows.
+        target: the grid of the labels, and how classes are decided.
 
     Yields:
         Index of the first plane along the axis `stream_order(D, H, W)` begins with, and class indices (planes, rows,

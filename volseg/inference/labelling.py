@@ -1,4 +1,4 @@
-"""A loaded model at work: from a scan in network space to label values in image space; and any module on a volume."""
+"""Apply a loaded model: from a scan in network space to label values in image space; or any module to a volume."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,7 +32,7 @@ class Labeller:
 
     Args:
         network: in evaluation mode, on the device that computes.
-        plan: of the network.
+        plan: plan of the network.
         windows: size, overlap, batch and test-time flips.
         dtype: of feature maps.
     """
@@ -61,8 +61,8 @@ class Labeller:
             volume: (C, D, H, W) float32.
             grid: the mapping between both spaces.
             progress: called with the fraction of windows done.
-            sink: also given all logits in image space, see `volseg.inference.engine.Target`.
-            chunk: how much is held at a time.
+            sink: also called with all logits in image space, see `volseg.inference.engine.Target`.
+            chunk: how much is computed at a time.
 
         Returns:
             (I, J, K) uint8, or uint16 when a label value is above 255; background outside the box of `grid`.
@@ -120,7 +120,7 @@ def sliding_window(
         overlap: overlap of neighbouring windows, 0 to <1.
         batch_size: windows in one call of the network.
         mirror_axes: volume axes (0, 1, 2) over whose flips the output is averaged (test-time augmentation).
-        precision: fp32, bf16, fp16, or auto, which is what `volseg predict` takes.
+        precision: fp32, bf16, fp16, or auto, the default of `volseg predict`.
         progress: called with the fraction of windows done.
 
     Returns:
@@ -164,7 +164,7 @@ def sliding_window(
 
 
 def _checked_patch(volume: Tensor, network: nn.Module, patch_size: Sequence[int], overlap: float) -> Triple:
-    """The patch size of valid arguments of `sliding_window`."""
+    """Check the arguments of `sliding_window`, and return the patch size."""
     if volume.ndim != 4:
         raise UsageError(f"The volume has {volume.ndim} axes, expected (C, D, H, W) or (B, C, D, H, W).")
     if network.training:
@@ -193,10 +193,10 @@ def probability_sink(
         target: the .npy file to write, True for an array in memory, or None for none.
         volume: (C, D, H, W) in network space.
         grid: the mapping to image space.
-        plan: of the network.
+        plan: plan of the network.
 
     Yields:
-        The sink, and the array (C, I, J, K) float16 that it fills; each None where there is none.
+        The sink and the array (C, I, J, K) float16 that it fills, or None for either without one.
     """
     if not target:
         yield None, None
@@ -212,7 +212,7 @@ def probability_sink(
 
 
 def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Predictor:
-    """A network as the engine calls it; the last layer of a U-Net runs after blending where that leaves less to blend."""
+    """A network as the engine calls it; the last layer of a U-Net runs after blending if its inputs are fewer."""
 
     def logits(batch: Tensor) -> Tensor:
         with autocast(device, dtype):
@@ -232,7 +232,7 @@ def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -
     def features(batch: Tensor) -> Tensor:
         with autocast(device, dtype):
             for maps in decode(batch):
-                finest = maps  # and only the last one is kept
+                finest = maps  # coarser ones are freed
         return finest
 
     return Predictor(features, head)
@@ -240,6 +240,6 @@ def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -
 
 def nearest_axis(plan: Plan, grid: GridMap) -> int | None:
     """The axis of network space whose logits are resampled to image space by nearest neighbour, if any."""
-    way = plan.logits_resampling
-    axis = separate_axis(way, plan.spacing_mm, grid.spacing_mm)
-    return axis if way.separate_order == 0 else None
+    resampling = plan.logits_resampling
+    axis = separate_axis(resampling, plan.spacing_mm, grid.spacing_mm)
+    return axis if resampling.separate_order == 0 else None

@@ -1,12 +1,12 @@
 """Logits of a whole volume, slab by slab, from sliding windows.
 
 Volumes and windows are (C, D, H, W) in network order. Slabs are in stream order (K, planes, rows, columns): first the
-axis along which the windows slide, then the other two in their order. A ring buffer one window deep holds the weighted
+axis along which the windows slide, then the other two in network order. A ring buffer one window deep holds weighted
 sums of the windows' outputs, so memory does not grow with the number of planes.
 
 The weights of all windows add up to 1 at every voxel, so a network's last layer, a 1 x 1 x 1 convolution, can follow
-the blending: it then runs once per voxel instead of once per window, and the ring has as many channels as the network
-has features there, however many classes there are. `Predictor.head` is that layer.
+the blending: it then runs once per voxel instead of once per window, and the ring has as many channels as that layer
+has inputs, for any number of classes. `Predictor.head` is that layer.
 """
 
 import math
@@ -29,7 +29,7 @@ Place: TypeAlias = tuple[Tile, Tile, Tile]
 # The value of each channel of a constant window; None for all other windows.
 Values: TypeAlias = tuple[float, ...] | None
 
-# Logits in one slab: a few planes, however many classes there are.
+# Logits in one slab: a few planes, for any number of classes.
 SLAB_LOGITS = 1 << 24
 
 
@@ -61,13 +61,13 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Engine:
-    """Sliding-window inference: which network, which windows, where, and in slabs of which size.
+    """Sliding-window inference: the network, the windows, the device and the slab size.
 
     Args:
         predictor: the network.
         windows: size, overlap, batch and test-time flips of the windows.
-        device: where windows are made and outputs summed.
-        slab_logits: logits in one slab, at least those of one plane.
+        device: where windows are cut and outputs are summed.
+        slab_logits: logits in one slab; at least one plane.
         progress: called with the number of windows done and of all windows.
     """
 
@@ -79,7 +79,7 @@ class Engine:
 
 
 def stream_order(shape: Triple) -> Triple:
-    """The axes of a volume in stream order: the longest first, because the ring is as large as the other two."""
+    """The axes of a volume in stream order: the longest first, because a plane of the ring spans the other two."""
     axis = max(range(3), key=lambda one: shape[one])
     others = [other for other in range(3) if other != axis]
     return (axis, others[0], others[1])
@@ -90,7 +90,7 @@ def stream_logits(volume: torch.Tensor, engine: Engine, order: Triple) -> Iterat
 
     Args:
         volume: (C, D, H, W) float32, float16 or bfloat16, on any device.
-        engine: what computes the windows.
+        engine: computes the windows.
         order: the axes of the volume in stream order.
 
     Yields:
@@ -157,7 +157,7 @@ class Ring:
             self.sums[covered, rows.covered, columns.covered].addcmul_(output[inside], weight[inside])
 
     def finish(self, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield the planes before `stop` that are still held, and clear them."""
+        """Yield the planes before `stop` that are still in the ring, and clear them."""
         while self.finished < stop:
             turn = self.finished % self.depth
             count = min(stop - self.finished, self.depth - turn, self.step)
@@ -192,7 +192,7 @@ def _outputs(
         forward = averaged_over_flips(forward, windows.mirror_axes, windows.batch_size)
     batch = torch.empty((max(1, windows.batch_size >> len(windows.mirror_axes)), *shape), device=device)
 
-    # An output is large, and nearly all constant windows of a scan are its one background.
+    # Only one, because an output is large, and nearly all constant windows of a scan are the same background.
     @lru_cache(maxsize=1)
     def constant_output(values: tuple[float, ...]) -> torch.Tensor:
         window = torch.tensor(values, device=device).reshape(1, -1, 1, 1, 1).expand(1, *shape)

@@ -1,8 +1,8 @@
-"""Labels on the scan's grid from slabs of logits on the network's grid, without carrying all logits there.
+"""Labels in image space from slabs of logits in network space, resampling logits only at class boundaries.
 
-Linear interpolation is a convex combination: where the network voxels around a target voxel agree on the winning
-class, that class wins after interpolation too, and nothing needs to be computed. Only between voxels that disagree
-are logits interpolated, in float32. The labels are those of interpolating everything and taking the largest.
+Linear interpolation is a convex combination: where the source voxels around a target voxel agree on the winning class,
+that class wins after interpolation too, and nothing needs to be computed. Only between voxels that disagree are logits
+interpolated, in float32. The labels equal those of interpolating all logits and taking the largest.
 
 Tensors are in stream order (K, planes, rows, columns), see `volseg.inference.stream`.
 """
@@ -18,13 +18,13 @@ from volseg.config import Triple
 from volseg.data.grid.resample import linear_stencil, nearest_index
 
 Decide: TypeAlias = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
-# Called with a target plane, the rows, and their logits (K, rows, columns), which it must not keep.
+# Called with a target plane, the rows, and their logits (K, rows, columns), which are overwritten afterwards.
 Sink: TypeAlias = Callable[[int, slice, torch.Tensor], None]
 
 # Logits interpolated at a time: few enough for a processor's cache, many enough to keep a GPU busy.
 BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 25}
-# Where a larger share of a block's voxels disagrees, interpolating all of them costs less than gathering some.
-DENSE_SHARE = 0.5
+# Above this fraction of disagreeing voxels, interpolating the whole block is faster than gathering some of it.
+DENSE_FRACTION = 0.5
 
 
 def label_slabs(
@@ -35,50 +35,50 @@ def label_slabs(
     nearest_axis: int | None = None,
     sink: Sink | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Classes on a finer or coarser grid, a few planes at a time.
+    """Resample logits to another grid and decide the classes there, a few planes at a time.
 
     Args:
         slabs: (first plane, finite logits (K, planes, rows, columns) float32), in order, without gaps, at least one.
         source: (planes, rows, columns) of all slabs together.
-        target: the same of the labels. Half-pixel convention, edges clamped.
+        target: (planes, rows, columns) of the labels. Half-pixel convention, edges clamped.
         decide: the class at each voxel from logits (K, ...), which it may overwrite: `winner` (the default) or
             `last_present`.
-        nearest_axis: 0, 1 or 2 to take the nearest logits along that axis; the others are linear.
-        sink: also given all interpolated logits, which then are computed everywhere.
+        nearest_axis: 0, 1 or 2 for nearest neighbour along that axis; the others are linear.
+        sink: also called with the interpolated logits, which are then computed everywhere.
 
     Yields:
         Index of the first target plane, and classes (planes, rows, columns), uint8 up to 254 classes and int16 above;
         in order, without gaps.
     """
     stream = iter(slabs)
-    begin = next(stream)
-    classes, device = begin[1].shape[0], begin[1].device
+    first_slab = next(stream)
+    classes, device = first_slab[1].shape[0], first_slab[1].device
     stencils = [_stencil(source[axis], target[axis], axis == nearest_axis) for axis in range(3)]
     layers = _layers(stencils[0])
     voxels = BLOCK_LOGITS.get(device.type, BLOCK_LOGITS["cpu"]) // max(classes, 8)
     blocks = _blocks(stencils[1], stencils[2], voxels, device)
-    maker = _Maker(decide or winner, torch.uint8 if classes < 255 else torch.int16, sink)
+    labeller = _BlockLabeller(decide or winner, torch.uint8 if classes < 255 else torch.int16, sink)
 
-    held: list[torch.Tensor] = []
-    for start, slab in chain([begin], stream):
-        planes = dict(enumerate([*held, *slab.unbind(1)], start=start - len(held)))
-        winners = torch.stack([maker.decide(plane.clone(), maker.dtype) for plane in planes.values()])
+    previous: list[torch.Tensor] = []
+    for start, slab in chain([first_slab], stream):
+        planes = dict(enumerate([*previous, *slab.unbind(1)], start=start - len(previous)))
+        winners = torch.stack([labeller.decide(plane.clone(), labeller.dtype) for plane in planes.values()])
         ready = [layer for layer in layers if layer.upper in planes]
         layers = layers[len(ready) :]
         # The next target planes may lie between this slab and the next.
-        held = [slab[:, -1].clone()]
+        previous = [slab[:, -1].clone()]
         if ready:
             first = ready[0].first
-            labels = torch.empty((ready[-1].targets.stop - first, *target[1:]), dtype=maker.dtype, device=device)
+            labels = torch.empty((ready[-1].targets.stop - first, *target[1:]), dtype=labeller.dtype, device=device)
             for block in blocks:
-                maker.label_block(labels, first, block, planes, winners, ready)
+                labeller.label_block(labels, first, block, planes, winners, ready)
             yield first, labels
 
 
 def winner(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`logits.argmax(0)` of finite float32 (K, ...) as `dtype`, the first of a tie; overwrites `logits`.
 
-    Ten times faster than argmax along a strided axis, because every step is a vector instruction.
+    Ten times faster than argmax along a strided axis, because every step uses vector instructions.
     """
     classes = logits.shape[0]
     rank = torch.arange(classes, 0, -1, dtype=logits.dtype, device=logits.device)
@@ -89,7 +89,7 @@ def winner(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def last_present(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """For overlapping regions: 1 + the last class whose logit is above 0, else 0; overwrites `logits` (K, ...).
 
-    A logit above 0 is a probability above one half, so later regions are written over earlier ones, as nnU-Net does.
+    A logit above 0 is a probability above one half. Later regions overwrite earlier ones, as in nnU-Net.
     """
     rank = torch.arange(1, logits.shape[0] + 1, dtype=logits.dtype, device=logits.device)
     logits.gt_(0).mul_(rank.reshape(-1, *(1,) * (logits.ndim - 1)))
@@ -98,29 +98,29 @@ def last_present(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Stencil:
-    """For each target index of an axis: two source indices, equal where one will do, and the weight of the upper."""
+    """For each target index of an axis: two source indices, equal where one is enough, and the weight of the upper."""
 
     lower: torch.Tensor
     upper: torch.Tensor
     weight: torch.Tensor
 
     def to(self, device: torch.device) -> "_Stencil":
-        """The same on another device."""
+        """A copy on another device."""
         return _Stencil(self.lower.to(device), self.upper.to(device), self.weight.to(device))
 
     def interpolate(self, logits: torch.Tensor, dim: int) -> torch.Tensor:
         """Linear interpolation along `dim`."""
         weight = self.weight.reshape(-1, *(1,) * (logits.ndim - 1 - dim))
-        return torch.lerp(_taken(logits, self.lower, dim), _taken(logits, self.upper, dim), weight)
+        return torch.lerp(_gather(logits, self.lower, dim), _gather(logits, self.upper, dim), weight)
 
     def agree(self, winners: torch.Tensor, dim: int) -> torch.Tensor:
-        """The winner along `dim` where both source voxels have the same one, else the mark of disagreement."""
-        return _agreed(_taken(winners, self.lower, dim), _taken(winners, self.upper, dim))
+        """The winner along `dim` where both source voxels agree on it, else the mark of disagreement."""
+        return _agreed(_gather(winners, self.lower, dim), _gather(winners, self.upper, dim))
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Consecutive target planes that lie between the same two source planes."""
+    """Consecutive target planes between the same two source planes."""
 
     lower: int
     upper: int
@@ -142,34 +142,34 @@ class _Block:
     column: _Stencil
 
     def agree(self, winners: torch.Tensor) -> torch.Tensor:
-        """(n, source rows, source columns) winners to those all four in-plane neighbours agree on, target size."""
+        """(n, source rows, source columns) winners to the ones that all four in-plane neighbours share, target size."""
         return self.row.agree(self.column.agree(winners[:, self.sources], 2), 1)
 
     def interpolate(self, plane: torch.Tensor) -> torch.Tensor:
-        """(K, source rows, source columns) logits to all the block's voxels, (K, rows * columns)."""
+        """Logits (K, source rows, source columns) at all voxels of the block: (K, rows * columns)."""
         return self.row.interpolate(self.column.interpolate(plane[:, self.sources], 2), 1).flatten(1)
 
     def interpolate_at(self, planes: list[torch.Tensor], index: torch.Tensor) -> list[torch.Tensor]:
-        """For each plane the columns `index` of what `interpolate` returns, without computing the others."""
+        """For each plane the columns `index` of the result of `interpolate`, without computing the others."""
         width, stride = len(self.column.weight), planes[0].shape[2]
         down, across = index // width, index % width
         rows = [each.index_select(0, down) * stride for each in (self.row.lower, self.row.upper)]
         columns = [each.index_select(0, across) for each in (self.column.lower, self.column.upper)]
         corners = [row + column for row in rows for column in columns]
         row_weight, column_weight = self.row.weight.index_select(0, down), self.column.weight.index_select(0, across)
-        found = []
+        results = []
         for plane in planes:
             logits = plane[:, self.sources].flatten(1)
             at = [logits.index_select(1, corner) for corner in corners]
-            found.append(
+            results.append(
                 torch.lerp(torch.lerp(at[0], at[1], column_weight), torch.lerp(at[2], at[3], column_weight), row_weight)
             )
-        return found
+        return results
 
 
 @dataclass(frozen=True, eq=False)
-class _Maker:
-    """Makes labels of blocks: how classes are decided, stored, and who else wants the logits."""
+class _BlockLabeller:
+    """Labels blocks: how classes are decided, their type, and who else gets the logits."""
 
     decide: Decide
     dtype: torch.dtype
@@ -197,7 +197,7 @@ class _Maker:
             targets = labels[layer.first - first : layer.targets.stop - first, block.targets]
             if count == 0 and self.sink is None:
                 targets.copy_(base)
-            elif count >= DENSE_SHARE * base.numel() or self.sink:
+            elif count >= DENSE_FRACTION * base.numel() or self.sink:
                 # The upper plane of a layer is the lower one of the next, unless planes are skipped.
                 known = {
                     plane: known[plane] if plane in known else block.interpolate(planes[plane])
@@ -214,7 +214,7 @@ class _Maker:
     def _interpolate_all(
         self, targets: torch.Tensor, layer: _Layer, block: _Block, known: dict[int, torch.Tensor]
     ) -> None:
-        """Decide every voxel of the block between two planes whose in-plane interpolation is `known`."""
+        """Label every voxel of the block between two planes, whose in-plane interpolation is `known`."""
         for plane, (target, weight) in enumerate(zip(targets, layer.weights, strict=True), start=layer.first):
             logits = torch.lerp(known[layer.lower], known[layer.upper], weight)
             if self.sink:
@@ -223,12 +223,12 @@ class _Maker:
 
 
 def _agreed(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Where two tensors of winners are equal their value, elsewhere the mark of disagreement: the dtype's largest."""
+    """The winners that two tensors share; elsewhere the mark of disagreement, the largest value of the type."""
     # All bits of the mark are set, so "or" yields it; several times faster than torch.where on small integers.
     return (one != other).to(one.dtype).mul_(torch.iinfo(one.dtype).max).bitwise_or_(one)
 
 
-def _taken(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+def _gather(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     """`values.index_select(dim, index)` of a 3-D tensor, several times faster along the last axis."""
     if dim < 2:
         return values.index_select(dim, index)
@@ -236,18 +236,18 @@ def _taken(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _stencil(source: int, target: int, nearest: bool) -> _Stencil:
-    """How one axis is interpolated, on the CPU."""
+    """The interpolation of one axis, on the CPU."""
     device = torch.device("cpu")
     if nearest:
         index = nearest_index(source, target, device)
         return _Stencil(index, index, torch.zeros(target))
     lower, upper, weight = linear_stencil(source, target, device)
-    # A neighbour without weight has no say in whether the neighbours agree.
+    # A neighbour of weight 0 does not count in the agreement.
     return _Stencil(lower, torch.where(weight == 0, lower, upper), weight)
 
 
 def _layers(stencil: _Stencil) -> list[_Layer]:
-    """The target planes in order, put together where they lie between the same source planes."""
+    """The target planes in order, grouped by the source planes around them."""
     columns = zip(stencil.lower.tolist(), stencil.upper.tolist(), stencil.weight.tolist(), strict=True)
     layers: list[_Layer] = []
     for first, (lower, upper, weight) in enumerate(columns):

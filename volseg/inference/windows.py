@@ -1,7 +1,7 @@
-"""Where sliding windows stand, and how their answers are blended.
+"""Positions of sliding windows, and the weights that blend their outputs.
 
-Windows form a regular grid, so everything about them is separable: a `Tile` is what one window covers along one
-axis, and a window is three of them.
+Windows form a regular grid, so positions and weights are separable: a `Tile` is the extent of a window along one axis,
+and a window is three of them.
 """
 
 import math
@@ -15,13 +15,13 @@ from volseg.config import Triple
 
 @dataclass(frozen=True)
 class Windows:
-    """How a volume is cut into windows.
+    """Size, overlap, batch and test-time flips of sliding windows.
 
     Args:
         patch_size: (d, h, w) of a window.
-        overlap: share of a window that its neighbour covers as well, at least; 0 up to below 1.
-        batch_size: most windows in one call of the predictor.
-        mirror_axes: network axes (0, 1, 2) to average over all mirror images of.
+        overlap: least overlap of neighbouring windows, 0 to <1.
+        batch_size: the most windows in one call of the predictor.
+        mirror_axes: network axes (0, 1, 2) over whose flips the output is averaged (test-time augmentation).
     """
 
     patch_size: Triple
@@ -36,9 +36,10 @@ class Tile:
 
     Args:
         start: volume index of the window's first voxel; negative where the window is padded.
-        lower, upper: the volume's voxels that the window covers: lower <= index < upper.
-        weight: (upper - lower,) float32, its share in the blend of all windows over each of these voxels.
-        is_padded: whether the window reaches beyond the volume.
+        lower, upper: the voxels of the volume that the window covers: lower <= index < upper.
+        weight: (upper - lower,) float32, the weight of the window's output at each of these voxels; the weights of all
+            windows add up to 1.
+        is_padded: whether the window extends beyond the volume.
     """
 
     start: int
@@ -49,24 +50,24 @@ class Tile:
 
     @property
     def inside(self) -> slice:
-        """The part of the window that lies in the volume."""
+        """The part of the window inside the volume."""
         return slice(self.lower - self.start, self.upper - self.start)
 
     @property
     def covered(self) -> slice:
-        """The part of the volume that lies in the window."""
+        """The part of the volume inside the window."""
         return slice(self.lower, self.upper)
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """First voxels of evenly spread windows over `size` voxels, as nnU-Net spreads them.
+    """First voxels of evenly spaced windows over `size` voxels, as in nnU-Net.
 
-    The fewest windows that overlap by at least `overlap`, the first and last flush with the volume's ends;
-    a volume smaller than the window lies centred in a single one, whose start is then negative.
+    The fewest windows that overlap by at least `overlap`; the first and last end with the volume. A volume smaller than
+    the window is centred in a single one, whose start is then negative.
     """
     if size <= patch:
         return [-((patch - size) // 2)]
-    # Rounded up as nnU-Net rounds it, from the same floating-point product, so that both choose the same grid.
+    # The same floating-point product as in nnU-Net, rounded up, so that both choose the same grid.
     count = math.ceil((size - patch) / (patch * (1.0 - overlap))) + 1
     step = (size - patch) / (count - 1)
     return [round(step * index) for index in range(count)]
@@ -84,8 +85,8 @@ def gaussian(patch: int) -> torch.Tensor:
 def axis_tiles(size: int, patch: int, overlap: float, device: torch.device) -> list[Tile]:
     """All windows along one axis, in order, with weights that add up to 1 at every voxel.
 
-    The importance of a window is an outer product over the axes and windows form a full grid, so the sum over windows
-    is an outer product as well: dividing by it axis by axis here replaces a volume of summed weights.
+    The importance of a window is an outer product over the axes and the windows form a full grid, so the sum over all
+    windows is an outer product too. Dividing by it here, axis by axis, replaces a volume of summed weights.
     """
     importance = gaussian(patch)
     spans = [(start, max(start, 0), min(start + patch, size)) for start in window_starts(size, patch, overlap)]
@@ -100,7 +101,7 @@ def axis_tiles(size: int, patch: int, overlap: float, device: torch.device) -> l
 
 
 def read_window(volume: torch.Tensor, tiles: tuple[Tile, Tile, Tile], window: torch.Tensor) -> None:
-    """Copy one window of `volume` (C, D, H, W) into `window` (C, d, h, w), zeros where it reaches beyond the volume."""
+    """Copy one window of `volume` (C, D, H, W) into `window` (C, d, h, w), with zeros outside the volume."""
     inside, covered = [tile.inside for tile in tiles], [tile.covered for tile in tiles]
     part = window[(slice(None), *inside)]
     if part.shape != window.shape:
@@ -109,9 +110,9 @@ def read_window(volume: torch.Tensor, tiles: tuple[Tile, Tile, Tile], window: to
 
 
 def window_constants(volume: torch.Tensor, tiles: Sequence[Sequence[Tile]]) -> torch.Tensor:
-    """The value of each channel in windows where every channel is one number throughout; NaN in all others.
+    """The value of each channel in windows where every channel is constant; NaN in all other windows.
 
-    Found for all windows at once, axis by axis, so that a GPU is asked only once.
+    Computed for all windows at once, axis by axis, so that there is only one transfer from a GPU.
 
     Args:
         volume: (C, D, H, W).
@@ -120,13 +121,13 @@ def window_constants(volume: torch.Tensor, tiles: Sequence[Sequence[Tile]]) -> t
     Returns:
         (windows along D, H, W, C) float32 on the CPU.
     """
-    # The longest axis first and window after window, so that nothing as long as it is made.
+    # The longest axis first, window by window, so that no tensor as long as it is allocated.
     longest, *others = sorted(range(3), key=lambda axis: -volume.shape[axis + 1])
     low, high = (
         torch.cat([_extremes(volume, longest, one, others, tiles, reduce) for one in tiles[longest]], longest + 1).cpu()
         for reduce in (torch.amin, torch.amax)
     )
-    # Where a window reaches beyond the volume it also holds zeros.
+    # A window that extends beyond the volume also contains zeros.
     d, h, w = (torch.tensor([one.is_padded for one in along]) for along in tiles)
     padded = d[:, None, None] | h[:, None] | w
     constant = (low == high) & ((low == 0) | ~padded)
@@ -141,7 +142,7 @@ def _extremes(
     tiles: Sequence[Sequence[Tile]],
     reduce: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    """(C, windows along D, H, W) float32: an extreme of each window that has `tile` as its longest axis."""
+    """(C, windows along D, H, W) float32: an extreme of each window that is `tile` along the longest axis."""
     found = reduce(volume.narrow(longest + 1, tile.lower, len(tile.weight)), longest + 1, keepdim=True)
     for axis in others:
         parts = [found.narrow(axis + 1, one.lower, len(one.weight)) for one in tiles[axis]]

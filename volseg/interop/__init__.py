@@ -1,1 +1,1 @@
-"""Models of other programs as models of volseg: nnU-Net v2."""
+"""Import of models from other programs: nnU-Net v2."""

@@ -1,7 +1,7 @@
-"""Reading nnU-Net v2 checkpoints, which are pickles, without executing anything that a file asks for.
+"""Safe reading of nnU-Net v2 checkpoints: they are pickles, but no code that a file names is executed.
 
-A checkpoint as nnU-Net leaves it holds NumPy scalars (losses, scores) beside tensors and plain Python values. They are
-built by the stand-ins below, which know numbers and nothing else; whatever else a file names is refused by name.
+A checkpoint as nnU-Net leaves it contains NumPy scalars (losses, scores) next to tensors and plain Python values. The
+stand-ins below build these scalars and nothing else; any other function or class in a file is rejected by name.
 """
 
 import pickle
@@ -18,30 +18,30 @@ from volseg.errors import InputError
 
 
 class NumberType:
-    """Stands in for `numpy.dtype` while a pickle is read: only plain numbers.
+    """Replaces `numpy.dtype` while a pickle is read; accepts only number types.
 
     Args:
-        code: such as "f8"; what NumPy writes after it says nothing about numbers.
+        code: such as "f8"; NumPy's other arguments do not matter for numbers.
     """
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or code[:1] not in "biuf" or not code[1:].isdecimal():
-            raise pickle.UnpicklingError(f"NumPy type {code!r} is no number")
+            raise pickle.UnpicklingError(f"NumPy type {code!r} is not a number type")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
-        """Take the byte order, the only thing in a number's state."""
+        """Set the byte order, the only relevant part of a number type's state."""
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
 def number(kind: NumberType, raw: bytes) -> bool | int | float:
-    """Stands in for NumPy's function that makes a scalar of its bytes; gives the Python number."""
+    """Replaces NumPy's function that makes a scalar from its bytes; returns a Python number."""
     value: bool | int | float = np.frombuffer(raw, kind.dtype, count=1)[0].item()
     return value
 
 
-# NumPy 2 renamed the module; torch takes stand-ins under any name.
+# NumPy 2 renamed the module; torch accepts replacements under any name.
 STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (NumberType, "numpy.dtype"),
     (number, "numpy.core.multiarray.scalar"),
@@ -51,13 +51,13 @@ STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What predicting needs of a checkpoint.
+    """The parts of a checkpoint that prediction needs.
 
     Attributes:
         weights: tensors by nnU-Net's names, on the CPU.
-        configuration: of the plans, such as "3d_fullres".
-        trainer: class name.
-        mirror_axes: network axes along which nnU-Net mirrors when predicting.
+        configuration: its name in plans.json, such as "3d_fullres".
+        trainer: class name of nnU-Net's trainer.
+        mirror_axes: network axes that nnU-Net flips in test-time augmentation.
     """
 
     weights: Mapping[str, Tensor]
@@ -70,7 +70,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        InputError: not readable, damaged, or it holds more than tensors, numbers, text and containers of them.
+        InputError: not readable, corrupt, or it contains more than tensors, numbers, text and containers of them.
     """
     document = _load(path)
     try:
@@ -80,10 +80,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is not a checkpoint of nnU-Net v2: network_weights, init_args or trainer_name is missing or of "
-            "another kind. Give a model folder that nnU-Net v2 trained."
+            "another type. Give a model folder trained by nnU-Net v2."
         ) from error
     if not all(isinstance(name, str) and isinstance(one, Tensor) for name, one in checkpoint.weights.items()):
-        raise InputError(f"network_weights in {path} holds more than named tensors. Take a fresh copy of the file.")
+        raise InputError(
+            f"network_weights in {path} contains more than named tensors. Copy the file again from its source."
+        )
     return checkpoint
 
 
@@ -92,25 +94,25 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(STAND_INS):
             unknown = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
             if not unknown:
-                # Mapped, so that the optimizer's state, twice as large as the weights, is never read.
+                # Memory-mapped, so that the optimiser's state, twice as large as the weights, is never read.
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
     except Exception as error:
-        # A damaged pickle fails in as many ways as there are instructions in it.
-        _refuse_damaged(path, error)
+        # A corrupt pickle can raise any exception.
+        _reject_corrupt(path, error)
     raise InputError(
-        f"{path} asks for {unknown[0]}, which volseg does not run: a checkpoint may hold tensors, numbers, text and "
-        "containers of them. Save it again without what needs more."
+        f"{path} needs {unknown[0]}, which volseg does not execute: a checkpoint may contain only tensors, numbers, "
+        "text and containers of them. Save it again without other objects."
     )
 
 
-def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
+def _reject_corrupt(path: Path, error: Exception) -> NoReturn:
     if isinstance(error, OSError):
         raise InputError(f"Could not read {path}: {error.strerror or error}.") from error
-    # Around the reason torch writes how to switch its safety off, which is no advice to pass on.
-    told = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    reason = next(iter(told.strip().splitlines()), "").split(". ")[0] or type(error).__name__
+    # torch's message also explains how to switch off its safety checks; only the reason is passed on.
+    message = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    reason = next(iter(message.strip().splitlines()), "").split(". ")[0] or type(error).__name__
     raise InputError(
-        f"{path} is not a checkpoint that torch wrote, or it is damaged ({reason}). Take a fresh copy of the file."
+        f"{path} is not a PyTorch checkpoint, or it is corrupt ({reason}). Copy the file again from its source."
     ) from error

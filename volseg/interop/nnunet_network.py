@@ -1,6 +1,6 @@
 """The network that an nnU-Net v2 configuration describes, as a `NetworkConfig`.
 
-Plans of nnU-Net 2.4 and later hold the arguments of a network class; older ones a few numbers of a U-Net.
+Plans of nnU-Net 2.4 and later contain the arguments of a network class; older ones contain a few numbers of a U-Net.
 """
 
 from typing import Any, NoReturn
@@ -18,13 +18,13 @@ PACKAGE = "dynamic_network_architectures."
 ENCODERS = {"PlainConvUNet": "plain", "ResidualEncoderUNet": "residual"}
 CONVOLUTION = "torch.nn.modules.conv.Conv3d"
 NORMS: dict[str, Norm] = {"InstanceNorm3d": "instance", "BatchNorm3d": "batch"}
-# Keyword arguments under which an activation is the one that volseg has; `inplace` changes no value.
+# Keyword arguments with which an activation equals volseg's; `inplace` changes no value.
 ACTIVATIONS: dict[str, tuple[Activation, dict[str, Any]]] = {
     "LeakyReLU": ("leaky_relu", {"negative_slope": 0.01}),
     "ReLU": ("relu", {}),
     "GELU": ("gelu", {"approximate": "none"}),
 }
-# What all plans before 2.4 mean without saying it.
+# Implied by all plans before 2.4.
 OLD_ARGUMENTS = {
     "conv_op": CONVOLUTION,
     "conv_bias": True,
@@ -35,7 +35,7 @@ OLD_ARGUMENTS = {
 
 
 class OldNetwork(Stored):
-    """What a configuration written before nnU-Net 2.4 says about its network."""
+    """The network in a configuration written before nnU-Net 2.4."""
 
     class_name: str = Field(alias="UNet_class_name")
     first_features: Count = Field(alias="UNet_base_num_features")
@@ -47,7 +47,7 @@ class OldNetwork(Stored):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The same as a newer configuration says it."""
+        """The same network in the format of nnU-Net 2.4 and later."""
         residual = self.class_name == "ResidualEncoderUNet"
         stages = range(len(self.n_conv_per_stage_encoder))
         return {
@@ -65,7 +65,7 @@ class OldNetwork(Stored):
 
 
 class Arguments(Stored):
-    """The arguments of a network class; dropout does nothing when predicting."""
+    """The arguments of a network class; dropout is off in prediction."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,7 +102,7 @@ def network_of(configuration: dict[str, Any], trainer: str, channels: int, class
     """The network of a configuration.
 
     Args:
-        configuration: of plans.json, what it inherits included.
+        configuration: of plans.json, inherited values included.
         trainer: class name; nnUNetTrainerBN replaces the norm.
         channels: of the input.
         classes: of the output.
@@ -116,16 +116,16 @@ def network_of(configuration: dict[str, Any], trainer: str, channels: int, class
     name = architecture.network_class_name
     encoder = ENCODERS.get(name.rpartition(".")[2]) if name.startswith(PACKAGE) else None
     if encoder is None:
-        _refuse(f"is {name}", "PlainConvUNet and ResidualEncoderUNet")
+        _reject(f"is {name}", "PlainConvUNet and ResidualEncoderUNet")
     arguments = checked(Arguments, architecture.arch_kwargs, source, InputError)
     _check_arguments(arguments)
     blocks = arguments.n_conv_per_stage if encoder == "plain" else arguments.n_blocks_per_stage
     stages = arguments.n_stages
     features = _per_stage(arguments.features_per_stage, stages)
     if len(features) != stages:
-        _refuse(f"has {stages} stages, but {len(features)} features_per_stage", "networks with one entry per stage")
+        _reject(f"has {stages} stages, but {len(features)} features_per_stage", "networks with one entry per stage")
     if arguments.stem_channels not in (None, features[0]):
-        _refuse(
+        _reject(
             f"has a stem of {arguments.stem_channels} channels", f"stems of the first stage's {features[0]} channels"
         )
     return checked(
@@ -149,46 +149,46 @@ def network_of(configuration: dict[str, Any], trainer: str, channels: int, class
 
 
 def _check_arguments(arguments: Arguments) -> None:
-    """Refuse what makes another network of the same class."""
+    """Reject arguments that change what the network class computes."""
     if arguments.conv_op.rpartition(".")[2] != "Conv3d":
-        _refuse(f"computes with {arguments.conv_op}", "three-dimensional networks (Conv3d)")
+        _reject(f"computes with {arguments.conv_op}", "three-dimensional networks (Conv3d)")
     if arguments.nonlin_first:
-        _refuse("has nonlin_first", "networks with the norm in front of the activation")
+        _reject("has nonlin_first", "networks with the norm before the activation")
     if arguments.block.rpartition(".")[2] != "BasicBlockD" or arguments.bottleneck_channels is not None:
-        _refuse(f"is made of {arguments.block} with bottleneck_channels {arguments.bottleneck_channels}", "BasicBlockD")
+        _reject(f"is made of {arguments.block} with bottleneck_channels {arguments.bottleneck_channels}", "BasicBlockD")
 
 
 def _norm(arguments: Arguments) -> Norm:
-    """The norm, if it has a scale and a shift and adds 1e-5 to the variance."""
+    """The norm; it has to be affine with eps 1e-5."""
     name = (arguments.norm_op or "none").rpartition(".")[2]
     given = dict(arguments.norm_op_kwargs or {})
-    given.pop("momentum", None)  # of running statistics, which are not updated when predicting
+    given.pop("momentum", None)  # of running statistics, which prediction does not update
     default = {"eps": 1e-5, "affine": name == "BatchNorm3d", "track_running_stats": name == "BatchNorm3d"}
     needed = {**default, "affine": True}
     if name not in NORMS or {**default, **given} != needed:
-        _refuse(f"has the norm {name} with {given}", "InstanceNorm3d and BatchNorm3d with eps 1e-05 and affine")
+        _reject(f"has the norm {name} with {given}", "InstanceNorm3d and BatchNorm3d with eps 1e-05 and affine")
     return NORMS[name]
 
 
 def _activation(arguments: Arguments) -> Activation:
-    """The activation, if volseg has it."""
+    """The activation; volseg has to have it."""
     name = (arguments.nonlin or "none").rpartition(".")[2]
     given = dict(arguments.nonlin_kwargs or {})
     given.pop("inplace", None)
     if name not in ACTIVATIONS or {**ACTIVATIONS[name][1], **given} != ACTIVATIONS[name][1]:
-        _refuse(f"has the activation {name} with {given}", "LeakyReLU with slope 0.01, ReLU and GELU")
+        _reject(f"has the activation {name} with {given}", "LeakyReLU with slope 0.01, ReLU and GELU")
     return ACTIVATIONS[name][0]
 
 
 def _per_stage(value: Any, stages: int) -> Any:
-    """One entry per stage, where one number may stand for all; `NetworkConfig` counts them."""
+    """One entry per stage; a single number applies to all stages. `NetworkConfig` checks the number of entries."""
     return (value,) * stages if isinstance(value, int) else value
 
 
 def _per_axis(value: Any, stages: int) -> Any:
-    """One entry of three per stage."""
+    """One triple per stage."""
     return tuple((one,) * 3 if isinstance(one, int) else one for one in _per_stage(value, stages))
 
 
-def _refuse(found: str, known: str) -> NoReturn:
+def _reject(found: str, known: str) -> NoReturn:
     raise InputError(f"The network in plans.json {found}, which cannot be imported. volseg imports {known}.")

@@ -1,7 +1,7 @@
 """An nnU-Net v2 plans.json and dataset.json as a `Plan`.
 
-nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z) reads a scan as an array (z, y, x), the stored axes
-backwards, and then transposes it: its axis t is the stored axis 2 - t.
+nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z) reads a scan as an array (z, y, x), the axes in
+reverse voxel order, and then transposes it: its axis t is voxel axis 2 - t.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ SEPARATE: dict[bool | None, Separate] = {None: "anisotropic", True: "always", Fa
 
 
 class Intensities(Stored):
-    """Statistics of the foreground of the training scans."""
+    """Intensity statistics of the foreground voxels of the training scans."""
 
     mean: float
     std: float
@@ -66,7 +66,7 @@ class Dataset(Stored):
 
 
 class Configuration(Stored):
-    """One configuration of plans.json, what it inherits included."""
+    """One configuration of plans.json, inherited values included."""
 
     preprocessor_name: str = "DefaultPreprocessor"
     previous_stage: str | None = None
@@ -94,7 +94,7 @@ class ArrayResampling(Stored):
 
 
 class TorchResampling(Stored):
-    """Arguments of resample_torch_fornnunet; where it computes and its memory for labels change no value."""
+    """Arguments of resample_torch_fornnunet; its device, threads and memory options change no value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,17 +111,17 @@ class TorchResampling(Stored):
 def plan_of(
     plans: Any, dataset: Any, configuration: str, trainer: str = "nnUNetTrainer", mirror_axes: tuple[int, ...] = ()
 ) -> Plan:
-    """What nnU-Net does with a scan, as a plan.
+    """Convert the preprocessing and network of an nnU-Net model to a plan.
 
     Args:
         plans: the document in plans.json.
         dataset: the document in dataset.json.
-        configuration: the one that was trained, such as "3d_fullres".
+        configuration: the trained one, such as "3d_fullres".
         trainer: class name of nnU-Net's trainer.
-        mirror_axes: network axes along which the model may be mirrored.
+        mirror_axes: network axes that test-time augmentation may flip.
 
     Raises:
-        InputError: something that volseg does not do, by name, or a document that does not hold together.
+        InputError: a feature that volseg does not support, by name, or an invalid document.
     """
     known = checked(Plans, plans, "plans.json", InputError)
     info = checked(Dataset, dataset, "dataset.json", InputError)
@@ -129,10 +129,10 @@ def plan_of(
     _check_kind(known, configuration, document)
     settings = checked(Configuration, document, f"Configuration {configuration} in plans.json", InputError)
     regions, labels = _labels(info)
-    back = _resampling(settings.resampling_fn_probabilities, settings.resampling_fn_probabilities_kwargs)
-    if back.order != 1 or back.separate_order > 1:
-        found = f"order {back.order}, along a separate axis {back.separate_order}"
-        _refuse("The resampling of logits", found, "order 1, along a separate axis 0 or 1")
+    to_image = _resampling(settings.resampling_fn_probabilities, settings.resampling_fn_probabilities_kwargs)
+    if to_image.order != 1 or to_image.separate_order > 1:
+        found = f"order {to_image.order}, along a separate axis {to_image.separate_order}"
+        _reject("The resampling of logits", found, "order 1, along a separate axis 0 or 1")
     first, second, third = known.transpose_forward
     return checked(
         Plan,
@@ -145,7 +145,7 @@ def plan_of(
             "axes": (2 - first, 2 - second, 2 - third),
             "crop": "nonzero",
             "image_resampling": _resampling(settings.resampling_fn_data, settings.resampling_fn_data_kwargs),
-            "logits_resampling": back,
+            "logits_resampling": to_image,
             "spacing_mm": settings.spacing,
             "patch_size": settings.patch_size,
             "batch_size": settings.batch_size,
@@ -158,7 +158,7 @@ def plan_of(
 
 
 def _inherited(plans: Plans, name: str) -> dict[str, Any]:
-    """A configuration with everything it takes over from others."""
+    """A configuration with all values that it inherits from others."""
     chain: list[str] = []
     document: dict[str, Any] = {}
     following: Any = name
@@ -175,27 +175,31 @@ def _inherited(plans: Plans, name: str) -> dict[str, Any]:
         document = {**stored, **document}
         following = stored.get("inherits_from")
         if following is not None and not isinstance(following, str):
-            _refuse("inherits_from", repr(following), "the name of one configuration")
+            _reject("inherits_from", repr(following), "the name of one configuration")
     return document
 
 
 def _check_kind(plans: Plans, name: str, document: Mapping[str, Any]) -> None:
-    """Refuse what is no three-dimensional model of its own, or reads and prepares scans in a way of its own."""
+    """Reject models that are not 3-D, belong to a cascade, or have their own reader, preprocessor or label manager."""
     size = document.get("patch_size")
     if isinstance(size, list) and len(size) != 3:
-        _refuse("Configuration", f"{name}, of {len(size)} dimensions", "configurations of 3 dimensions")
+        _reject("Configuration", f"{name}, of {len(size)} dimensions", "configurations of 3 dimensions")
     if document.get("previous_stage") is not None:
-        _refuse("Configuration", f"{name}, the second of a cascade", "models that need no other model's result")
+        _reject(
+            "Configuration",
+            f"{name}, the second stage of a cascade",
+            "models that do not need the result of another model",
+        )
     if document.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
-        _refuse("The preprocessor", str(document["preprocessor_name"]), "models of DefaultPreprocessor")
+        _reject("The preprocessor", str(document["preprocessor_name"]), "models of DefaultPreprocessor")
     if plans.label_manager != "LabelManager":
-        _refuse("The label manager", plans.label_manager, "models of LabelManager")
+        _reject("The label manager", plans.label_manager, "models of LabelManager")
     if plans.image_reader_writer not in ORIENTATIONS:
-        _refuse("The reader", plans.image_reader_writer, f"models of {', '.join(ORIENTATIONS)}")
+        _reject("The reader", plans.image_reader_writer, f"models of {', '.join(ORIENTATIONS)}")
 
 
 def _channels(plans: Plans, dataset: Dataset, settings: Configuration) -> list[dict[str, Any]]:
-    """The plan's channels, in nnU-Net's order."""
+    """The plan's channels in nnU-Net's order."""
     schemes, masked = settings.normalization_schemes, settings.use_mask_for_norm
     if not len(dataset.channels) == len(schemes) == len(masked):
         raise InputError(
@@ -206,7 +210,7 @@ def _channels(plans: Plans, dataset: Dataset, settings: Configuration) -> list[d
     channels = []
     for (index, name), scheme, mask in zip(sorted(dataset.channels.items()), schemes, masked, strict=True):
         if scheme not in NORMALISATIONS:
-            _refuse(f"The normalisation of channel {name}", scheme, ", ".join(NORMALISATIONS))
+            _reject(f"The normalisation of channel {name}", scheme, ", ".join(NORMALISATIONS))
         kind = NORMALISATIONS[scheme]
         values: dict[str, Any] = {"name": name if names.count(name) == 1 else f"{name}_{index}"}
         if kind == "zscore" and mask:
@@ -230,12 +234,12 @@ def _labels(dataset: Dataset) -> tuple[bool, list[dict[str, Any]]]:
     plain = sorted((value, name) for name, (value,) in foreground.items())
     if [value for value, _ in plain] != list(range(1, len(plain) + 1)):
         found = ", ".join(f"{value} {name}" for value, name in plain)
-        _refuse("The set of labels in dataset.json", found, "labels numbered 1, 2, 3 and on")
+        _reject("The set of labels in dataset.json", found, "labels numbered 1, 2, 3, ...")
     return False, [{"name": name, "value": value} for value, name in plain]
 
 
 def _regions(regions: Mapping[str, tuple[int, ...]], order: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Regions, each with the value that is written for it."""
+    """Regions, each with its value in label images."""
     if len(order) != len(regions):
         raise InputError(
             f"dataset.json has {len(regions)} regions, but regions_class_order has {len(order)} values. "
@@ -248,7 +252,7 @@ def _regions(regions: Mapping[str, tuple[int, ...]], order: tuple[int, ...]) -> 
 
 
 def _resampling(function: str, arguments: dict[str, Any]) -> Resampling:
-    """How one of nnU-Net's functions resamples with its arguments."""
+    """The resampling that one of nnU-Net's functions does with its arguments."""
     source = f"The arguments of {function} in plans.json"
     if function == "resample_data_or_seg_to_shape":
         array = checked(ArrayResampling, arguments, source, InputError)
@@ -260,10 +264,10 @@ def _resampling(function: str, arguments: dict[str, Any]) -> Resampling:
         threshold = torch.separate_z_anisotropy_threshold
     else:
         known = "resample_data_or_seg_to_shape and resample_torch_fornnunet"
-        _refuse("The resampling function", function, known)
+        _reject("The resampling function", function, known)
     values = {"order": order, "separate": SEPARATE[force], "separate_order": order_z, "anisotropy": threshold}
     return checked(Resampling, values, source, InputError)
 
 
-def _refuse(what: str, found: str, known: str) -> NoReturn:
+def _reject(what: str, found: str, known: str) -> NoReturn:
     raise InputError(f"{what} is {found}, which cannot be imported. volseg imports {known}.")

@@ -1,10 +1,10 @@
 """The weights of an nnU-Net v2 network under the names that `volseg.networks.UNet` gives them.
 
 Layers correspond one to one. What differs:
-- nnU-Net's files hold most tensors several times, under the names of every module that leads to them.
-- Its convolutions in front of norms may have a bias. An instance norm subtracts it again, so it is dropped; in a batch
-  norm it shifts the running mean.
-- Its transposed convolutions may have none; ours have one, which is then 0.
+- nnU-Net's files contain most tensors several times, once under the name of each module that refers to them.
+- Its convolutions before a norm may have a bias. An instance norm subtracts the bias again, so it is dropped; with a
+  batch norm it shifts the running mean.
+- Its transposed convolutions may have no bias; volseg's have one, which is then 0.
 """
 
 import re
@@ -19,9 +19,9 @@ from volseg.errors import InputError
 from volseg.networks import UNet
 from volseg.networks.blocks import ResidualBlock
 
-# What parallel training and compilation put in front of every name.
+# Prefixes that parallel training and compilation add to every name.
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-# In a sequence of convolution, dropout (if any), norm and activation only the first has weights beside the norm.
+# In a sequence of convolution, dropout (if any), norm and activation, only the convolution and the norm have weights.
 SAME = (
     (re.compile(r"^decoder\.encoder\."), "encoder."),
     (re.compile(r"\.all_modules\.0\."), ".conv."),
@@ -31,7 +31,7 @@ SAME = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution by its name here and in nnU-Net, and the name here of the norm that follows it, if any."""
+    """The names of a convolution in volseg and in nnU-Net, and volseg's name of the norm after it, if any."""
 
     conv: str
     source: str
@@ -39,18 +39,18 @@ class Layer:
 
 
 def import_weights(stored: Mapping[str, Tensor], config: NetworkConfig, origin: str) -> dict[str, Tensor]:
-    """Weights of `UNet(config)` from an nnU-Net network of the same shape.
+    """Weights of `UNet(config)` from an nnU-Net network of the same architecture.
 
     Args:
         stored: tensors by nnU-Net's names.
         config: the network.
-        origin: what they come from, for messages.
+        origin: the file that they come from, for messages.
 
     Returns:
-        The state of the network, float32 (counters int64), own memory.
+        The state dict of the network: float32 (counters int64), a copy.
 
     Raises:
-        InputError: a tensor is missing, is left over, or has another shape.
+        InputError: a tensor is missing, is not in the network, or has another shape.
     """
     with torch.device("meta"):
         network = UNet(config)
@@ -63,7 +63,7 @@ def import_weights(stored: Mapping[str, Tensor], config: NetworkConfig, origin: 
 
 
 class Source:
-    """Tensors by nnU-Net's names, each to be taken once."""
+    """Tensors by nnU-Net's names; each is taken once."""
 
     def __init__(self, tensors: dict[str, Tensor], origin: str) -> None:
         self.tensors = tensors
@@ -86,11 +86,11 @@ class Source:
         return found | norm
 
     def check_empty(self) -> None:
-        """Refuse tensors that no layer has taken."""
+        """Reject tensors that no layer has taken."""
         for name in self.tensors:
             raise InputError(
-                f"{self.origin} holds the tensor {name}, which the network in plans.json does not have. "
-                "volseg imports networks that are as their plans say."
+                f"{self.origin} contains the tensor {name}, which the network in plans.json does not have. "
+                "volseg imports only networks that match their plans."
             )
 
     def _take_module(self, ours: str, theirs: str, network: UNet) -> dict[str, Tensor]:
@@ -107,8 +107,8 @@ class Source:
         tensor = self.tensors.pop(name)
         if tensor.shape != wanted.shape:
             raise InputError(
-                f"The tensor {name} in {self.origin} has shape {tuple(tensor.shape)}, but by plans.json and "
-                f"dataset.json it has {tuple(wanted.shape)}. Take all files from one model folder."
+                f"The tensor {name} in {self.origin} has shape {tuple(tensor.shape)}, but plans.json and "
+                f"dataset.json give {tuple(wanted.shape)}. Take all files from one model folder."
             )
         return tensor.detach().to(wanted.dtype, copy=True).contiguous()
 
@@ -121,7 +121,9 @@ def _without_copies(stored: Mapping[str, Tensor], origin: str) -> dict[str, Tens
         for copied, owner in SAME:
             name = copied.sub(owner, name)
         if not torch.equal(tensors.setdefault(name, tensor), tensor):
-            raise InputError(f"{origin} holds two different tensors for {name}. Take a fresh copy of the file.")
+            raise InputError(
+                f"{origin} contains two different tensors for {name}. Copy the file again from its source."
+            )
     return tensors
 
 
@@ -132,7 +134,7 @@ def _layers(network: UNet) -> Iterator[Layer]:
         for k, block in enumerate(stage.children()):
             ours = f"encoder.{s}.{k}"
             if isinstance(block, ResidualBlock):
-                # The stem stands in front of the blocks of the first stage.
+                # The stem comes before the blocks of the first stage.
                 yield from _residual_layers(block, ours, f"encoder.stages.{s}.blocks.{k - (s == 0)}")
             else:
                 yield Layer(
@@ -140,7 +142,7 @@ def _layers(network: UNet) -> Iterator[Layer]:
                     "encoder.stem.convs.0" if config.encoder == "residual" else f"encoder.stages.{s}.0.convs.{k}",
                     f"{ours}.norm",
                 )
-    # Both count the decoder's stages from the coarsest; the configuration counts from the finest.
+    # Both networks count decoder stages from the coarsest; the configuration counts from the finest.
     for i, blocks in enumerate(reversed(config.decoder_blocks)):
         yield Layer(f"decoder.{i}.up", f"decoder.transpconvs.{i}")
         for k in range(blocks):

@@ -1,4 +1,4 @@
-"""What values that nnU-Net stored have in common."""
+"""The base class of documents that nnU-Net wrote."""
 
 from pydantic import ConfigDict
 
@@ -6,6 +6,6 @@ from volseg.config import Frozen
 
 
 class Stored(Frozen):
-    """A part of a JSON file that nnU-Net wrote; keys that predicting does not need are left out."""
+    """A part of a JSON file that nnU-Net wrote; keys that prediction does not need are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -2,7 +2,7 @@
 
 Tensors are (B, C, D, H, W): batch, channels, through-plane, and the two in-plane axes. Kernel sizes are odd and
 every convolution pads by half its kernel, so only strides change sizes. No convolution has a bias where a norm
-follows, because the norm subtracts it again.
+follows, because the norm removes it.
 """
 
 import math
@@ -23,7 +23,7 @@ UNIT_STRIDE: Triple = (1, 1, 1)
 
 
 def config_from(config: NetworkConfig | None, options: Mapping[str, Any]) -> NetworkConfig:
-    """`config`, or the configuration that has `options` in place of the defaults.
+    """`config`, or a configuration with `options` instead of the defaults.
 
     Raises:
         UsageError: both were given.
@@ -39,13 +39,13 @@ def config_from(config: NetworkConfig | None, options: Mapping[str, Any]) -> Net
 class Conv2Plus1d(nn.Module):
     """A 3-D convolution as two: (1, k, k) in the plane, norm and activation, then (k, 1, 1) through the plane.
 
-    Each half carries its part of the stride. The halves have a bias only if `norm` is "none".
+    The stride is split between the halves. They have a bias only if `norm` is "none".
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        mid: channels between the halves: "light" for `out_channels`, "matched" for about as many parameters as the
-            3-D convolution has, or a number.
+        mid: mid channels, between the halves: "light" for `out_channels`, "matched" for about as many parameters as
+            the 3-D convolution has, or a number.
         kernel: kernel size (D, H, W), odd.
         stride: stride (D, H, W).
         norm: norm between the halves.
@@ -113,8 +113,8 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions with the residual connection of ResNet-D (He et al. 2019, arXiv 1812.01187).
 
-    The connection pools by average over the stride, then maps to the new channels where their number changes. This is
-    nnU-Net's BasicBlockD.
+    The residual connection is average pooling over the stride, then a 1 x 1 x 1 convolution where the number of
+    channels changes. This is nnU-Net's BasicBlockD.
 
     Args:
         in_channels: channels of the input.
@@ -134,7 +134,7 @@ class ResidualBlock(nn.Module):
         self.activation = make_activation(config.activation)
         self.skip = nn.Sequential()
         if stride != UNIT_STRIDE:
-            # ceil_mode: a size that the stride does not divide shrinks as it does in the padded convolution.
+            # ceil_mode: for sizes that the stride does not divide, as the padded convolution has it.
             self.skip.append(nn.AvgPool3d(stride, ceil_mode=True))
         if in_channels != out_channels:
             self.skip.append(nn.Conv3d(in_channels, out_channels, 1, bias=False))
@@ -150,7 +150,8 @@ def encoder_stages(config: NetworkConfig) -> nn.ModuleList:
     """The encoder: one stage per entry of `config.features`, finest first; the first block of each has its stride.
 
     The very first convolution, the stem, is a plain 3-D one: a "matched" (2+1)D convolution from 1 to 32 channels
-    would have a bottleneck of 8. A plain encoder counts the stem as a block, a residual one has it in front of them.
+    would have a bottleneck of 8. In a plain encoder the stem is the first block of `encoder_blocks`, in a residual
+    encoder it comes before them.
     """
     stem_config = config.model_copy(update={"block": "conv3d"})
     stem = ConvBlock(config.in_channels, config.features[0], config.kernels[0], config.strides[0], stem_config)
@@ -170,7 +171,7 @@ def encoder_stages(config: NetworkConfig) -> nn.ModuleList:
 
 
 def make_conv(in_channels: int, out_channels: int, kernel: Triple, stride: Triple, config: NetworkConfig) -> nn.Module:
-    """The convolution of `config.block`, which names one type; a kernel without through-plane extent is not split."""
+    """The convolution of type `config.block`, a single name; a kernel without through-plane extent is not split."""
     if config.block == "conv2plus1d" and kernel[0] > 1:
         return Conv2Plus1d(in_channels, out_channels, config.mid, kernel, stride, config.norm, config.activation)
     depth, height, width = kernel
@@ -180,7 +181,7 @@ def make_conv(in_channels: int, out_channels: int, kernel: Triple, stride: Tripl
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """A norm by name, which may overwrite its input; "group" has 8 groups, or the largest number that divides both."""
+    """A norm by name, which may overwrite its input; "group" has gcd(8, channels) groups."""
     if norm == "instance":
         return InstanceNorm(channels, inplace=True)
     if norm == "batch":
@@ -191,7 +192,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 def make_activation(activation: Activation) -> nn.Module:
-    """An activation by name, in place where its gradient allows that."""
+    """An activation by name, in place where its gradient allows it."""
     if activation == "leaky_relu":
         return nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
     if activation == "relu":
@@ -211,8 +212,8 @@ def matched_channels(in_channels: int, out_channels: int, kernel: Triple) -> int
 def initialise(network: nn.Module) -> None:
     """Draw convolution weights from He's normal distribution and set their biases to 0, as nnU-Net does.
 
-    The weights are in channels-last format, which makes the convolutions compute in that format whatever the input's:
-    about twice as fast on the CPU where feature maps are large.
+    The weights are in channels-last format. Convolutions then compute in that format, whatever the format of the
+    input: about twice as fast on the CPU for large feature maps.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):

@@ -1,4 +1,4 @@
-"""From a configuration to a network: the only place that knows which architectures there are."""
+"""Build networks from their configuration; the only place that lists the architectures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,15 @@ NETWORKS: dict[str, Callable[[NetworkConfig], nn.Module]] = {"unet": UNet}
 
 
 def find_network(architecture: str) -> Callable[[NetworkConfig], nn.Module]:
-    """The entry of `NETWORKS` of that name.
+    """The entry of `NETWORKS` with that name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the name is unknown.
     """
     if architecture not in NETWORKS:
         raise ConfigError(
-            f"There is no network architecture {architecture!r}; known are {', '.join(NETWORKS)}. "
-            "Add it to volseg.networks.NETWORKS before it is used."
+            f"Unknown network architecture {architecture!r}; known are {', '.join(NETWORKS)}. "
+            "Add it to volseg.networks.NETWORKS first."
         )
     return NETWORKS[architecture]
 
@@ -40,12 +40,12 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
 
 def load_network(card: ModelCard, weights: dict[str, Tensor], source: Path) -> nn.Module:
-    """The network of a model file in evaluation mode, without gradients; several members average their logits.
+    """The network of a model file in evaluation mode, without gradients; ensemble members average their logits.
 
     Args:
-        card: of the model file.
-        weights: by name.
-        source: the file, for messages.
+        card: card of the model file.
+        weights: its weights by name.
+        source: path of the file, for messages.
 
     Raises:
         ConfigError: the architecture is unknown.

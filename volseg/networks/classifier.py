@@ -9,10 +9,10 @@ from volseg.networks.blocks import config_from, encoder_stages, initialise
 
 
 class Classifier(nn.Module):
-    """Encoder, average over all voxels, one linear layer; `volseg.training` shows how to train it.
+    """Encoder, global average pooling, one linear layer; `volseg.training` shows how to train it.
 
     Args:
-        config: as for a `UNet`; its settings of decoder and deep supervision are not used.
+        config: as for a `UNet`; the settings of the decoder and of deep supervision are not used.
         options: as for a `UNet`.
 
     Raises:

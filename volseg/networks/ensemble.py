@@ -1,4 +1,4 @@
-"""Several networks as one, such as the folds of a cross-validation."""
+"""Several networks as one, for example the folds of a cross-validation."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ class Ensemble(nn.Module):
     """The mean of the logits of networks that were trained for the same task.
 
     Args:
-        members: at least one; parameters of member m are named `members.m.`, then as in the member.
+        members: at least one; the parameters of member m have the prefix `members.m.`.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -17,7 +17,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits (B, classes, D, H, W), summed in float32, of (B, in_channels, D, H, W), in evaluation mode."""
+        """Map (B, in_channels, D, H, W) to logits (B, classes, D, H, W), averaged in float32; evaluation mode only."""
         total: Tensor = self.members[0](x).float()
         for member in self.members[1:]:
             total += member(x)

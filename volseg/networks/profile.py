@@ -1,4 +1,4 @@
-"""What a U-Net costs before it is built: parameters, FLOPs and activation memory, stage by stage.
+"""Parameters, FLOPs and activation memory of a U-Net, stage by stage, without building it.
 
 The network runs on torch's meta device, which computes shapes and no values, so that profiling takes no time or memory.
 """
@@ -21,8 +21,8 @@ class StageProfile:
     """The cost of one stage, or of a whole network.
 
     Attributes:
-        name: "encoder 0" and on, finest first, then "decoder 2" and on, coarsest first, then "heads"; a decoder stage
-            bears the number of the encoder stage of its resolution.
+        name: "encoder 0", "encoder 1", ... (finest first), then "decoder 2", "decoder 1", ... (coarsest first), then
+            "heads". A decoder stage has the number of the encoder stage of the same resolution.
         parameters: number of weights.
         flops: twice the multiply-adds of the convolutions in one forward pass, as `FlopCounterMode` counts.
         activation_bytes: memory in bytes that the forward pass keeps for the backward pass.
@@ -52,9 +52,9 @@ class Profile:
 
 
 def profile_network(config: NetworkConfig, patch_size: Triple) -> Profile:
-    """Count what a U-Net costs.
+    """The cost of a network, stage by stage.
 
-    Activation memory is every tensor that autograd saves, parameters left out, counted once and in the stage that
+    Activation memory is that of all tensors that autograd saves except parameters, each counted once, in the stage that
     first saves it: a convolution's input and output, the output of norm and activation (one tensor, as the activation
     works in place), the concatenation in the decoder.
 
@@ -94,7 +94,7 @@ def profile_network(config: NetworkConfig, patch_size: Triple) -> Profile:
 
 
 def compare_blocks(config: NetworkConfig, patch_size: Triple) -> dict[str, Profile]:
-    """Profile one network with each of its possible blocks: "conv3d", and (2+1)D "light" and "matched".
+    """Profile a network with each type of block: "conv3d", and (2+1)D "light" and "matched".
 
     Args:
         config: the network; its `block` and `mid` are replaced.
@@ -109,7 +109,7 @@ def compare_blocks(config: NetworkConfig, patch_size: Triple) -> dict[str, Profi
 
 
 def _stage_names(network: nn.Module) -> dict[str, str]:
-    """The name of each stage, by the path of its module; another architecture than the U-Net is one stage."""
+    """The name of each stage, by the path of its module; any architecture other than the U-Net is one stage."""
     if not isinstance(network, UNet):
         return {type(network).__name__: "network"}
     encoder = {f"UNet.encoder.{s}": f"encoder {s}" for s in range(len(network.encoder))}

@@ -1,8 +1,8 @@
 """The U-Net: an encoder, a decoder with skip connections, and heads that give class logits.
 
 Tensors are (B, C, D, H, W). With plain `conv3d` blocks this is nnU-Net's PlainConvUNet, with a residual encoder its
-ResidualEncoderUNet (Isensee et al. 2024, arXiv 2404.09556), layer for layer, so their weights fit one to one. The only
-parameters missing are convolution biases in front of norms, which have no effect.
+ResidualEncoderUNet (Isensee et al. 2024, arXiv 2404.09556), layer for layer, so their weights can be loaded one to one.
+The only parameters missing are convolution biases before norms, which have no effect.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from volseg.networks.cpu.up_conv import UpConv
 
 
 class UNet(nn.Module):
-    """A U-Net as its configuration describes it.
+    """A U-Net built from its configuration.
 
     With instance norm the input has to be larger than `config.divisor` along at least one axis, because a single
     voxel at the deepest stage has no variance.
 
     Args:
-        config: channels, classes, and what each stage is made of.
+        config: channels, classes, and the blocks of each stage.
         options: instead of `config`, the fields of a `NetworkConfig` that differ from its defaults; lists that are not
             given follow from `features`: `UNet(in_channels=1, classes=3, features=[16, 32, 64])`.
 
@@ -65,7 +65,7 @@ class UNet(nn.Module):
         if self.training and self.config.deep_supervision:
             return [head(features) for head, features in zip(self.heads, maps, strict=True)][::-1]
         for features in maps:
-            finest = features  # and only the last one is kept
+            finest = features  # coarser ones are freed
         logits: Tensor = self.heads[-1](finest)
         return logits
 
@@ -110,8 +110,8 @@ class DecoderStage(nn.Module):
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         """Map (B, features[s + 1], ...) and the last of `skips`, (B, features[s], D, H, W), to that one's shape.
 
-        The skip is removed from the list and the blocks are called one by one, so that without gradients every tensor
-        is freed as soon as it has been used: these are the largest of the network.
+        The skip connection is removed from the list and the blocks are called one by one, so that without gradients
+        every tensor is freed right after its use: these are the largest of the network.
         """
         x = self.up.concatenate(x, skips)
         for block in self.blocks:
@@ -135,5 +135,5 @@ def _check_input(x: Tensor, config: NetworkConfig) -> None:
 
 
 def _product(sizes: list[int] | Triple) -> str:
-    """Sizes in words: 40 x 56 x 40."""
+    """Sizes for a message, such as 40 x 56 x 40."""
     return " x ".join(str(size) for size in sizes)

@@ -1,4 +1,4 @@
-"""What a dataset is like: sizes, spacings, intensities, label volumes and contrasts, measured case by case.
+"""The fingerprint of a dataset: shapes, spacings, intensities, label volumes and contrasts, case by case.
 
 Spatial triples are in the order R, A, S: the scan's axes after reorientation to the closest RAS+ order.
 """
@@ -18,20 +18,21 @@ from zipfile import BadZipFile
 import numpy as np
 
 from volseg.data.cases.cache_key import cache_stem, content_key
-from volseg.data.cases.dataset import Dataset, TrainingCase, listed
+from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, whole_file
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
 SAMPLES_PER_CASE = 10_000
-# Scans that are read at the same time; each is in memory as it is stored and as it is read.
+# Scans read at the same time. Each is in memory twice: as stored in its file, and as an array.
 READERS = 2
-# Raised whenever what is measured changes, so that older measures are not taken for current ones.
+# Increased whenever a measurement changes, so that cached ones of an older version are not used.
 FORMAT = 1
 T = TypeVar("T", int, float)
 
@@ -45,12 +46,12 @@ class CaseFingerprint:
         shape: voxels along R, A, S.
         spacing_mm: along R, A, S.
         volumes_ml: of each label or region, 0 where it is absent.
-        offsets: per label that is present: where its centroid lies along R, A, S from the centroid of all labels, as
-            a share of the edge of the box around all labels.
-        contrasts: per label that is present, and channel: how far its mean intensity lies above that of the rest of the
-            scan, ignored voxels left out, in standard deviations of the scan.
+        offsets: per label that is present: its centroid minus the centroid of the whole foreground along R, A, S, as a
+            fraction of the edge of the foreground's bounding box.
+        contrasts: per label that is present, and per channel: standardised mean difference between the label and the
+            rest of the scan (without ignored voxels), in standard deviations of the whole scan.
         means: per channel, mean intensity of the whole scan.
-        samples: (C, n) float32 intensities of up to 10 000 labelled voxels, drawn at random.
+        samples: (C, n) float32 intensities of up to 10 000 foreground voxels, sampled at random.
     """
 
     name: str
@@ -63,8 +64,8 @@ class CaseFingerprint:
     samples: np.ndarray
 
     @property
-    def whole_ml(self) -> float:
-        """Volume of the whole scan."""
+    def scan_ml(self) -> float:
+        """Volume of the whole scan in mL."""
         return float(np.prod(self.shape) * np.prod(self.spacing_mm)) / 1000
 
 
@@ -74,10 +75,10 @@ class ChannelFingerprint:
 
     Args:
         name: of the channel.
-        percentiles: 0.5 and 99.5 percentile of the labelled voxels.
-        mean: of the labelled voxels.
-        std: of the labelled voxels.
-        mean_range: lowest and highest mean of a whole scan.
+        percentiles: 0.5 and 99.5 percentile of the foreground voxels.
+        mean: of the foreground voxels.
+        std: of the foreground voxels.
+        mean_range: lowest and highest mean intensity of a whole scan.
     """
 
     name: str
@@ -89,111 +90,113 @@ class ChannelFingerprint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All cases, and the intensities of each channel."""
+    """The measurements of all cases, and the intensities of each channel."""
 
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelFingerprint, ...]
 
     def volume_ml_range(self, label: str) -> tuple[float, float]:
-        """Smallest and largest volume of a label over the cases."""
+        """Smallest and largest volume of a label over the cases, mL."""
         volumes = [case.volumes_ml[label] for case in self.cases]
         return min(volumes), max(volumes)
 
 
-class _Look(NamedTuple):
-    """What a case is like or what is wrong with it, and the digest of its image if that can be used."""
+class _CaseCheck(NamedTuple):
+    """The fingerprint of a case or its problems, and the digest of its image if the image is usable."""
 
-    measures: CaseFingerprint | None
+    fingerprint: CaseFingerprint | None
     problems: list[Problem]
     digest: str | None
 
 
 def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint:
-    """Read every case once and measure it; a few at a time, none kept in memory.
+    """Read and measure every case once; only a few scans are in memory at a time.
 
-    Cases without a labelled voxel are told in the log, and used.
+    Cases without a foreground voxel are used, with a warning in the log.
 
     Args:
-        dataset: to look at.
-        cache: a folder for the measures of each case, so that next time only its bytes are compared; None keeps none.
+        dataset: the cases.
+        cache: a folder for the measurements of each case; the next call reads a scan again only if its file has
+            changed. None: no cache.
 
     Raises:
-        DatasetError: everything that is wrong with any case, at once; or no labelled voxel in any.
+        DatasetError: all problems of all cases at once; or no case has a foreground voxel.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        looks = dict(zip(dataset.cases, pool.map(partial(_look_at, dataset, cache), dataset.cases), strict=True))
-    problems = [*dataset.problems, *(problem for look in looks.values() for problem in look.problems)]
-    problems += duplicate_problems({case.name: look.digest for case, look in looks.items() if look.digest})
-    measured = [look.measures for look in looks.values() if look.measures]
+        checks = dict(zip(dataset.cases, pool.map(partial(_check_case, dataset, cache), dataset.cases), strict=True))
+    problems = [*dataset.problems, *(problem for check in checks.values() for problem in check.problems)]
+    problems += duplicate_problems({case.name: check.digest for case, check in checks.items() if check.digest})
+    measured = [check.fingerprint for check in checks.values() if check.fingerprint]
     empty = [case.name for case in measured if not case.offsets]
     if measured and len(empty) == len(measured):
-        found = f"the label images of all {len(empty)} cases hold background alone"
-        problems.append(Problem("all", "no label", found, "check them"))
+        found = f"the label images of all {len(empty)} cases contain only background"
+        problems.append(Problem("all", "no label", found, "check the label images"))
     if problems:
-        # Without the folder, which is the same for all.
+        # Paths relative to the dataset's folder are shorter.
         inside = f"{dataset.folder}{os.sep}"
         raise DatasetError(dataset.name, [row._replace(found=row.found.replace(inside, "")) for row in problems])
     if empty:
-        logger.warning("%d of %d cases have no labelled voxel: %s.", len(empty), len(measured), listed(empty))
+        logger.warning("%d of %d cases have no foreground voxel: %s.", len(empty), len(measured), first_few(empty))
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
     return Fingerprint(tuple(measured), tuple(channels))
 
 
-def _look_at(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _Look:
-    """Measure a case or find all that is wrong with it, unless the cache knows that nothing is."""
+def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _CaseCheck:
+    """Measure a case or find all its problems, unless its measurements are in the cache."""
     known = dataset.labels.known
     digest: str | None = None
     try:
-        kept = cache and _kept_file(dataset, cache, case)
-        if kept and (recalled := _recalled(kept)):
-            return recalled
+        file = cache and _cache_file(dataset, cache, case)
+        if file and (cached := _read_cached(file)):
+            return cached
         scan = read_channels(case.images, len(dataset.channels))
         digest = voxel_digest(scan)
         label = read_label(case.label, like=scan.geometry, known=known).channels[0]
     except InputError as error:
-        first = Problem(case.name, error.problem, error.found, error.remedy or "mend it, or leave out the case")
-        return _Look(None, case_problems(case, len(dataset.channels), known) or [first], digest)
-    look = _Look(_measured(dataset, case, scan, label), [], digest)
-    if kept:
-        _keep(look, kept)
-    return look
+        first = Problem(case.name, error.problem, error.found, error.remedy or "fix it, or remove the case")
+        return _CaseCheck(None, case_problems(case, len(dataset.channels), known) or [first], digest)
+    check = _CaseCheck(_case_fingerprint(dataset, case, scan, label), [], digest)
+    if file:
+        _write_cached(check, file)
+    return check
 
 
-def _kept_file(dataset: Dataset, cache: Path, case: TrainingCase) -> Path:
-    """Where the measures of a case are kept, by all that they depend on."""
+def _cache_file(dataset: Dataset, cache: Path, case: TrainingCase) -> Path:
+    """The cache file of a case; its name depends on everything that the measurements depend on."""
     labels = {"stored": list(dataset.labels.stored.items()), "ignore": dataset.labels.ignore}
     facts = {"format": FORMAT, "name": case.name, "labels": labels, "channels": len(dataset.channels)}
     stem = cache_stem(cache, case, content_key(case, facts))
     return stem.with_name(f"{stem.name}.npz")
 
 
-def _keep(look: _Look, file: Path) -> None:
-    """Write a look at a case in which nothing was wrong."""
-    assert look.measures
-    facts = {item.name: getattr(look.measures, item.name) for item in fields(CaseFingerprint)}
+def _write_cached(check: _CaseCheck, file: Path) -> None:
+    """Write the measurements of a case without problems."""
+    assert check.fingerprint
+    facts = {item.name: getattr(check.fingerprint, item.name) for item in fields(CaseFingerprint)}
     samples = facts.pop("samples")
     with whole_file(file) as temporary:
-        np.savez(temporary, samples=samples, facts=np.array(json.dumps(facts | {"digest": look.digest})))
+        np.savez(temporary, samples=samples, facts=np.array(json.dumps(facts | {"digest": check.digest})))
 
 
-def _recalled(file: Path) -> _Look | None:
-    """A look of `_keep`; None where there is none, or a damaged one."""
+def _read_cached(file: Path) -> _CaseCheck | None:
+    """The measurements that `_write_cached` wrote; None if the file is missing or corrupt."""
     try:
-        # Opened here, because NumPy leaves a damaged file open.
-        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as kept:
-            facts, samples = as_tuples(json.loads(str(kept["facts"]))), kept["samples"]
+        # Opened here, because NumPy leaves a corrupt file open.
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+            facts, samples = as_tuples(json.loads(str(stored["facts"]))), stored["samples"]
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
     digest = facts.pop("digest")
-    return _Look(CaseFingerprint(samples=samples, **facts), [], digest)
+    return _CaseCheck(CaseFingerprint(samples=samples, **facts), [], digest)
 
 
-def _measured(dataset: Dataset, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
-    """The measures of a case."""
+def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
+    """The measurements of a case."""
     order, _ = ras_order(scan.geometry.affine)
     foreground = label != 0 if dataset.labels.ignore is None else (label != 0) & (label != dataset.labels.ignore)
-    # Seeded by the name, so that the sample does not depend on which other cases there are.
-    drawn = np.random.default_rng(list(case.name.encode())).permutation(np.flatnonzero(foreground))[:SAMPLES_PER_CASE]
+    # Seeded by the name, so that the sample does not depend on the other cases.
+    rng = np.random.default_rng(list(case.name.encode()))
+    sampled = np.unravel_index(rng.permutation(np.flatnonzero(foreground))[:SAMPLES_PER_CASE], label.shape)
     stored = dataset.labels.stored
     counts = _per_value(label, max(dataset.labels.known) + 1)
     return CaseFingerprint(
@@ -204,14 +207,12 @@ def _measured(dataset: Dataset, case: TrainingCase, scan: Scan, label: np.ndarra
         offsets=_offsets(label, foreground, scan.geometry, dataset.labels),
         contrasts=_contrasts(label, counts, scan, dataset.labels),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
-        samples=np.stack([channel[np.unravel_index(drawn, label.shape)] for channel in scan.channels]).astype(
-            np.float32
-        ),
+        samples=np.stack([channel[sampled] for channel in scan.channels]).astype(np.float32),
     )
 
 
 def _contrasts(label: np.ndarray, counts: np.ndarray, scan: Scan, labels: LabelSet) -> dict[str, tuple[float, ...]]:
-    """See `CaseFingerprint.contrasts`; a label that fills the scan has none. `counts` are the voxels of each value."""
+    """See `CaseFingerprint.contrasts`; none for a label that fills the scan. `counts`: number of voxels per value."""
     known = np.arange(len(counts)) != labels.ignore
     insides = {name: list(values) for name, values in labels.stored.items()}
     names = [name for name, inside in insides.items() if 0 < counts[inside].sum() < counts[known].sum()]
@@ -228,9 +229,9 @@ def _contrasts(label: np.ndarray, counts: np.ndarray, scan: Scan, labels: LabelS
 
 
 def _per_value(label: np.ndarray, values: int, channel: np.ndarray | None = None) -> np.ndarray:
-    """How many voxels have each of the values below `values`, or the sum of their intensities, (values,) float64.
+    """For each value below `values`: its number of voxels, or the sum of their intensities in `channel`.
 
-    A plane at a time, because NumPy counts and sums what it has brought into 64 bits.
+    Returns (values,) float64. Plane by plane, because `bincount` makes a 64-bit copy of its arguments.
     """
     total = np.zeros(values)
     for index, plane in enumerate(_planes(label)):
@@ -240,7 +241,7 @@ def _per_value(label: np.ndarray, values: int, channel: np.ndarray | None = None
 
 
 def _planes(volume: np.ndarray) -> Iterator[np.ndarray]:
-    """The planes across K."""
+    """The planes perpendicular to K."""
     return (volume[..., index] for index in range(volume.shape[2]))
 
 
@@ -262,7 +263,7 @@ def _offsets(
 
 
 def _profiles(mask: np.ndarray) -> list[np.ndarray]:
-    """How many voxels of a mask lie in each plane across I, J and K."""
+    """Number of voxels of a mask in each plane perpendicular to I, J and K."""
     return [np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
 
 
@@ -271,7 +272,7 @@ def _centre(profile: np.ndarray) -> float:
 
 
 def _channel(name: str, index: int, cases: Sequence[CaseFingerprint]) -> ChannelFingerprint:
-    """The intensities of one channel over all cases; every case counts by its sample."""
+    """The intensities of one channel over the samples of all cases."""
     samples = np.concatenate([case.samples[index] for case in cases]).astype(np.float64)
     low, high = np.percentile(samples, [0.5, 99.5])
     means = [case.means[index] for case in cases]

@@ -1,7 +1,7 @@
 """From a fingerprint to a plan, each choice with its reason.
 
-The baseline are nnU-Net v2's rules (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z). World triples are in the
-order R, A, S; all others in network order (D, H, W), D being the through-plane axis.
+The baseline is nnU-Net v2's rules (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z). World triples are in the order
+R, A, S; all others in network order (D, H, W), where D is the through-plane axis.
 """
 
 import math
@@ -32,12 +32,13 @@ T = TypeVar("T")
 ANISOTROPIC = 3.0
 # nnU-Net's reference: training fits 8 GB when the feature maps of each of 2 patches have 560 million values.
 MAP_VALUES_PER_GB = 560e6 / 8
-# Not what a CPU has, but what it can compute: a step of two such patches takes a few cores a second or two.
+# Limited by the speed of a CPU, not by its memory: a step with two such patches takes a few cores a second or two.
 CPU_MEMORY_GB = 0.5
-# As much as nnU-Net plans for, so that what one GPU trained another can.
+# nnU-Net's default, so that the same plan can be trained on most GPUs.
 GPU_MEMORY_GB = 8.0
-PASSES = 1000
+EPOCHS = 1000
 STEPS = (2_000, 100_000)
+# A label lies on one side of the others when its mean offset exceeds this fraction of the foreground's extent.
 ONE_SIDED = 0.1
 SET = "set by the configuration"
 
@@ -50,14 +51,14 @@ def make_plan(
     accelerated: bool,
     memory_gb: float = GPU_MEMORY_GB,
 ) -> tuple[Plan, dict[str, str]]:
-    """Decide everything about a model before training.
+    """Choose the whole plan of a model.
 
     Args:
-        dataset: names and labels.
+        dataset: its name, channels and labels.
         fingerprint: of the training cases.
         choices: what the user has fixed; the rest is derived.
         accelerated: whether training runs on a GPU.
-        memory_gb: of the GPU that training may use; ignored without one.
+        memory_gb: GPU memory that training may use; ignored on a CPU.
 
     Returns:
         The plan, and a one-line reason per value, keyed as in the plan ("patch_size", "network.features").
@@ -77,7 +78,7 @@ def make_plan(
     others = [axis for axis in range(3) if axis != through_plane]
     order: Triple = (through_plane, others[0], others[1])
     reasons["axes"] = f"{'RAS'[through_plane]} has the largest spacing (a tie goes to S, then A)"
-    spacing = decide("spacing_mm", choices.spacing_mm, (_picked(target, order), why_spacing))
+    spacing = decide("spacing_mm", choices.spacing_mm, (_reordered(target, order), why_spacing))
     median = _median_shape(fingerprint, spacing, order)
     memory = memory_gb if accelerated else CPU_MEMORY_GB
     block, reasons["network.block"] = _block(spacing, accelerated)
@@ -94,7 +95,9 @@ def make_plan(
     network = build(patch)
     _check_patch(patch, network)
     reasons["patch_size"] = (
-        SET if choices.patch_size else f"the median scan is {sizes_text(median)}; the largest that fits {memory:g} GB"
+        SET
+        if choices.patch_size
+        else f"the median scan has {sizes_text(median)} voxels; the largest patch that fits {memory:g} GB"
     )
     _explain_network(network, choices, accelerated, reasons)
     cases = len(fingerprint.cases)
@@ -125,7 +128,7 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
     """
     if choices.patch_size is None or choices.spacing_mm is None:
         raise ConfigError(
-            "plan.patch_size and plan.spacing_mm have to be set to say which network it is; one is missing."
+            "plan.patch_size and plan.spacing_mm determine the network, but one of them is missing; set both."
         )
     network = network_config(choices.patch_size, choices.spacing_mm, choices)
     _check_patch(choices.patch_size, network)
@@ -133,8 +136,8 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
 
 
 def plan_text(plan: Plan, reasons: dict[str, str], about: Iterable[str] = ()) -> str:
-    """A plan as YAML: lines `about` the data on top, and the reason for a value as a comment above it."""
-    about = (f"Plan for {plan.dataset}. A comment is the reason for the value below it.", *about)
+    """A plan as YAML: the lines `about` the data as a header, and the reason for each value as a comment above it."""
+    about = (f"Plan for {plan.dataset}. Each comment is the reason for the value below it.", *about)
     lines = [_comment(line) for line in about]
     document = plan.model_dump(mode="json", exclude_none=True)
     network = document.pop("network")
@@ -163,11 +166,11 @@ def _target_spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
     worst = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != worst]
     reason = "median of the scans, per axis"
-    thick = target[worst] > ANISOTROPIC * target[others].max()
-    few = sizes[worst] * ANISOTROPIC < sizes[others].min()
-    if thick and few:
+    thick_slices = target[worst] > ANISOTROPIC * target[others].max()
+    few_slices = sizes[worst] * ANISOTROPIC < sizes[others].min()
+    if thick_slices and few_slices:
         target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
-        reason += f"; {'RAS'[worst]} is anisotropic and takes the 10th percentile, so that finer scans lose little"
+        reason += f"; the 10th percentile along {'RAS'[worst]}, which is anisotropic, so that finer scans lose little"
     return (round(float(target[0]), 5), round(float(target[1]), 5), round(float(target[2]), 5)), reason
 
 
@@ -179,7 +182,7 @@ def _median_shape(fingerprint: Fingerprint, spacing: Spacing, order: tuple[int, 
 
 
 def _check_patch(patch: Triple, network: NetworkConfig) -> None:
-    """Refuse a chosen patch that the strides do not divide."""
+    """Reject a patch size that is not a multiple of the strides."""
     if (fitting := padded(patch, network)) != patch:
         raise ConfigError(
             f"plan.patch_size {sizes_text(patch)} is not a multiple of the network's strides "
@@ -188,53 +191,58 @@ def _check_patch(patch: Triple, network: NetworkConfig) -> None:
 
 
 def _block(spacing: Spacing, accelerated: bool) -> tuple[Block, str]:
-    """The kind of convolutions: on a CPU what reached the higher Dice in equal time (benchmarks/RESULTS.md, Blocks)."""
+    """The convolution type: on a CPU the one with the higher Dice in equal time (benchmarks/RESULTS.md)."""
     anisotropy = max(spacing) / min(spacing)
     if accelerated:
         cheaper = f"; at an anisotropy of {anisotropy:.1f} conv2plus1d costs less, see volseg profile"
         return "conv3d", "plain 3-D convolutions" + (cheaper if anisotropy > ANISOTROPIC else "")
     if anisotropy > ANISOTROPIC:
-        return "conv3d", "in equal time on a CPU 0.859 against 0.858 of conv2plus1d on Task04 with slices of 3.5 mm"
-    reached = "0.877 against 0.875 of conv3d on Task04_Hippocampus, and in five times as long 0.887 against 0.884"
-    return "conv2plus1d", f"in equal time on a CPU {reached}"
+        return (
+            "conv3d",
+            "on a CPU in equal time Dice 0.859 against 0.858 of conv2plus1d (Task04 with slices of 3.5 mm)",
+        )
+    dice = "Dice 0.877 against 0.875 of conv3d (Task04_Hippocampus), and in five times as long 0.887 against 0.884"
+    return "conv2plus1d", f"on a CPU in equal time {dice}"
 
 
 def _explain_network(network: NetworkConfig, choices: PlanChoices, accelerated: bool, reasons: dict[str, str]) -> None:
     """Add a reason for each value of the network that was derived or set."""
     if not choices.features:
         reasons["network.features"] = (
-            f"doubling from {network.features[0]}, which suits a {'GPU' if accelerated else 'CPU'}"
+            f"doubling from {network.features[0]}, the width for a {'GPU' if accelerated else 'CPU'}"
         )
     reasons["network.kernels"] = "1 along an axis until its spacing is within twice the smallest, then 3"
     reasons["network.strides"] = "axes within twice the smallest spacing are halved while 4 voxels remain"
     for key in set(choices.model_fields_set) & set(NetworkConfig.model_fields):
         if getattr(choices, key) is not None:
             reasons[f"network.{key}"] = SET
-    blocks = "nnU-Net's residual stages" if network.encoder == "residual" else "two per stage, as nnU-Net has"
+    blocks = "as in nnU-Net's residual encoder" if network.encoder == "residual" else "two per stage, as in nnU-Net"
     reasons["network.encoder_blocks"] = reasons["network.decoder_blocks"] = SET if choices.blocks_per_stage else blocks
 
 
 def _batch_size(
     network: NetworkConfig, patch: Triple, memory_gb: float, voxels: int, accelerated: bool
 ) -> tuple[int, str]:
-    """How many patches make a step; `voxels` are those of all cases."""
+    """The number of patches in a batch; `voxels`: number of voxels of all cases."""
     if not accelerated:
-        return 2, "the smallest that is not one: a CPU gains nothing from more"
+        return 2, "the smallest above 1: a CPU gains nothing from a larger one"
     fitting = round(2 * memory_gb * MAP_VALUES_PER_GB / feature_map_size(network, patch))
     varied = round(0.05 * voxels / math.prod(patch))
     if varied < fitting:
-        return max(varied, 2), "a step sees at most 5 % of all voxels"
-    return max(fitting, 2), f"what {memory_gb:g} GB hold"
+        return max(varied, 2), "a batch has at most 5 % of all voxels"
+    return max(fitting, 2), f"the largest that fits {memory_gb:g} GB"
 
 
 def _steps(cases: int, batch_size: int) -> tuple[int, str]:
-    """How many steps the training takes where no budget is given."""
-    steps = round(PASSES * cases / batch_size)
-    return min(max(steps, STEPS[0]), STEPS[1]), f"{PASSES} passes over {cases} cases, within {STEPS[0]} and {STEPS[1]}"
+    """The number of training steps where the user gives no budget."""
+    steps = round(EPOCHS * cases / batch_size)
+    return min(
+        max(steps, STEPS[0]), STEPS[1]
+    ), f"{EPOCHS} epochs of {cases} cases, at least {STEPS[0]}, at most {STEPS[1]}"
 
 
 def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ...], str]:
-    """The foreground labels with the volumes they have."""
+    """The foreground labels with their range of volumes."""
     labels = [
         Label(
             name=name,
@@ -245,21 +253,19 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
         for name, value in dataset.labels.values.items()
     ]
     empty = sum(not case.offsets for case in fingerprint.cases)
-    reason = "volumes are the smallest and largest of the references"
+    reason = "volume_ml_range: smallest and largest volume in the references"
     if empty:
-        reason += f"; {empty} of {len(fingerprint.cases)} cases have no labelled voxel"
+        reason += f"; {empty} of {len(fingerprint.cases)} cases have no foreground voxel"
     if dataset.labels.parts:
-        reason += "; regions overlap, so each has a sigmoid of its own"
+        reason += "; regions overlap, so each has its own sigmoid"
     if dataset.labels.ignore is not None:
-        reason += f"; voxels of value {dataset.labels.ignore} take no part in the loss and in scores"
+        reason += f"; voxels of value {dataset.labels.ignore} are excluded from the loss, patch sampling and metrics"
     return tuple(labels), reason
 
 
 def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Channel, ...], str]:
     """The channels with their normalisation."""
-    reason = (
-        SET if choices.normalisation else "ct where the channel is named CT, else each scan by its mean and deviation"
-    )
+    reason = SET if choices.normalisation else "ct if the channel is named CT, else the z-score of each scan"
     return tuple(_channel(one, choices) for one in fingerprint.channels), reason
 
 
@@ -279,10 +285,10 @@ def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
 
 
 def _mirror_axes(fingerprint: Fingerprint, order: tuple[int, ...]) -> tuple[tuple[Axis, ...], str]:
-    """Network axes along which no label keeps to one side of the others: there a mirror image is possible.
+    """Network axes along which no label lies on one side of the others: there a flipped scan looks like a real one.
 
-    A label keeps to one side when its mean offset exceeds a tenth of the foreground's extent and twice the offset's
-    deviation over the cases.
+    A label lies on one side when its mean offset exceeds a tenth of the foreground's extent and twice the offset's
+    standard deviation over the cases.
     """
     axes: tuple[Axis, ...] = (0, 1, 2)
     one_sided: dict[int, str] = {}
@@ -293,30 +299,30 @@ def _mirror_axes(fingerprint: Fingerprint, order: tuple[int, ...]) -> tuple[tupl
             for axis in axes:
                 world = order[axis]
                 if mean[world] > max(ONE_SIDED, 2 * std[world]):
-                    one_sided.setdefault(axis, f"along {'RAS'[world]} {name} keeps to one side of the other labels")
+                    one_sided.setdefault(axis, f"{name} lies on one side of the other labels along {'RAS'[world]}")
     possible = tuple(axis for axis in axes if axis not in one_sided)
-    return possible, "; ".join(one_sided.values()) or "no label keeps to one side of the others"
+    return possible, "; ".join(one_sided.values()) or "no label lies on one side of the others"
 
 
 def _yaml_lines(key: str, value: object, reason: str | None) -> list[str]:
-    """One entry of the plan's YAML, with its reason above it."""
-    # Lists of numbers on one line; a lone scalar must not become "{key: value}".
+    """One entry of the plan's YAML, with its reason as a comment above it."""
+    # Lists of numbers on one line; a scalar must not become "{key: value}".
     flow = None if isinstance(value, list) else False
     text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=110)
     return [*([_comment(reason)] if reason else []), *text.rstrip().split("\n")]
 
 
 def _comment(text: str) -> str:
-    """A line that YAML passes over, whatever the names in it hold: line breaks, or what YAML has no place for."""
+    """A YAML comment; line breaks in names and characters that YAML does not allow become spaces."""
     return f"# {''.join(one if one.isprintable() else ' ' for one in text)}"
 
 
-def _picked(values: Spacing, order: tuple[int, ...]) -> Spacing:
+def _reordered(values: Spacing, order: tuple[int, ...]) -> Spacing:
     return values[order[0]], values[order[1]], values[order[2]]
 
 
 def _outward(low_high: tuple[float, float]) -> tuple[float, float]:
-    """A range in 6 significant digits that still holds both its ends."""
+    """A range in 6 significant digits, rounded outwards so that it contains both ends."""
     return _rounded(low_high[0], math.floor), _rounded(low_high[1], math.ceil)
 
 

@@ -1,4 +1,4 @@
-"""How deep a U-Net goes, with which strides and kernels, and on which patch: nnU-Net v2's rules (Isensee et al. 2021).
+"""Depth, strides, kernels and patch size of a U-Net by nnU-Net v2's rules (Isensee et al. 2021).
 
 All triples are in network order (D, H, W).
 """
@@ -33,9 +33,9 @@ class Topology:
 def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
     """Stages for a patch of this size and spacing.
 
-    In each stage the axes whose spacing is within a factor of 2 of the smallest are halved, as long as the halves
-    have 4 voxels (a single axis is halved from 12 voxels up); a kernel is 1 along an axis until its spacing comes
-    within that factor, and 3 from then on. The last stage always has kernels of 3.
+    Each stage halves the axes whose spacing is within a factor of 2 of the smallest, while the halves have at least 4
+    voxels (a single axis is halved from 12 voxels up). A kernel is 1 along an axis until its spacing is within that
+    factor, and 3 in all later stages. The last stage always has kernels of 3.
     """
     spacing, size = list(spacing_mm), [float(edge) for edge in patch]
     kernel = [1, 1, 1]
@@ -43,8 +43,7 @@ def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
     kernels: list[Triple] = []
     while axes := _axes_to_halve(spacing, size):
         kernel = [
-            3 if patch_size_at == 3 or edge / min(spacing) < 2 else 1
-            for patch_size_at, edge in zip(kernel, spacing, strict=True)
+            3 if finer == 3 or along / min(spacing) < 2 else 1 for finer, along in zip(kernel, spacing, strict=True)
         ]
         kernels.append((kernel[0], kernel[1], kernel[2]))
         stride = [2 if axis in axes else 1 for axis in range(3)]
@@ -56,7 +55,7 @@ def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
 
 
 def feature_map_size(network: NetworkConfig, patch: Triple) -> int:
-    """Values that the convolutions of a U-Net put out for one patch: nnU-Net's measure of its memory.
+    """Number of values in all convolution outputs of a U-Net for one patch: nnU-Net's estimate of its memory.
 
     A residual block counts as two convolutions, and so does a (2+1)D convolution.
     """
@@ -71,7 +70,7 @@ def feature_map_size(network: NetworkConfig, patch: Triple) -> int:
         half * per_block * blocks * width * size
         for half, blocks, width, size in zip(halves, network.encoder_blocks, network.features, sizes, strict=True)
     )
-    # Beside its blocks, each decoder stage has a transposed convolution.
+    # Each decoder stage also has a transposed convolution.
     decoder = sum(
         (half * blocks + 1) * width * size
         for half, blocks, width, size in zip(
@@ -93,16 +92,16 @@ def network_config(
     """The network for patches of this size and spacing.
 
     Args:
-        patch: at least this many voxels.
+        patch: the smallest patch size that the network has to accept.
         spacing_mm: of the network's grid.
-        choices: what the user has fixed; as many stages as features were chosen.
+        choices: what the user has fixed; features, if fixed, determine the number of stages.
         channels: of the input.
         classes: background included.
-        width: features of the finest stage; they double from stage to stage.
-        block: what the stages are made of, unless the user has fixed it.
+        width: features of the finest stage; they double from stage to stage, up to 320.
+        block: convolution type of all stages, unless the user has fixed it.
 
     Raises:
-        ConfigError: more features were chosen than the patch gives stages.
+        ConfigError: more features than the patch allows stages.
     """
     topology = plan_topology(spacing_mm, patch)
     possible = len(topology.strides)
@@ -110,10 +109,10 @@ def network_config(
     stages = len(features)
     if stages > possible:
         raise ConfigError(
-            f"plan.features has {stages} entries, but a patch of {sizes_text(patch)} gives at most {possible} stages. "
+            f"plan.features has {stages} entries, but a patch of {sizes_text(patch)} allows at most {possible} stages. "
             "Give fewer features or a larger patch."
         )
-    # nnU-Net's: residual stages grow deeper and have a light decoder.
+    # As in nnU-Net: a residual encoder has more blocks in coarser stages, and a light decoder.
     blocks = choices.blocks_per_stage or 2
     encoder_blocks, decoder_blocks = (blocks,) * stages, (blocks,) * (stages - 1)
     if choices.encoder == "residual" and not choices.blocks_per_stage:
@@ -131,7 +130,7 @@ def network_config(
 
 
 def fit_patch(spacing_mm: Spacing, median: Triple, build: Callable[[Triple], NetworkConfig], budget: float) -> Triple:
-    """The largest patch of about the median scan's proportions whose feature maps fit.
+    """The largest patch with about the proportions of the median scan whose feature maps fit into the budget.
 
     Args:
         spacing_mm: of the network's grid.
@@ -146,16 +145,16 @@ def fit_patch(spacing_mm: Spacing, median: Triple, build: Callable[[Triple], Net
         network = build(fitting)
         if feature_map_size(network, fitting) <= budget:
             return fitting
-        # Of axes as long as the scan, the last goes first, so that the few slices of a thick scan stay.
+        # Of axes as long as the scan, the last is shortened first, so that a scan with few thick slices keeps them all.
         axis = max((2, 1, 0), key=lambda one: fitting[one] / median[one])
-        # One step down is a multiple of what the shorter patch has to be, which may be less than before.
+        # The step is the divisor of the shorter patch, which may be smaller than that of the current one.
         patch, shorter = list(fitting), list(fitting)
         shorter[axis] -= network.divisor[axis]
         patch[axis] -= build(as_triple(shorter)).divisor[axis]
 
 
 def padded(patch: Triple, network: NetworkConfig) -> Triple:
-    """The smallest patch that holds `patch` and is a multiple of the network's strides."""
+    """The smallest patch that contains `patch` and is a multiple of the network's strides."""
     return as_triple([math.ceil(edge / one) * one for edge, one in zip(patch, network.divisor, strict=True)])
 
 
@@ -170,7 +169,7 @@ def sizes_text(values: Triple) -> str:
 
 
 def _axes_to_halve(spacing: list[float], size: list[float]) -> list[int]:
-    """The axes that the next stage halves; none when the network is deep enough."""
+    """The axes that the next stage halves; none if the network is deep enough."""
     long_enough = [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_EDGE]
     if not long_enough:
         return []

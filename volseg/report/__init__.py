@@ -1,1 +1,1 @@
-"""Pictures of results and the page about a run."""
+"""Previews of results and the report of a training run."""

@@ -1,4 +1,4 @@
-"""One colour per label, the same in every picture and table."""
+"""One colour per label, the same in every figure and table."""
 
 import colorsys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _SATURATIONS = (0.55, 0.85)
 
 
 def colour_at(index: int) -> Colour:
-    """The colour of the label at `index` (from 0): it depends on nothing else, so it never changes.
+    """The colour of the label at `index` (from 0). It depends only on the index, so it never changes.
 
     Returns:
         Red, green, blue, 0 to 255.
@@ -31,14 +31,14 @@ def colour_at(index: int) -> Colour:
     if index < len(_OKABE_ITO):
         return _OKABE_ITO[index]
     step = index - len(_OKABE_ITO)
-    # Steps by the golden ratio spread the hues evenly, however many are taken.
+    # Steps by the golden ratio space the hues evenly for any number of labels.
     hue = step * _GOLDEN_RATIO % 1.0
     rgb = colorsys.hsv_to_rgb(hue, _SATURATIONS[step % 2], _VALUES[step % 3])
     return (round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2]))
 
 
 def label_colours(labels: Sequence[Label]) -> list[Colour]:
-    """The colour of each label: its own where given, else the one of its place in the sequence.
+    """The colour of each label: its own if it has one, else that of its index in the sequence.
 
     Returns:
         Red, green, blue, 0 to 255, in the order of `labels`.

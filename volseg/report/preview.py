@@ -1,8 +1,8 @@
-"""One picture of a segmented scan: three orthogonal planes, the labels over them, a legend with volumes.
+"""Preview of a segmented scan: three orthogonal planes with label overlays, and a legend with volumes.
 
 Arrays here are in RAS+ order (R, A, S) unless they say (I, J, K); lengths on the page are inches.
-The view is radiological: the patient's right is on the left of the picture, and anterior on the left of
-the sagittal plane. All planes share one scale.
+The view is radiological: the patient's right is on the left of the image, and anterior on the left of the sagittal
+plane. All planes have the same scale.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from volseg.report.colours import label_colours
 from volseg.report.save_figure import save_figure
 
 _DPI = 120
-_PLANES_WIDTH, _PLANES_HEIGHT = 10.0, 6.5  # the most that the planes take
-_NARROWEST = 1.6  # room for a plane's name beside the letter above it
-_GAP = 0.3  # around each plane: room for its letters
+_PLANES_WIDTH, _PLANES_HEIGHT = 10.0, 6.5  # maximum size of the three planes together
+_NARROWEST = 1.6  # room for the name of a plane next to the letter above it
+_GAP = 0.3  # around each plane, for its letters
 _TITLE = 0.4
 _LINE = 0.26  # of the legend
 _COLUMN = 3.4
@@ -32,12 +32,12 @@ _MOST_ROWS = 6
 _LONGEST_NAME = 28
 _PAGE, _INK, _FAINT = "#111418", "#f2f2f2", "#b4bac1"
 _FILL = 0.38
-_SAMPLES = 2_000_000  # voxels that are enough to place the window
+_SAMPLES = 2_000_000  # voxels that are enough to choose the intensity window
 
 
 @dataclass(frozen=True)
 class _Plane:
-    """A cut across the axis `normal`; the letters stand left, right, top and bottom."""
+    """A plane perpendicular to the axis `normal`; `letters` are at its left, right, top and bottom."""
 
     name: str
     normal: int
@@ -62,23 +62,23 @@ def save_preview(
     title: str = "",
     reference: np.ndarray | None = None,
 ) -> None:
-    """Write a PNG of an axial, a coronal and a sagittal slice with the labels over them.
+    """Write a PNG of an axial, a coronal and a sagittal slice with label overlays.
 
-    Each plane goes through the slice with most labelled voxels, the middle one where several tie, and so
-    through the middle of the scan when nothing is labelled. Grey runs from the 1st to the 99th percentile.
+    Each plane is the slice with the most foreground voxels, or the middle one of several equal ones; so it is the
+    middle of the scan if there is no foreground. The intensity window is the 1st to the 99th percentile.
 
     Args:
         image: (I, J, K), any real dtype; voxels that are not finite are black.
-        labels: (I, J, K), integers; values not in `shown` are left out.
+        labels: (I, J, K), integers; values not in `shown` are not drawn.
         geometry: the grid of both.
         shown: labels to show, with the name and volume of each in the legend.
         path: the PNG, written whole or not at all.
-        title: a line above; nothing else about the scan is written on the picture.
-        reference: (I, J, K), integers; outlined with dashes for comparison.
+        title: a line above; the image contains no other text about the scan.
+        reference: (I, J, K), integers; drawn as dashed outlines for comparison.
 
     Raises:
-        GridError: an array has not the shape of `geometry`.
-        ResourceError: the disk refused the file.
+        GridError: the shape of an array differs from that of `geometry`.
+        ResourceError: the file could not be written.
     """
     for name, array in (("image", image), ("labels", labels), ("reference", reference)):
         if array is not None and array.shape != geometry.shape:
@@ -90,7 +90,7 @@ def save_preview(
     image, labels = _oriented(image, order, flips), _oriented(labels, order, flips)
     reference = None if reference is None else _oriented(reference, order, flips)
 
-    centre, voxels = _survey(labels, shown)
+    centre, voxels = _fullest_slices(labels, shown)
     window = _window(image)
     colours = np.array(label_colours(shown)).reshape(-1, 3) / 255.0
     page = _Page(np.multiply(labels.shape, spacing_mm), len(shown), title)
@@ -113,30 +113,30 @@ def _oriented(array: np.ndarray, order: tuple[int, int, int], flips: tuple[bool,
     return array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
-def _survey(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[int], np.ndarray]:
-    """The slice with most labelled voxels along R, A and S, and the voxels of each label.
+def _fullest_slices(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[int], np.ndarray]:
+    """The slice with the most foreground voxels along R, A and S, and the number of voxels of each label.
 
-    Slice by slice, so that a long scan needs no second array of its size.
+    Slice by slice, so that no second array of the scan's size is needed.
     """
     values = [label.value for label in shown]
-    kinds = max([int(labels.max()), *values]) + 1
-    is_shown = np.zeros(kinds, dtype=bool)
+    values_up_to = max([int(labels.max()), *values]) + 1
+    is_shown = np.zeros(values_up_to, dtype=bool)
     is_shown[values] = True
-    totals = np.zeros(kinds, dtype=np.int64)
+    totals = np.zeros(values_up_to, dtype=np.int64)
     counts = [np.zeros(size, dtype=np.int64) for size in labels.shape]
     for level in range(labels.shape[2]):
         cut = labels[:, :, level]
-        totals += np.bincount(cut.ravel(), minlength=kinds)
-        marked = is_shown[cut]
-        counts[0] += marked.sum(axis=1)
-        counts[1] += marked.sum(axis=0)
-        counts[2][level] = marked.sum()
+        totals += np.bincount(cut.ravel(), minlength=values_up_to)
+        foreground = is_shown[cut]
+        counts[0] += foreground.sum(axis=1)
+        counts[1] += foreground.sum(axis=0)
+        counts[2][level] = foreground.sum()
     fullest = [np.flatnonzero(count == count.max()) for count in counts]
     return [int(slices[len(slices) // 2]) for slices in fullest], totals[values]
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
-    """The 1st and 99th percentile of the finite voxels, from an even sample of large scans."""
+    """The 1st and 99th percentile of the finite voxels; large scans are sampled on a regular grid."""
     step = int(np.ceil((image.size / _SAMPLES) ** (1 / 3)))
     sample = image[::step, ::step, ::step]
     sample = sample[np.isfinite(sample)]
@@ -147,14 +147,14 @@ def _window(image: np.ndarray) -> tuple[float, float]:
 
 
 def _slice(volume: np.ndarray, plane: _Plane, centre: list[int]) -> np.ndarray:
-    """The (row, column) picture of a plane: rows from the bottom up, columns from the left."""
-    # Not np.take, which would copy the whole of a volume that was turned.
+    """The (row, column) image of a plane: rows from the bottom up, columns from the left."""
+    # Not np.take, which would copy the whole of a transposed volume.
     cut: np.ndarray = np.moveaxis(volume, plane.normal, 0)[centre[plane.normal]]
-    return cut.T[:, ::-1]  # R and A grow to the left
+    return cut.T[:, ::-1]  # R and A point to the left
 
 
 def _draw_scan(axes: Any, cut: np.ndarray, window: tuple[float, float]) -> None:
-    """The scan in grey."""
+    """Draw the scan in grey."""
     low, high = window
     grey = np.nan_to_num(cut.astype(np.float64), nan=low, posinf=high, neginf=low)
     axes.imshow(
@@ -170,7 +170,7 @@ def _draw_scan(axes: Any, cut: np.ndarray, window: tuple[float, float]) -> None:
 
 
 def _draw_fill(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray) -> None:
-    """The labels as a see-through colour, voxel by voxel."""
+    """Draw the labels in transparent colours, voxel by voxel."""
     fill = np.zeros((*cut.shape, 4))
     for label, colour in zip(shown, colours, strict=True):
         fill[cut == label.value] = (*colour, _FILL)
@@ -178,7 +178,7 @@ def _draw_fill(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.n
 
 
 def _draw_outlines(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray, style: str) -> None:
-    """The border of each label; between two labels both are drawn."""
+    """Draw the outline of each label; where two labels touch, both outlines."""
     rows, columns = (np.arange(size + 2) - 0.5 for size in cut.shape)
     for label, colour in zip(shown, colours, strict=True):
         mask = np.pad(cut == label.value, 1)
@@ -187,16 +187,16 @@ def _draw_outlines(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: 
 
 
 def _extent(cut: np.ndarray) -> tuple[float, float, float, float]:
-    """A picture's span in voxels: left, right, bottom, top."""
+    """The extent of an image in voxels: left, right, bottom, top."""
     return 0, cut.shape[1], 0, cut.shape[0]
 
 
 class _Page:
-    """The figure: the three planes in a row, the legend below, and a last line on how to read it.
+    """The figure: three planes in a row, the legend below, and a last line with scale and orientation.
 
     Args:
         size_mm: extent of the scan along R, A and S.
-        labels: how many the legend has to name.
+        labels: number of labels in the legend.
         title: the line above; empty for none.
     """
 
@@ -216,13 +216,13 @@ class _Page:
         self._text(_GAP, self.height - _TITLE * 0.6, title, fontsize=13, weight="bold")
 
     def _axes(self, left: float, bottom: float, width: float, height: float) -> Any:
-        """Axes at a place on the page, in inches from its lower left corner."""
+        """Axes at a position on the page, in inches from its lower left corner."""
         axes = self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
         axes.set_axis_off()
         return axes
 
     def _text(self, x: float, y: float, text: str, **style: Any) -> None:
-        """Words at a place on the page, in inches; dollar signs are no formulas."""
+        """Text at a position on the page, in inches; dollar signs do not start a formula."""
         defaults: dict[str, Any] = {"color": _INK, "fontsize": 11, "va": "center", "parse_math": False}
         self.figure.text(x / self.width, y / self.height, text, **(defaults | style))
 
@@ -250,24 +250,24 @@ class _Page:
         return made
 
     def legend(self, shown: Sequence[Label], volumes_ml: np.ndarray, colours: np.ndarray) -> None:
-        """Colours, names and volumes; where not all fit, the largest."""
-        listed = list(range(len(shown)))
-        if len(listed) > self.rows * self.columns:
-            listed = sorted(np.argsort(-volumes_ml, kind="stable")[: self.rows * self.columns - 1].tolist())
+        """Colours, names and volumes; the largest labels if not all fit."""
+        named = list(range(len(shown)))
+        if len(named) > self.rows * self.columns:
+            named = sorted(np.argsort(-volumes_ml, kind="stable")[: self.rows * self.columns - 1].tolist())
         for place in range(min(len(shown), self.rows * self.columns)):
             left = _GAP + _COLUMN * (place // self.rows)
             y = self.legend_top - (place % self.rows + 0.5) * _LINE
-            if place == len(listed):
-                self._text(left, y, f"and {len(shown) - len(listed)} smaller", color=_FAINT)
+            if place == len(named):
+                self._text(left, y, f"and {len(shown) - len(named)} smaller", color=_FAINT)
                 continue
-            index = listed[place]
+            index = named[place]
             name = shown[index].name
             name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
             self._block(left, y, 0.2, 0.15, colours[index])
-            self._text(left + 0.3, y, f"{name}  {_volume_text(volumes_ml[index])} ml")
+            self._text(left + 0.3, y, f"{name}  {_volume_text(volumes_ml[index])} mL")
 
     def footer(self, note: str) -> None:
-        """The scale bar, `note`, and what the picture's sides are."""
+        """The scale bar, `note`, and the orientation of the image."""
         y = _GAP / 2 + _LINE / 2
         bar_mm = next((length for length in (100, 50, 10) if length * self.inches_per_mm <= self.width / 4), 1)
         bar = bar_mm * self.inches_per_mm

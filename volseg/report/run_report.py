@@ -1,7 +1,7 @@
-"""What a training run came to, as one HTML page that needs nothing else: figures, curves, cases, plan.
+"""The report of a training run as one self-contained HTML page: scores, curves, cases, plan.
 
-Charts are SVG images inside the page, with a transparent ground and mid-grey axes, so that they read on
-light and dark alike. Every text from the run's files is escaped.
+Charts are embedded SVG images with a transparent background and mid-grey axes, so that they are readable on light and
+dark pages. All text from the run's files is escaped.
 """
 
 import base64
@@ -23,8 +23,8 @@ from volseg.files import read_json_lines, write_text
 from volseg.report.colours import colour_at
 from volseg.report.save_figure import save_figure
 
-_POINTS = 1500  # of a curve; more would not be seen
-_SMOOTHED_OVER = 40  # parts of the run
+_POINTS = 1500  # of a curve; more would not be visible
+_SMOOTHED_OVER = 40  # the loss is averaged over 1/40 of the run
 _BINS = 25
 _NAMED_CURVES = 8  # more names would cover the chart
 _AXIS = "#7d858e"
@@ -53,13 +53,13 @@ pre i { color: var(--faint) } summary { cursor: pointer; font-size: 1.15rem; fon
 
 
 def write_run_report(run: Path) -> None:
-    """Write RUN/report.html from what the run folder holds; a part whose file is missing says so.
+    """Write RUN/report.html from the files of the run folder; a section whose file is missing says so.
 
     Args:
         run: a run folder, with any of plan.yaml, config.yaml, metrics.jsonl and validation.json.
 
     Raises:
-        ResourceError: the disk refused the file.
+        ResourceError: the file could not be written.
     """
     records = read_json_lines(run / "metrics.jsonl")
     validation = _read_json(run / "validation.json")
@@ -74,10 +74,10 @@ def write_run_report(run: Path) -> None:
         _cases(validation),
         "<h2>Dice per label</h2>",
         _histograms(validation),
-        "<h2>Plan, and why</h2>",
-        _listing(run / "plan.yaml"),
+        "<h2>Plan with reasons</h2>",
+        _yaml_block(run / "plan.yaml"),
         "<details><summary>Configuration</summary>",
-        _listing(run / "config.yaml"),
+        _yaml_block(run / "config.yaml"),
         "</details>",
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -89,7 +89,7 @@ def write_run_report(run: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None where the file is missing."""
+    """A JSON object; None if the file is missing."""
     document: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return document
 
@@ -98,14 +98,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _headline(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> str:
-    """The run in a few figures: Dice over all and per label, steps, minutes."""
+    """The main numbers of the run: mean Dice, Dice per label, steps, minutes."""
     cards = []
     if validation:
-        mean, spread = validation["mean"], validation["spread"]["labels"]
-        cards.append((_figure_text(mean["foreground_dice"]), "mean foreground Dice"))
+        mean, deviations = validation["mean"], validation["spread"]["labels"]
+        cards.append((_dice_text(mean["foreground_dice"]), "mean foreground Dice"))
         for label, measures in mean["labels"].items():
-            deviation = spread[label]["dice"]
-            text = _figure_text(measures["dice"])
+            deviation = deviations[label]["dice"]
+            text = _dice_text(measures["dice"])
             cards.append((text if deviation is None else f"{text} ± {deviation:.3f}", label))
     if records:
         cards.append((f"{records[-1]['step']:,}", "steps"))
@@ -115,9 +115,9 @@ def _headline(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any
 
 
 def _training(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> str:
-    """Loss and validation Dice against seconds, side by side."""
+    """Two charts: loss and validation Dice over time."""
     if not records:
-        return _missing("metrics.jsonl has no finished step, so there are no curves.")
+        return _missing("metrics.jsonl has no completed step, so there are no curves.")
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
     seconds = np.array([record["seconds"] for record in records])
@@ -126,7 +126,7 @@ def _training(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any
     step = -(-len(loss) // _POINTS)
     left.plot(seconds[::step], loss[::step], color=_AXIS, alpha=0.45, linewidth=0.8, label="each step")
     left.plot(seconds[::step], _smoothed(loss, width)[::step], color=_rgb(0), linewidth=2, label=f"mean of {width}")
-    _dress(left, "loss", legend=True)
+    _style_axes(left, "loss", legend=True)
 
     points = [(record["seconds"], record) for record in records if "dice" in record]
     if validation:
@@ -135,7 +135,7 @@ def _training(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any
     times = [time for time, _ in points]
     labels = list(points[-1][1]["dice"]) if points else []
     for index, label in enumerate(labels):
-        # NaN where a label counted in no case: a gap in its curve.
+        # NaN (a gap in the curve) where a label counts in no case.
         dice = np.array([record["dice"].get(label) for _, record in points], dtype=float)
         right.plot(
             times,
@@ -148,12 +148,12 @@ def _training(records: Sequence[Mapping[str, Any]], validation: Mapping[str, Any
         )
     mean = np.array([record["foreground_dice"] for _, record in points], dtype=float)
     right.plot(times, mean, "o-", color=_AXIS, linewidth=2.2, markersize=4, label="mean foreground")
-    _dress(right, "validation Dice", legend=bool(points))
-    return _picture(figure, "Loss and validation Dice against seconds")
+    _style_axes(right, "validation Dice", legend=bool(points))
+    return _inline_svg(figure, "Loss and validation Dice over time in seconds")
 
 
 def _postprocessing(validation: Mapping[str, Any] | None) -> str:
-    """The rules that were chosen on the cases below."""
+    """The postprocessing rules chosen on the validation cases."""
     if not validation:
         return ""
     rules = {name: ComponentRule(**rule) for name, rule in validation.get("postprocessing", {}).items()}
@@ -161,25 +161,25 @@ def _postprocessing(validation: Mapping[str, Any] | None) -> str:
 
 
 def _cases(validation: Mapping[str, Any] | None) -> str:
-    """A row per case, sorted by its mean Dice, with a bar per label."""
+    """A table of cases, sorted by mean Dice, with a bar per label."""
     if not validation:
-        return _missing("validation.json is not there, so there are no cases to list.")
+        return _missing("validation.json is missing, so there are no cases to list.")
     labels = list(validation["mean"]["labels"])
     scored = [(_case_mean(case), case) for case in validation["cases"]]
     scored.sort(key=lambda pair: (pair[0] is None, pair[0]))
     head = "".join(f"<th>{escape(name)}</th>" for name in ("case", "mean Dice", *labels))
     rows = []
     for mean, case in scored:
-        cells = [f"<td>{escape(case['name'])}</td><td>{_figure_text(mean)}</td>"]
+        cells = [f"<td>{escape(case['name'])}</td><td>{_dice_text(mean)}</td>"]
         cells += [_bar_cell(case["labels"][label]["dice"], index) for index, label in enumerate(labels)]
         rows.append(f"<tr>{''.join(cells)}</tr>\n")
     return f"<div class='wide'><table><tr>{head}</tr>\n{''.join(rows)}</table></div>"
 
 
 def _histograms(validation: Mapping[str, Any] | None) -> str:
-    """How many cases reach which Dice, one small chart per label, all on the same axes."""
+    """Histograms of Dice over cases, one small chart per label, all with the same axes."""
     if not validation:
-        return _missing("validation.json is not there, so there is no spread to show.")
+        return _missing("validation.json is missing, so there are no histograms.")
     labels = list(validation["mean"]["labels"])
     dice = {label: [case["labels"][label]["dice"] for case in validation["cases"]] for label in labels}
     scores = {label: [value for value in values if value is not None] for label, values in dice.items()}
@@ -191,18 +191,18 @@ def _histograms(validation: Mapping[str, Any] | None) -> str:
     charts = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for index, (label, values) in enumerate(scores.items()):
         charts[index].hist(values, bins=edges, color=_rgb(index))
-        _dress(charts[index], "" if index % columns else "cases", across="Dice")
+        _style_axes(charts[index], "" if index % columns else "cases", across="Dice")
         charts[index].yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         charts[index].set_title(label, color=_AXIS, fontsize=10, parse_math=False)
     for unused in charts[len(labels) :]:
         unused.set_axis_off()
-    return _picture(figure, "Histogram of Dice over cases, per label")
+    return _inline_svg(figure, "Histogram of Dice over cases, per label")
 
 
-def _listing(path: Path) -> str:
-    """A YAML file with its comments set apart."""
+def _yaml_block(path: Path) -> str:
+    """A YAML file with its comments in a fainter colour."""
     if not path.exists():
-        return _missing(f"{path.name} is not there.")
+        return _missing(f"{path.name} is missing.")
     text = _COMMENT.sub(r"<i>\g<0></i>", escape(path.read_text(encoding="utf-8")))
     return f"<pre>{text}</pre>"
 
@@ -211,11 +211,11 @@ def _listing(path: Path) -> str:
 
 
 def _missing(sentence: str) -> str:
-    """What stands in place of a section that cannot be written."""
+    """The text of a section whose data is missing."""
     return f"<p>{escape(sentence)}</p>"
 
 
-def _figure_text(dice: float | None) -> str:
+def _dice_text(dice: float | None) -> str:
     """A Dice with three decimals."""
     return "none" if dice is None else f"{dice:.3f}"
 
@@ -227,7 +227,7 @@ def _case_mean(case: Mapping[str, Any]) -> float | None:
 
 
 def _bar_cell(dice: float | None, index: int) -> str:
-    """A table cell with a Dice and a bar as long."""
+    """A table cell with a Dice and a bar of that length."""
     if dice is None:
         return "<td>none</td>"
     bar = f"<i style='width:{100 * dice:.1f}%;background:{_rgb(index)}'></i>"
@@ -240,14 +240,14 @@ def _rgb(index: int) -> str:
 
 
 def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    """Running mean over `width` neighbours, over fewer at the two ends."""
+    """Moving average over `width` neighbours, fewer at the two ends."""
     window = np.ones(width)
     mean: np.ndarray = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
     return mean
 
 
-def _dress(axes: Any, up: str, across: str = "seconds", legend: bool = False) -> None:
-    """Quiet axes that read on a light and on a dark page."""
+def _style_axes(axes: Any, up: str, across: str = "seconds", legend: bool = False) -> None:
+    """Style axes so that they are readable on light and dark pages."""
     axes.set_xlabel(across, color=_AXIS)
     axes.set_ylabel(up, color=_AXIS)
     axes.tick_params(colors=_AXIS)
@@ -261,8 +261,8 @@ def _dress(axes: Any, up: str, across: str = "seconds", legend: bool = False) ->
             text.set_parse_math(False)
 
 
-def _picture(figure: Figure, what: str) -> str:
-    """A figure as an image inside the page."""
+def _inline_svg(figure: Figure, what: str) -> str:
+    """A figure as an image embedded in the page."""
     svg = io.BytesIO()
     save_figure(figure, svg, format="svg", transparent=True, metadata={"Date": None})
     data = base64.b64encode(svg.getvalue()).decode("ascii")

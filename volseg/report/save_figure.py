@@ -1,4 +1,4 @@
-"""Figures to files."""
+"""Saving matplotlib figures."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def save_figure(figure: Figure, target: Path | IO[bytes], **options: Any) -> None:
-    """`Figure.savefig`, without a warning for each character that the font lacks: it draws a box in its place."""
+    """`Figure.savefig` without its warnings about characters missing from the font, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(target, **options)

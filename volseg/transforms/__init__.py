@@ -1,4 +1,4 @@
-"""The MONAI pipelines of training, and the transforms in them that are volseg's own."""
+"""The MONAI pipelines of training, and volseg's own transforms in them."""
 
 from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased

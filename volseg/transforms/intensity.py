@@ -1,7 +1,7 @@
-"""Random intensity transforms that MONAI has in a form that does not fit, with MONAI's interface.
+"""Random intensity transforms with MONAI's interface, in place of MONAI's own.
 
-MONAI's Gaussian smoothing pads with zeros, which pulls the edge of every patch to zero, and its simulation of low
-resolution cannot leave a coarse axis alone. Images are (C, D, H, W) float32.
+MONAI's Gaussian smoothing pads with zeros, which darkens the border of every patch, and its simulation of low
+resolution cannot leave a coarse axis unchanged. Images are (C, D, H, W) float32.
 """
 
 import math
@@ -19,7 +19,7 @@ from volseg.data.grid.resample import resample_linear, resample_nearest
 
 
 def blurred(image: torch.Tensor, sigma: np.ndarray) -> torch.Tensor:
-    """Smooth with a Gaussian cut off at three deviations; edge voxels are repeated outwards.
+    """Smooth with a Gaussian, truncated at three standard deviations; border voxels are replicated as padding.
 
     Args:
         image: (C, D, H, W) float32.
@@ -43,11 +43,11 @@ def blurred(image: torch.Tensor, sigma: np.ndarray) -> torch.Tensor:
 
 
 def at_low_resolution(image: torch.Tensor, zooms: np.ndarray) -> torch.Tensor:
-    """Take every so-many-th voxel and interpolate linearly back, as if the scan had been coarser.
+    """Simulate a coarser scan: downsample to the nearest voxel, then upsample linearly.
 
     Args:
         image: (C, D, H, W) float32.
-        zooms: (C, 3) shares of the voxels kept along D, H and W, in (0, 1].
+        zooms: (C, 3) downsampling factors along D, H and W: fraction of voxels kept, in (0, 1].
 
     Returns:
         (C, D, H, W) float32.
@@ -63,11 +63,11 @@ def at_low_resolution(image: torch.Tensor, zooms: np.ndarray) -> torch.Tensor:
 
 
 class RandBlurd(RandomizableTransform, MapTransform):  # type: ignore[misc]
-    """Blur with a Gaussian whose width is drawn for each channel and axis.
+    """Blur with a Gaussian of random width for each channel and axis.
 
     Args:
         keys: images (C, D, H, W).
-        prob: of blurring.
+        prob: probability of blurring.
         sigma: range of the standard deviation, in voxels.
     """
 
@@ -77,7 +77,7 @@ class RandBlurd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         self.sigma = sigma
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """A dict with the images blurred, or as they were."""
+        """A dict with the images blurred, or unchanged."""
         out = dict(data)
         self.randomize(None)
         if self._do_transform:
@@ -88,12 +88,12 @@ class RandBlurd(RandomizableTransform, MapTransform):  # type: ignore[misc]
 
 
 class RandLowResolutiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
-    """Simulate a coarser scan; the zoom is drawn for each channel.
+    """Simulate a coarser scan, with a random zoom for each channel.
 
     Args:
         keys: images (C, D, H, W).
-        prob: of doing so.
-        zoom: range of the share of voxels kept along an axis.
+        prob: probability of doing so.
+        zoom: range of the fraction of voxels kept along an axis.
         axes: network axes that become coarser, of 0, 1 and 2.
     """
 
@@ -106,7 +106,7 @@ class RandLowResolutiond(RandomizableTransform, MapTransform):  # type: ignore[m
         self.axes = axes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """A dict with the images at low resolution, or as they were."""
+        """A dict with the images at low resolution, or unchanged."""
         out = dict(data)
         self.randomize(None)
         if self._do_transform:

@@ -1,4 +1,4 @@
-"""Thin MONAI transforms around the plain functions that read a case and bring it to the network's grid."""
+"""Thin MONAI transforms around the functions that read a case and resample it to network space."""
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -15,12 +15,12 @@ from volseg.data.io.formats import stem_of
 
 
 class ReadCased(MapTransform):  # type: ignore[misc]
-    """Read and check a training case: paths become `Scan` objects, stored dtype.
+    """Read and check a training case: paths become `Scan` objects in the stored dtype.
 
     Args:
         image_key: entry with one path, or a sequence of paths, one per channel.
         label_key: entry with the path of the reference label image.
-        plan: whose channels and labels the case has to have.
+        plan: its channels and labels are required of the case.
     """
 
     def __init__(self, image_key: str, label_key: str, plan: Plan) -> None:
@@ -57,8 +57,8 @@ class LabelToNetworkd(MapTransform):  # type: ignore[misc]
 
     Args:
         keys: entries with label scans.
-        image_key: entry with their `Scan`, which says where they are cropped; so it comes before `ImageToNetworkd`.
-        plan: whose grid and labels they get.
+        image_key: entry with their `Scan`, which determines the crop; so use this before `ImageToNetworkd`.
+        plan: defines the grid and the class indices.
     """
 
     def __init__(self, keys: KeysCollection, image_key: str, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""The two MONAI pipelines of training: the fixed way of a case to the network's grid, and random augmentation."""
+"""The MONAI pipelines of training: deterministic preprocessing to network space, and random augmentation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,20 +20,20 @@ from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
 from volseg.transforms.spatial import RandAffinePatchd, is_strongly_anisotropic
 
-# A MONAI dictionary transform, or any function of such a dict.
+# A MONAI dictionary transform, or any function from dict to dict.
 Transform: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class SharedRandomCompose(Compose):  # type: ignore[misc]
-    """A `Compose` whose steps draw from one random generator.
+    """A `Compose` whose steps share one random generator.
 
-    MONAI's makes two for each step whenever it is seeded, which for every sample costs more than the sample itself.
+    MONAI's creates two generators per step whenever it is seeded, which takes longer than making the sample.
     """
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> "SharedRandomCompose":
-        """Start one generator from `seed`, or take `state`, for all steps."""
+        """Seed one generator for all steps, or use `state`."""
         self.R = np.random.RandomState(seed) if state is None else state
         for transform in self.transforms:
             if isinstance(transform, Randomizable):
@@ -45,7 +45,7 @@ def preprocessing(plan: Plan) -> Compose:
     """The deterministic pipeline: read, orient, normalise, resample.
 
     Takes a dict {"image": path, or paths one per channel; "label": path} and gives {"image": (C, D, H, W) float32,
-    "label": (1, D, H, W) class indices, uint8 or int16}, plain tensors. What a step raises, MONAI wraps into a
+    "label": (1, D, H, W) class indices, uint8 or int16}, plain tensors. MONAI wraps an error of a step into a
     RuntimeError whose cause is the volseg error.
     """
     return Compose(
@@ -58,13 +58,13 @@ def preprocessing(plan: Plan) -> Compose:
 
 
 def cropping(plan: Plan, config: AugmentationConfig) -> Compose:
-    """The random pipeline without changes: a patch of a case as it is, or a mirror image of it, as `augmentation`."""
-    still = config.model_copy(update={"rotation": 0.0, "scaling": 0.0})
-    return SharedRandomCompose([RandAffinePatchd(("image", "label"), plan, still, mode=("bilinear", "nearest"))])
+    """The pipeline for patches without augmentation: only cropping and flips; input and output as in `augmentation`."""
+    only_flips = config.model_copy(update={"rotation": 0.0, "scaling": 0.0})
+    return SharedRandomCompose([RandAffinePatchd(("image", "label"), plan, only_flips, mode=("bilinear", "nearest"))])
 
 
 def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transform] = ()) -> Compose:
-    """The random pipeline: one patch out of a preprocessed case, then changes of its intensities, then `more`.
+    """The random pipeline: crop a patch from a preprocessed case, spatial and intensity augmentation, then `more`.
 
     The order of the steps is nnU-Net's. Takes a dict {"image": (C, D, H, W) float32, "label": (1, D, H, W),
     "centre": (D, H, W) voxel, optional} of arrays, tensors or cached images of any size; gives {"image":

@@ -1,4 +1,4 @@
-"""The 3-D convolution against torch's own, on every way it may take."""
+"""The 3-D convolution against torch's, for each of its implementations."""
 
 from itertools import accumulate, product
 
@@ -17,7 +17,7 @@ needs_bf16 = pytest.mark.skipif(not NATIVE, reason="oneDNN has no bfloat16 for t
 
 
 @pytest.mark.parametrize(("scheme", "outputs"), [(TWO, 2), (FOUR, 4), (SIX, 6), (TEN, 10)])
-def test_the_three_matrices_make_a_filter_of_three_taps(scheme: Scheme, outputs: int) -> None:
+def test_the_three_matrices_compute_a_filter_of_three_taps(scheme: Scheme, outputs: int) -> None:
     generator = torch.Generator().manual_seed(0)
     signal, taps = torch.randn(outputs + 2, generator=generator), torch.randn(3, generator=generator)
     from_input, from_taps, to_output = (one.double() for one in (scheme.from_input, scheme.from_taps, scheme.to_output))
@@ -56,7 +56,7 @@ def test_training_covers_the_depth_with_the_fewest_products(depth: int, tens: in
     assert products == fewest
 
 
-def test_predicting_takes_the_better_of_fours_and_sixes() -> None:
+def test_inference_uses_the_better_of_four_and_six_planes() -> None:
     chosen = {depth: winograd.scheme_to_predict(depth, torch.float32) for depth in (8, 9, 12, 16, 20, 40, 96)}
     assert chosen == {8: FOUR, 9: SIX, 12: SIX, 16: FOUR, 20: FOUR, 40: SIX, 96: SIX}
     assert winograd.scheme_to_predict(96, torch.bfloat16) is TWO
@@ -81,9 +81,9 @@ def assert_same(layer: Conv, x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (10, 12, 14), (11, 12, 13), (24, 9, 8)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_large_inputs_take_half_the_multiplications(shape: tuple[int, int, int], bias: bool) -> None:
+def test_large_inputs_by_winograd_equal_the_plain_convolution(shape: tuple[int, int, int], bias: bool) -> None:
     x = torch.randn(2, 16, *shape)
-    assert winograd.pays(x)
+    assert winograd.is_faster(x)
     assert_same(layer_of(16, bias), x)
 
 
@@ -92,7 +92,7 @@ def test_large_inputs_take_half_the_multiplications(shape: tuple[int, int, int],
 def test_small_inputs_and_few_channels_are_the_plain_convolution(shape, large, monkeypatch) -> None:
     monkeypatch.setattr(conv, "LARGE", large)
     x = torch.randn(1, *shape)
-    assert not winograd.pays(x)
+    assert not winograd.is_faster(x)
     assert_same(layer_of(shape[0], True), x)
 
 
@@ -104,10 +104,10 @@ def test_other_kernels_and_strides(kernel, stride) -> None:
     assert_same(layer_of(16, False, kernel, stride), torch.randn(1, 16, 12, 14, 10))
 
 
-@pytest.mark.parametrize("at_work", [1, 1 << 21])
+@pytest.mark.parametrize("chunk", [1, 1 << 21])
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (24, 9, 8)])
-def test_the_sums_written_out_for_bfloat16_are_right_on_any_processor(shape, at_work: int, monkeypatch) -> None:
-    monkeypatch.setitem(winograd.AT_WORK, torch.float32, at_work)
+def test_the_sums_written_out_for_bfloat16_are_right_on_any_processor(shape, chunk: int, monkeypatch) -> None:
+    monkeypatch.setitem(winograd.CHUNK, torch.float32, chunk)
     layer, x = layer_of(16, False), torch.randn(1, 16, *shape)
     found = torch.empty(*shape, 7)
     with torch.no_grad():
@@ -117,10 +117,10 @@ def test_the_sums_written_out_for_bfloat16_are_right_on_any_processor(shape, at_
 
 
 @needs_bf16
-@pytest.mark.parametrize("at_work", [1, 1 << 21])
+@pytest.mark.parametrize("chunk", [1, 1 << 21])
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (24, 9, 8)])
-def test_in_bfloat16_two_planes_are_made_at_a_time(shape, at_work: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(winograd.AT_WORK, torch.bfloat16, at_work)
+def test_in_bfloat16_two_planes_are_computed_at_a_time(shape, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(winograd.CHUNK, torch.bfloat16, chunk)
     layer, x = layer_of(16, True), torch.randn(2, 16, *shape).contiguous(memory_format=torch.channels_last_3d)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         found = layer(x)
@@ -155,11 +155,11 @@ def test_filters_follow_the_weight(dtype: torch.dtype) -> None:
         torch.testing.assert_close(layer(x), 2 * before)
 
 
-@pytest.mark.parametrize("at_work", [1, 1 << 21])
+@pytest.mark.parametrize("chunk", [1, 1 << 21])
 @pytest.mark.parametrize("shape", [(8, 15, 16), (9, 14, 13), (10, 12, 14), (11, 12, 13)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, at_work, monkeypatch) -> None:
-    monkeypatch.setitem(winograd.AT_WORK, torch.float32, at_work)
+def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, chunk, monkeypatch) -> None:
+    monkeypatch.setitem(winograd.CHUNK, torch.float32, chunk)
     layer = layer_of(16, bias)
     x = torch.randn(2, 16, *shape).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     gradient = torch.randn(2, 7, *shape)
@@ -176,14 +176,14 @@ def test_gradients_in_float32_are_those_of_the_plain_convolution(shape, bias, at
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight"])
-def test_a_gradient_alone(frozen: str) -> None:
+def test_gradients_with_a_frozen_input_or_weight(frozen: str) -> None:
     layer, x = layer_of(16, False), torch.randn(1, 16, 8, 15, 16).contiguous(memory_format=torch.channels_last_3d)
-    asked = layer.weight if frozen == "input" else x.requires_grad_()
+    wanted = layer.weight if frozen == "input" else x.requires_grad_()
     layer.weight.requires_grad_(frozen == "input")
     layer(x).square().sum().backward()
-    expected = torch.autograd.grad(F.conv3d(x, layer.weight, padding=1).square().sum(), asked)[0]
-    assert asked.grad is not None
-    torch.testing.assert_close(asked.grad, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    expected = torch.autograd.grad(F.conv3d(x, layer.weight, padding=1).square().sum(), wanted)[0]
+    assert wanted.grad is not None
+    torch.testing.assert_close(wanted.grad, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_training_in_other_formats_and_types_is_left_to_torch() -> None:
@@ -196,7 +196,7 @@ def test_training_in_other_formats_and_types_is_left_to_torch() -> None:
     assert type(layer.double()(x.double()).grad_fn).__name__ == "ConvolutionBackward0"
 
 
-def test_predicting_is_without_gradients_and_in_formats_that_onednn_knows() -> None:
+def test_the_fast_layers_need_no_gradients_and_a_format_of_onednn() -> None:
     x = torch.randn(1, 16, 12, 12, 12).contiguous(memory_format=torch.channels_last_3d)
     assert plain_inference(x) is None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Instance norm against torch's own."""
+"""Instance norm against torch's."""
 
 import pytest
 import torch
@@ -40,21 +40,21 @@ def test_gradient_is_the_derivative():
     assert torch.autograd.gradcheck(lambda x, w, b: InstanceNormFunction.apply(x, w, b, 1e-5), (x, weight, bias))
 
 
-@pytest.mark.parametrize(("offset", "spread", "tolerance"), [(1.0, 0.01, 1e-4), (100.0, 1.0, 1e-4), (5.0, 0.0, 1e-4)])
-def test_keeps_precision_in_large_and_nearly_constant_windows(offset, spread, tolerance):
+@pytest.mark.parametrize(("offset", "std", "tolerance"), [(1.0, 0.01, 1e-4), (100.0, 1.0, 1e-4), (5.0, 0.0, 1e-4)])
+def test_keeps_precision_in_large_and_nearly_constant_windows(offset, std, tolerance):
     torch.manual_seed(0)
-    x = (torch.randn(1, 2, 40, 80, 80) * spread + offset).contiguous(memory_format=torch.channels_last_3d)
+    x = (torch.randn(1, 2, 40, 80, 80) * std + offset).contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(
         InstanceNorm(2)(x).double(), F.instance_norm(x.double(), eps=1e-5), rtol=0, atol=tolerance
     )
 
 
-def test_other_types_than_float32_go_to_torch():
+def test_types_other_than_float32_use_torch():
     x = torch.randn(2, 3, 4, 4, 4, dtype=torch.bfloat16)
     assert torch.equal(InstanceNorm(3).bfloat16()(x), F.instance_norm(x, eps=1e-5))
 
 
-def test_refuses_a_single_voxel():
+def test_a_single_voxel_is_rejected():
     with pytest.raises(UsageError, match="more than one voxel per channel"):
         InstanceNorm(3)(torch.ones(2, 3, 1, 1, 1))
 
@@ -89,5 +89,5 @@ def test_in_place_in_bfloat16_its_sums_are_float32(chunk: int, monkeypatch: pyte
     expected = F.instance_norm(x.double(), eps=1e-5)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert norm(x) is x
-    # Nothing is lost but by rounding the answer once: half a unit in the last of 8 binary places.
+    # The only error is rounding the result once: half a unit in the last of 8 binary places.
     torch.testing.assert_close(x.double(), expected, rtol=2**-8, atol=1e-5)

@@ -1,7 +1,7 @@
-"""The heap that keeps what is freed.
+"""Freed memory that stays in the process.
 
-What the system does with freed pages depends on the holes that earlier work left in the heap, so it is observed in
-processes of their own.
+What the system does with freed pages depends on the holes that earlier work left in the heap, so each test observes it
+in a new process.
 """
 
 import resource
@@ -13,14 +13,14 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from volseg.networks.cpu import malloc as heap
+from volseg.networks.cpu import malloc
 from volseg.networks.cpu.malloc import keep_freed_memory, reusable_block
 
-GLIBC = heap._glibc("mallopt") is not None
+GLIBC = malloc._glibc("mallopt") is not None
 
 
 def page_faults(blocks: int, megabytes: int = 16) -> int:
-    """Pages the system had to clear while `blocks` blocks came and went."""
+    """Pages that the system had to clear while `blocks` blocks were allocated and freed."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(blocks):
         torch.ones(megabytes << 18)
@@ -59,31 +59,31 @@ def observe_large_blocks() -> tuple[int, ...]:
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
-def test_blocks_are_used_again_inside_and_given_back_afterwards() -> None:
-    outside, inside, given_back = in_a_new_process(observe_blocks)
+def test_blocks_are_reused_inside_and_returned_afterwards() -> None:
+    outside, inside, returned = in_a_new_process(observe_blocks)
     assert inside < outside / 4
-    assert given_back > 8 << 20
+    assert returned > 8 << 20
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
-def test_large_blocks_are_used_again_only_where_that_is_asked_for() -> None:
-    cleared, kept, given_back = in_a_new_process(observe_large_blocks)
+def test_large_blocks_are_reused_only_with_the_option() -> None:
+    cleared, kept, returned = in_a_new_process(observe_large_blocks)
     assert kept < cleared / 8
-    assert given_back > 32 << 20
+    assert returned > 32 << 20
 
 
-def test_afterwards_all_settings_but_one_are_as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_afterwards_all_settings_but_one_are_the_initial_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[int, int] = {}
-    monkeypatch.setattr(heap, "_set", settings.update)
+    monkeypatch.setattr(malloc, "_set", settings.update)
     with keep_freed_memory(large=True):
-        assert settings == heap.KEEP | heap.KEEP_LARGE
-    assert settings == heap.START | {heap.MMAP_THRESHOLD: heap.KEEP[heap.MMAP_THRESHOLD]}
+        assert settings == malloc.KEEP | malloc.KEEP_LARGE
+    assert settings == malloc.START | {malloc.MMAP_THRESHOLD: malloc.KEEP[malloc.MMAP_THRESHOLD]}
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
-def test_the_last_thread_to_leave_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_thread_to_leave_restores_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[int, int]] = []
-    monkeypatch.setattr(heap, "_set", calls.append)
+    monkeypatch.setattr(malloc, "_set", calls.append)
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -95,19 +95,19 @@ def test_the_last_thread_to_leave_gives_back(monkeypatch: pytest.MonkeyPatch) ->
     with keep_freed_memory():
         thread.start()
         entered.wait()
-    assert calls == [heap.KEEP]
+    assert calls == [malloc.KEEP]
     leave.set()
     thread.join()
-    assert calls == [heap.KEEP, heap.START]
+    assert calls == [malloc.KEEP, malloc.START]
 
 
 def test_nothing_happens_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap.sys, "platform", "darwin")
+    monkeypatch.setattr(malloc.sys, "platform", "darwin")
     with keep_freed_memory():
         assert float(torch.ones(8).sum()) == 8
 
 
-def test_blocks_come_again_inside_once_all_that_shares_them_is_gone() -> None:
+def test_blocks_are_reused_once_everything_that_shares_them_is_gone() -> None:
     with keep_freed_memory():
         block = reusable_block(1 << 20)
         view = torch.from_numpy(block).view(torch.float32)[10:]
@@ -118,9 +118,9 @@ def test_blocks_come_again_inside_once_all_that_shares_them_is_gone() -> None:
         del view
         assert reusable_block(1 << 19).ctypes.data != place
         assert reusable_block(1 << 20).ctypes.data == place
-    assert not heap._free
+    assert not malloc._free
 
 
 def test_outside_blocks_are_not_kept() -> None:
     reusable_block(1 << 20)
-    assert not heap._free[1 << 20]
+    assert not malloc._free[1 << 20]

@@ -1,4 +1,4 @@
-"""The 1 x 1 x 1 convolution against torch's own."""
+"""The 1 x 1 x 1 convolution against torch's."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from volseg.networks.cpu.feature_maps import convolves_bfloat16
 from volseg.networks.cpu.point_conv import PointConv
 
 
-def test_it_is_the_convolution_in_every_format() -> None:
+def test_it_equals_the_convolution_in_every_format() -> None:
     torch.manual_seed(0)
     layer = PointConv(6, 4)
     x = torch.randn(2, 6, 3, 5, 4)
@@ -20,7 +20,7 @@ def test_it_is_the_convolution_in_every_format() -> None:
     assert layer.weight.grad is not None
 
 
-def test_logits_are_float32_where_maps_are_not() -> None:
+def test_logits_are_float32_for_bfloat16_maps() -> None:
     if not convolves_bfloat16():
         pytest.skip("oneDNN has no bfloat16 for this processor")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The transposed convolution beside a skip against torch's own."""
+"""Upsampling with skip concatenation against torch's."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from volseg.networks.cpu.up_conv import UpConv
 
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (2, 1, 3)])
-def test_without_gradients_it_is_the_concatenation(stride: tuple[int, int, int]) -> None:
+def test_without_gradients_it_equals_upsampling_and_concatenation(stride: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     up = UpConv(6, 4, stride)
     x = torch.randn(2, 6, 3, 5, 4).contiguous(memory_format=torch.channels_last_3d)

@@ -13,7 +13,7 @@ import torch
 
 from volseg.config import Triple
 from volseg.data.grid.geometry import GridMap
-from volseg.files import room_for, whole_file
+from volseg.files import require_disk_space, whole_file
 
 # Bytes of the file's pages that are touched between two times that they are handed back to the system.
 HELD_BYTES = 1 << 28
@@ -44,7 +44,7 @@ def probability_file(path: Path, grid: GridMap, order: Triple, classes: int, reg
     size = 2 * math.prod(shape)
     fortran = _fortran_order(shape, 1 + grid.axes[order[0]])
     with whole_file(path) as temporary:
-        room_for(path, size)
+        require_disk_space(path, size)
         stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape, fortran_order=fortran)
         _reserve(temporary, stored.offset, size)
         pages = _Pages(stored)

@@ -1,1 +1,1 @@
-"""Layers with the results and parameters of their torch counterparts, made fast on a CPU; and the memory for them."""
+"""Faster versions of torch layers for the CPU, with the same parameters and results; and memory for feature maps."""

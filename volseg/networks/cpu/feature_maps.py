@@ -1,4 +1,4 @@
-"""Feature maps of networks on a CPU: which of its faster ways they can take, in which type, and where they lie."""
+"""Feature maps on the CPU: whether the faster layers support them, in which type, and memory for them."""
 
 import math
 from collections.abc import Sequence
@@ -19,10 +19,11 @@ def empty_maps(batch: int, channels: int, sizes: Sequence[int], dtype: torch.dty
 
 
 def plain_inference(x: torch.Tensor) -> torch.dtype | None:
-    """The type in which an input (B, C, D, H, W) is for predicting on a CPU that oneDNN knows, channels last.
+    """The type in which the faster layers compute an input (B, C, D, H, W) without gradients.
 
     Returns:
-        float32, or bfloat16 under autocast where the processor's instructions allow it; None for all else.
+        For a channels-last input on a CPU with oneDNN: float32, or bfloat16 under autocast where the processor has
+        instructions for it. Else None.
     """
     if torch.is_grad_enabled() or x.dtype not in TYPES or not _suits_onednn(x):
         return None
@@ -32,7 +33,7 @@ def plain_inference(x: torch.Tensor) -> torch.dtype | None:
 
 
 def plain_training(x: torch.Tensor) -> bool:
-    """Whether an input (B, C, D, H, W) is for training on a CPU that oneDNN knows, in float32, channels last."""
+    """Whether the faster layers can train on (B, C, D, H, W): float32, channels last, on a CPU with oneDNN."""
     return (
         torch.is_grad_enabled()
         and x.dtype == torch.float32
@@ -42,7 +43,7 @@ def plain_training(x: torch.Tensor) -> bool:
 
 
 def computes_bfloat16(x: torch.Tensor) -> bool:
-    """Whether a convolution of `x` is computed in bfloat16 on a CPU."""
+    """Whether a convolution of `x` runs in bfloat16 on the CPU."""
     under_autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return x.device.type == "cpu" and (x.dtype == torch.bfloat16 or under_autocast)
 

@@ -12,23 +12,23 @@ from volseg.errors import UsageError
 from volseg.networks.cpu.feature_maps import plain_inference
 
 SPATIAL = (2, 3, 4)
-# Values at a time of what is normalised in place: few enough for a processor's cache.
+# Values normalised in place at a time: few enough for a processor's cache.
 CHUNK = 1 << 20
-# Values of neighbouring voxels that are summed apart from each other.
-SIDE_BY_SIDE = 1 << 12
+# Values of neighbouring voxels that get a sum each.
+SEPARATE_SUMS = 1 << 12
 
 
 class InstanceNorm(nn.Module):
-    """`nn.InstanceNorm3d(channels, affine=True)`: same result and parameters, but fast in channels-last format.
+    """`nn.InstanceNorm3d(channels, affine=True)` with the same result and parameters, fast in channels-last format.
 
-    torch's own copies channels-last tensors to contiguous ones, which makes it two to three times as slow on the CPU.
-    Its batch norm and group norm keep the format, but sum in a way that loses precision in large or nearly constant
-    windows. So what a CPU computes is put together here; all else is torch's.
+    torch's instance norm copies channels-last tensors to contiguous ones, which makes it two to three times as slow on
+    the CPU. Its batch norm and group norm keep the format, but their sums lose precision in large or nearly constant
+    windows. So the CPU has its own implementation here; other devices use torch's.
 
     Args:
         channels: number of channels C.
         eps: added to the variance.
-        inplace: overwrite the input where no gradient is asked for, which saves two tensors of its size.
+        inplace: overwrite the input where no gradient is recorded, which saves two tensors of its size.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, inplace: bool = False) -> None:
@@ -74,32 +74,32 @@ class InstanceNorm(nn.Module):
 def channel_statistics(voxels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel of (N, C) float32 or bfloat16, both (C,) float32.
 
-    Torch sums one voxel after the other, which loses precision where there are many. So its channels here are those of
-    many voxels side by side, and what it finds for each of them is put together in float64 as Chan, Golub and LeVeque
-    1983, Algorithms for Computing the Sample Variance, do it.
+    torch adds one voxel after the other, which loses precision for many voxels. So several neighbouring voxels are
+    passed to it as one with more channels, and their statistics are merged in float64 by the formula of Chan, Golub and
+    LeVeque 1983, Algorithms for Computing the Sample Variance.
     """
     channels = voxels.shape[1]
-    beside = max(1, min(SIDE_BY_SIDE // channels, math.isqrt(len(voxels))))
-    whole = len(voxels) // beside * beside
-    parts = [*voxels[:whole].view(-1, beside * channels).split(max(1, CHUNK // (beside * channels))), voxels[whole:]]
+    group = max(1, min(SEPARATE_SUMS // channels, math.isqrt(len(voxels))))
+    whole = len(voxels) // group * group
+    parts = [*voxels[:whole].view(-1, group * channels).split(max(1, CHUNK // (group * channels))), voxels[whole:]]
     means, variances, counts = [], [], []
     for part in parts:
         if len(part):
-            # Float32 for what torch would keep of it, so that it also answers in float32.
-            kept = torch.zeros(part.shape[1])
+            # Running statistics in float32, unused, so that the results are float32 too.
+            running = torch.zeros(part.shape[1])
             maps = part.view(1, len(part), 1, -1).permute(0, 3, 1, 2)
-            mean, variance = torch.batch_norm_update_stats(maps, kept, kept, 0.0)
+            mean, variance = torch.batch_norm_update_stats(maps, running, running, 0.0)
             means.append(mean.view(-1, channels))
             variances.append(variance.view(-1, channels))
             counts += [len(part)] * len(means[-1])
     mean, variance = torch.cat(means).double(), torch.cat(variances).double()
-    share = torch.tensor(counts, dtype=torch.float64)[:, None] / len(voxels)
-    total = (share * mean).sum(0)
-    return total.float(), (share * (variance + (mean - total).square())).sum(0).float()
+    fraction = torch.tensor(counts, dtype=torch.float64)[:, None] / len(voxels)
+    total_mean = (fraction * mean).sum(0)
+    return total_mean.float(), (fraction * (variance + (mean - total_mean).square())).sum(0).float()
 
 
 class InstanceNormFunction(torch.autograd.Function):
-    """Instance norm with the backward pass written out; autograd would keep five tensors as large as the input."""
+    """Instance norm with its own backward pass; autograd would keep five tensors as large as the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -130,7 +130,7 @@ class InstanceNormFunction(torch.autograd.Function):
 
 
 class HalfInstanceNormFunction(torch.autograd.Function):
-    """Instance norm of bfloat16 maps as autocast makes them: the batch norm of each sample, whose sums are float32."""
+    """Instance norm of bfloat16 maps under autocast: batch norm of each sample by itself, with float32 sums."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -1,9 +1,9 @@
-"""Memory that is freed and asked for again within a moment, kept meanwhile.
+"""Keep freed memory in the process for reuse (glibc malloc settings).
 
-glibc gives every large block back to the system when it is freed, and the system clears each page of the next one:
-a third of the time of a network on a CPU, whose feature maps come and go by hundreds of megabytes a second. Blocks
-above 32 MB glibc keeps only in one heap with all others, out of whose middle nothing can be given back; `reusable_block`
-keeps them one by one.
+glibc returns every large block to the system when it is freed, and the system clears each page of the next block. For a
+network on a CPU, which allocates and frees hundreds of megabytes of feature maps per second, that is a third of the
+time. glibc can keep blocks above 32 MB only in the common heap, which cannot return memory from its middle;
+`reusable_block` keeps such blocks one by one.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-# Names and numbers of <malloc.h>, and the values glibc starts with; see mallopt(3).
+# Names and numbers of <malloc.h>, and the initial values of glibc; see mallopt(3).
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 KEEP = {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20, MMAP_THRESHOLD: 32 << 20}
 KEEP_LARGE = {MMAP_MAX: 0}
@@ -30,15 +30,15 @@ _free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
 @contextmanager
 def keep_freed_memory(large: bool = False) -> Iterator[None]:
-    """Inside, freed memory stays with the process; afterwards what is free goes back to the system.
+    """Keep freed memory in the process; at the end, return it to the system.
 
-    It concerns the whole process, and may be entered by several threads. Afterwards glibc's settings are those it
-    starts with, but for the size from which blocks are the system's own: 32 MB, to which glibc itself raises it where
-    large blocks are freed. Where the C library is not glibc, nothing happens.
+    The setting applies to the whole process, and several threads may enter. At the end glibc has its initial settings,
+    except for the size above which blocks come directly from the system: that stays at 32 MB, to which glibc itself
+    raises it when large blocks are freed. Without glibc, nothing happens.
 
     Args:
-        large: keep blocks above 32 MB too, for work that asks for the same ones again and again, as training does:
-            up to a third more memory there, but hardly a page of it cleared after the first steps.
+        large: keep blocks above 32 MB too, for work that allocates the same sizes again and again, such as training:
+            up to a third more memory, but almost no pages to clear after the first steps.
     """
     global _users
     with _lock:
@@ -59,27 +59,26 @@ def keep_freed_memory(large: bool = False) -> Iterator[None]:
 
 
 def reusable_block(size: int) -> np.ndarray:
-    """Uninitialised memory of `size` bytes, (size,) uint8; within `keep_freed_memory` a block of that size that is free again.
+    """Uninitialised memory of `size` bytes, (size,) uint8; within `keep_freed_memory`, a freed block of that size.
 
-    The memory is numpy's, which asks the system for large pages, so that clearing them is quick. It is free again when
-    the array and all that shares its memory are gone.
+    numpy allocates it, with huge pages, which are fast to clear. The block is free again once the array and everything
+    that shares its memory are gone.
     """
     with _lock:
         block = _free[size].pop() if _free[size] else np.empty(size, np.uint8)
-    handed_out = block[:]
-    weakref.finalize(handed_out, _take_back, block)
-    return handed_out
+    view = block[:]
+    weakref.finalize(view, _release, block)
+    return view
 
 
-def _take_back(block: np.ndarray) -> None:
-    # Also called by the garbage collector, wherever it runs, and so possibly while this thread holds the lock: list
-    # operations are atomic.
+def _release(block: np.ndarray) -> None:
+    # Without the lock: the garbage collector may call this while the thread holds it, and list operations are atomic.
     if _users:
         _free[block.size].append(block)
 
 
 def _glibc(name: str) -> Any:
-    """A function of glibc by name, None where there is no glibc."""
+    """A function of glibc by name; None without glibc."""
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)

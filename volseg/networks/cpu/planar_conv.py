@@ -1,4 +1,4 @@
-"""The two halves of a (2+1)D convolution, computed as 2-D convolutions: much faster on a CPU."""
+"""The two halves of a (2+1)D convolution as 2-D convolutions, which are much faster on a CPU."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

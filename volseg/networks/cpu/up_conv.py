@@ -1,4 +1,4 @@
-"""Bringing features up to the next finer stage, beside what the encoder made there."""
+"""Transposed-convolution upsampling with skip concatenation."""
 
 import torch
 from torch import Tensor, nn
@@ -8,37 +8,41 @@ from volseg.networks.cpu.feature_maps import empty_maps, plain_inference
 
 
 class UpConv(nn.ConvTranspose3d):
-    """A transposed convolution whose kernel is its stride, so that every input voxel becomes a block of its own.
+    """A transposed convolution whose kernel equals its stride, so that every input voxel becomes a block of voxels.
 
     Args:
         in_channels: channels of the coarser maps.
-        out_channels: channels brought up.
-        stride: (D, H, W) by which the maps grow.
+        out_channels: channels of the upsampled maps.
+        stride: upsampling factors (D, H, W).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
         super().__init__(in_channels, out_channels, stride, stride)
 
     def concatenate(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """Bring up (B, in_channels, d, h, w), and put the last of `skips`, which is taken off the list, behind it.
+        """Upsample `x` and concatenate the last skip connection, which is popped from `skips`.
+
+        Args:
+            x: (B, in_channels, d, h, w).
+            skips: the last one (B, C, D, H, W).
 
         Returns:
-            (B, out_channels + C, D, H, W) for a skip of (B, C, D, H, W).
+            (B, out_channels + C, D, H, W), first the upsampled maps.
         """
         dtype = plain_inference(x)
         skip = skips.pop()
         if dtype is None:
             return torch.cat([self(x), skip], dim=1)
-        both = empty_maps(len(x), self.out_channels + skip.shape[1], skip.shape[2:], dtype)
-        both[:, self.out_channels :] = skip
-        for sample, target in zip(x, both, strict=True):
-            self._bring_up(sample.permute(1, 2, 3, 0), target.permute(1, 2, 3, 0)[..., : self.out_channels])
-        return both
+        out = empty_maps(len(x), self.out_channels + skip.shape[1], skip.shape[2:], dtype)
+        out[:, self.out_channels :] = skip
+        for sample, target in zip(x, out, strict=True):
+            self._upsample(sample.permute(1, 2, 3, 0), target.permute(1, 2, 3, 0)[..., : self.out_channels])
+        return out
 
-    def _bring_up(self, x: Tensor, out: Tensor) -> None:
-        """(d, h, w, in_channels) into (D, H, W, out_channels), a plane at a time: nothing as large as `out` is made.
+    def _upsample(self, x: Tensor, out: Tensor) -> None:
+        """Write (d, h, w, in_channels) upsampled to `out` (D, H, W, out_channels), perhaps a view of a larger tensor.
 
-        `out` may be a part of a larger tensor.
+        One plane at a time, so that no other tensor as large as `out` is allocated.
         """
         kd, kh, kw = self.stride
         _, height, width, _ = x.shape

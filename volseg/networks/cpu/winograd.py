@@ -1,13 +1,13 @@
 """3 x 3 x 3 convolutions with fewer multiplications, on the CPU; see `winograd_gradient` for training.
 
-Winograd's minimal filtering F(n, 3) makes n outputs of a 3-tap filter with n + 2 multiplications instead of 3 n. Used
-along D, where the multiplications are 2-D convolutions of whole planes, which the processor's library computes at full
-speed; the planes in between are small sums that stay in its cache. Lavin and Gray 2016, Fast Algorithms for
+Winograd's minimal filtering F(n, 3) computes n outputs of a 3-tap filter with n + 2 multiplications instead of 3 n. It
+is applied along D: each multiplication is a 2-D convolution of whole planes, which oneDNN computes at full speed, and
+the sums of planes before and after them stay in the processor's cache. Lavin and Gray 2016, Fast Algorithms for
 Convolutional Neural Networks, arXiv 1509.09308, section 4.
 
-The more planes are made at a time, the fewer multiplications, and beyond six the less precision. Predicting in
-float32 takes fours (half of the multiplications) or sixes (4 in 9), whichever fit the depth better, and training tens
-(2 in 5) beside them. Bfloat16 has digits for twos only (2 in 3), whose sums weigh no plane by more than 1.
+A larger n needs fewer multiplications per plane, but loses precision above six. Inference in float32 uses n = 4 (1/2 of
+the multiplications) or n = 6 (4/9), whichever fits the depth better; training also uses n = 10 (2/5). Bfloat16 is
+precise enough for n = 2 only (2/3), whose sums have no weight above 1.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ from volseg.networks.cpu.feature_maps import empty_maps
 
 @dataclass(frozen=True, eq=False)
 class Scheme:
-    """F(n, 3): n outputs from n + 2 inputs and three taps, by n + 2 products.
+    """F(n, 3): n outputs from n + 2 inputs and three taps, with n + 2 products.
 
     Attributes:
         from_input: (n + 2, n + 2), the sums of inputs in the products.
@@ -44,7 +44,7 @@ class Scheme:
 
 
 def scheme_of(*points: float) -> Scheme:
-    """F(n, 3) from n + 1 different points and infinity: Toom and Cook's construction, transposed.
+    """F(n, 3) from n + 1 different points and infinity: the transposed construction of Toom and Cook.
 
     Barabasz, Anderson, Soodhalter and Gregg 2018, Error Analysis and Improving the Accuracy of Winograd Convolution for
     Deep Neural Networks, arXiv 1803.10986.
@@ -63,47 +63,47 @@ def scheme_of(*points: float) -> Scheme:
     return Scheme(*(torch.from_numpy(matrix).float() for matrix in (from_input, from_taps, to_output)))
 
 
-# Small numbers and their inverses lose the least precision.
+# Small points and their inverses lose the least precision.
 TWO = scheme_of(0, 1, -1)
 FOUR = scheme_of(0, 1, -1, 2, -2)
 SIX = scheme_of(0, 1, -1, 2, -2, 1 / 2, -1 / 2)
 TEN = scheme_of(0, 1, -1, 2, -2, 1 / 2, -1 / 2, 3 / 4, -3 / 4, 4 / 3, -4 / 3)
 # The 2-D filters (O, C, 3, 3) of each scheme's products.
 Filters: TypeAlias = dict[Scheme, list[Tensor]]
-# The sample and the first plane of each.
+# The sample and the first plane of each tile.
 Tiles: TypeAlias = list[tuple[int, int]]
 # Below these sizes the plain convolution is as fast.
 LEAST_CHANNELS, LEAST_PLANES = 16, 8
 LEAST_VOXELS = {torch.float32: 1100, torch.bfloat16: 1500}
-# Values of the input at work: few enough for a processor's cache, enough for its library to work at full speed.
-AT_WORK = {torch.float32: 1 << 22, torch.bfloat16: 1 << 21}
+# Input values processed together: few enough for a processor's cache, enough for oneDNN to run at full speed.
+CHUNK = {torch.float32: 1 << 22, torch.bfloat16: 1 << 21}
 
 
-def pays(x: Tensor) -> bool:
-    """Whether an input (B, C, D, H, W), float32 or bfloat16, is large enough for this way to be faster."""
+def is_faster(x: Tensor) -> bool:
+    """Whether an input (B, C, D, H, W), float32 or bfloat16, is large enough for this convolution to be faster."""
     enough = x.shape[2:].numel() >= LEAST_VOXELS[x.dtype]
     return enough and x.shape[1] >= LEAST_CHANNELS and x.shape[2] >= LEAST_PLANES
 
 
 def scheme_to_predict(depth: int, dtype: torch.dtype) -> Scheme:
-    """The scheme for so many planes; filters of a second one would take more memory than they save time."""
+    """The scheme for `depth` planes; a second one would cost more memory for its filters than it saves time."""
     if dtype == torch.bfloat16:
         return TWO
     return min(FOUR, SIX, key=lambda one: -(-depth // one.outputs) * (one.outputs + 2))
 
 
 def schemes_to_train(depth: int) -> list[Scheme]:
-    """The schemes that make so many planes with the fewest products, largest first."""
+    """The schemes that compute `depth` planes with the fewest products, largest first."""
     return [scheme for scheme, starts in _division(depth, (TEN, SIX, FOUR)) if starts]
 
 
 @cache
 def _division(depth: int, schemes: tuple[Scheme, ...]) -> list[tuple[Scheme, range]]:
-    """The first planes of each scheme's tiles, where all together cover the depth with the fewest products.
+    """The first planes of each scheme's tiles, which together cover the depth with the fewest products.
 
     Args:
-        depth: planes.
-        schemes: largest first. Five tiles of a smaller one are never better than some of the largest.
+        depth: number of planes.
+        schemes: largest first. No smaller one needs more than four tiles: five are never better than larger ones.
     """
     largest, *others = schemes
     options = []
@@ -111,7 +111,7 @@ def _division(depth: int, schemes: tuple[Scheme, ...]) -> list[tuple[Scheme, ran
         left = depth - sum(count * one.outputs for count, one in zip(counts, others, strict=True))
         options.append((max(0, -(-left // largest.outputs)), *counts))
     cost = [sum(count * (one.outputs + 2) for count, one in zip(counts, schemes, strict=True)) for counts in options]
-    # Of two that cost the same, the one with smaller tiles, which are more precise.
+    # Of equal costs, the one with smaller tiles, which are more precise.
     best = min(zip(cost, options, strict=True))[1]
     division, start = [], 0
     for count, scheme in zip(best, schemes, strict=True):
@@ -134,12 +134,12 @@ def _filters_of(weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> list[Tens
 def convolve(x: Tensor, filters: Filters) -> Tensor:
     """Convolve with stride 1 and padding 1.
 
-    Differs from the plain way by about 1e-5 of the largest output in float32, with tens by 5e-5; in bfloat16 its error
-    is twice that of the plain way.
+    Differs from the plain convolution by about 1e-5 of the largest output in float32, with n = 10 by 5e-5; in bfloat16
+    the error is twice that of the plain convolution.
 
     Args:
         x: (B, C, D, H, W) float32 or bfloat16, channels last.
-        filters: of `filters_of` in the same type.
+        filters: from `filters_of`, in the same type.
 
     Returns:
         (B, O, D, H, W), channels last.
@@ -156,30 +156,30 @@ def convolve(x: Tensor, filters: Filters) -> Tensor:
 
 
 def _by_tiles(x: Tensor, filters: Filters, out: Tensor) -> None:
-    """Convolve (B, D, H, W, C) into (B, D, H, W, O), as many tiles together as are cached."""
+    """Convolve (B, D, H, W, C) into (B, D, H, W, O), as many tiles together as fit the cache."""
     depth = x.shape[1]
     for scheme, tiles in tiles_of(x, filters):
         sums = combined(scheme.from_input, x, tiles, -1)
         products = x.new_empty(len(sums), len(tiles), *out.shape[2:])
         for target, each, weight in zip(products, sums, filters[scheme], strict=True):
             target.copy_(_plane_conv(each, weight))
-        for (b, start), made in zip(tiles, products.flatten(2).unbind(1), strict=True):
+        for (b, start), tile in zip(tiles, products.flatten(2).unbind(1), strict=True):
             count = min(scheme.outputs, depth - start)
-            torch.mm(scheme.to_output[:count], made, out=out[b, start : start + count].flatten(1))
+            torch.mm(scheme.to_output[:count], tile, out=out[b, start : start + count].flatten(1))
 
 
 def tiles_of(x: Tensor, schemes: Iterable[Scheme]) -> Iterator[tuple[Scheme, Tiles]]:
-    """The tiles of (B, D, H, W, C), as many of one scheme together as stay in the cache; those of a sample in order."""
+    """The tiles of (B, D, H, W, C) in order, as many of one scheme together as fit the cache."""
     for scheme, starts in _division(x.shape[1], tuple(schemes)):
         tiles = [(b, start) for b in range(len(x)) for start in starts]
-        count = max(1, AT_WORK[x.dtype] // (scheme.outputs * x[0, 0].numel()))
+        count = max(1, CHUNK[x.dtype] // (scheme.outputs * x[0, 0].numel()))
         yield from ((scheme, tiles[first : first + count]) for first in range(0, len(tiles), count))
 
 
 def combined(matrix: Tensor, x: Tensor, tiles: Tiles, offset: int) -> Tensor:
-    """The sums of planes of (B, D, H, W, C) that a matrix (m, n) makes for each of T tiles: (m, T, H, W, C).
+    """The sums of planes of (B, D, H, W, C) with a matrix (m, n) of weights, for T tiles: (m, T, H, W, C).
 
-    The n planes begin `offset` after the tile's first; beyond the volume they are 0.
+    The n planes start `offset` planes after the first of the tile; outside the volume they are 0.
     """
     rows, size = matrix.shape
     out = x.new_empty(rows, len(tiles), *x.shape[2:])
@@ -190,12 +190,12 @@ def combined(matrix: Tensor, x: Tensor, tiles: Tiles, offset: int) -> Tensor:
 
 
 def _by_two(x: Tensor, filters: list[Tensor], out: Tensor) -> None:
-    """Convolve (D, H, W, C) into (D, H, W, O), two planes at a time, as many pairs together as stay in the cache.
+    """Convolve (D, H, W, C) into (D, H, W, O), two planes at a time, as many pairs together as fit the cache.
 
-    The sums are those of `TWO`, written out: rounded to bfloat16 once each.
+    The sums of `TWO`, written out so that each is rounded to bfloat16 once.
     """
     depth = len(x)
-    pairs = max(1, AT_WORK[x.dtype] // (2 * x[0].numel()))
+    pairs = max(1, CHUNK[x.dtype] // (2 * x[0].numel()))
     for start in range(0, depth, 2 * pairs):
         stop = min(start + 2 * pairs, depth + depth % 2)
         planes = with_zeros(x, start - 1, stop + 1)
@@ -215,7 +215,7 @@ def _plane_conv(planes: Tensor, weight: Tensor) -> Tensor:
 
 
 def with_zeros(planes: Tensor, start: int, stop: int) -> Tensor:
-    """`planes[start:stop]` (D, ...), zeros where that reaches beyond the volume."""
+    """`planes[start:stop]` of (D, ...), with zeros outside the volume."""
     depth = len(planes)
     if start >= 0 and stop <= depth:
         return planes[start:stop]

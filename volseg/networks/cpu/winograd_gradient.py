@@ -1,9 +1,8 @@
 """Winograd's convolution of `volseg.networks.cpu.winograd` with its gradients, for training in float32 on the CPU.
 
-What it computes is y = A ((G w) (B x)), bilinear in the input x and the weight w, where A, G and B are the matrices of
-a scheme and the product in the middle is one convolution of planes per row. So the gradients are the transposed
-matrices around the gradients of those, and take as few multiplications: dx = B' ((G w)' (A' dy)) and
-dw = G' ((B x) (A' dy)).
+The convolution is y = A ((G w) (B x)), bilinear in the input x and the weight w. A, G and B are the matrices of a
+scheme; the product in the middle is one convolution of planes per row. The gradients use the transposed matrices and as
+few multiplications: dx = B' ((G w)' (A' dy)) and dw = G' ((B x) (A' dy)).
 """
 
 from typing import Any
@@ -18,8 +17,8 @@ from volseg.networks.cpu.winograd import Filters, Scheme, combined, convolve, fi
 class WinogradConv(torch.autograd.Function):
     """A 3 x 3 x 3 convolution with stride 1 and padding 1.
 
-    Differs from the plain way by up to 1e-4 of the largest value. TF32, in which GPUs train, rounds every factor by up
-    to 5e-4 of itself.
+    Differs from the plain convolution by up to 1e-4 of the largest value. For comparison, TF32, in which GPUs train,
+    rounds every factor by up to 5e-4 of its value.
     """
 
     @staticmethod
@@ -37,24 +36,24 @@ class WinogradConv(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         d_x = torch.empty_like(x)
         d_filters = {scheme: [torch.zeros_like(one) for one in filters] for scheme, filters in ctx.filters.items()}
-        one, two, three = (maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x))
-        _add_gradients(one, two, three, ctx.filters, d_filters)
-        return d_x, torch.stack([_d_weight(scheme, found) for scheme, found in d_filters.items()]).sum(0)
+        x_last, gradient_last, d_x_last = (maps.permute(0, 2, 3, 4, 1) for maps in (x, gradient, d_x))
+        _add_gradients(x_last, gradient_last, d_x_last, ctx.filters, d_filters)
+        return d_x, torch.stack([_d_weight(scheme, filters) for scheme, filters in d_filters.items()]).sum(0)
 
 
 def _d_weight(scheme: Scheme, d_filters: list[Tensor]) -> Tensor:
-    """The gradient for the weight (O, C, 3, 3, 3) from those for a scheme's filters."""
+    """The gradient of the weight (O, C, 3, 3, 3) from the gradients of a scheme's filters."""
     return torch.einsum("kd,koihw->oidhw", scheme.from_taps, torch.stack(d_filters))
 
 
 def _add_gradients(x: Tensor, gradient: Tensor, d_x: Tensor, filters: Filters, d_filters: Filters) -> None:
-    """Write the gradient `d_x` (B, D, H, W, C) and add those for the filters to `d_filters`.
+    """Write the gradient of x to `d_x` (B, D, H, W, C) and add that of the filters to `d_filters`.
 
     Args:
         x: (B, D, H, W, C).
         gradient: of the output, (B, D, H, W, O).
         d_x: written to.
-        filters: of `filters_of`.
+        filters: from `filters_of`.
         d_filters: like `filters`, added to.
     """
     depth = x.shape[1]
@@ -72,7 +71,7 @@ def _add_gradients(x: Tensor, gradient: Tensor, d_x: Tensor, filters: Filters, d
             d_weight += found[1]
         for (b, start), d_tile in zip(tiles, d_sums.flatten(2).unbind(1), strict=True):
             first, last = max(start - 1, 0), min(start + scheme.outputs + 1, depth)
-            # The tile before this one has written to its first two planes; the others still are as memory was found.
+            # The previous tile has written to the first two planes; the others are still uninitialised.
             d_x[b, start + 1 if start else 0 : last] = 0
             rows = scheme.from_input.T[first - start + 1 : last - start + 1]
             d_x[b, first:last].flatten(1).addmm_(rows, d_tile)

@@ -1,10 +1,10 @@
-"""Make a dataset with thick slices out of one with thin ones: an anisotropic task that is simulated, and says so.
+"""Make a dataset with simulated thick slices from one with thin slices, and name it so: an anisotropic task.
 
-    python benchmarks/thick_slices.py $VOLSEG_DATA/Task04_Hippocampus runs/Task04_thick --thickness-mm 3.5
+    python benchmarks/data/thick_slices.py $VOLSEG_DATA/Task04_Hippocampus runs/Task04_thick --thickness-mm 3.5
 
-A thick slice is the mean of all that lies in it, as a scanner with a box-shaped slice profile would see it, and holds
-the label that fills most of it; a voxel that it cuts counts in part. What is left over at the end is dropped. Slices
-are stacked along K, in the data's own layout, the Decathlon's. Needs volseg, and the dataset.
+A thick slice is the mean of the thin slices in it, like a scanner's with a box-shaped slice profile, and has the label
+that fills most of it; thin slices at its ends count in part. Thin slices left over at the end are dropped. Slices are
+stacked along K; the layout is that of the Medical Segmentation Decathlon. Needs nibabel and the dataset.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def make_thick(dataset: Path, output: Path, thickness_mm: float) -> None:
-    """Write the thick dataset, whole or not at all."""
+    """Write the dataset with thick slices, complete or not at all."""
     document = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
     document["name"] = f"{document.get('name', dataset.name)}, {thickness_mm:g} mm slices simulated"
     made = output.with_name(f"{output.name}.part")
@@ -43,14 +43,14 @@ def make_thick(dataset: Path, output: Path, thickness_mm: float) -> None:
 
 
 def slices(count: int, affine: np.ndarray, thickness_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """The share that each of `count` thin slices has in each thick one, (thick, thin), and the thick ones' affine."""
+    """The fraction of each of `count` thin slices in each thick one, (thick, thin), and the thick affine."""
     step = thickness_mm / float(np.linalg.norm(affine[:3, 2]))
     edges = np.arange(int(count / step) + 1) * step
     thin = np.arange(count)
     overlap = np.minimum(edges[1:, None], thin + 1) - np.maximum(edges[:-1, None], thin)
     thick = affine.copy()
     thick[:3, 2] *= step
-    # The first thick slice's middle, in thin slices whose middles are whole numbers.
+    # The centre of the first thick slice; centres of thin slices are whole numbers.
     thick[:3, 3] += affine[:3, 2] * (step - 1) / 2
     return overlap.clip(min=0) / step, thick
 
@@ -61,10 +61,10 @@ def thick_image(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def thick_label(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The label that fills most of each thick slice: (I, J, thick) uint8; of equal ones the lowest."""
+    """The label that fills most of each thick slice, the lowest where several do: (I, J, thick) uint8."""
     values = np.unique(array)
-    shares = np.stack([(array == value) @ matrix.T for value in values])
-    return values[shares.argmax(0)].astype(np.uint8)
+    fractions = np.stack([(array == value) @ matrix.T for value in values])
+    return values[fractions.argmax(0)].astype(np.uint8)
 
 
 if __name__ == "__main__":

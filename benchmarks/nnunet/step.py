@@ -1,9 +1,9 @@
 """Time nnU-Net v2's training step on the CPU, on one random batch.
 
-    python benchmarks/nnunet_step.py SPECIFICATION
+    python benchmarks/nnunet/step.py SPECIFICATION
 
 Needs a Python that has nnunetv2; `train_step.py` calls this with that Python and a `Step` as JSON, and reads the
-seconds of each step. Threads, network, loss, optimiser, float32 and clipping are as nnU-Net has them on a CPU.
+seconds of each step. Threads, network, loss, optimiser, float32 and gradient clipping are nnU-Net's on a CPU.
 """
 
 import json
@@ -26,7 +26,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
     loss = loss_of(len(work["features"]) - 1)
     image = torch.randn(work["batch"], 1, *work["patch"])
-    # One target per resolution, as nnU-Net's data loader gives them.
+    # One target per resolution, like those of nnU-Net's data loader.
     sizes = [[size >> level for size in work["patch"]] for level in range(len(work["features"]) - 1)]
     targets = [torch.randint(work["classes"], (work["batch"], 1, *size), dtype=torch.int16) for size in sizes]
     seconds = []
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def network_of(work: dict) -> torch.nn.Module:
-    """PlainConvUNet as nnU-Net's planner would set it up, in training mode."""
+    """PlainConvUNet as nnU-Net's planner configures it, in training mode."""
     stages = len(work["features"])
     network = PlainConvUNet(
         1,

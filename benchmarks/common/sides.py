@@ -1,9 +1,9 @@
-"""What the comparisons share: each side runs in processes of its own, in turn, and medians are compared.
+"""Time and memory of commands: each side of a comparison runs in its own processes, in turn; medians are compared.
 
-Memory is that of the whole process tree, looked at every 20 ms or more, so seldom that looking costs no more than a
-twentieth of one core. The peak of a single process is the kernel's own high-water mark (only what a process adds after
-the last look is missed); that of several is the largest sum of proportional set sizes (PSS, which count a shared page
-once). The larger of the two is reported.
+Memory is that of the whole process tree, sampled every 20 ms or less often, so that sampling takes at most a twentieth
+of one core. The peak of a single process is the kernel's high-water mark (only what a process adds after the last
+sample is missed); that of several is the largest sum of proportional set sizes (PSS, which count a shared page once).
+The larger of the two is reported.
 """
 
 import json
@@ -17,14 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
+from typing import Any
 
-import torch
+from common.results import ratio, rounded, table
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
-LOOK_SECONDS = 0.02
-LOOK_SHARE = 0.05
+SAMPLE_SECONDS = 0.02
+SAMPLE_FRACTION = 0.05
 SHOWN_LINES = 15
 
 
@@ -39,7 +38,7 @@ class Side:
 
 
 def run_command(command: Sequence[str | Path]) -> Side:
-    """Run a command in a session of its own, so that all its processes are known, and measure it."""
+    """Run a command in its own session, so that all its processes are known, and measure it."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=log, start_new_session=True)
@@ -54,12 +53,12 @@ def run_command(command: Sequence[str | Path]) -> Side:
         printed, logged = (file.seek(0) or file.read() for file in (out, log))
     if process.returncode:
         last = "\n".join([*printed.splitlines(), *logged.splitlines()][-SHOWN_LINES:])
-        sys.exit(f"{' '.join(map(str, command))}\nended with exit code {process.returncode}:\n{last}")
+        sys.exit(f"{' '.join(map(str, command))}\nfailed with exit code {process.returncode}:\n{last}")
     return Side(seconds, used.ru_utime + used.ru_stime, memory.peak_bytes / 2**30, printed)
 
 
 class Memory(threading.Thread):
-    """Watches the memory of a session's processes while it is entered."""
+    """A context that samples the memory of a session's processes."""
 
     def __init__(self, session: int) -> None:
         super().__init__(daemon=True)
@@ -76,7 +75,7 @@ class Memory(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Look again and again; the thread's body."""
+        """Sample until the context is left; the body of the thread."""
         pause = 0.0
         while not self._over.wait(pause):
             started = time.perf_counter()
@@ -84,7 +83,7 @@ class Memory(threading.Thread):
             peaks = [bytes_in(process / "status", "VmHWM:") for process in processes]
             together = sum(bytes_in(process / "smaps_rollup", "Pss:") for process in processes) if peaks[1:] else 0
             self.peak_bytes = max(self.peak_bytes, together, *peaks)
-            pause = max(LOOK_SECONDS, (time.perf_counter() - started) / LOOK_SHARE)
+            pause = max(SAMPLE_SECONDS, (time.perf_counter() - started) / SAMPLE_FRACTION)
 
 
 def processes_of(session: int) -> list[Path]:
@@ -111,7 +110,7 @@ def bytes_in(file: Path, key: str) -> int:
 
 
 def run_in_turn(commands: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[str, Side]:
-    """Each command `repeats` times, one after the other and round again; the medians of each."""
+    """Run all commands one after the other, `repeats` times; the medians of each command."""
     runs: dict[str, list[Side]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():
@@ -129,7 +128,7 @@ def run_in_turn(commands: Mapping[str, Sequence[str | Path]], repeats: int) -> d
 
 
 def report_side(work: Callable[[], object], repeats: int) -> None:
-    """Run `work` once to warm up and `repeats` times for the record; print the seconds of each as JSON."""
+    """Run `work` once to warm up and then `repeats` times; print the seconds of each repeat as JSON."""
     work()
     seconds = []
     for _ in range(repeats):
@@ -140,7 +139,7 @@ def report_side(work: Callable[[], object], repeats: int) -> None:
 
 
 def run_side(arguments: Sequence[str | Path], python: str | Path = sys.executable) -> Side:
-    """A Python script that prints as `report_side` does, in a process of its own: the median of its warm seconds.
+    """Run a Python script that prints what `report_side` prints, in its own process: the median of its warm seconds.
 
     CPU seconds and peak memory are those of the whole process.
     """
@@ -148,43 +147,26 @@ def run_side(arguments: Sequence[str | Path], python: str | Path = sys.executabl
     return replace(side, seconds=statistics.median(json.loads(side.printed.splitlines()[-1])["seconds"]))
 
 
-def compared(sides: Mapping[str, Side], reference: str) -> list[dict[str, object]]:
-    """One row per side, with its speed and memory against those of the side called `reference`."""
-    base = sides[reference]
-    return [
+def compared(sides: Mapping[str, Side], reference: str) -> dict[str, Any]:
+    """A table with one row per side, and its speed and memory against those of the side called `reference`."""
+    rows = [
         {
             "side": name,
-            "seconds": f"{side.seconds:.2f}",
-            "CPU seconds": f"{side.cpu_seconds:.1f}",
-            "peak GiB": f"{side.peak_gib:.2f}",
-            "times as fast": f"{base.seconds / side.seconds:.2f}",
-            "share of the memory": f"{side.peak_gib / base.peak_gib:.2f}",
+            "seconds": rounded(side.seconds),
+            "CPU seconds": rounded(side.cpu_seconds),
+            "peak GiB": rounded(side.peak_gib),
         }
         for name, side in sides.items()
     ]
+    fast = ratio("times as fast", "seconds", baseline=reference)
+    return table(rows, [fast, ratio("times the memory", "peak GiB", baseline=reference)])
 
 
 def data_folder() -> Path:
     """The folder named by VOLSEG_DATA."""
     named = os.environ.get("VOLSEG_DATA")
     if not named or not Path(named).is_dir():
-        sys.exit("Set VOLSEG_DATA to the folder of the data; see the top of this script for what it needs.")
-    return Path(named)
-
-
-def as_table(rows: list[dict[str, object]]) -> str:
-    """Rows as a Markdown table."""
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def publish(title: str, command: str, table: str, append: bool) -> None:
-    """Print a table, and add it to RESULTS.md if asked to, with the command and the machine."""
-    print(table)
-    if append:
-        machine = (
-            f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+        sys.exit(
+            "VOLSEG_DATA names no folder. Set it to the folder of the data; `--help` says what a script needs of it."
         )
-        with open(RESULTS, "a", encoding="utf-8") as results:
-            results.write(f"\n### {title} ({date.today()})\n\n`{command}`, {machine}.\n\n{table}\n")
+    return Path(named)

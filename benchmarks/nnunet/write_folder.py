@@ -1,6 +1,6 @@
-"""Write an nnU-Net v2 model folder with random weights, as nnU-Net leaves one after training.
+"""Write an nnU-Net v2 model folder with random weights, like one that nnU-Net has trained.
 
-    python benchmarks/nnunet_folder.py FOLDER SPECIFICATION
+    python benchmarks/nnunet/write_folder.py FOLDER SPECIFICATION
 
 Needs a Python that has nnunetv2; `predict_vs_nnunet.py` calls this with that Python and a `Model` as JSON.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
-# What an abdominal CT dataset may hold; only plausible, because the weights are random.
+# Plausible intensities of an abdominal CT dataset; they need not be exact because the weights are random.
 CT_INTENSITIES = {"mean": 0.0, "std": 400.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
 RESAMPLER = "resample_data_or_seg_to_shape"
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def plans_of(model: dict) -> dict:
-    """plans.json with the one configuration 3d_fullres and nnU-Net's default resampling."""
+    """plans.json with the single configuration 3d_fullres and nnU-Net's default resampling."""
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
@@ -72,7 +72,7 @@ def plans_of(model: dict) -> dict:
 
 
 def arguments_of(model: dict) -> dict:
-    """The network as plans.json describes it."""
+    """The arguments of the network in plans.json."""
     stages = len(model["features"])
     return {
         "n_stages": stages,
@@ -105,10 +105,10 @@ def network_of(model: dict) -> PlainConvUNet:
 
 @torch.no_grad()
 def smooth(decoder: torch.nn.Module) -> None:
-    """Let only the coarsest features vote: no skip is taken in, and every kernel of the decoder is a box filter."""
+    """Predict from the coarsest features alone: no weight on skip connections, and box filters as kernels."""
     for stage in decoder.stages:
         weight = stage.convs[0].conv.weight
-        weight[:, weight.shape[1] // 2 :] = 0  # what was upsampled comes first, then the skip
+        weight[:, weight.shape[1] // 2 :] = 0  # the upsampled features come first, then the skip connection
     for parameter in decoder.parameters():
         if parameter.ndim == 5:
             parameter.copy_(parameter.mean((2, 3, 4), keepdim=True).expand_as(parameter))

@@ -1,0 +1,1 @@
+"""What makes the scans and datasets that are measured on."""

@@ -1,0 +1,1 @@
+"""The nnU-Net side of the comparisons."""

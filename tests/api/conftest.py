@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Small networks gain nothing from threads, and sums are made in one order."""
+    """Run on one thread: small networks gain nothing from more, and sums are computed in a fixed order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

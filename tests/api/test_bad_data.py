@@ -1,4 +1,4 @@
-"""Datasets that cannot be trained on: every problem is a row of one table, exit code 2, and no run folder."""
+"""Datasets that cannot be used for training: one table row per problem, exit code 2, and no run folder."""
 
 import json
 import shutil
@@ -31,8 +31,8 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def refused(folder: Path) -> list[dict[str, str]]:
-    """The rows that train and plan refuse a dataset with."""
+def problems_of(folder: Path) -> list[dict[str, str]]:
+    """The problems for which train and plan reject a dataset."""
     train = run("train", folder, "--output", folder.parent / "run", "--folds", 2, "--json", "--device", "cpu")
     assert train.exit_code == 2, train.output
     assert not (folder.parent / "run").exists()
@@ -40,17 +40,17 @@ def refused(folder: Path) -> list[dict[str, str]]:
     plan = run("plan", folder, "--output", folder.parent / "plan.yaml")
     assert plan.exit_code == 2
     assert not (folder.parent / "plan.yaml").exists()
-    for told in (train.stderr, plan.stderr):
-        assert told.count("Error:") == 1
-        assert f"has {len(rows)} problem{'' if len(rows) == 1 else 's'} and cannot be used for training:" in told
-        assert "what to do" in told
+    for shown in (train.stderr, plan.stderr):
+        assert shown.count("Error:") == 1
+        assert f"has {len(rows)} problem{'' if len(rows) == 1 else 's'} and cannot be used for training:" in shown
+        assert "what to do" in shown
         for row in rows:
-            assert any(row["case"] in line and row["problem"] in line for line in told.splitlines())
+            assert any(row["case"] in line and row["problem"] in line for line in shown.splitlines())
     return rows
 
 
 def change(path: Path, voxels=None, shift_mm: float = 0) -> None:
-    """Write an image anew, with what `voxels` makes of its array, and its grid moved along the first world axis."""
+    """Rewrite an image: apply `voxels` to its array, and move it along the first world axis."""
     image = nibabel.load(path)
     array = np.asarray(image.dataobj)
     affine = image.affine.copy()
@@ -69,18 +69,18 @@ def label(folder: Path, name: str) -> Path:
 
 
 def with_one(value: float):
-    """A function that puts a value into the first voxel."""
+    """A function that sets the first voxel to a value."""
 
-    def put(array: np.ndarray) -> np.ndarray:
+    def set_first(array: np.ndarray) -> np.ndarray:
         changed = array.astype(np.float32)
         changed[0, 0, 0] = value
         return changed
 
-    return put
+    return set_first
 
 
 @pytest.mark.parametrize(
-    ("spoil", "problem", "found", "remedy"),
+    ("damage", "problem", "found", "remedy"),
     [
         (lambda data: change(label(data, SECOND), shift_mm=2), "geometry differs", "than its image", "resample"),
         (lambda data: change(label(data, SECOND), lambda one: one[1:]), "geometry differs", "expected", "resample"),
@@ -94,39 +94,39 @@ def with_one(value: float):
         (lambda data: image(data, SECOND).write_bytes(b"no image"), "not usable", "is not gzip", "remove the case"),
     ],
 )  # fmt: skip
-def test_a_bad_case_is_one_row(phantoms, spoil, problem, found, remedy):
-    spoil(phantoms)
-    (row,) = refused(phantoms)
+def test_a_bad_case_is_one_row(phantoms, damage, problem, found, remedy):
+    damage(phantoms)
+    (row,) = problems_of(phantoms)
     assert (row["case"], row["problem"]) == (SECOND, problem)
     assert found in row["found"]
     assert remedy in row["remedy"]
 
 
-def test_a_case_with_the_voxels_of_another_names_both(phantoms):
+def test_a_duplicate_case_is_reported_with_the_other_one(phantoms):
     voxels = np.asarray(nibabel.load(image(phantoms, FIRST)).dataobj)
     affine = nibabel.load(image(phantoms, THIRD)).affine
-    # Stored in another dtype, elsewhere in the world, with a label of its own: still the same scan.
+    # Another dtype, another position and another label image: still the same scan.
     nibabel.save(nibabel.Nifti1Image(voxels.astype(np.float32), affine), image(phantoms, THIRD))
     half = np.zeros(voxels.shape, np.uint8)
     half[: len(half) // 2] = 1
     nibabel.save(nibabel.Nifti1Image(half, affine), label(phantoms, THIRD))
-    (row,) = refused(phantoms)
+    (row,) = problems_of(phantoms)
     assert (row["case"], row["problem"]) == (THIRD, "duplicate")
     assert FIRST in row["found"]
 
 
-def test_two_cases_of_one_name(phantoms):
+def test_two_cases_with_the_same_name(phantoms):
     document = json.loads((phantoms / "dataset.json").read_text())
     document["training"].append(document["training"][0])
     (phantoms / "dataset.json").write_text(json.dumps(document))
-    (row,) = refused(phantoms)
+    (row,) = problems_of(phantoms)
     assert (row["case"], row["problem"]) == (FIRST, "same name")
 
 
-def test_a_data_set_without_any_label(phantoms):
+def test_a_dataset_without_any_label(phantoms):
     for path in (phantoms / "labelsTr").iterdir():
         change(path, np.zeros_like)
-    (row,) = refused(phantoms)
+    (row,) = problems_of(phantoms)
     assert (row["case"], row["problem"]) == ("all", "no label")
 
 
@@ -136,7 +136,7 @@ def test_all_problems_of_all_cases_are_rows_of_one_table(phantoms):
     label(phantoms, SECOND).unlink()
     change(image(phantoms, SECOND), np.ones_like)
     shutil.copy(image(phantoms, THIRD), image(phantoms, FOURTH))
-    assert [(row["case"], row["problem"]) for row in refused(phantoms)] == [
+    assert [(row["case"], row["problem"]) for row in problems_of(phantoms)] == [
         (FIRST, "not finite"),
         (FIRST, "unknown labels"),
         (FIRST, "geometry differs"),
@@ -147,7 +147,7 @@ def test_all_problems_of_all_cases_are_rows_of_one_table(phantoms):
     ]
 
 
-def test_some_cases_without_a_label_are_told_and_planned(phantoms):
+def test_some_cases_without_a_label_are_a_warning(phantoms):
     change(label(phantoms, SECOND), np.zeros_like)
     planned = run("plan", phantoms, "--device", "cpu")
     assert planned.exit_code == 0, planned.output
@@ -155,7 +155,7 @@ def test_some_cases_without_a_label_are_told_and_planned(phantoms):
     assert "1 of 4 cases have no foreground voxel" in planned.stdout
 
 
-def test_the_folds_of_a_data_set_may_leave_a_bad_case_out(phantoms):
+def test_the_folds_of_a_dataset_may_exclude_a_bad_case(phantoms):
     image(phantoms, FOURTH).unlink()
     split = {"train": [FIRST, SECOND], "val": [THIRD]}
     (phantoms / "splits_final.json").write_text(json.dumps([split]))
@@ -164,7 +164,7 @@ def test_the_folds_of_a_data_set_may_leave_a_bad_case_out(phantoms):
     assert done.exit_code == 0, done.output
 
 
-def test_a_long_table_is_cut_and_the_document_is_not(phantoms):
+def test_a_long_table_is_cut_but_the_json_document_is_complete(phantoms):
     document = json.loads((phantoms / "dataset.json").read_text())
     document["training"] += [{"image": f"imagesTr/gone_{i}.nii.gz", "label": "labelsTr/gone.nii.gz"} for i in range(20)]
     (phantoms / "dataset.json").write_text(json.dumps(document))
@@ -175,7 +175,7 @@ def test_a_long_table_is_cut_and_the_document_is_not(phantoms):
     assert done.stderr.splitlines()[-1] == "and 10 more"
 
 
-def test_other_errors_are_documents_too(tmp_path):
+def test_other_errors_are_json_documents_too(tmp_path):
     done = run("train", tmp_path / "nowhere", "--output", tmp_path / "run", "--json")
     assert done.exit_code == 2
     assert "There is no folder" in json.loads(done.stdout)["error"]

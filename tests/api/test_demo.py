@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it, on the phantoms that come with the repository."""
+"""The demo as a new user runs it, on the phantoms in the repository."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ SAMPLES = Path(__file__).parents[2] / "data_samples" / "phantoms"
 
 
 @pytest.mark.slow
-def test_the_demo_finds_what_no_threshold_finds(tmp_path):
+def test_the_demo_beats_the_best_threshold(tmp_path):
     done = volseg("demo", "--samples", SAMPLES, "--output", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

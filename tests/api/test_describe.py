@@ -1,4 +1,4 @@
-"""What info says: of images that predict takes or refuses, and of paths that are neither image, model nor run."""
+"""Descriptions of images that predict accepts or rejects, and of paths that are neither image, model nor run."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def holding(value):
 
 
 def described(path):
-    """The description, once it is known to be fit for JSON."""
+    """The description of `path`, which must be valid JSON."""
     found = describe(path)
     json.dumps(found, allow_nan=False)
     return found
@@ -45,12 +45,12 @@ def described(path):
         (ramp((3, 4, 5, 1, 2)), (0.0, 119.0), "is 5-D (3 x 4 x 5 x 1 x 2), expected a 3-D volume."),
     ],
 )
-def test_an_image_that_predict_refuses_is_described_with_the_reason(tmp_path, array, extremes, words):
+def test_an_image_that_predict_rejects_is_described_with_the_error(tmp_path, array, extremes, words):
     path = save(nifti(array), tmp_path / "scan.nii.gz")
     found = described(path)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as rejected:
         read_scan(path)
-    assert found["refused_by_predict"] == str(refused.value)
+    assert found["refused_by_predict"] == str(rejected.value)
     assert words in found["refused_by_predict"]
     assert (found["minimum"], found["maximum"]) == extremes
     assert found["shape"] == " x ".join(map(str, array.shape))
@@ -61,8 +61,8 @@ def test_an_image_that_predict_refuses_is_described_with_the_reason(tmp_path, ar
         assert grid == ("0.8 x 1.5 x 3.0", "LAS", pytest.approx(0.0036))
 
 
-def test_an_image_without_a_grid_is_described_with_the_reason(tmp_path):
-    # srow_y of the header.
+def test_an_image_with_a_singular_affine_is_described_with_the_error(tmp_path):
+    # Zeros in srow_y of the header.
     path = patched(save(nifti(ramp(), qform=0), tmp_path / "scan.nii"), 296, bytes(16))
     found = described(path)
     assert found["refused_by_predict"] == f"{path}: a spacing is zero, found 0.8 x 0 x 3 mm; fix the header."
@@ -82,29 +82,29 @@ def test_an_image_without_a_grid_is_described_with_the_reason(tmp_path):
         ),
     ],
 )
-def test_warnings_are_those_of_predict(tmp_path, affine, words):
+def test_warnings_equal_those_of_predict(tmp_path, affine, words):
     path = save(nifti(ramp(), affine, qform=0), tmp_path / "scan.nii.gz")
     found = described(path)
     assert found["warnings"] == words == ("; ".join(read_scan(path).warnings) or "none")
     assert found["refused_by_predict"] is None
 
 
-def test_several_volumes_are_for_a_model_of_so_many_channels(tmp_path):
+def test_several_volumes_need_a_model_with_as_many_channels(tmp_path):
     found = described(save(nifti(ramp((3, 4, 5, 2))), tmp_path / "scan.nii.gz"))
-    assert found["warnings"] == "It holds 2 volumes: only a model of 2 channels takes it."
+    assert found["warnings"] == "It holds 2 volumes, so it needs a model with 2 channels."
     assert found["refused_by_predict"] is None
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.nii.gz", "missing.zip"])
-def test_a_path_that_is_not_there(name):
-    with pytest.raises(InputError) as refused:
+def test_a_missing_path(name):
+    with pytest.raises(InputError) as rejected:
         describe(Path(name))
-    assert str(refused.value) == (
+    assert str(rejected.value) == (
         f"There is no file or folder {name}, and no bundled model of that name (hippocampus); give {KINDS}."
     )
 
 
-def test_a_model_file_that_is_not_there():
+def test_a_missing_model_file():
     with pytest.raises(InputError, match=r"^There is no model 'missing.safetensors'\."):
         describe(Path("missing.safetensors"))
 
@@ -113,35 +113,35 @@ def test_a_folder_is_described_by_its_only_scan(tmp_path):
     path = save(nifti(ramp()), tmp_path / "scan.nii.gz")
     assert described(tmp_path)["file"] == str(path)
     save(nifti(ramp()), tmp_path / "also.nii.gz")
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as rejected:
         describe(tmp_path)
     first = tmp_path / "also.nii.gz"
-    assert str(refused.value) == f"{tmp_path} is a folder of 2 scans; give one of them, such as {first}."
+    assert str(rejected.value) == f"{tmp_path} is a folder of 2 scans; give one of them, such as {first}."
 
 
-def test_a_folder_of_a_series_is_one_image(tmp_path):
+def test_the_folder_of_a_dicom_series_is_one_image(tmp_path):
     folder = write_series(tmp_path / "series", ramp(), [(0, 0, 2 * k) for k in range(5)])
     assert (described(folder)["file"], described(folder)["shape"]) == (str(folder), "3 x 4 x 5")
 
 
-def test_a_folder_of_nothing(tmp_path):
-    with pytest.raises(InputError) as refused:
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(InputError) as rejected:
         describe(tmp_path)
-    assert str(refused.value).startswith(f"{tmp_path} is not {KINDS}: {tmp_path} holds no scan.")
+    assert str(rejected.value).startswith(f"{tmp_path} is not {KINDS}: {tmp_path} holds no scan.")
 
 
 @pytest.mark.parametrize("names", [("imagesTr", "labelsTr"), ("images", "labels")])
-def test_a_data_set_is_for_plan(tmp_path, names):
+def test_a_dataset_folder_leads_to_volseg_plan(tmp_path, names):
     for name in names:
         (tmp_path / name).mkdir()
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as rejected:
         describe(tmp_path)
-    assert str(refused.value) == (
+    assert str(rejected.value) == (
         f"{tmp_path} is a training dataset; use 'volseg plan {tmp_path}' for it, or give {KINDS}."
     )
 
 
-def test_a_bundled_name_is_that_model_whatever_is_called_so(tmp_path, monkeypatch):
+def test_a_bundled_name_means_that_model_unless_a_run_has_the_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "hippocampus"
     folder.mkdir()

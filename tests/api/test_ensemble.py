@@ -1,4 +1,4 @@
-"""Several models as one file: what it answers, what its card says, and which models are refused."""
+"""Ensembles: logits, model card, and which models are rejected."""
 
 import json
 
@@ -25,7 +25,7 @@ def models(tmp_path):
 
 
 def changed(path, **changes):
-    """The model with another plan or card; the weights stay."""
+    """Rewrite a model with another card and the same weights."""
     card, weights = load_model(path)
     save_model(path, card.model_copy(update=changes), weights)
 
@@ -57,7 +57,7 @@ def test_the_file_holds_the_weights_and_the_records_of_its_members(models, tmp_p
     assert [one["foreground_dice"] for one in card.scores["members"]] == [0.5, 0.6, 0.7]
 
 
-def test_half_the_file_answers_with_the_same_labels(models, tmp_path):
+def test_float16_weights_give_the_same_labels_from_half_the_bytes(models, tmp_path):
     whole = ensemble(models, tmp_path / "whole.safetensors")
     half = ensemble(models, tmp_path / "half.safetensors", half=True)
     (card, weights), (half_card, halves) = load_model(whole), load_model(half)
@@ -65,20 +65,20 @@ def test_half_the_file_answers_with_the_same_labels(models, tmp_path):
     assert half_card == card
     assert {tensor.dtype for tensor in halves.values()} == {torch.float16}
     for name, tensor in weights.items():
-        # Eleven significant bits, or the smallest steps that float16 has.
+        # Eleven significant bits, or the smallest step of float16.
         torch.testing.assert_close(halves[name].float(), tensor, rtol=2**-11, atol=2**-25)
     assert sum(tensor.nbytes for tensor in halves.values()) * 2 == sum(tensor.nbytes for tensor in weights.values())
     scan = (blob(), np.diag([1.5, 1.5, 2.0, 1.0]))
     one, other = (Segmenter.load(path, device="cpu", precision="fp32") for path in (whole, half))
-    assert next(other.network.parameters()).dtype == torch.float32
+    assert next(other.labeller.network.parameters()).dtype == torch.float32
     assert (one(scan).labels != other(scan).labels).mean() < 0.001
 
 
-def test_a_weight_too_large_for_half_is_refused(models, tmp_path):
+def test_a_weight_too_large_for_float16_is_rejected(models, tmp_path):
     card, weights = load_model(models[1])
     name = next(iter(weights))
     save_model(models[1], card, weights | {name: weights[name] + 1e5})
-    with pytest.raises(UsageError, match=rf"members.1.{name} hold a value beyond 65504.*Leave out --half"):
+    with pytest.raises(UsageError, match=rf"members.1.{name} exceed 65504.*Leave out --half"):
         ensemble(models, tmp_path / "half.safetensors", half=True)
     assert not (tmp_path / "half.safetensors").exists()
 
@@ -97,7 +97,7 @@ def scored(rod, ball, cases, ball_cases):
     return {"labels": {"rod": {"dice": rod, "cases": cases}, "ball": {"dice": ball, "cases": ball_cases}}}
 
 
-def test_folds_are_scored_together_on_what_each_had_not_seen(models, tmp_path):
+def test_out_of_fold_scores_are_means_over_the_cases_of_all_folds(models, tmp_path):
     for fold, scores in enumerate([scored(0.5, 0.7, 3, 2), scored(0.8, None, 1, 0), scored(0.6, 0.9, 2, 2)]):
         changed(models[fold], training={"fold": fold}, scores=scores)
     path = ensemble(models, tmp_path / "all.safetensors")
@@ -109,14 +109,14 @@ def test_folds_are_scored_together_on_what_each_had_not_seen(models, tmp_path):
 
 
 @pytest.mark.parametrize("unscored", [0, 1])
-def test_a_fold_without_scores_leaves_none_together(models, tmp_path, unscored):
+def test_there_are_no_out_of_fold_scores_if_a_fold_has_none(models, tmp_path, unscored):
     for fold, path in enumerate(models):
         changed(path, training={"fold": fold}, scores={} if fold == unscored else scored(0.5, 0.5, 2, 2))
     assert "out_of_fold" not in read_card(ensemble(models, tmp_path / "all.safetensors")).scores
 
 
 @pytest.mark.parametrize("training", [{"fold": 0}, {"fold": "all"}, {}])
-def test_models_that_share_their_cases_have_no_score_together(models, tmp_path, training):
+def test_there_are_no_out_of_fold_scores_without_a_fold_per_model(models, tmp_path, training):
     for path in models:
         changed(path, training=training, scores=scored(0.5, 0.5, 2, 2))
     path = ensemble(models, tmp_path / "all.safetensors")
@@ -124,20 +124,20 @@ def test_models_that_share_their_cases_have_no_score_together(models, tmp_path, 
     assert describe(path)["foreground_dice"] is None
 
 
-def test_a_scan_is_segmented_by_all_members_in_one_pass(models, tmp_path):
+def test_probabilities_are_the_softmax_of_the_mean_logits(models, tmp_path):
     joined = ensemble(models[:2], tmp_path / "all.safetensors")
     nibabel.save(nibabel.Nifti1Image(blob(), np.diag([1.5, 1.5, 2.0, 1.0])), tmp_path / "scan.nii.gz")
     files = [tmp_path / f"{name}.npy" for name in ("both", "one", "two")]
     for model, file in zip((joined, *models), files, strict=False):
         Segmenter.load(model, device="cpu", precision="fp32")(tmp_path / "scan.nii.gz", probabilities=file)
     both, one, two = (np.log(np.load(file).astype(np.float64)) for file in files)
-    # Softmax of mean logits: log probabilities are the mean of the members', up to a constant per voxel.
+    # Log probabilities are the mean of those of the members, up to a constant per voxel.
     rest = both - (one + two) / 2
     assert np.abs(rest - rest.mean(axis=0)).max() < 0.02
     assert np.abs(one - two).max() > 0.1
 
 
-def test_ranges_of_the_training_cases_are_put_together(tmp_path):
+def test_ranges_of_the_training_cases_are_merged(tmp_path):
     def model(number, volumes, means, **changes):
         labels = tuple(Label(name=name, value=value, volume_ml_range=volumes) for name, value in (("a", 1), ("b", 2)))
         plan = tiny_plan(channels=(Channel(mean_range=means),), labels=labels, **changes)
@@ -192,14 +192,14 @@ def test_postprocessing_is_what_all_members_agree_on(models, tmp_path, one, two,
         ({"network": tiny_plan().network.model_copy(update={"norm": "batch"})}, "network.norm is batch, expected inst"),
     ],
 )  # fmt: skip
-def test_models_with_other_plans_are_refused(models, tmp_path, changes, words):
+def test_models_with_other_plans_are_rejected(models, tmp_path, changes, words):
     write_model(models[1], tiny_plan(**changes))
     with pytest.raises(InputError, match=words):
         ensemble(models, tmp_path / "all.safetensors")
     assert not (tmp_path / "all.safetensors").exists()
 
 
-def test_other_models_are_refused_in_one_sentence(models, tmp_path):
+def test_other_unsuitable_models_are_rejected(models, tmp_path):
     output = tmp_path / "all.safetensors"
     for wrong in ([], models[:1], [models[0], models[0]]):
         with pytest.raises(UsageError, match="needs two models or more, each only once"):
@@ -207,9 +207,9 @@ def test_other_models_are_refused_in_one_sentence(models, tmp_path):
     with pytest.raises(InputError, match=r"no model .*absent"):
         ensemble([*models, tmp_path / "absent"], output)
     joined = ensemble(models[:2], output)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         ensemble(models, output)
-    with pytest.raises(InputError, match="is an ensemble of 2 networks itself"):
+    with pytest.raises(InputError, match="is already an ensemble of 2 networks"):
         ensemble([models[2], joined], tmp_path / "more.safetensors")
     with pytest.raises(UsageError, match=r"does not end in \.safetensors"):
         ensemble(models, tmp_path / "all.pth")
@@ -219,7 +219,7 @@ def test_other_models_are_refused_in_one_sentence(models, tmp_path):
     assert read_card(output).members == 2
 
 
-def test_the_folds_of_a_data_set_become_one_model(tmp_path):
+def test_the_folds_of_a_dataset_become_one_model(tmp_path):
     write_phantoms(tmp_path / "data", count=4, seed=9, kind="ct")
     settings = ("plan.features=[4, 8]", "plan.patch_size=[16, 16, 16]", "training.workers=0")
     runs = [

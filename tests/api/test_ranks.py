@@ -1,4 +1,4 @@
-"""Training runs of two processes: the run of one process, written once; a process that dies; a call that is wrong."""
+"""Training runs of two processes: they equal the run of one process; lost processes; wrong calls."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def finished(command: list[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def sentences(errors: str) -> list[str]:
-    """What volseg itself said went wrong, between torchrun's own lines."""
+    """The error messages of volseg, without the lines of torchrun."""
     return [line.removeprefix("Error: ") for line in errors.splitlines() if line.startswith("Error: ")]
 
 
@@ -53,7 +53,7 @@ def shared(phantoms, tmp_path_factory):
     return run
 
 
-def test_the_run_of_two_processes_is_that_of_one(phantoms, shared, tmp_path):
+def test_the_run_of_two_processes_equals_that_of_one(phantoms, shared, tmp_path):
     alone = train(phantoms, tmp_path / "alone", folds=2, steps=STEPS, overrides=OVERRIDES, device="cpu")
     assert len(metrics(alone)) == len(metrics(shared)) == STEPS
     for one, two in zip(metrics(alone), metrics(shared), strict=True):
@@ -66,7 +66,7 @@ def test_the_run_of_two_processes_is_that_of_one(phantoms, shared, tmp_path):
     assert two["mean"]["foreground_dice"] == pytest.approx(one["mean"]["foreground_dice"], abs=1e-3)
 
 
-def test_every_process_applies_the_postprocessing_that_was_chosen(shared):
+def test_every_process_applies_the_chosen_postprocessing(shared):
     rules = read_card(shared / "model.safetensors").postprocessing
     scores = json.loads((shared / "validation.json").read_text())
     assert rules
@@ -75,14 +75,14 @@ def test_every_process_applies_the_postprocessing_that_was_chosen(shared):
         assert rule.dice_before < rule.dice_after == scores["mean"]["labels"][name]["dice"]
 
 
-def test_one_process_writes(shared):
+def test_only_one_process_writes(shared):
     assert (shared / "log.txt").read_text().count("Finished after") == 1
     assert len(list(shared.glob("events.out.tfevents.*"))) == 1
     assert not leftovers(shared)
 
 
 def pid_of_rank(launcher: int, rank: int) -> int:
-    """The process that torchrun started as `rank`."""
+    """The process ID of a rank that torchrun started."""
     for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
             return int(pid)
@@ -91,7 +91,7 @@ def pid_of_rank(launcher: int, rank: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_run_with_one_sentence_and_resume_goes_on(rank, phantoms, shared, tmp_path):
+def test_a_killed_process_ends_the_run_with_one_message_and_the_run_resumes(rank, phantoms, shared, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(command(phantoms, run), env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
@@ -113,7 +113,7 @@ def test_a_killed_process_ends_the_run_with_one_sentence_and_resume_goes_on(rank
     assert [record["step"] for record in metrics(run)] == list(range(1, STEPS + 1))
 
 
-def test_a_wrong_call_is_said_once_and_leaves_no_folder(phantoms, tmp_path):
+def test_a_wrong_call_gives_one_message_and_leaves_no_folder(phantoms, tmp_path):
     done = finished(command(phantoms, tmp_path / "run", "plan.batch_size=1"))
     assert done.returncode == 1  # torchrun's own
     (sentence,) = sentences(done.stderr)

@@ -1,4 +1,4 @@
-"""Training end to end on phantoms: the run folder, exact resumption after a kill, and refusals that touch nothing."""
+"""Training end to end on phantoms: the run folder, exact resumption after a kill, and rejected calls."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def run(phantoms, tmp_path_factory):
     return train(phantoms, tmp_path_factory.mktemp("runs") / "run", steps=12, overrides=TINY, device="cpu")
 
 
-def test_the_run_folder_holds_what_was_promised(run):
+def test_the_run_folder_holds_all_documented_files(run):
     expected = {
         "plan.yaml", "config.yaml", "splits.json", "metrics.jsonl", "checkpoint", "model.safetensors",
         "validation.json", "validation.csv", "report.html", "log.txt",
@@ -65,17 +65,17 @@ def test_the_run_folder_holds_what_was_promised(run):
         ("augmentation.warmup_epochs=0", True),
     ],
 )
-def test_patches_grow_and_few_are_changed_in_the_first_passes(run, phantoms, tmp_path, override, changes):
+def test_progressive_patch_size_and_augmentation_warmup_are_on_by_default(run, phantoms, tmp_path, override, changes):
     def first_loss(run):
         return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"]
 
-    # Patches that are changed are changed surely.
-    surely = [f"augmentation.{name}=1" for name in ("noise", "blur", "gamma")] if "passes" in override else []
+    # Every augmented patch differs from the plain one.
+    surely = [f"augmentation.{name}=1" for name in ("noise", "blur", "gamma")] if "warmup" in override else []
     other = train(phantoms, tmp_path / "run", steps=1, overrides=(*TINY, *surely, override), device="cpu")
     assert (first_loss(other) != first_loss(run)) == changes
 
 
-def test_validation_is_what_evaluate_finds_on_the_written_files(run, phantoms):
+def test_validation_equals_evaluate_on_the_written_files(run, phantoms):
     stored = json.loads((run / "validation.json").read_text())
     again = evaluate(run / "validation", phantoms / "labelsTr", phantoms / "dataset.json")
     assert again["mean"] == stored["mean"]
@@ -83,21 +83,21 @@ def test_validation_is_what_evaluate_finds_on_the_written_files(run, phantoms):
     assert read_card(run / "model.safetensors").scores["foreground_dice"] == stored["mean"]["foreground_dice"]
 
 
-def test_the_model_segments_without_its_run(run, phantoms, tmp_path):
+def test_the_model_file_segments_without_its_run(run, phantoms, tmp_path):
     model = tmp_path / "alone.safetensors"
     model.write_bytes((run / "model.safetensors").read_bytes())
     result = Segmenter.load(model, device="cpu")(next((phantoms / "imagesTs").iterdir()))
     assert list(result.volumes_ml) == ["ball", "rod"]
 
 
-def test_the_same_call_gives_the_same_weights_and_another_seed_others(phantoms, run, tmp_path):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(phantoms, run, tmp_path):
     again = train(phantoms, tmp_path / "again", steps=12, overrides=[*TINY, "training.workers=0"], device="cpu")
     assert same_weights(run / "model.safetensors", again / "model.safetensors")
     other = train(phantoms, tmp_path / "other", steps=12, overrides=TINY, seed=1, device="cpu")
     assert not same_weights(run / "model.safetensors", other / "model.safetensors")
 
 
-def test_folds_share_the_cache_that_a_variable_names(phantoms, run, tmp_path, monkeypatch):
+def test_folds_share_the_cache_in_volseg_cache(phantoms, run, tmp_path, monkeypatch):
     shared = tmp_path / "shared"
     monkeypatch.setenv("VOLSEG_CACHE", str(shared))
     again, other = (
@@ -107,7 +107,7 @@ def test_folds_share_the_cache_that_a_variable_names(phantoms, run, tmp_path, mo
     assert (other / "plan.yaml").read_text() == (run / "plan.yaml").read_text()
     assert not (again / "cache").exists()
     assert not (other / "cache").exists()
-    # Five cases, each with its four files of preprocessing and its measures for the plan, once for both runs.
+    # Five cases, each with four files of preprocessing and one for the fingerprint, once for both runs.
     assert len(list(shared.iterdir())) == 5 * 5
 
 
@@ -128,11 +128,13 @@ def test_runs_killed_at_random_moments_resume_to_the_same_weights(phantoms, tmp_
     killed, moments = tmp_path / "killed", random.Random(7)
     command = [sys.executable, "-m", "volseg", *map(str, arguments[:6]), "--output", str(killed), "--resume"]
     settings = [*SET, "--set", "training.checkpoint_seconds=0.05"]
-    survivals = 0
+    kills = 0
     for _ in range(4):
-        begun = (killed / "settings.yaml").exists()
-        process = subprocess.Popen(command + ([] if begun else settings), stderr=subprocess.DEVNULL, env=environment())
-        # Killed somewhere between its first checkpoint and its end, so that each kill falls into the loop.
+        started = (killed / "settings.yaml").exists()
+        process = subprocess.Popen(
+            command + ([] if started else settings), stderr=subprocess.DEVNULL, env=environment()
+        )
+        # Kill it between its first checkpoint and its end, so that each kill interrupts the training loop.
         state, before = killed / "checkpoint" / "state.safetensors", time.monotonic()
         stamp = state.stat().st_mtime_ns if state.exists() else 0
         while process.poll() is None and time.monotonic() - before < 60:
@@ -144,8 +146,8 @@ def test_runs_killed_at_random_moments_resume_to_the_same_weights(phantoms, tmp_
             break
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        survivals += 1
-    assert survivals > 0, "no kill fell into the run"
+        kills += 1
+    assert kills > 0, "the run finished before it could be killed"
     last = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert last.returncode == 0, last.stderr
     assert same_weights(tmp_path / "whole" / "model.safetensors", killed / "model.safetensors")
@@ -153,7 +155,7 @@ def test_runs_killed_at_random_moments_resume_to_the_same_weights(phantoms, tmp_
     assert steps == list(range(1, 61))
 
 
-def test_ctrl_c_ends_a_run_quietly_with_a_sentence_on_how_to_resume(phantoms, tmp_path):
+def test_ctrl_c_ends_a_run_without_a_traceback_and_prints_the_command_to_resume(phantoms, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "volseg", "train", str(phantoms), "--output", str(run), "--steps", "100000", *SET]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
@@ -171,7 +173,7 @@ def test_ctrl_c_ends_a_run_quietly_with_a_sentence_on_how_to_resume(phantoms, tm
     assert not leftovers(run)
 
 
-def test_a_finished_run_that_is_resumed_stays_as_it_is(run, phantoms):
+def test_resuming_a_finished_run_does_not_change_it(run, phantoms):
     before = (run / "model.safetensors").read_bytes()
     train(phantoms, run, resume=True, device="cpu")
     assert (run / "model.safetensors").read_bytes() == before
@@ -222,10 +224,10 @@ def test_bad_data_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_existing_run_is_neither_overwritten_nor_mixed_up(run, phantoms, tmp_path):
+def test_an_existing_run_is_neither_overwritten_nor_continued_with_other_settings(run, phantoms, tmp_path):
     with pytest.raises(UsageError, match="--resume"):
         train(phantoms, run, steps=1)
-    with pytest.raises(UsageError, match="begun with seed 0, found 5"):
+    with pytest.raises(UsageError, match="started with seed 0, found 5"):
         train(phantoms, run, seed=5, resume=True)
     with pytest.raises(UsageError, match="keeps its configuration"):
         train(phantoms, run, overrides=[*TINY, "plan.batch_size=1"], resume=True)
@@ -237,7 +239,7 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed_up(run, phantoms, tmp_
     assert (precious / "thesis.txt").read_text() == "years of work"
 
 
-def test_overwrite_begins_anew(phantoms, tmp_path):
+def test_overwrite_starts_a_new_run(phantoms, tmp_path):
     first = train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu")
     train(phantoms, first, steps=3, overrides=TINY, device="cpu", overwrite=True)
     assert len((first / "metrics.jsonl").read_text().splitlines()) == 3
@@ -252,7 +254,7 @@ def test_overwrite_replaces_runs_only(phantoms, tmp_path):
     assert (other / "validation" / "precious.txt").exists()
 
 
-def test_what_a_kill_left_behind_is_in_nobodys_way(phantoms, tmp_path):
+def test_temporary_files_of_a_killed_run_are_removed(phantoms, tmp_path):
     run = train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu")
     left = [run / ".ab12cd34.tmp.report.html", run / "checkpoint" / ".ab12cd34.tmp.state.safetensors"]
     for path in left:
@@ -264,7 +266,7 @@ def test_what_a_kill_left_behind_is_in_nobodys_way(phantoms, tmp_path):
     assert not left[0].exists()
 
 
-def test_a_run_goes_on_with_the_labels_channels_and_cases_it_began_with(phantoms, tmp_path):
+def test_a_resumed_run_needs_the_labels_channels_and_cases_it_was_started_with(phantoms, tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(phantoms, data)
     call = {"overrides": TINY, "device": "cpu", "resume": True}
@@ -272,9 +274,9 @@ def test_a_run_goes_on_with_the_labels_channels_and_cases_it_began_with(phantoms
     index = json.loads((data / "dataset.json").read_text())
     swapped = index | {"labels": index["labels"] | {"1": "rod", "2": "ball"}}
     for changed, words in (
-        (swapped, "begun with the labels .* has "),
-        (index | {"modality": {"0": "other"}}, r"begun with the channels .* has \('other',\)"),
-        (index | {"labels": index["labels"] | {"7": "ignore"}}, "begun with the ignored value None, but .* has 7"),
+        (swapped, "started with the labels .* has "),
+        (index | {"modality": {"0": "other"}}, r"started with the channels .* has \('other',\)"),
+        (index | {"labels": index["labels"] | {"7": "ignore"}}, "started with the ignore label None, but .* has 7"),
     ):
         (data / "dataset.json").write_text(json.dumps(changed))
         with pytest.raises(InputError, match=words):
@@ -285,12 +287,12 @@ def test_a_run_goes_on_with_the_labels_channels_and_cases_it_began_with(phantoms
         content = first.read_bytes()
         first.write_bytes(second.read_bytes())
         second.write_bytes(content)
-    with pytest.raises(InputError, match="the cases to train on have changed since"):
+    with pytest.raises(InputError, match="the training cases have changed since"):
         train(data, run, steps=2, **call)
     assert all((run / name).exists() for name in SCORES)
 
 
-def test_a_run_that_goes_on_has_no_scores_until_its_model_has(phantoms, tmp_path, monkeypatch):
+def test_a_resumed_run_has_no_scores_until_its_new_model_has(phantoms, tmp_path, monkeypatch):
     run = train(phantoms, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
     assert describe(run)["foreground_dice"] is not None
 
@@ -307,14 +309,15 @@ def test_a_run_that_goes_on_has_no_scores_until_its_model_has(phantoms, tmp_path
     assert describe(run)["foreground_dice"] is not None
 
 
-def test_two_commands_do_not_train_in_one_folder(phantoms, tmp_path):
+def test_two_processes_do_not_train_in_one_folder(phantoms, tmp_path):
     run = train(phantoms, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
     before = {path: path.read_bytes() for path in run.glob("*.*") if path.is_file()}
-    code = f"from volseg.training.run_folder import *\nwith sole(Path({str(run)!r})):\n    print(1, flush=True)\n    input()"
+    lock = f"from volseg.training.run_folder import *\nwith lock_run_folder(Path({str(run)!r})):\n"
+    code = f"{lock}    print(1, flush=True)\n    input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline()
         for way in ("resume", "overwrite"):
-            with pytest.raises(UsageError, match=f"Another process trains in {run}"):
+            with pytest.raises(UsageError, match=f"Another process is training in {run}"):
                 train(phantoms, run, steps=2, overrides=TINY, device="cpu", **{way: True})
         assert {path: path.read_bytes() for path in run.glob("*.*") if path.is_file()} == before
         other.communicate(b"\n")
@@ -338,18 +341,18 @@ def test_a_run_that_was_killed_while_it_was_replaced_can_be_replaced(phantoms, t
     assert (train(phantoms, run, **anew) / "validation.json").exists()
 
 
-def test_a_label_that_no_case_holds_is_said(phantoms, tmp_path, caplog):
+def test_a_label_that_occurs_in_no_case_is_a_warning(phantoms, tmp_path, caplog):
     data = tmp_path / "data"
     shutil.copytree(phantoms, data)
     index = json.loads((data / "dataset.json").read_text())
     (data / "dataset.json").write_text(json.dumps(index | {"labels": index["labels"] | {"9": "never"}}))
     train(data, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
     assert [message for message in caplog.messages if "in no case" in message] == [
-        "Label never is in no case: nothing is learned of it"
+        "Label never occurs in no case, so it cannot be learned"
     ]
 
 
-def test_the_same_call_with_resume_begins_and_goes_on(phantoms, tmp_path):
+def test_the_same_call_with_resume_starts_and_resumes(phantoms, tmp_path):
     call = {"steps": 2, "overrides": TINY, "device": "cpu", "resume": True}
     first = train(phantoms, tmp_path / "run", **call)
     before = (first / "model.safetensors").read_bytes()
@@ -364,7 +367,7 @@ def test_fewer_cases_than_folds_train_with_fold_all(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_process_group_ends_a_run_whole(phantoms, tmp_path, stop):
+def test_a_signal_to_the_whole_process_group_ends_a_run_with_a_checkpoint(phantoms, tmp_path, stop):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "volseg", "train", str(phantoms), "--output", str(run), "--steps", "100000", *SET]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True)

@@ -15,12 +15,12 @@ from volseg.modelfile import read_card
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (24, 22, 20)
 CASES = ("a", "b", "c", "d")
-# Random weights find one structure among others by chance only: see `test_random_weights_are_far_below`.
+# Far above what random weights reach: see `test_random_weights_score_far_below`.
 LEARNED = 0.75
 
 
 def balls(seed: int, *radii: float) -> list[np.ndarray]:
-    """Masks of balls that lie apart, in places of their own in each case."""
+    """Masks of balls that do not touch, at random positions in each case."""
     rng = np.random.default_rng(seed)
     corners = rng.permutation([(7, 7, 6), (16, 7, 13), (7, 15, 13), (16, 15, 6)])
     place = np.indices(SHAPE)
@@ -32,7 +32,7 @@ def balls(seed: int, *radii: float) -> list[np.ndarray]:
 
 
 def noisy(seed: int, *bright: tuple[np.ndarray, float]) -> np.ndarray:
-    """A scan of noise in which masks have a brightness; the last mask goes first."""
+    """A noisy scan in which each mask has a brightness; where masks overlap, the last one counts."""
     scan = np.zeros(SHAPE)
     for mask, value in bright:
         scan[mask] = value
@@ -58,7 +58,7 @@ def write_nnunet(folder: Path, scans: list[np.ndarray], references: list[np.ndar
 
 
 def trained(folder: Path, steps: int = 100) -> tuple[Path, dict]:
-    """A run on two of the cases, and what it found on the two others."""
+    """A run trained on two of the cases, and its validation scores on the other two."""
     overrides = [*TINY, "plan.blocks_per_stage=2"]
     run = train(folder, folder / f"run_{steps}", folds=2, steps=steps, overrides=overrides, device="cpu")
     return run, json.loads((run / "validation.json").read_text())
@@ -70,7 +70,7 @@ def dice_of(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def two_channels(tmp_path_factory) -> Path:
-    """Decathlon layout, 4-D scans. One channel shows first and second alike, the other second and a decoy alike."""
+    """Decathlon layout, 4-D scans. First and second look alike in one channel, second and a decoy in the other."""
     folder = tmp_path_factory.mktemp("two_channels")
     for seed, name in enumerate(CASES):
         first, second, decoy = balls(seed, 5, 5, 5)
@@ -88,7 +88,7 @@ def two_channels(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def regions(tmp_path_factory) -> Path:
-    """A ball with a bright core; the regions are all of it and the core."""
+    """A ball with a bright core; the regions are the whole ball and its core."""
     scans, references = [], []
     for seed in range(len(CASES)):
         whole, core = balls(seed, 6.5)[0], balls(seed, 4)[0]
@@ -101,7 +101,7 @@ def regions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ignored(tmp_path_factory) -> Path:
-    """A ball, labelled in every sixth slice only; all other slices are to be ignored."""
+    """A ball, annotated in every sixth slice only; all other slices have the ignore label."""
     masks = [balls(seed, 6)[0].astype(np.uint8) for seed in range(len(CASES))]
     scans = [noisy(seed, (mask == 1, 100)) for seed, mask in enumerate(masks)]
     sparse = [np.where(np.arange(SHAPE[2]) % 6 == 1, mask, 2).astype(np.uint8) for mask in masks]
@@ -110,10 +110,10 @@ def ignored(tmp_path_factory) -> Path:
     )
 
 
-def test_two_channels_tell_apart_what_either_alone_cannot(two_channels):
+def test_two_channels_separate_what_one_alone_cannot(two_channels):
     run, scores = trained(two_channels)
     assert all(scores["mean"]["labels"][name]["dice"] > LEARNED for name in ("first", "second"))
-    # Each channel has a normalisation of its own: another scale of one of them changes nothing.
+    # Each channel is normalised separately, so the scale of one channel does not matter.
     segmenter, scan = Segmenter.load(run / "model.safetensors", device="cpu"), load(two_channels / "a.nii.gz")
     scaled = scan * np.array([1, 3], dtype=np.int16)
     assert (segmenter((scan, np.eye(4))).labels == segmenter((scaled, np.eye(4))).labels).mean() > 0.999
@@ -137,7 +137,7 @@ def test_regions_are_learned_written_and_scored_as_unions_of_their_parts(regions
     assert again["cases"] == scores["cases"]
 
 
-def test_what_is_labelled_in_some_slices_is_found_in_all(ignored):
+def test_a_label_annotated_in_some_slices_is_segmented_in_all(ignored):
     run, scores = trained(ignored)
     assert read_card(run / "model.safetensors").plan.ignore == 2
     described = describe(run / "model.safetensors")
@@ -145,7 +145,7 @@ def test_what_is_labelled_in_some_slices_is_found_in_all(ignored):
     for case in scores["cases"]:
         written = load(run / "validation" / f"{case['name']}.nii.gz")
         truth = balls(CASES.index(case["name"]), 6)[0]
-        # Scored on the labelled slices, and right in the others too.
+        # Scored on the annotated slices, and right in the others too.
         assert case["labels"]["ball"]["dice"] == pytest.approx(dice_of(written[..., 1::6] == 1, truth[..., 1::6]))
         assert set(np.unique(written)) == {0, 1}
         assert dice_of(written == 1, truth) > LEARNED
@@ -154,6 +154,6 @@ def test_what_is_labelled_in_some_slices_is_found_in_all(ignored):
 
 
 @pytest.mark.parametrize("kind", ["two_channels", "regions", "ignored"])
-def test_random_weights_are_far_below(kind, request):
+def test_random_weights_score_far_below(kind, request):
     _, scores = trained(request.getfixturevalue(kind), steps=1)
     assert scores["mean"]["foreground_dice"] < 0.5

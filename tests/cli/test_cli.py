@@ -257,7 +257,7 @@ def test_doctor_reports_what_a_device_computes_wrongly(monkeypatch):
 
     for convolution, advice in (
         (wrong, "use --precision fp32"),
-        (lacking, "use --device cpu, or a torch made for this GPU"),
+        (lacking, "use --device cpu, or install a PyTorch build for this GPU"),
     ):
         calls = iter([right, convolution])
         monkeypatch.setattr(torch.nn.functional, "conv3d", lambda *given, calls=calls: next(calls)(*given))

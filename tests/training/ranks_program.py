@@ -1,4 +1,4 @@
-"""What each of several processes does in test_ranks.py: fits a small network and writes down how it ended."""
+"""The program that each process of test_ranks.py runs: it trains a small network and writes its results to files."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from volseg.config import TrainingConfig
 from volseg.modelfile import save_tensors
 from volseg.networks import UNet
 from volseg.training.loop import fit
-from volseg.training.ranks import Ranks, joined
+from volseg.training.ranks import Ranks, join_process_group
 from volseg.training.schedule import Budget
 from volseg.training.state import TrainingState
 
@@ -30,17 +30,17 @@ NETWORK = tiny_plan().network.model_copy(
 
 
 def batches(ranks: Ranks) -> Iterator[dict[str, torch.Tensor]]:
-    """A rank's share of batches of three: it is uneven, and class 2 lies in one sample only, so on one rank only."""
+    """A rank's shard of batches of three samples, of which only the second has class 2, so only one rank has it."""
     generator = torch.Generator().manual_seed(0)
     while True:
         image = torch.randn(3, 1, 8, 8, 8, generator=generator)
         label = (image[:, 0] > 0.5).to(torch.uint8)
         label[1, :4] *= 2
-        yield {"image": ranks.share(image), "label": ranks.share(label)}
+        yield {"image": ranks.shard(image), "label": ranks.shard(label)}
 
 
 def trained(ranks: Ranks, budget: Budget, **options: Any) -> tuple[TrainingState, list[dict[str, Any]]]:
-    """A state after `budget`, and the records of its steps."""
+    """The state after training for `budget`, and the records of its steps."""
     torch.manual_seed(0)
     state, records = TrainingState(UNet(NETWORK), CONFIG, ranks), []
     fit(state, batches(ranks), budget, CONFIG, report=records.append, **options)
@@ -48,31 +48,31 @@ def trained(ranks: Ranks, budget: Budget, **options: Any) -> tuple[TrainingState
 
 
 def tensors(state: TrainingState) -> dict[str, torch.Tensor]:
-    """Weights and averages, and the gradients of the last step where there are any."""
+    """Weights, EMA of the weights, and the gradients of the last step."""
     found = {f"weight {name}": value for name, value in state.network.state_dict().items()}
-    found |= {f"average {name}": value for name, value in state.ema.state_dict().items()}
+    found |= {f"ema {name}": value for name, value in state.ema.state_dict().items()}
     parameters = state.network.named_parameters()
     return found | {f"gradient {name}": value.grad for name, value in parameters if value.grad is not None}
 
 
 def main(folder: Path) -> None:
-    """Train by steps, by the clock, and until one rank is asked to stop."""
-    with joined(torch.device("cpu")) as ranks:
+    """Train for a number of steps, for a time, and until one rank requests a stop."""
+    with join_process_group(torch.device("cpu")) as ranks:
         for steps in (1, 6):
             state, records = trained(ranks, Budget(steps=steps))
             save_tensors(folder / f"{steps}steps.{ranks.rank}.safetensors", tensors(state), {})
         timed, timed_records = trained(ranks, Budget(seconds=0.5))
-        asked = iter(range(1, 1000))
-        stopped, _ = trained(ranks, Budget(steps=1000), stopped=lambda: next(asked) == 4 and not ranks.first)
-        told = {
+        calls = iter(range(1, 1000))
+        stopped, _ = trained(ranks, Budget(steps=1000), stopped=lambda: next(calls) == 4 and not ranks.first)
+        results = {
             "losses": [record["loss"] for record in records],
             "rates of the timed run": [record["learning_rate"] for record in timed_records],
             "timed": timed.step,
             "stopped": stopped.step,
-            "gathered": ranks.gather({f"case {index}": index for index in ranks.share(range(5))}),
-            "made": ranks.on_first_rank(lambda: f"by {ranks.rank}"),
+            "gathered": ranks.gather({f"case {index}": index for index in ranks.shard(range(5))}),
+            "from first rank": ranks.on_first_rank(lambda: f"by {ranks.rank}"),
         }
-        (folder / f"{ranks.rank}.json").write_text(json.dumps(told))
+        (folder / f"{ranks.rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

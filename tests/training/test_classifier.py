@@ -1,4 +1,4 @@
-"""The loop that trains a U-Net trains a classifier too: on clips that only time tells apart, and on volumes."""
+"""The training loop also trains a classifier: on clips whose classes differ only in motion, and on volumes."""
 
 import doctest
 from collections.abc import Iterator
@@ -20,43 +20,43 @@ UNSEEN = 10_000
 
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
-    """The example in the docstring of `volseg.training`, run: the names it leaves behind."""
+    """The variables of the example in the docstring of `volseg.training`, after it has run."""
     found = doctest.DocTestParser().get_doctest(volseg.training.__doc__, {}, "volseg.training", None, 0)
     assert doctest.DocTestRunner().run(found, clear_globs=False).failed == 0
     return found.globs
 
 
 @torch.no_grad()
-def answers(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+def predicted_classes(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     return network(images).argmax(1)
 
 
 def accuracy(network: torch.nn.Module, batch: Batch) -> float:
-    return (answers(network, batch["image"]) == batch["label"]).double().mean().item()
+    return (predicted_classes(network, batch["image"]) == batch["label"]).double().mean().item()
 
 
 def trained(example: dict[str, Any], batches: Iterator[Batch]) -> torch.nn.Module:
-    """The example's network, trained as the example trains it on other batches."""
+    """The network of the example, trained in the same way on other batches."""
     torch.manual_seed(0)
     state = TrainingState(Classifier(example["network"]), example["config"])
     assert fit(state, batches, Budget(steps=example["state"].step), example["config"], loss=classification_loss)
     return state.ema
 
 
-def test_it_tells_moving_from_still_on_unseen_clips(example):
+def test_it_separates_moving_from_still_discs_on_unseen_clips(example):
     assert accuracy(example["state"].ema, example["clips"](UNSEEN, seeds=200)) > 0.95
 
 
-def test_what_it_looks_at_is_time(example):
-    """Any one frame of a clip, shown all the time, is a clip that stands still."""
+def test_it_relies_on_motion(example):
+    """A clip that repeats one of its frames is classified as still."""
     images = example["clips"](UNSEEN, seeds=50)["image"]
     for frame in (0, 3, 7):
         frozen = images[:, :, frame : frame + 1].expand_as(images)
-        assert (answers(example["state"].ema, frozen) == 0).double().mean() > 0.95
+        assert (predicted_classes(example["state"].ema, frozen) == 0).double().mean() > 0.95
 
 
-def test_single_frames_do_not_tell_them_apart(example):
-    """Trained on the last frames alone, the same network is no better than chance on unseen ones."""
+def test_single_frames_do_not_separate_the_classes(example):
+    """Trained on last frames only, the same network is no better than chance on unseen last frames."""
 
     def last_frames(number: int, seeds: int = 8) -> Batch:
         batch = example["clips"](number, seeds)
@@ -66,8 +66,8 @@ def test_single_frames_do_not_tell_them_apart(example):
     assert accuracy(network, last_frames(UNSEEN, seeds=200)) == pytest.approx(0.5, abs=0.08)
 
 
-def test_it_tells_ct_from_mr_volumes(example):
-    """The same on volumes (B, 1, D, H, W): a scan's modality, whatever its scale and the order of its axes."""
+def test_it_separates_ct_from_mr_volumes(example):
+    """The same on volumes (B, 1, D, H, W): the modality of a normalised scan."""
 
     def volumes(first: int, seeds: int) -> Batch:
         kinds = [(seed, kind) for seed in range(first, first + seeds) for kind in ("ct", "mr")]

@@ -1,4 +1,4 @@
-"""The loop and its state: exact resumption, averaging, what it reports, when it stops."""
+"""The training loop and its state: exact resumption, EMA, records, and when it stops."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.errors import InputError, TrainingError
 from volseg.training.loop import fit
-from volseg.training.ranks import ALONE, Ranks
+from volseg.training.ranks import SINGLE_PROCESS, Ranks
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState, has_checkpoint
 
@@ -50,7 +50,7 @@ def test_it_learns_a_threshold():
 
 
 def test_it_takes_any_loss_of_the_output_and_the_label():
-    def loss(output: torch.Tensor, label: torch.Tensor, _: Ranks = ALONE) -> torch.Tensor:
+    def loss(output: torch.Tensor, label: torch.Tensor, _: Ranks = SINGLE_PROCESS) -> torch.Tensor:
         return (output[:, 0] - 2.0 * label).square().mean()
 
     with torch.no_grad():
@@ -62,9 +62,9 @@ def test_it_takes_any_loss_of_the_output_and_the_label():
 
 
 @pytest.mark.parametrize("cut", [1, 7, 19])
-def test_a_resumed_run_is_bit_for_bit_the_uncut_one(tmp_path, cut):
-    uncut = TrainingState(network(), CONFIG)
-    run(uncut, 20)
+def test_a_resumed_run_gives_the_same_bits_as_an_uninterrupted_one(tmp_path, cut):
+    uninterrupted = TrainingState(network(), CONFIG)
+    run(uninterrupted, 20)
     first = TrainingState(network(), CONFIG)
     assert not run(first, 20, stopped=lambda: first.step == cut)
     first.save(tmp_path)
@@ -73,27 +73,27 @@ def test_a_resumed_run_is_bit_for_bit_the_uncut_one(tmp_path, cut):
     second.load(tmp_path)
     assert second.step == cut
     assert run(second, 20)
-    assert all(torch.equal(a, b) for a, b in zip(weights(uncut), weights(second), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(uninterrupted), weights(second), strict=True))
 
 
-def test_it_trains_on_what_grow_makes_of_a_batch():
-    asked = []
+def test_it_trains_on_the_cropped_batch():
+    calls = []
 
-    def grow(batch, progress, step):
-        asked.append((progress, step))
+    def crop(batch, progress, step):
+        calls.append((progress, step))
         return {key: value[..., : 2 + 6 * (progress >= 0.5)] for key, value in batch.items()}
 
-    patch_size_at, cut = TrainingState(network(), CONFIG), TrainingState(network(), CONFIG)
-    run(patch_size_at, 4, grow=grow)
-    assert asked == [(0.0, 0), (0.25, 1), (0.5, 2), (0.75, 3)]
-    parts = (grow(batch(step), step / 4, step) for step in range(4))
-    fit(cut, parts, Budget(steps=4), CONFIG)
-    assert all(torch.equal(a, b) for a, b in zip(weights(patch_size_at), weights(cut), strict=True))
-    run(whole := TrainingState(network(), CONFIG), 4)
-    assert not torch.equal(weights(whole)[0], weights(cut)[0])
+    by_loop, by_hand = TrainingState(network(), CONFIG), TrainingState(network(), CONFIG)
+    run(by_loop, 4, crop_patches=crop)
+    assert calls == [(0.0, 0), (0.25, 1), (0.5, 2), (0.75, 3)]
+    cropped = (crop(batch(step), step / 4, step) for step in range(4))
+    fit(by_hand, cropped, Budget(steps=4), CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(weights(by_loop), weights(by_hand), strict=True))
+    run(full := TrainingState(network(), CONFIG), 4)
+    assert not torch.equal(weights(full)[0], weights(by_hand)[0])
 
 
-def test_records_say_what_happened():
+def test_records_hold_step_learning_rate_progress_and_seconds():
     records = []
     run(TrainingState(network(), CONFIG), 10, report=records.append)
     assert [record["step"] for record in records] == list(range(1, 11))
@@ -102,7 +102,7 @@ def test_records_say_what_happened():
     assert all(later["seconds"] >= sooner["seconds"] for sooner, later in itertools.pairwise(records))
 
 
-def test_validation_comes_at_even_shares_and_sees_the_average():
+def test_validation_is_evenly_spaced_and_gets_the_ema():
     state, seen = TrainingState(network(), CONFIG), []
 
     def validate(model):
@@ -116,7 +116,7 @@ def test_validation_comes_at_even_shares_and_sees_the_average():
     assert [record["step"] for record in records if "foreground_dice" in record] == seen
 
 
-def test_a_spent_budget_takes_no_step():
+def test_no_step_is_taken_after_the_budget_is_spent():
     state = TrainingState(network(), CONFIG)
     state.step = 5
     before = [value.clone() for value in weights(state)]
@@ -131,7 +131,7 @@ def test_the_wall_clock_budget_ends_the_run():
     assert 0.3 <= state.seconds < 3.0
 
 
-def test_the_average_follows_the_recurrence():
+def test_the_ema_follows_the_recurrence():
     state = TrainingState(network(), CONFIG)
     start = next(iter(state.ema.parameters())).clone()
     state.step = 1
@@ -143,7 +143,7 @@ def test_the_average_follows_the_recurrence():
     torch.testing.assert_close(moved, start + (1 - 2 / 11))
 
 
-def test_a_loss_that_is_no_number_is_refused_with_weights_untouched():
+def test_a_nan_loss_is_an_error_that_leaves_the_weights_unchanged():
     state = TrainingState(network(), CONFIG)
     bad = batch(0)
     bad["image"][0, 0, 0, 0, 0] = math.nan
@@ -152,7 +152,7 @@ def test_a_loss_that_is_no_number_is_refused_with_weights_untouched():
     assert all(torch.isfinite(value).all() for value in weights(state))
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+def test_a_corrupt_checkpoint_is_rejected(tmp_path):
     TrainingState(network(), CONFIG).save(tmp_path)
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:100])
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
         TrainingState(network(), CONFIG).load(tmp_path)
 
 
-def test_a_checkpoint_of_another_optimiser_is_refused(tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_optimiser_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr("volseg.training.state.OPTIMIZER", "adamw")
     TrainingState(network(), CONFIG).save(tmp_path)
     monkeypatch.undo()

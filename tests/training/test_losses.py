@@ -1,4 +1,4 @@
-"""The loss against numbers worked out by hand, and against MONAI's."""
+"""The loss against values computed by hand, and against MONAI's."""
 
 import math
 
@@ -47,13 +47,13 @@ def test_soft_dice_is_monais_batch_dice():
     assert soft_dice(logits, target).item() == pytest.approx(1 - theirs.item(), abs=1e-5)
 
 
-def test_a_perfect_answer_costs_nothing():
+def test_the_loss_of_a_perfect_prediction_is_zero():
     target = torch.randint(0, 3, (2, 4, 4, 4))
     logits = 50.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
     assert dice_and_cross_entropy(logits, target).item() == pytest.approx(0, abs=1e-4)
 
 
-def test_the_loss_of_a_segmentation_refuses_the_logits_of_a_classifier():
+def test_the_segmentation_loss_rejects_the_logits_of_a_classifier():
     with pytest.raises(UsageError, match=r"found \(2, 3\).*loss=classification_loss"):
         supervised_loss(torch.randn(2, 3), torch.tensor([1, 0]))
 
@@ -65,7 +65,7 @@ def test_classification_loss_of_two_clips_by_hand():
     assert loss.item() == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2, abs=2e-3)
 
 
-def test_deep_supervision_weighs_by_halves_and_leaves_out_the_coarsest():
+def test_deep_supervision_halves_the_weight_per_level_and_excludes_the_coarsest():
     torch.manual_seed(1)
     target = torch.randint(0, 2, (1, 8, 8, 8))
     outputs = [torch.randn(1, 2, size, size, size) for size in (8, 4, 2)]
@@ -81,17 +81,17 @@ def test_one_output_is_the_plain_loss():
     assert supervised_loss(logits, target) == dice_and_cross_entropy(logits, target)
 
 
-def random_case(regions: bool, share_ignored: float, size: int = 6) -> tuple[Tensor, Tensor]:
-    """Logits (2, 3, size, size, size) that ask for gradients, and a target of which a share of voxels is ignored."""
+def random_case(regions: bool, fraction_ignored: float, size: int = 6) -> tuple[Tensor, Tensor]:
+    """Logits (2, 3, size, size, size) with gradients, and a target with a fraction of ignored voxels."""
     torch.manual_seed(int(regions))
     logits = 2 * torch.randn(2, 3, size, size, size)
     target = torch.randint(0, 2, logits.shape) if regions else torch.randint(0, 3, (2, size, size, size))
-    ignored = torch.rand(2, size, size, size) < share_ignored
+    ignored = torch.rand(2, size, size, size) < fraction_ignored
     target[ignored[:, None].expand_as(target) if regions else ignored] = IGNORED
     return logits.requires_grad_(), target.to(torch.int8)
 
 
-def plainly(logits: np.ndarray, target: np.ndarray, regions: bool) -> float:
+def reference_loss(logits: np.ndarray, target: np.ndarray, regions: bool) -> float:
     """The loss voxel by voxel in float64, from the formulas of Dice and of cross-entropy."""
     overlap, total, entropies = np.zeros(3), np.zeros(3), []
     for sample, d, h, w in np.ndindex(logits.shape[0], *logits.shape[2:]):
@@ -99,28 +99,28 @@ def plainly(logits: np.ndarray, target: np.ndarray, regions: bool) -> float:
         if (truth == IGNORED).all():
             continue
         if regions:
-            share, member = 1 / (1 + np.exp(-scores)), truth.astype(float)
-            entropies += [-math.log(p if inside else 1 - p) for p, inside in zip(share, member, strict=True)]
+            probability, member = 1 / (1 + np.exp(-scores)), truth.astype(float)
+            entropies += [-math.log(p if inside else 1 - p) for p, inside in zip(probability, member, strict=True)]
         else:
-            share, member = np.exp(scores) / np.exp(scores).sum(), np.eye(3)[truth]
-            entropies += [-math.log(share[truth])]
-        overlap, total = overlap + share * member, total + share + member
+            probability, member = np.exp(scores) / np.exp(scores).sum(), np.eye(3)[truth]
+            entropies += [-math.log(probability[truth])]
+        overlap, total = overlap + probability * member, total + probability + member
     dice = (2 * overlap + SMOOTH) / (total + SMOOTH)
     return 1 - dice[0 if regions else 1 :].mean() + sum(entropies) / max(len(entropies), 1)
 
 
 @pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.97, 1.0])
-def test_the_loss_is_that_of_the_formulas_over_known_voxels(regions, share):
-    logits, target = random_case(regions, share)
-    expected = plainly(logits.detach().double().numpy(), target.numpy(), regions)
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.97, 1.0])
+def test_the_loss_equals_the_formulas_over_annotated_voxels(regions, fraction):
+    logits, target = random_case(regions, fraction)
+    expected = reference_loss(logits.detach().double().numpy(), target.numpy(), regions)
     assert dice_and_cross_entropy(logits, target, regions).item() == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_ignored_voxels_have_no_gradient_at_all_and_known_ones_have(regions, share):
-    logits, target = random_case(regions, share)
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_ignored_voxels_have_zero_gradient_and_annotated_voxels_have_not(regions, fraction):
+    logits, target = random_case(regions, fraction)
     dice_and_cross_entropy(logits, target, regions).backward()
     ignored = (target == IGNORED).expand_as(logits) if regions else (target == IGNORED)[:, None].expand_as(logits)
     assert (logits.grad[ignored] == 0).all()
@@ -128,14 +128,14 @@ def test_ignored_voxels_have_no_gradient_at_all_and_known_ones_have(regions, sha
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_what_the_network_says_of_ignored_voxels_changes_no_bit(regions):
+def test_logits_of_ignored_voxels_do_not_change_a_bit_of_the_loss(regions):
     logits, target = random_case(regions, 0.4)
     other = torch.where((target if regions else target[:, None]) == IGNORED, 30 * torch.randn_like(logits), logits)
     assert not torch.equal(other, logits)
     assert torch.equal(dice_and_cross_entropy(other, target, regions), dice_and_cross_entropy(logits, target, regions))
 
 
-def test_without_ignored_voxels_the_loss_of_labels_is_the_plain_one_bit_for_bit():
+def test_without_ignored_voxels_the_loss_is_bitwise_the_plain_one():
     logits, target = random_case(False, 0.0, size=24)
     loss = dice_and_cross_entropy(logits, target.to(torch.uint8))
     again = logits.detach().clone().requires_grad_()
@@ -153,7 +153,7 @@ def test_without_ignored_voxels_the_loss_of_labels_is_the_plain_one_bit_for_bit(
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_deep_supervision_takes_the_nearest_target_of_regions_and_ignored_voxels_too(regions):
+def test_deep_supervision_uses_the_nearest_target_for_regions_and_ignored_voxels_too(regions):
     fine, target = random_case(regions, 0.4, size=8)
     coarse, nearest = torch.randn(2, 3, 4, 4, 4), target[..., 1::2, 1::2, 1::2]
     expected = (

@@ -1,27 +1,27 @@
-"""Muon: updates of kernels have singular values of about 1 and the gradient's directions; the rest is AdamW's."""
+"""Muon: kernel updates have the singular vectors of the gradient and singular values of about 1; the rest is AdamW."""
 
 import pytest
 import torch
 from torch import nn
 
-from volseg.training.optimisers import UPDATE_RMS, Muon, orthogonalised
+from volseg.training.optimisers import UPDATE_RMS, Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(16, 27), (8, 432), (64, 8), (32, 32), (1, 27)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-def test_singular_values_become_about_one_and_their_vectors_stay(shape: tuple[int, int], scale: float) -> None:
+def test_singular_values_become_about_one_and_singular_vectors_stay(shape: tuple[int, int], scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
     left = torch.linalg.qr(torch.randn(shape[0], min(shape), generator=generator))[0]
     right = torch.linalg.qr(torch.randn(shape[1], min(shape), generator=generator))[0]
     values = torch.logspace(0, -2, min(shape))
-    found = left.T @ orthogonalised(scale * left * values @ right.T) @ right
+    found = left.T @ orthogonalise(scale * left * values @ right.T) @ right
     assert found.diagonal().min() > 0.65
     assert found.diagonal().max() < 1.25
     assert (found - found.diagonal().diag()).abs().max() < 1e-3
 
 
 def test_a_matrix_of_zeros_stays_zero() -> None:
-    assert torch.equal(orthogonalised(torch.zeros(4, 8)), torch.zeros(4, 8))
+    assert torch.equal(orthogonalise(torch.zeros(4, 8)), torch.zeros(4, 8))
 
 
 @pytest.mark.parametrize("layer", [nn.Conv3d(4, 6, 3), nn.Conv3d(4, 6, (3, 1, 1)), nn.ConvTranspose3d(6, 4, 2, 2)])
@@ -36,27 +36,27 @@ def test_the_first_step_of_a_kernel_is_the_orthogonal_gradient_whatever_its_size
         Muon(layer, learning_rate=0.1, weight_decay=0.5).step()
         updates.append((kernel.detach() - (1 - 0.1 * 0.5) * before) / -0.1)
     matrix = gradient.movedim(1, -1).flatten(1)
-    expected = UPDATE_RMS * max(matrix.shape) ** 0.5 * orthogonalised(matrix)
+    expected = UPDATE_RMS * max(matrix.shape) ** 0.5 * orthogonalise(matrix)
     torch.testing.assert_close(updates[0].movedim(1, -1).flatten(1), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(updates[0], updates[1], atol=1e-4, rtol=1e-3)
     assert 0.65 < updates[0].square().mean().sqrt() / UPDATE_RMS < 1.25
 
 
-def test_momentum_keeps_going_where_gradients_agree_and_cancels_where_they_do_not() -> None:
+def test_momentum_adds_up_where_gradients_agree_and_cancels_where_they_alternate() -> None:
     layer = nn.Conv3d(1, 1, 3, bias=False)
-    steady, turning = torch.zeros(1, 1, 3, 3, 3), torch.zeros(1, 1, 3, 3, 3)
-    steady[..., 0], turning[..., 2] = 1.0, 1.0
+    steady, alternating = torch.zeros(1, 1, 3, 3, 3), torch.zeros(1, 1, 3, 3, 3)
+    steady[..., 0], alternating[..., 2] = 1.0, 1.0
     optimizer = Muon(layer, learning_rate=0.01, weight_decay=0.0)
     before = layer.weight.detach().clone()
     for step in range(40):
-        layer.weight.grad = steady + turning * (-1) ** step
+        layer.weight.grad = steady + alternating * (-1) ** step
         optimizer.step()
     moved = (layer.weight.detach() - before).abs().sum(dim=(0, 1, 2, 3))
     assert moved[0] > 10 * moved[2]
     assert moved[1] == 0
 
 
-def test_all_else_takes_the_steps_of_adamw() -> None:
+def test_all_other_parameters_take_the_steps_of_adamw() -> None:
     def trained(adamw: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv3d(2, 3, 1), nn.InstanceNorm3d(3, affine=True), nn.Flatten(), nn.Linear(24, 2))
@@ -73,7 +73,7 @@ def test_all_else_takes_the_steps_of_adamw() -> None:
         assert torch.equal(ours, reference)
 
 
-def test_steps_do_not_depend_on_how_a_kernel_lies_in_memory() -> None:
+def test_steps_do_not_depend_on_the_memory_format_of_a_kernel() -> None:
     results = []
     for layout in (torch.contiguous_format, torch.channels_last_3d):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Two real processes that train together, against one that does it alone."""
+"""Two real processes that train together, against a single process."""
 
 import json
 import subprocess
@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from tests.pipeline import environment, torchrun
 from tests.training.ranks_program import tensors, trained
 from volseg.errors import UsageError
-from volseg.training.ranks import ALONE, joined, local_device, ranks_here
+from volseg.training.ranks import SINGLE_PROCESS, join_process_group, local_device, local_world_size
 from volseg.training.schedule import Budget
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> Path:
-    """Where two processes of ranks_program.py left how they ended."""
+def finished(tmp_path_factory) -> Path:
+    """The folder with the results of two processes of ranks_program.py."""
     folder = tmp_path_factory.mktemp("ranks")
     command = torchrun("-m", "tests.training.ranks_program", folder)
     done = subprocess.run(
@@ -31,21 +31,21 @@ def ended(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(ended) -> list[dict]:
-    return [json.loads((ended / f"{rank}.json").read_text()) for rank in range(2)]
+def results(finished) -> list[dict]:
+    return [json.loads((finished / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("steps", [1, 6])
-def test_both_ranks_hold_the_same_weights_averages_and_gradients(ended, steps):
-    first, second = (load_file(ended / f"{steps}steps.{rank}.safetensors") for rank in range(2))
+def test_both_ranks_have_the_same_weights_ema_and_gradients(finished, steps):
+    first, second = (load_file(finished / f"{steps}steps.{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_gradients_are_those_of_one_process_with_the_whole_batch(ended):
-    alone = tensors(trained(ALONE, Budget(steps=1))[0])
-    shared = load_file(ended / "1steps.0.safetensors")
-    # The head that the loss leaves out has no gradient in either.
+def test_gradients_equal_those_of_one_process_with_the_whole_batch(finished):
+    alone = tensors(trained(SINGLE_PROCESS, Budget(steps=1))[0])
+    shared = load_file(finished / "1steps.0.safetensors")
+    # The head of the coarsest stage, which the loss excludes, has no gradient in either.
     assert alone.keys() == shared.keys()
     assert len(alone) < 3 * len([name for name in alone if name.startswith("weight")])
     largest = max(value.abs().max() for name, value in alone.items() if name.startswith("gradient"))
@@ -53,34 +53,34 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(ended):
         torch.testing.assert_close(shared[name], alone[name], rtol=1e-4, atol=1e-5 * largest.item())
 
 
-def test_losses_and_weights_after_several_steps_are_those_of_one_process(ended, told):
-    state, records = trained(ALONE, Budget(steps=6))
+def test_losses_and_weights_after_several_steps_equal_those_of_one_process(finished, results):
+    state, records = trained(SINGLE_PROCESS, Budget(steps=6))
     losses = [record["loss"] for record in records]
-    assert told[0]["losses"] == told[1]["losses"] == pytest.approx(losses, rel=1e-5)
-    alone, shared = tensors(state), load_file(ended / "6steps.0.safetensors")
+    assert results[0]["losses"] == results[1]["losses"] == pytest.approx(losses, rel=1e-5)
+    alone, shared = tensors(state), load_file(finished / "6steps.0.safetensors")
     for name in alone:
         if not name.startswith("gradient"):
             torch.testing.assert_close(shared[name], alone[name], rtol=1e-3, atol=1e-4)
 
 
-def test_the_clock_of_the_first_rank_counts_for_all(told):
-    assert told[0]["timed"] == told[1]["timed"] > 1
-    assert told[0]["rates of the timed run"] == told[1]["rates of the timed run"]
+def test_the_clock_of_the_first_rank_counts_for_all(results):
+    assert results[0]["timed"] == results[1]["timed"] > 1
+    assert results[0]["rates of the timed run"] == results[1]["rates of the timed run"]
 
 
-def test_a_stop_asked_of_one_rank_stops_all_after_the_same_step(told):
-    assert told[0]["stopped"] == told[1]["stopped"] == 4
+def test_a_stop_request_to_one_rank_stops_all_after_the_same_step(results):
+    assert results[0]["stopped"] == results[1]["stopped"] == 4
 
 
-def test_what_each_rank_found_and_what_the_first_made_is_known_to_all(told):
-    for one in told:
+def test_gathered_values_and_those_of_the_first_rank_reach_all_ranks(results):
+    for one in results:
         assert one["gathered"] == {f"case {index}": index for index in range(5)}
-        assert one["made"] == "by 0"
+        assert one["from first rank"] == "by 0"
 
 
-def test_a_process_on_its_own_starts_no_group():
-    with joined(torch.device("cpu")) as ranks:
-        assert ranks is ALONE
+def test_a_single_process_starts_no_process_group():
+    with join_process_group(torch.device("cpu")) as ranks:
+        assert ranks is SINGLE_PROCESS
         assert not torch.distributed.is_initialized()
         value = torch.tensor([1.0, 2.0])
         assert ranks.sum(value) is value
@@ -89,7 +89,7 @@ def test_a_process_on_its_own_starts_no_group():
 
 @pytest.fixture
 def third_of_four(monkeypatch):
-    """The environment of one of four processes, and eight GPUs."""
+    """The environment of rank 2 of four, on a machine with eight GPUs."""
     for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -97,32 +97,32 @@ def third_of_four(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "device"), [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cpu", "cpu")])
-def test_each_process_takes_a_gpu_of_its_own(third_of_four, name, device):
+def test_each_process_gets_its_own_gpu(third_of_four, name, device):
     assert local_device(name) == torch.device(device)
 
 
-def test_one_gpu_is_not_shared(third_of_four):
+def test_one_gpu_for_several_processes_is_rejected(third_of_four):
     with pytest.raises(UsageError, match=r"cuda:1.*found 4 processes"):
         local_device("cuda:1")
 
 
-def test_several_processes_without_torchrun_are_told_how_to_start(third_of_four):
-    with pytest.raises(UsageError, match=r"MASTER_ADDR is not set.*torchrun"), joined(torch.device("cpu")):
+def test_several_processes_without_torchrun_get_the_command_to_start(third_of_four):
+    with pytest.raises(UsageError, match=r"MASTER_ADDR is not set.*torchrun"), join_process_group(torch.device("cpu")):
         pass
 
 
-def test_a_process_with_a_gpu_that_fails_waits_for_no_other():
-    # NCCL's groups are not taken down, and nothing runs after what was said.
+def test_a_process_with_a_gpu_that_fails_does_not_wait_for_the_others():
+    # NCCL's groups are not destroyed, and no exit handler runs after the error was reported.
     code = """
 import atexit, torch, torch.distributed
 from volseg.errors import InputError
 from volseg.training import ranks
 atexit.register(print, "too late")
-ranks._world = lambda: 2
-ranks._connect = lambda device: (ranks.ALONE, torch.distributed.HashStore())
+ranks._world_size = lambda: 2
+ranks._connect = lambda device: (ranks.SINGLE_PROCESS, torch.distributed.HashStore())
 torch.distributed.destroy_process_group = lambda: print("waited")
 try:
-    with ranks.joined(torch.device("cuda")):
+    with ranks.join_process_group(torch.device("cuda")):
         raise InputError("bad scan")
 except InputError as error:
     print(error)
@@ -132,7 +132,7 @@ except InputError as error:
 
 
 @pytest.mark.parametrize(
-    ("variables", "here"),
+    ("variables", "expected"),
     [
         ({}, 1),
         ({"WORLD_SIZE": "4"}, 4),
@@ -140,9 +140,9 @@ except InputError as error:
         ({"LOCAL_WORLD_SIZE": "2"}, 1),
     ],
 )
-def test_processes_on_other_machines_leave_this_one_its_cores(variables, here, monkeypatch):
+def test_only_ranks_on_this_machine_share_its_cores(variables, expected, monkeypatch):
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert ranks_here() == here
+    assert local_world_size() == expected

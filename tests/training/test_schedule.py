@@ -1,4 +1,4 @@
-"""The learning rate and the budget at points worked out by hand."""
+"""The learning rate and the budget at points computed by hand."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_half_a_cosine_after_the_warmup(progress, expected):
     assert learning_rate(progress, peak=1.0, warmup=0.1) == pytest.approx(expected, abs=1e-9)
 
 
-def test_warmup_rises_to_the_peak():
+def test_the_warmup_rises_to_the_peak():
     rates = [learning_rate(step / 100, peak=0.5, warmup=0.1) for step in range(11)]
     assert rates == sorted(rates)
     assert 0 < rates[0] < 0.01

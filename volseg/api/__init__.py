@@ -1,1 +1,1 @@
-"""What users call: the only place that wires the packages together."""
+"""The public API: the only package that wires the others together."""

@@ -1,4 +1,4 @@
-"""The first minute: train on phantoms, segment scans the network has not seen, and score them."""
+"""The demo: train on phantoms for about a minute, segment unseen phantoms and score the result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from volseg.data.io.formats import sibling
 from volseg.data.io.reading import read_label, read_scan
 from volseg.progress import Progress, silent
 
-# About a minute on two slow cores. Steps rather than minutes, so that a busy machine takes longer but scores the same.
+# About a minute on two slow cores. Steps rather than minutes, so that a busy machine reaches the same score, later.
 STEPS = 250
 OVERRIDES = (
     "plan.block=conv3d", "plan.features=[8, 16, 32]", "plan.batch_size=2", "training.validations=0",
@@ -21,13 +21,13 @@ TRAINING_CASES, TEST_CASES, SEED = 12, 3, 20
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """What the demo found.
+    """The result of the demo.
 
     Attributes:
-        rows: (case, label, volume in ml, reference in ml, Dice) of each label of each test scan.
+        rows: (case, label, volume in mL, reference volume in mL, Dice), one row per test scan and label.
         dice: mean foreground Dice over the test scans.
-        threshold_dice: the same for the best intensity windows there are.
-        preview: a picture of one of the results.
+        threshold_dice: the mean foreground Dice of the best intensity thresholds.
+        preview: the picture of one result.
     """
 
     rows: list[tuple[str, str, float | None, float | None, float | None]]
@@ -39,13 +39,13 @@ class DemoOutcome:
 def run_demo(
     output: Path, samples: Path | None = None, overwrite: bool = False, progress: Progress = silent
 ) -> DemoOutcome:
-    """Train on phantoms for about a minute and segment those that were held out.
+    """Train on phantoms for about a minute, segment the held-out phantoms and score the result.
 
     Args:
-        output: gets phantoms (if made), run and predictions.
-        samples: a folder as `write_phantoms` makes it; None: make one.
-        overwrite: replace an earlier demo there.
-        progress: told how far the demo is.
+        output: folder for the phantoms (if generated), the run and the predictions.
+        samples: a folder with the layout of `write_phantoms`; None: generate one.
+        overwrite: replace an earlier demo in `output`.
+        progress: called with the fraction of the current stage that is done.
     """
     if samples is None:
         samples = output / "phantoms"
@@ -66,9 +66,9 @@ def run_demo(
             raise prediction.error
     document = evaluate(output / "predictions", samples / "labelsTs", samples / "dataset.json", output / "report.json")
     rows = [
-        (case["name"], label, found["prediction_ml"], found["reference_ml"], found["dice"])
+        (case["name"], label, measures["prediction_ml"], measures["reference_ml"], measures["dice"])
         for case in document["cases"]
-        for label, found in case["labels"].items()
+        for label, measures in case["labels"].items()
     ]
     return DemoOutcome(
         rows=rows,

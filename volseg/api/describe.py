@@ -1,4 +1,4 @@
-"""Saying what something is: a model, an image, a run, and what a network costs."""
+"""Descriptions of a model, an image or a run folder, and the cost of a network: `volseg info` and `volseg profile`."""
 
 import json
 from pathlib import Path
@@ -19,20 +19,20 @@ from volseg.planning.planner import network_of_choices
 from volseg.training.run_folder import is_run
 
 MIB = 2**20
-# What `describe` takes.
+# The inputs of `describe`, for messages.
 _KINDS = "an image, a DICOM series, a model or a run folder"
-# What the layouts of volseg.data.cases.dataset have in common.
-_DATA_SET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
+# The folders of a dataset, for each layout of volseg.data.cases.dataset.
+_DATASET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What `path` is: a run folder, a model (or a bundled name), or an image; "what" says which.
+    """Describe a run folder, a model file, a bundled model or an image; the key "what" names its kind.
 
-    A bundled name means that model, as for predicting, also where a file or folder is called so. Only a run of that
-    name comes first, because `volseg train` describes what it has made.
+    A bundled name means that model, as for `volseg predict`, even if a file or folder has this name. Only a run folder
+    of that name takes precedence, because `volseg train` describes the run it has finished.
 
     Raises:
-        InputError: it cannot be read as any of them.
+        InputError: `path` does not exist, or is none of these.
     """
     if is_run(path):
         return _describe_run(path)
@@ -47,11 +47,20 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def profile_document(config: Path | None, model: str | None) -> dict[str, Any]:
-    """The cost of a network per stage, with each kind of block: {"patch_size", "blocks": {name: {"stages", "total"}}}.
+    """The cost of a network per stage, for each kind of block.
 
     Args:
-        config: a configuration whose plan fixes patch_size and spacing_mm, or
+        config: a configuration that sets plan.patch_size and plan.spacing_mm. Give either this or `model`.
         model: a bundled name or a model file.
+
+    Returns:
+        {"patch_size": [D, H, W], "blocks": {block: {"stages": rows}}}; each row has "stage", "parameters", "gflops" and
+        "activation_mib", and the last row is the total.
+
+    Raises:
+        UsageError: both or none of them were given.
+        InputError: the model is missing or corrupt.
+        ConfigError: the configuration is invalid, or lacks a value.
     """
     if (config is None) == (model is None):
         raise UsageError("Give either --config or --model.")
@@ -81,6 +90,7 @@ def _cost(stage: Any) -> dict[str, Any]:
 def _describe_model(path: Path) -> dict[str, Any]:
     card = read_card(path)
     plan, network = card.plan, card.plan.network
+    features = ", ".join(map(str, network.features))
     return {
         "what": f"model {card.name}",
         "file": str(path),
@@ -88,35 +98,35 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "size_mb": round(path.stat().st_size / 1e6, 2),
         "volseg_version": card.volseg_version,
         "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.channels),
-        "labels": ", ".join(_label(label) for label in plan.labels),
+        "labels": ", ".join(map(_label_text, plan.labels)),
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
-        "spacing_mm": _by(plan.spacing_mm),
-        "patch_size": _by(plan.patch_size),
-        "network": f"{network.encoder} U-Net of {_kinds(network)}, features {', '.join(map(str, network.features))}",
+        "spacing_mm": _times(plan.spacing_mm),
+        "patch_size": _times(plan.patch_size),
+        "network": f"{network.encoder} U-Net of {_block_names(network)}, features {features}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
-        "members": _members(card),
+        "members": _members_text(card),
         "postprocessing": rules_in_words(card.postprocessing),
         "trained_on": ", ".join(
             f"{key} {value}" for key, value in card.training.items() if value is not None and key != "members"
         ),
-        # Of an ensemble of folds, what its members reached on cases they had not seen.
+        # For an ensemble of folds: each validation case is scored with the member that was not trained on it.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
     }
 
 
-def _kinds(network: NetworkConfig) -> str:
-    """The kinds of convolutions, finest stage first, or the one that all stages have."""
+def _block_names(network: NetworkConfig) -> str:
+    """The block of each stage, finest first; one name if all stages have the same."""
     return ", ".join(network.blocks if len(set(network.blocks)) > 1 else network.blocks[:1])
 
 
-def _label(label: Label) -> str:
-    """The written value and the name of a label, and of a region the values that it was made of."""
+def _label_text(label: Label) -> str:
+    """The voxel value and the name of a label; for a region also the label values it consists of."""
     parts = f" (of {', '.join(map(str, label.parts))})" if label.parts else ""
     return f"{label.value} {label.name}{parts}"
 
 
-def _members(card: ModelCard) -> str:
-    """How many networks a model has, and of an ensemble of runs what each reached on its own validation cases."""
+def _members_text(card: ModelCard) -> str:
+    """The number of networks in a model; for an ensemble of runs also the Dice of each on its validation cases."""
     records = zip(card.training.get("members", ()), card.scores.get("members", ()), strict=True)
     dice = [(record["name"], scores.get("foreground_dice")) for record, scores in records]
     listed = ", ".join(f"{name} {'-' if one is None else f'{one:.4f}'}" for name, one in dice)
@@ -124,12 +134,12 @@ def _members(card: ModelCard) -> str:
 
 
 def _scan_in(folder: Path) -> Path:
-    """The one scan that a folder is, or holds.
+    """The scan of a folder: the folder itself if it is a DICOM series, else the only scan in it.
 
     Raises:
-        InputError: it is a training dataset, or holds no scan or several.
+        InputError: it is a training dataset, or contains no scan or several.
     """
-    if any(all((folder / name).is_dir() for name in names) for names in _DATA_SET_FOLDERS):
+    if any(all((folder / name).is_dir() for name in names) for names in _DATASET_FOLDERS):
         raise InputError(f"{folder} is a training dataset; use 'volseg plan {folder}' for it, or give {_KINDS}.")
     try:
         scans = [path for case in find_cases([folder], ("scan",)) for path in case.paths]
@@ -142,44 +152,44 @@ def _scan_in(folder: Path) -> Path:
 
 def _describe_image(path: Path) -> dict[str, Any]:
     stored = read_stored(path)
-    grid, warnings, refusal = _checks_of_predict(stored)
+    geometry, warnings, rejection = _check_as_predict(stored)
     lowest, highest = _extremes(stored.array)
     return {
         "what": "image",
         "file": str(path),
-        "shape": _by(stored.array.shape),
+        "shape": _times(stored.array.shape),
         "dtype": str(stored.array.dtype),
-        "spacing_mm": grid and _by(tuple(round(spacing, 4) for spacing in grid.spacing_mm)),
-        "axes": grid and grid.axis_codes,
-        "voxel_ml": grid and grid.voxel_ml,
+        "spacing_mm": geometry and _times(tuple(round(spacing, 4) for spacing in geometry.spacing_mm)),
+        "axes": geometry and geometry.axis_codes,
+        "voxel_ml": geometry and geometry.voxel_ml,
         "minimum": lowest,
         "maximum": highest,
         "warnings": "; ".join(warnings) or "none",
-        "refused_by_predict": refusal,
+        "refused_by_predict": rejection,
     }
 
 
-def _checks_of_predict(stored: Stored) -> tuple[Geometry | None, list[str], str | None]:
-    """The grid of an image if it has one, what predicting warns about, and why it refuses the image if it does.
+def _check_as_predict(stored: Stored) -> tuple[Geometry | None, list[str], str | None]:
+    """The geometry of an image or None, the warnings of `volseg predict`, and its error if it rejects the image.
 
-    How many channels a model wants is not known here: all that there are.
+    The number of channels of the model is unknown here, so any number is accepted.
     """
-    grid, warnings = None, list(stored.warnings)
+    geometry, warnings = None, list(stored.warnings)
     channels = next(iter(stored.array.shape[3:]), 1)
     try:
         warnings += check_affine(stored.affine, stored.source)
         if stored.array.ndim >= 3:
-            grid = Geometry(stored.array.shape[:3], stored.affine)
+            geometry = Geometry(stored.array.shape[:3], stored.affine)
         check_scan(stored.array, channels, stored.source)
     except InputError as error:
-        return grid, warnings, str(error)
+        return geometry, warnings, str(error)
     if channels > 1:
-        warnings.append(f"It holds {channels} volumes: only a model of {channels} channels takes it.")
-    return grid, warnings, None
+        warnings.append(f"It holds {channels} volumes, so it needs a model with {channels} channels.")
+    return geometry, warnings, None
 
 
 def _extremes(array: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """The lowest and the highest finite value of an image; None of one that holds none, or no real numbers."""
+    """The smallest and the largest finite value of an image; None if it has no finite or no real values."""
     if array.dtype.kind not in "biuf" or not array.size:
         return None, None
     with np.errstate(invalid="ignore", over="ignore"):
@@ -216,5 +226,5 @@ def _describe_run(path: Path) -> dict[str, Any]:
     }
 
 
-def _by(sizes: tuple[float, ...]) -> str:
+def _times(sizes: tuple[float, ...]) -> str:
     return " x ".join(str(size) for size in sizes)

@@ -1,4 +1,4 @@
-"""What volseg finds on this machine, and whether it can work with it."""
+"""Check the installation: device, memory, versions, known-bad combinations."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ LARGEST_ERROR = 2e-2
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; the verdict is "ok" or what to do."""
+    """The result of one check; the verdict is "ok" or what to do."""
 
     what: str
     found: str
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Look at the device, memory, disk and versions; known-bad combinations have a verdict other than "ok"."""
+    """Check device, memory, disk and versions; a known-bad combination has a verdict other than "ok"."""
     device = choose_device()
     precision = choose_precision("auto", device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -40,7 +40,7 @@ def examine() -> list[Finding]:
         _memory(),
         _cudnn(device),
         _convolution(device, precision),
-        _writing(),
+        _temporary_folder(),
     ]
 
 
@@ -54,7 +54,7 @@ def _monai() -> Finding:
 
 def _memory() -> Finding:
     total = machine_memory_gb()
-    return Finding("memory", f"{total:.1f} GiB", "ok" if total >= 4 else "training wants at least 4 GiB")
+    return Finding("memory", f"{total:.1f} GiB", "ok" if total >= 4 else "training needs at least 4 GiB")
 
 
 def _cudnn(device: torch.device) -> Finding:
@@ -65,7 +65,7 @@ def _cudnn(device: torch.device) -> Finding:
 
 
 def _convolution(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Compute one, and hold it against float32 on the CPU: a GPU may be there that this torch cannot use."""
+    """Compare a convolution with float32 on the CPU: this PyTorch build may not support the GPU."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 16, 20, 20, 20, generator=generator)
     kernel = torch.randn(16, 16, 3, 3, 3, generator=generator)
@@ -74,12 +74,15 @@ def _convolution(device: torch.device, dtype: torch.dtype) -> Finding:
         with autocast(device, dtype), exact_float32(device, dtype):
             found = torch.nn.functional.conv3d(image.to(device), kernel.to(device)).float().cpu()
     except RuntimeError as error:
-        return Finding("convolution", str(error).splitlines()[0], "use --device cpu, or a torch made for this GPU")
-    differs = float((found - expected).abs().max() / expected.abs().max())
-    return Finding("convolution", f"error {differs:.0e}", "ok" if differs < LARGEST_ERROR else "use --precision fp32")
+        return Finding(
+            "convolution", str(error).splitlines()[0], "use --device cpu, or install a PyTorch build for this GPU"
+        )
+    relative_error = float((found - expected).abs().max() / expected.abs().max())
+    verdict = "ok" if relative_error < LARGEST_ERROR else "use --precision fp32"
+    return Finding("convolution", f"error {relative_error:.0e}", verdict)
 
 
-def _writing() -> Finding:
+def _temporary_folder() -> Finding:
     with tempfile.NamedTemporaryFile() as handle:
         handle.write(b"volseg")
     return Finding("temporary folder", tempfile.gettempdir())

@@ -1,4 +1,4 @@
-"""Models of other programs as model files of volseg."""
+"""Import models of other programs as volseg model files."""
 
 import json
 import re
@@ -21,7 +21,7 @@ FOLD = re.compile(r"fold_(\d+|all)")
 
 @dataclass(frozen=True)
 class Fold:
-    """One trained network of a model folder."""
+    """The trained network of one fold in a model folder."""
 
     name: str
     path: Path
@@ -36,16 +36,16 @@ def import_nnunet(
     folds: Sequence[int | str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Turn a trained nnU-Net v2 model folder into one model file.
+    """Convert a trained nnU-Net v2 model folder to one model file.
 
-    Nothing in the folder is executed: checkpoints are read as tensors, numbers and text only.
+    No code from the folder is run: checkpoints are read as tensors, numbers and text only.
 
     Args:
-        folder: with plans.json, dataset.json and fold_*/.
+        folder: contains plans.json, dataset.json and fold_*/.
         output: the model file, ending in .safetensors.
         checkpoint: file name in each fold's folder.
-        folds: numbers, or "all" for fold_all. None: all numbered folds that hold the checkpoint, else fold_all.
-            The logits of several folds are averaged.
+        folds: numbers, or "all" for fold_all. None: every numbered fold that has the checkpoint, else fold_all.
+            The model averages the logits of several folds.
         overwrite: replace an existing `output`.
 
     Returns:
@@ -53,26 +53,26 @@ def import_nnunet(
 
     Raises:
         UsageError: `output` exists, or its name does not end in .safetensors.
-        InputError: the folder is not complete, a file is damaged, or the model does what volseg does not.
-        ResourceError: the disk refused the bytes.
+        InputError: the folder is incomplete, a file is corrupt, or the model uses what volseg does not support.
+        ResourceError: the disk is full or not writable.
     """
     folder, output = Path(folder), Path(output)
     check_model_path(output, overwrite)
     plans, dataset = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
-    found = [Fold(path.parent.name, path, read_checkpoint(path)) for path in _checkpoints(folder, checkpoint, folds)]
-    first = found[0].checkpoint
-    _check_alike(found)
+    trained = [Fold(path.parent.name, path, read_checkpoint(path)) for path in _checkpoints(folder, checkpoint, folds)]
+    first = trained[0].checkpoint
+    _check_same_training(trained)
     plan = plan_of(plans, dataset, first.configuration, first.trainer, first.mirror_axes)
     weights: dict[str, Tensor] = {}
-    for member, fold in enumerate(found):
-        prefix = f"members.{member}." if len(found) > 1 else ""
+    for member, fold in enumerate(trained):
+        prefix = f"members.{member}." if len(trained) > 1 else ""
         tensors = import_weights(fold.checkpoint.weights, plan.network, str(fold.path))
         weights |= {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     card = ModelCard(
         name=re.sub(r"^dataset\d+_", "", plan.dataset.lower()) or "model",
         plan=plan,
-        members=len(found),
-        training=_origin(plans, dataset, found, checkpoint),
+        members=len(trained),
+        training=_training_record(plans, dataset, trained, checkpoint),
     )
     save_model(output, card, weights)
     return output
@@ -91,41 +91,42 @@ def _read_json(path: Path) -> Any:
 
 
 def _checkpoints(folder: Path, name: str, folds: Sequence[int | str] | None) -> list[Path]:
-    """The checkpoint of each fold that was asked for, or of all that have one."""
+    """The checkpoint of each requested fold; without a request, of every numbered fold, else of fold_all."""
     if folds is not None:
         wanted = [folder / f"fold_{fold}" / name for fold in folds]
-        named = all(FOLD.fullmatch(path.parent.name) for path in wanted)
-        if not wanted or not named or len(set(wanted)) != len(wanted):
+        valid = all(FOLD.fullmatch(path.parent.name) for path in wanted)
+        if not wanted or not valid or len(set(wanted)) != len(wanted):
             raise UsageError(f"The folds are {list(folds)}, expected numbers, each only once, or all.")
         for path in wanted:
             if not path.is_file():
-                raise InputError(f"There is no {path}. {_present(folder)}")
+                raise InputError(f"There is no {path}. {_list_checkpoints(folder)}")
         return wanted
-    there = [path for path in folder.glob(f"fold_*/{name}") if FOLD.fullmatch(path.parent.name)]
-    numbered = [path for path in there if path.parent.name != "fold_all"]
-    if not there:
-        raise InputError(f"There is no fold_*/{name} in {folder}. {_present(folder)}")
-    return sorted(numbered, key=lambda path: int(path.parent.name.removeprefix("fold_"))) or there
+    available = [path for path in folder.glob(f"fold_*/{name}") if FOLD.fullmatch(path.parent.name)]
+    numbered = [path for path in available if path.parent.name != "fold_all"]
+    if not available:
+        raise InputError(f"There is no fold_*/{name} in {folder}. {_list_checkpoints(folder)}")
+    return sorted(numbered, key=lambda path: int(path.parent.name.removeprefix("fold_"))) or available
 
 
-def _present(folder: Path) -> str:
+def _list_checkpoints(folder: Path) -> str:
+    """A sentence that lists the checkpoints in a model folder."""
     found = sorted(str(path.relative_to(folder)) for path in folder.glob("fold_*/*.pth"))
     return f"The folder holds {', '.join(found) or 'no checkpoints'}."
 
 
-def _check_alike(folds: Sequence[Fold]) -> None:
-    """Folds become one model only if they were trained in the same way."""
-    ways = [(one.checkpoint.configuration, one.checkpoint.trainer, one.checkpoint.mirror_axes) for one in folds]
-    for fold, way in zip(folds, ways, strict=True):
-        if way != ways[0]:
+def _check_same_training(folds: Sequence[Fold]) -> None:
+    """Reject folds that differ in configuration, trainer or mirror axes, because they cannot become one model."""
+    settings = [(fold.checkpoint.configuration, fold.checkpoint.trainer, fold.checkpoint.mirror_axes) for fold in folds]
+    for fold, found in zip(folds, settings, strict=True):
+        if found != settings[0]:
             raise InputError(
-                f"{fold.name} was trained as {way}, but {folds[0].name} as {ways[0]} (configuration, trainer and "
-                "mirrored axes). Name the folds that belong together with --folds."
+                f"{fold.name} was trained as {found}, but {folds[0].name} as {settings[0]} (configuration, trainer and "
+                "mirror axes). Select folds that were trained in the same way with --folds."
             )
 
 
-def _origin(plans: Any, dataset: Any, folds: Sequence[Fold], checkpoint: str) -> dict[str, Any]:
-    """Where a model comes from, for its card; the documents have been checked."""
+def _training_record(plans: Any, dataset: Any, folds: Sequence[Fold], checkpoint: str) -> dict[str, Any]:
+    """The origin of the model, for its card; `plan_of` has already checked both documents."""
     first = folds[0].checkpoint
     return {
         "source": "nnU-Net v2 model folder",

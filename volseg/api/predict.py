@@ -1,4 +1,4 @@
-"""Many scans to many files: reading, computing and writing overlap, and one bad case does not stop the others."""
+"""Segment scans into files: reading, computing and writing overlap, and a case that fails does not stop the others."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,7 +15,7 @@ from volseg.errors import Stopped, UsageError, VolsegError
 from volseg.progress import Progress, silent
 
 PROBABILITIES = ".probabilities.npy"
-# How a model is loaded unless told otherwise.
+# The default options of `Segmenter.load`.
 DEFAULTS: dict[str, Any] = {
     "device": "auto", "precision": "auto", "overlap": 0.5, "tta": "none", "max_memory": None, "crop": "none",
 }  # fmt: skip
@@ -60,7 +60,7 @@ class Predictions(Iterator[Prediction]):
 
     Attributes:
         jobs: the cases to segment, and the label image of each; `len()` is their number.
-        skipped: cases that were left out because their result exists.
+        skipped: number of cases that were skipped because their result already exists.
     """
 
     def __init__(self, jobs: Sequence[tuple[Case, Path]], skipped: int, outcomes: Iterator[Prediction]) -> None:
@@ -93,16 +93,16 @@ def predict(
     skip_existing: bool = False,
     progress: Progress = silent,
 ) -> Predictions:
-    """Segment scans into files, as `volseg predict` does. Iterate over what it returns: that does the work.
+    """Segment scans into files, as `volseg predict` does. The scans are segmented while you iterate over the outcomes.
 
-    Everything that can be checked is checked by the call, before any work.
+    The call itself checks everything that can be checked before any scan is segmented.
 
     Args:
         inputs: a scan, a DICOM series folder or zip, a folder of scans, or several of them.
-        model: a bundled name, the path of a model file, or a loaded `Segmenter`, which has its own options of loading
-            (device, precision, overlap, tta, max_memory, crop).
+        model: a bundled name, the path of a model file, or a loaded `Segmenter`, which keeps the options it was loaded
+            with (device, precision, overlap, tta, max_memory, crop).
         output: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
-        channels: instead of `inputs`, the scan of each channel of the model by name.
+        channels: instead of `inputs`: one scan per channel of the model, by channel name.
         device: as for `Segmenter.load`, like the five that follow.
         precision: see `device`.
         overlap: see `device`.
@@ -110,10 +110,10 @@ def predict(
         max_memory: see `device`.
         crop: see `device`.
         probabilities: also write the class probabilities to `<stem>.probabilities.npy`, float16 (C, I, J, K).
-        to: output formats, "nifti" among them, which is the label image.
+        to: output formats; they must include "nifti", the label image.
         preview: also write a picture, as "preview" in `to`.
         overwrite: replace existing results.
-        skip_existing: leave out cases whose result exists.
+        skip_existing: skip cases whose result already exists.
         progress: called with the fraction of all cases that is done.
 
     Returns:
@@ -133,17 +133,17 @@ def predict(
     paths = [inputs] if isinstance(inputs, str | Path) else inputs
     named = {name: Path(path) for name, path in channels.items()} if channels else None
     cases = find_cases([Path(path) for path in paths], names, named)
-    also = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
-    jobs = plan_outputs(cases, Path(output), overwrite, skip_existing, also)
+    extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
+    jobs = plan_outputs(cases, Path(output), overwrite, skip_existing, extra_suffixes)
     outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
     return Predictions(jobs, len(cases) - len(jobs), outcomes)
 
 
 def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
-    """The output formats besides the label image, in order.
+    """The output formats, without the label image, in order.
 
     Raises:
-        UsageError: one does not exist, or the label image is not among them.
+        UsageError: a format does not exist, or the label image is not among them.
     """
     names = [name.strip() for name in to.split(",")] if isinstance(to, str) else list(to)
     found = {name: find_format(name) for name in [*names, *(["preview"] if preview else [])]}
@@ -154,7 +154,7 @@ def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
 
 
 def _loaded(model: str | Path | Segmenter, options: Mapping[str, Any]) -> Segmenter:
-    """The model, loaded with `options` unless it is already."""
+    """The model, loaded with `options` unless it is already a `Segmenter`."""
     if not isinstance(model, Segmenter):
         return Segmenter.load(model, **options)
     changed = [name for name, value in options.items() if value != DEFAULTS[name]]
@@ -172,8 +172,8 @@ def _segment_files(
 ) -> Iterator[Prediction]:
     """Segment each case into its files.
 
-    One scan is read ahead and one result is written behind; no more than that is held, and neither where memory is
-    limited.
+    While a scan is segmented, the next one is read and the result before it is written, unless memory is limited; no
+    other scan is in memory.
     """
     submitted: list[Future[Prediction]] = []
 
@@ -205,7 +205,7 @@ def _segment_files(
 def _write(
     case: Case, output: Path, probabilities: Path | None, outcome: Outcome, formats: Sequence[OutputFormat]
 ) -> Prediction:
-    """Write what was computed; if the disk refuses it, that is the error of the case, without its `probabilities`."""
+    """Write the files of a case; if that fails, remove its `probabilities` and return the error as its outcome."""
     if outcome.result is None:
         return Prediction(case, output, error=outcome.error)
     try:

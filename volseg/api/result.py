@@ -1,4 +1,4 @@
-"""The result for one scan, and how it is written."""
+"""The result for one scan, and its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from volseg.version import __version__
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """Labels on the grid of the scan, with volumes and quality flags.
+    """Labels in the space of the scan, with volumes and quality flags.
 
     Attributes:
         labels: (I, J, K) uint8 (uint16 past 255), the values of `shown`, 0 is background.
@@ -26,8 +26,8 @@ class Result:
         scan: the scan that was segmented.
         shown: the labels of the model.
         run: model, device, precision, voxels removed by postprocessing, seconds per stage, peak memory.
-        probabilities: (C, I, J, K) float16, if asked for: background first, then the labels; of a model of overlapping
-            regions only the regions. They are the network's: postprocessing changes labels only.
+        probabilities: (C, I, J, K) float16, if requested: background first, then the labels; without background for a
+            model of overlapping regions. They are the output of the network: postprocessing changes only the labels.
     """
 
     labels: np.ndarray
@@ -86,19 +86,19 @@ class Result:
             to: the output format, one of `volseg.api.outputs.format_names()`.
 
         Raises:
-            UsageError: there is no such format, or the suffix of `path` is no image format.
-            ResourceError: the disk refused the bytes.
+            UsageError: the format does not exist, or the suffix of `path` is not that of an image format.
+            ResourceError: the disk is full or not writable.
         """
         path = Path(path)
         output = find_format(to)
-        # The record has its bytes on the disk before the label image appears, and appears only if that does.
+        # The record is on disk before the label image appears, and appears only if the label image is complete.
         with whole_file(_record_of(path, output.suffix)) as temporary:
             temporary.write_text(as_json(self.record), encoding="utf-8")
             output.write(self, path)
 
 
 def _record_of(path: Path, suffix: str | None) -> Path:
-    """The JSON record of a result in `path`: its name without the image suffix, or that of the format, if it has it."""
+    """The JSON record next to the result `path`: the same name, with .json in place of the suffix of its format."""
     if suffix is None:
         return sibling(path, ".json")
     stem = path.name.removesuffix(suffix) if path.name.endswith(suffix) else path.stem

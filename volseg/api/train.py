@@ -35,7 +35,7 @@ from volseg.report.run_report import write_run_report
 from volseg.training.bookkeeping import bookkeeping, run_log
 from volseg.training.loop import fit
 from volseg.training.losses import PlainLoss, SegmentationLoss
-from volseg.training.ranks import Ranks, joined, local_device, ranks_here
+from volseg.training.ranks import Ranks, join_process_group, local_device, local_world_size
 from volseg.training.run_folder import (
     CHECKPOINT,
     RunSettings,
@@ -66,10 +66,10 @@ class Custom:
     transforms: tuple[Transform, ...] = ()
 
     def described(self) -> dict[str, str]:
-        """What the model card says of them."""
+        """Their names, for the model card."""
         parts = {
-            "loss": "" if self.loss is None else _name_of(self.loss),
-            "transforms": ", ".join(_name_of(one) for one in self.transforms),
+            "loss": "" if self.loss is None else _qualified_name(self.loss),
+            "transforms": ", ".join(map(_qualified_name, self.transforms)),
         }
         return {f"custom_{name}": text for name, text in parts.items() if text}
 
@@ -109,8 +109,8 @@ def train(
 ) -> Path:
     """Train a network on a dataset; the run folder holds the model, its validation scores and a report.
 
-    Processes that torchrun started together share every batch and the validation, and one of them writes: the run is
-    that of one process, within rounding. All of them have to see the same folders.
+    Processes started by torchrun share each batch and the validation, and rank 0 writes the files. The run equals that
+    of a single process, up to rounding. All processes need access to the same folders.
 
     Args:
         dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/.
@@ -140,22 +140,22 @@ def train(
     """
     settings = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
     folder = Path(output)
-    place = local_device(device)
-    with joined(place) as ranks, ExitStack() as held:
+    torch_device = local_device(device)
+    with join_process_group(torch_device) as ranks, ExitStack() as locks:
 
         @cache
-        def hold() -> None:
-            held.enter_context(lock_run_folder(folder))
+        def lock() -> None:
+            locks.enter_context(lock_run_folder(folder))
 
         def prepare() -> Run:
             if is_run(folder):
-                hold()
+                lock()
             configured = configure_run(folder, Path(config) if config else None, overrides, settings, resume, overwrite)
-            return _prepare(folder, *configured, open_dataset(Path(dataset)), place, ranks.world, resume, hold)
+            return _prepare(folder, *configured, open_dataset(Path(dataset)), torch_device, ranks.world, resume, lock)
 
-        run = replace(ranks.on_first_rank(prepare), device=place, custom=Custom(loss, tuple(transforms)))
+        run = replace(ranks.on_first_rank(prepare), device=torch_device, custom=Custom(loss, tuple(transforms)))
         with run_log(folder, ranks.first):
-            logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, place,
+            logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, torch_device,
                         run.data.name, len(run.training), len(run.validation))  # fmt: skip
             try:
                 state, done = _fit(run, ranks, progress if ranks.first else silent)
@@ -178,7 +178,7 @@ def plan_dataset(
         dataset: as for `train`.
         config: a YAML file, see `volseg.config.Config`.
         overrides: "key=value" changes to it.
-        device: the device that would train.
+        device: the device to plan for, as for `train`.
 
     Raises:
         VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
@@ -192,7 +192,7 @@ def plan_dataset(
 def _plan(
     data: Dataset, fingerprint: Fingerprint, choices: PlanChoices, device: torch.device
 ) -> tuple[Plan, dict[str, str]]:
-    """The plan for a device, and its reasons."""
+    """The plan for a device, and the reason for each value."""
     memory = min(GPU_MEMORY_GB, gpu_memory_gb(device))
     return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
 
@@ -205,17 +205,17 @@ def _prepare(
     device: torch.device,
     world: int,
     resume: bool,
-    hold: Callable[[], None],
+    lock: Callable[[], None],
 ) -> Run:
-    """Split and plan, or take both from the run; nothing is written before the dataset has passed all checks.
+    """Split and plan, or read both from the run folder; nothing is written before the dataset has passed all checks.
 
-    The plan is that of all cases of all folds, so that all folds share one plan and can become one model.
+    The plan is made from the cases of all folds, so that all folds have the same plan and can become one ensemble.
     """
-    # Unknown names are found before the dataset is read.
+    # Report unknown names before the dataset is read.
     SegmentationLoss(config.training.loss)
     find_network(config.plan.architecture or "unet")
-    planned = resume and (folder / "plan.yaml").exists()
-    if planned:
+    has_plan = resume and (folder / "plan.yaml").exists()
+    if has_plan:
         if data.problems:
             raise DatasetError(data.name, data.problems)
         remove_leftovers(folder)
@@ -227,7 +227,7 @@ def _prepare(
     split = choose_fold(splits, settings.fold)
     by_name = {case.name: case for case in data.cases}
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
-    if planned:
+    if has_plan:
         plan = read_plan(folder / "plan.yaml")
         _require_same_labels(data, plan)
         check_shared(plan, world)
@@ -237,7 +237,7 @@ def _prepare(
         fingerprint = take_fingerprint(data_used, shared_cache())
         plan, reasons = _plan(data, fingerprint, config.plan, device)
         check_shared(plan, world)
-        hold()
+        lock()
         start_run(folder, settings, config)
         write_json(folder / "splits.json", splits)
         write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
@@ -248,10 +248,10 @@ def _prepare(
 
 
 def _require_same_labels(data: Dataset, plan: Plan) -> None:
-    """Reject a dataset whose labels or channels are not those that a run was started with.
+    """Reject a dataset whose labels or channels differ from those the run was started with.
 
     Raises:
-        InputError: they are not; the network would be trained and scored on something else.
+        InputError: they differ, so the network would be trained and scored on other labels.
     """
     labels = {label.name: label.stored_values for label in plan.labels}
     channels = tuple(channel.name for channel in plan.channels)
@@ -266,8 +266,8 @@ def _require_same_labels(data: Dataset, plan: Plan) -> None:
 
 
 def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
-    """Train from the checkpoint, or from the seed; the state then, and whether the budget is spent."""
-    training_cases, validation_cases = ranks.on_first_rank(partial(_cached, run, progress))
+    """Train from the checkpoint, or from new weights; returns the state, and whether the budget is spent."""
+    training_cases, validation_cases = ranks.on_first_rank(partial(_preprocess, run, progress))
     config = run.config.training
     torch.manual_seed(run.settings.seed)
     digest = sha256("\n".join(case.stem.name for case in training_cases).encode()).hexdigest()
@@ -277,14 +277,14 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         state.load(run.folder / CHECKPOINT)
         logger.info("Resuming after step %d", state.step)
     if ranks.first:
-        # The scores of the old model are not those of the new one.
+        # They belong to the model that this run is about to replace.
         remove_scores(run.folder)
     sampler = PatchSampler(config.oversample_foreground, run.settings.seed, ranks.rank, ranks.world)
     dataset = _batches(run, training_cases, sampler)
     patches = ProgressivePatches(run.plan, sampler, config.progressive_patch_size)
     loss = SegmentationLoss(run.custom.loss or config.loss, run.plan.regions)
     dtype = choose_precision(config.precision, run.device)
-    workers = batch_workers(run.device, ranks_here()) if config.workers is None else config.workers
+    workers = batch_workers(run.device, local_world_size()) if config.workers is None else config.workers
     with (
         bookkeeping(run.folder, state, progress, config.checkpoint_seconds) as record,
         lost_workers(),
@@ -305,24 +305,24 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         )
         if ranks.first:
             state.save(run.folder / CHECKPOINT)
-        # A rank that left now would make torchrun end the others, in the middle of writing.
+        # If a rank exited now, torchrun would end the others, even while rank 0 writes.
         ranks.wait()
     return state, done
 
 
 def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> BatchDataset:
-    """The batches of a run, with its augmentation and the warm-up of that."""
+    """The training batches of a run, with augmentation and its warm-up."""
     config = run.config.augmentation
     warmup = AugmentationWarmup(cropping(run.plan, config), config.warmup_epochs)
     return BatchDataset(cases, run.plan, sampler, augmentation(run.plan, config, run.custom.transforms), warmup)
 
 
-def _cached(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
-    """The cases to train on and those to validate on, preprocessed."""
+def _preprocess(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The preprocessed training and validation cases, from the cache where possible."""
     folder = shared_cache() or run.folder / "cache"
     return (
-        cache_cases(run.training, run.plan, folder, partial(_show_cached, progress, "prepare")),
-        cache_cases(run.validation, run.plan, folder, partial(_show_cached, progress, "prepare validation")),
+        cache_cases(run.training, run.plan, folder, partial(_show_case, progress, "prepare")),
+        cache_cases(run.validation, run.plan, folder, partial(_show_case, progress, "prepare validation")),
     )
 
 
@@ -360,11 +360,11 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
     logger.info("Finished after %d steps and %.0f seconds: %s", state.step, state.seconds, model)
 
 
-def _show_cached(progress: Progress, stage: str, done: int, total: int) -> None:
+def _show_case(progress: Progress, stage: str, done: int, total: int) -> None:
     progress(stage, done / total, f"case {done} of {total}")
 
 
-def _name_of(part: Any) -> str:
+def _qualified_name(part: Any) -> str:
     """The qualified name of a function or of the class of an object."""
     named = part if hasattr(part, "__qualname__") else type(part)
     return f"{named.__module__}.{named.__qualname__}"

@@ -1,4 +1,4 @@
-"""Whole-volume validation: while training from the cached cases, and at its end from written files."""
+"""Whole-volume validation: during training on the cached cases, and at the end of a run on the written label images."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks: Ranks) -> Validate | None:
-    """A function that segments `cases` with a network and returns their Dice on the original grids.
+    """Make a function that segments `cases` with a network and returns their Dice in image space.
 
-    The ranks share out the cases, and all of them get the means.
+    Each rank segments its shard of the cases, and all ranks get the same means.
+
+    Args:
+        plan: of the network.
+        cases: the preprocessed validation cases.
+        dtype: precision of the feature maps.
+        ranks: the processes of the run.
 
     Returns:
-        None without cases; else a function of a network in evaluation mode, returning
+        None without cases; else a function of a network in evaluation mode that returns
         {"foreground_dice": mean over cases per label, then over labels; "dice": {label name: mean}}.
     """
     if not cases:
@@ -52,7 +58,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         return as_measures(by_label)
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        found = ranks.gather({cached.case.name: overlaps(network, cached) for cached in ranks.share(cases)})
+        found = ranks.gather({cached.case.name: overlaps(network, cached) for cached in ranks.shard(cases)})
         mean = summarise({cached.case.name: found[cached.case.name] for cached in cases})["mean"]
         dice = {name: measures["dice"] for name, measures in mean["labels"].items()}
         return {"foreground_dice": mean["foreground_dice"], "dice": dice}
@@ -70,35 +76,45 @@ def validate_from_files(
     progress: Progress,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Segment the original scans with the written model into RUN/validation, and score what was written.
+    """Segment the original scans with the saved model into RUN/validation, and score the written label images.
 
-    What postprocessing helps is chosen on these cases and applied to what was written before it is scored. The ranks
-    share out the scans; rank 0 scores them all and writes down the scores.
+    The postprocessing rules are chosen on these cases and applied to the label images before they are scored. Each rank
+    segments its shard of the scans; rank 0 scores all of them and writes validation.json and .csv.
+
+    Args:
+        model: the model file.
+        data: the dataset, for its channels and labels.
+        cases: the validation cases.
+        run: the run folder.
+        device: as for `Segmenter.load`.
+        precision: as for `Segmenter.load`.
+        progress: called with the fraction of this rank's scans that is segmented.
+        ranks: the processes of the run.
 
     Returns:
-        What goes into the model file: "postprocessing", and "scores", the means of validation.json.
+        The fields to add to the model card: "postprocessing", and "scores", the means of validation.json.
     """
     segmenter = Segmenter.load(model, device=device, precision=precision)
     plan = segmenter.card.plan
     pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label) for case in cases]
-    shared = ranks.share(list(zip(cases, pairs, strict=True)))
-    tallies = {}
-    for done, (case, pair) in enumerate(shared):
-        progress("validate", done / len(shared), case.name)
+    shard = ranks.shard(list(zip(cases, pairs, strict=True)))
+    counts = {}
+    for done, (case, pair) in enumerate(shard):
+        progress("validate", done / len(shard), case.name)
         result = segmenter(read_channels(case.images, len(data.channels)))
-        # No record: it would name a model file that is still without its scores.
+        # Without a JSON record, because it would refer to a model file that does not have its scores yet.
         write_labels(result.labels, result.scan, pair.prediction)
         if not plan.regions:
             reference = read_label(pair.reference, like=result.scan.geometry).channels[0]
-            tallies[case.name] = tally(result.labels, reference, plan, result.scan.geometry.voxel_ml)
-    # Every rank chooses from the same numbers in one order, so all choose alike.
-    tallies = ranks.gather(tallies)
-    rules = {} if plan.regions else choose_rules([tallies[case.name] for case in cases], plan.labels)
+            counts[case.name] = tally(result.labels, reference, plan, result.scan.geometry.voxel_ml)
+    # All ranks get the same component counts in the same order, so they choose the same rules.
+    counts = ranks.gather(counts)
+    rules = {} if plan.regions else choose_rules([counts[case.name] for case in cases], plan.labels)
     logger.info("Postprocessing: %s", rules_in_words(rules))
-    for case, pair in shared if rules else ():
+    for case, pair in shard if rules else ():
         written = read_label(pair.prediction)
         labels = np.array(written.channels[0])
-        postprocess(labels, plan.labels, rules, tallies[case.name].voxel_ml)
+        postprocess(labels, plan.labels, rules, counts[case.name].voxel_ml)
         write_labels(labels, written, pair.prediction)
     ranks.wait()
     scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, run, progress))
@@ -108,10 +124,10 @@ def validate_from_files(
 def _score(
     pairs: Sequence[Pair], rules: Mapping[str, ComponentRule], data: Dataset, run: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Compare the written label images with their references, write down the scores, and return their means."""
+    """Compare the written label images with their references, write validation.json and .csv, and return the means."""
     document = evaluate_pairs(Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore)
-    chosen = {name: rule.model_dump() for name, rule in rules.items()}
-    write_report({**document, "postprocessing": chosen}, run / "validation.json")
+    documents = {name: rule.model_dump() for name, rule in rules.items()}
+    write_report({**document, "postprocessing": documents}, run / "validation.json")
     dice = document["mean"]["foreground_dice"]
     progress("validate", 1.0, "no label was found" if dice is None else f"mean foreground Dice {dice:.4f}")
     return {"cases": len(pairs), **document["mean"]}

@@ -17,10 +17,10 @@ from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState
 
 Batch = dict[str, Tensor]
-# From the network's output, the target and the ranks that share the batch to a scalar.
+# (output of the network, target, ranks that share the batch) -> scalar.
 Loss = Callable[[Any, Tensor, Ranks], Tensor]
-# From a batch, the progress of the run and the number of the step to what is trained on.
-Grow = Callable[[Batch, float, int], Batch]
+# (batch, progress of the run, step) -> the batch to train on, cropped to the current patch size.
+CropPatches = Callable[[Batch, float, int], Batch]
 Validate = Callable[[torch.nn.Module], dict[str, Any]]
 
 
@@ -33,22 +33,23 @@ def fit(
     report: Callable[[dict[str, Any]], object] = dict,
     stopped: Callable[[], bool] = lambda: False,
     loss: Loss = supervised_loss,
-    grow: Grow = lambda batch, *_: batch,
+    crop_patches: CropPatches = lambda batch, *_: batch,
 ) -> bool:
     """Train `state.network` in place until the budget is spent.
 
     Args:
-        state: where the run stands; changed in place.
-        batches: from step `state.step` on; image (B, C, D, H, W) float32, and label, the target that `loss` takes.
-        budget: steps or seconds; validation counts, reading the first batch does not.
+        state: of the run; changed in place.
+        batches: starting at step `state.step`; "image" (B, C, D, H, W) float32, and "label", the target of `loss`.
+        budget: steps or seconds; seconds include validation, but not reading the first batch.
         config: see `TrainingConfig`.
-        validate: called with the averaged network at even shares of the run; its dict joins the next record.
-        report: gets one record per step: step, seconds, progress, loss and learning_rate, steps_per_second and
-            waiting_share, the share of the time that went by without a batch, since the loop began, and what validation
-            said.
-        stopped: asked after every step; True, on any rank, ends the loop early with the state whole.
-        loss: what is minimised. The default is that of a `UNet`; a `Classifier` takes `classification_loss`.
-        grow: what of a batch is trained on, such as a `volseg.data.cases.progressive_patches.ProgressivePatches`.
+        validate: called with the EMA network, evenly spaced over the run; its dict is added to the record of the step.
+        report: called with one record per step: step, seconds, progress, loss, learning_rate, steps_per_second,
+            waiting_share (fraction of the time since the loop started that was spent waiting for batches), and the
+            values from `validate`.
+        stopped: called after every step; True on any rank ends the loop early, with a consistent state.
+        loss: the loss to minimise. The default is for a `UNet`; use `classification_loss` for a `Classifier`.
+        crop_patches: crops each batch to the current patch size, for progressive patch size; see
+            `volseg.data.cases.progressive_patches.ProgressivePatches`. Default: full patches.
 
     Returns:
         Whether the budget is spent.
@@ -63,7 +64,7 @@ def fit(
     if progress >= 1:
         return True
     state.network.train()
-    loss_of = state.ranks.parallel(LossOf(state.network, loss, state.ranks, dtype))
+    network_loss = state.ranks.parallel(NetworkLoss(state.network, loss, state.ranks, dtype))
     source = iter(batches)
     batch = next(source)
     ranks, first_step, spent_before, waited = state.ranks, state.step, state.seconds, 0.0
@@ -74,11 +75,11 @@ def fit(
         rate = learning_rate(progress, config.learning_rate, config.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        value = _step(state, loss_of, grow(batch, progress, state.step), scaler, config, device)
+        value = _step(state, network_loss, crop_patches(batch, progress, state.step), scaler, config, device)
         state.step += 1
         state.update_ema(config.ema_decay)
 
-        # ---- validate at even shares of the run; the last share is the end, which is validated from written files
+        # ---- validate, evenly spaced over the run; at its end the written files are validated instead
         state.seconds = ranks.broadcast(spent_before + time.perf_counter() - started)
         record: dict[str, Any] = {"loss": value, "learning_rate": rate}
         last, progress = progress, budget.progress(state.step, state.seconds)
@@ -91,7 +92,7 @@ def fit(
             state.seconds = ranks.broadcast(spent_before + time.perf_counter() - started)
             progress = budget.progress(state.step, state.seconds)
 
-        # ---- log, stop or go on
+        # ---- log, then stop or continue
         elapsed = time.perf_counter() - started
         record |= {"steps_per_second": (state.step - first_step) / elapsed, "waiting_share": waited / elapsed}
         report({"step": state.step, "seconds": round(state.seconds, 3), "progress": progress, **record})
@@ -102,15 +103,15 @@ def fit(
         waited += time.perf_counter() - idle
 
 
-class LossOf(torch.nn.Module):
-    """What is minimised, as one module: what its output depends on are the weights that get a gradient."""
+class NetworkLoss(torch.nn.Module):
+    """The network and its loss as one module, whose only output is the loss, as `Ranks.parallel` requires."""
 
     def __init__(self, network: torch.nn.Module, loss: Loss, ranks: Ranks, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.loss, self.ranks, self.dtype = network, loss, ranks, dtype
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        """The loss of the whole batch, of which each rank has its own part."""
+        """Loss over the global batch (each rank holds a shard)."""
         with autocast(image.device, self.dtype):
             outputs = self.network(image)
         return self.loss(outputs, target, self.ranks)
@@ -118,24 +119,24 @@ class LossOf(torch.nn.Module):
 
 def _step(
     state: TrainingState,
-    loss_of: torch.nn.Module,
+    network_loss: torch.nn.Module,
     batch: Batch,
     scaler: torch.amp.GradScaler,
     config: TrainingConfig,
     device: torch.device,
 ) -> float:
-    """One optimiser step; the loss before it."""
+    """One optimiser step; returns the loss before it."""
     image = batch["image"].to(device, non_blocking=True)
     target = batch["label"].to(device, non_blocking=True)
-    loss: Tensor = loss_of(image, target)
+    loss: Tensor = network_loss(image, target)
     state.optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
-    # Asked only now: a GPU then has the backward pass to compute while this waits for the loss.
+    # Read only now: a GPU computes the backward pass while the CPU waits for the loss.
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(
             f"The loss became {value} at step {state.step + 1}. Lower training.learning_rate "
-            f"(now {config.learning_rate}) or use --set training.precision=fp32, and start again."
+            f"(now {config.learning_rate}) or use --set training.precision=fp32, and restart the run."
         )
     scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)

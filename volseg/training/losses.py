@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from volseg.config import IGNORED
 from volseg.errors import ConfigError, UsageError
-from volseg.training.ranks import ALONE, Ranks
+from volseg.training.ranks import SINGLE_PROCESS, Ranks
 
 SMOOTH = 1e-5
 # From logits (B, K, D, H, W) and their target to a scalar.
 PlainLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def soft_dice(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = ALONE) -> Tensor:
+def soft_dice(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
     """Mean soft Dice of the foreground classes or regions: 2 sum(p t) / (sum p + sum t), float32, 1 is perfect.
 
     Each class is summed over the whole batch, so that a class missing from one sample does not dominate the loss.
@@ -39,13 +39,13 @@ def soft_dice(logits: Tensor, target: Tensor, regions: bool = False, ranks: Rank
         UsageError: the shape of the target does not fit the logits.
     """
     target = checked_target(logits, target, regions)
-    known = (target != IGNORED).float()
+    annotated = (target != IGNORED).float()
     # Ignored voxels are outside of all regions and, as background, of all classes that count.
     target = target.clamp(min=0)
     if regions:
-        probabilities, truth, first = logits.float().sigmoid() * known, target.float(), 0
+        probabilities, truth, first = logits.float().sigmoid() * annotated, target.float(), 0
     else:
-        probabilities, first = logits.float().softmax(dim=1) * known[:, None], 1
+        probabilities, first = logits.float().softmax(dim=1) * annotated[:, None], 1
         # One byte a voxel and class, where `one_hot` takes eight; channels last as the logits are.
         truth = (target[..., None] == torch.arange(logits.shape[1], device=target.device)).movedim(-1, 1)
     over = (0, *range(2, logits.ndim))
@@ -55,34 +55,36 @@ def soft_dice(logits: Tensor, target: Tensor, regions: bool = False, ranks: Rank
     return ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
 
 
-def dice_loss(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = ALONE) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
     """1 - soft Dice, see `soft_dice`."""
     return 1.0 - soft_dice(logits, target, regions, ranks)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = ALONE) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
     """Mean cross-entropy over all voxels that are not ignored, 0 if there is none; for regions binary cross-entropy.
 
     Raises:
         UsageError: the shape of the target does not fit the logits.
     """
     target = checked_target(logits, target, regions)
-    known = target != IGNORED
+    annotated = target != IGNORED
     if regions:
-        weight = known.float()
+        weight = annotated.float()
         entropy = F.binary_cross_entropy_with_logits(logits.float(), target.float(), weight, reduction="sum")
     else:
         entropy = F.cross_entropy(logits.float(), target.long(), ignore_index=IGNORED, reduction="sum")
-    entropy, count = ranks.sum(torch.stack((entropy, known.sum().to(entropy.dtype)))).unbind()
+    entropy, count = ranks.sum(torch.stack((entropy, annotated.sum().to(entropy.dtype)))).unbind()
     return entropy / count.clamp(min=1)
 
 
-def dice_and_cross_entropy(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = ALONE) -> Tensor:
+def dice_and_cross_entropy(
+    logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS
+) -> Tensor:
     """(1 - soft Dice) plus the mean cross-entropy; about log(K) + 1 at random weights, 0 when perfect."""
     return 1.0 - soft_dice(logits, target, regions, ranks) + cross_entropy(logits, target, regions, ranks)
 
 
-def classification_loss(logits: Tensor, target: Tensor, ranks: Ranks = ALONE) -> Tensor:
+def classification_loss(logits: Tensor, target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
     """Mean cross-entropy of a `Classifier`'s logits (B, K) with class indices (B,); log(K) at random weights."""
     return cross_entropy(logits, target, ranks=ranks)
 
@@ -116,7 +118,7 @@ class SegmentationLoss(nn.Module):
             raise ConfigError(f"There is no loss {loss!r} (training.loss); known are {', '.join(LOSSES)}.")
         self.loss, self.regions = loss, regions
 
-    def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
         """The loss as a scalar.
 
         Args:
@@ -152,7 +154,7 @@ class SegmentationLoss(nn.Module):
         return self.loss(logits, target)
 
 
-def supervised_loss(outputs: Any, target: Tensor, ranks: Ranks = ALONE) -> Tensor:
+def supervised_loss(outputs: Any, target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
     """`SegmentationLoss()` for class indices: Dice and cross-entropy with deep supervision."""
     loss: Tensor = SegmentationLoss()(outputs, target, ranks)
     return loss

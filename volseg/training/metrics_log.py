@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, one line per step, and the same as tensorboard events."""
+"""The metrics of a run: metrics.jsonl, one line per step, and the same values as TensorBoard events."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ from volseg.files import read_json_lines, write_text
 
 
 class MetricsLog:
-    """Appends records to RUN/metrics.jsonl and to tensorboard event files beside it.
+    """Appends records to RUN/metrics.jsonl and to TensorBoard event files next to it.
 
     Args:
         run: the run folder.
-        step: finished steps; lines past it (written after the checkpoint that is taken up) are dropped.
+        step: finished steps; later lines, written after the checkpoint that a run resumes from, are removed.
     """
 
     def __init__(self, run: Path, step: int = 0) -> None:
@@ -26,10 +26,10 @@ class MetricsLog:
         self._events = SummaryWriter(run, purge_step=step + 1)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one step's record; it reaches the file at once, so that a reader can follow.
+        """Append the record of one step and flush it, so that other programs can follow the run.
 
         Raises:
-            ResourceError: the disk refused it.
+            ResourceError: the disk is full or not writable.
         """
         try:
             self._lines.write(json.dumps(record) + "\n")
@@ -41,6 +41,6 @@ class MetricsLog:
                 self._events.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both files."""
         self._lines.close()
         self._events.close()

@@ -1,6 +1,6 @@
-"""Processes that share a training run, as torchrun starts them: which one this is, and what they tell each other.
+"""Distributed training: the ranks that torchrun starts for one run, and the collective operations between them.
 
-A process on its own makes the same calls, and they do nothing: no process group, no copies, the same bits.
+A single process makes the same calls, which then do nothing: no process group, no copies, the same bits.
 """
 
 import atexit
@@ -24,100 +24,100 @@ from volseg.device import choose_device
 from volseg.errors import INTERRUPTED, OtherProcessError, TrainingError, UsageError, VolsegError
 from volseg.training.signals import ignore_signals
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 
-# A process that dies closes its connections, which is noticed at once. The times are for one that hangs: within a
-# step, and while one process works and the others wait (preprocessing, validation).
-STEP_TIME = timedelta(minutes=10)
-WAITING_TIME = timedelta(days=1)
+# A process that dies closes its connections, which the others notice at once. The timeouts are for a process that
+# hangs: within a step, and while one process works and the others wait (preprocessing, validation).
+STEP_TIMEOUT = timedelta(minutes=10)
+WAIT_TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that share a run; every method is called by all of them, in one order.
+    """The rank of this process and the number of ranks; all ranks must call each method, in the same order.
 
     Args:
-        rank: of this process, 0 to world - 1. Rank 0 is the one that writes.
-        world: how many there are.
-        waiting: the group in which they wait for each other and send objects; None for a process on its own.
+        rank: of this process, 0 to world - 1. Only rank 0 writes files.
+        world: the number of ranks (the world size).
+        cpu_group: the process group for barriers, flags and Python objects; None for a single process.
     """
 
     rank: int = 0
     world: int = 1
-    waiting: dist.ProcessGroup | None = None
+    cpu_group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
-    def share(self, whole: Sequence[Made]) -> Sequence[Made]:
-        """This rank's part of `whole`: every `world`-th from `rank` on."""
-        return whole[self.rank :: self.world]
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's shard of `items`: every `world`-th one, starting at `rank`."""
+        return items[self.rank :: self.world]
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """`module`, or one that calls it and averages the gradients over the ranks during the backward pass.
+        """Wrap `module` so that the backward pass averages gradients over the ranks; a single process gets it as it is.
 
-        Backward has to start from all that the module returns, and the parameters that get no gradient have to be the
-        same ones every time.
+        The backward pass must start from every output of the module, and the parameters without a gradient must be the
+        same in every step.
         """
         return DistributedDataParallel(module, static_graph=True) if self.world > 1 else module
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over the ranks, the same bits on each.
 
-        For a loss that all ranks compute alike from such sums. Its gradient is then right for each rank's share once
-        `parallel` has averaged: the mean over the ranks of `world` times their part is the sum of the parts.
+        For a loss that every rank computes from such sums. The gradient of each rank is multiplied by `world`, because
+        `parallel` then averages over the ranks: the mean of `world` times each part is the sum of the parts.
         """
         total: Tensor = SumOverRanks.apply(value, self.world) if self.world > 1 else value
         return total
 
     def broadcast(self, value: float) -> float:
-        """What rank 0 says."""
+        """The value of rank 0."""
         if self.world == 1:
             return value
-        said = torch.tensor(value, dtype=torch.float64)
-        dist.broadcast(said, src=0, group=self.waiting)
-        return said.item()
+        sent = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(sent, src=0, group=self.cpu_group)
+        return sent.item()
 
     def any(self, value: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Whether `value` is true on any rank."""
         if self.world == 1:
             return value
-        said = torch.tensor(int(value))
-        dist.all_reduce(said, dist.ReduceOp.MAX, group=self.waiting)
-        return bool(said)
+        found = torch.tensor(int(value))
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.cpu_group)
+        return bool(found)
 
-    def on_first_rank(self, make: Callable[[], Made]) -> Made:
-        """What `make` returns on rank 0, where alone it is called; the others wait for it."""
+    def on_first_rank(self, function: Callable[[], Item]) -> Item:
+        """Call `function` on rank 0 only; every rank waits for what it returns and returns that."""
         if self.world == 1:
-            return make()
-        made = [make() if self.first else None]
-        dist.broadcast_object_list(made, src=0, group=self.waiting)
-        return made[0]  # type: ignore[return-value]
+            return function()
+        returned = [function() if self.first else None]
+        dist.broadcast_object_list(returned, src=0, group=self.cpu_group)
+        return returned[0]  # type: ignore[return-value]
 
-    def gather(self, part: dict[str, Made]) -> dict[str, Made]:
-        """The entries of all ranks together."""
+    def gather(self, part: dict[str, Item]) -> dict[str, Item]:
+        """The entries of all ranks in one dict."""
         parts = [part] * self.world
         if self.world > 1:
-            dist.all_gather_object(parts, part, group=self.waiting)
+            dist.all_gather_object(parts, part, group=self.cpu_group)
         return {name: value for one in parts for name, value in one.items()}
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have made this call."""
         if self.world > 1:
-            dist.barrier(group=self.waiting)
+            dist.barrier(group=self.cpu_group)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 class SumOverRanks(torch.autograd.Function):
-    """A sum over the ranks, of which every rank uses the result for the same scalar."""
+    """A sum over the ranks, from which every rank computes the same scalar."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, world: int) -> Tensor:
-        """Add up `value`, of one shape on all of the `world` ranks."""
+        """Add up `value`, which has the same shape on all `world` ranks."""
         ctx.world = world
         total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
@@ -126,102 +126,104 @@ class SumOverRanks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The sum over the ranks of the gradients that arrive, which are equal: so nothing has to be sent."""
+        """The sum of the gradients over the ranks. All ranks have the same gradient, so no communication is needed."""
         return gradient * ctx.world, None
 
 
 def local_device(name: str) -> torch.device:
-    """The device called `name` as `choose_device` finds it; of several processes each one takes a GPU of its own.
+    """The device called `name` as `choose_device` finds it; with several processes each one gets its own GPU.
 
     Raises:
-        UsageError: no such device here, or one device is named for several processes.
+        UsageError: the device does not exist, or one device is named for several processes.
     """
     device = choose_device(name)
-    if _world() == 1 or device.type == "cpu":
+    if _world_size() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
         raise UsageError(
-            f"Device {str(device)!r} is one device, found {_world()} processes. Use --device cuda or --device cpu."
+            f"Device {str(device)!r} is one device, found {_world_size()} processes. Use --device cuda or --device cpu."
         )
-    return choose_device(f"cuda:{_variable('LOCAL_RANK')}")
+    return choose_device(f"cuda:{_required_variable('LOCAL_RANK')}")
 
 
-def ranks_here() -> int:
-    """How many of the run's processes are on this machine, as torchrun says; all of them where it does not."""
-    return min(int(os.environ.get("LOCAL_WORLD_SIZE", _world())), _world())
+def local_world_size() -> int:
+    """The number of ranks on this machine, from torchrun's LOCAL_WORLD_SIZE; without it, all ranks."""
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", _world_size())), _world_size())
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that torchrun started together with this one; a process on its own is `ALONE`.
+def join_process_group(device: torch.device) -> Iterator[Ranks]:
+    """Join the process group of the ranks that torchrun started; a single process gets `SINGLE_PROCESS`.
 
     Args:
-        device: where this process computes: GPUs talk over NCCL, all else over gloo.
+        device: where this process computes. GPUs communicate with NCCL, all other devices with gloo.
 
     Raises:
-        UsageError: the environment does not say where the other processes are.
-        TrainingError: another process cannot be reached, or was lost.
-        OtherProcessError: another process says why the run ends.
+        UsageError: an environment variable that torchrun sets is missing.
+        TrainingError: another rank cannot be reached, or was lost.
+        OtherProcessError: another rank failed first and reports the error.
     """
-    if _world() == 1:
-        yield ALONE
+    if _world_size() == 1:
+        yield SINGLE_PROCESS
         return
     ranks, store = _connect(device)
     try:
         yield ranks
     except BaseException as error:
-        # Where one process ends badly, torchrun sends SIGTERM to the others; that is not what there is to say.
+        # When one process fails, torchrun sends SIGTERM to the others, which must not hide the error.
         with ignore_signals():
-            said = _last_word(error, store)
-        # The groups are not taken down: that would wait for those who still compute, and so would the interpreter.
-        atexit.register(_leave_at_once, _exit_code(said))
-        if said is error:
+            reported = _error_to_report(error, store)
+        # Destroying the groups would wait for ranks that still compute, and so would a normal exit of the interpreter.
+        atexit.register(_exit_immediately, _exit_code(reported))
+        if reported is error:
             raise
-        raise said from error
+        raise reported from error
     dist.destroy_process_group()
 
 
 def _connect(device: torch.device) -> tuple[Ranks, Store]:
-    """Start the process groups; this process's place, and what all processes can look up."""
+    """Start the process groups; returns the rank of this process and the key-value store of all ranks."""
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        _variable(name)
+        _required_variable(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, world = next(rendezvous("env://", timeout=STEP_TIME))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=STEP_TIME)
-        return Ranks(rank, world, dist.new_group(backend="gloo", timeout=WAITING_TIME)), store
+        store, rank, world = next(rendezvous("env://", timeout=STEP_TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=STEP_TIMEOUT)
+        return Ranks(rank, world, dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)), store
     except dist.DistError as error:
-        raise TrainingError(f"The other processes of this run cannot be reached: {error}. Start all anew.") from error
+        raise TrainingError(
+            f"Could not reach the other processes of this run: {error}. Start all processes again."
+        ) from error
 
 
-def _last_word(error: BaseException, store: Store) -> BaseException:
-    """What this process ends with: the first one in trouble says what it is, and the others follow from it."""
+def _error_to_report(error: BaseException, store: Store) -> BaseException:
+    """The error this process ends with: the first rank that fails reports its own, the others an OtherProcessError."""
     try:
-        first = store.add("volseg/speaks", 1) == 1
+        first = store.add("volseg/failed", 1) == 1
     except RuntimeError:
-        # Whoever kept the store is gone.
+        # The process that held the store has ended.
         first = True
     if not first:
         return OtherProcessError(_exit_code(error))
     if not _comes_from_lost_rank(error):
         return error
     return TrainingError(
-        "A process of this run was lost, perhaps killed for lack of memory. Go on with the same command and --resume."
+        "A process of this run was lost, perhaps killed for lack of memory. Resume with the same command and --resume."
     )
 
 
-def _leave_at_once(code: int) -> None:
+def _exit_immediately(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _comes_from_lost_rank(error: BaseException | None) -> bool:
-    """Whether it began with what torch raises where another process does not answer."""
+    """Whether `error` or one of its causes is what torch raises when another rank does not respond."""
     while error:
-        # Gloo has no type of its own for this.
+        # Gloo raises a plain RuntimeError.
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             return True
         error = error.__cause__ or error.__context__
@@ -229,21 +231,21 @@ def _comes_from_lost_rank(error: BaseException | None) -> bool:
 
 
 def _exit_code(error: BaseException) -> int:
-    """What the command line would end with after `error`."""
+    """The exit code of the command line after `error`."""
     if isinstance(error, VolsegError):
         return error.exit_code
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _world() -> int:
+def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _variable(name: str) -> str:
-    """A variable of the environment that torchrun sets."""
+def _required_variable(name: str) -> str:
+    """An environment variable that torchrun sets."""
     if name not in os.environ:
         raise UsageError(
-            f"WORLD_SIZE is {_world()}, but {name} is not set. Start several processes with "
+            f"WORLD_SIZE is {_world_size()}, but {name} is not set. Start several processes with "
             "torchrun --nproc-per-node N -m volseg train ..."
         )
     return os.environ[name]

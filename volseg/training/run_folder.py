@@ -15,6 +15,7 @@ from pydantic import Field
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.errors import ResourceError, UsageError
 from volseg.files import LEFTOVERS, write_text
+from volseg.text import first_few
 from volseg.training.schedule import Budget
 
 # The scores of the model in the folder.
@@ -183,5 +184,5 @@ def _check_free(run: Path, resume: bool, overwrite: bool) -> None:
     foreign = sorted(there - own)
     if foreign:
         raise UsageError(
-            f"{run} holds files that do not belong to a run ({', '.join(foreign[:3])}). Choose another folder."
+            f"{run} holds files that do not belong to a run ({first_few(foreign, 3)}). Choose another folder."
         )

@@ -1,4 +1,4 @@
-"""How far a run is, and what the learning rate is there: pure functions."""
+"""Progress of a run and its learning-rate schedule: pure functions."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may spend: a number of optimiser steps, or wall-clock seconds from the first step to the last."""
+    """The budget of a run: a number of optimiser steps, or wall-clock seconds from the first step to the last."""
 
     steps: int | None = None
     seconds: float | None = None
 
     def progress(self, step: int, seconds: float) -> float:
-        """The share spent after `step` steps and `seconds` seconds: 0 at the start, 1 or more when spent."""
+        """The fraction spent after `step` steps and `seconds` seconds: 0 at the start, 1 or more when spent."""
         if self.steps is not None:
             return step / self.steps
         assert self.seconds is not None
@@ -20,7 +20,7 @@ class Budget:
 
 
 def learning_rate(progress: float, peak: float, warmup: float) -> float:
-    """Rises linearly to `peak` over the share `warmup` of the run, then falls to 0 along half a cosine.
+    """Linear warm-up to `peak` over the fraction `warmup` of the run, then cosine decay to 0.
 
     Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts.
     """

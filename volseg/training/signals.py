@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, where its state is whole."""
+"""Ctrl-C and SIGTERM end a run after the current step, when its state is consistent."""
 
 import logging
 import signal
@@ -12,38 +12,38 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM has come; a second signal interrupts at once.
+    """Yield a function that returns whether SIGINT or SIGTERM has arrived; a second signal raises KeyboardInterrupt.
 
-    Outside the main thread Python allows no signal handlers: then the function is always False.
+    Python allows signal handlers only in the main thread; in other threads the function always returns False.
     """
-    asked = threading.Event()
+    requested = threading.Event()
 
-    def ask(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of signal handlers
-        if asked.is_set():
+    def request_stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of signal handlers
+        if requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
-        logger.info("Stopping after this step; once more stops at once.")
+        requested.set()
+        logger.info("Stopping after this step; a second Ctrl-C stops immediately.")
 
-    with _handling(ask):
-        yield asked.is_set
+    with _signal_handler(request_stop):
+        yield requested.is_set
 
 
 @contextmanager
 def ignore_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM go by."""
-    with _handling(signal.SIG_IGN):
+    """Ignore SIGINT and SIGTERM."""
+    with _signal_handler(signal.SIG_IGN):
         yield
 
 
 @contextmanager
-def _handling(handle: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
-    """Give SIGINT and SIGTERM to `handle`, where this is the main thread, which alone gets them."""
+def _signal_handler(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM with `handler` in the main thread; other threads receive no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -1,8 +1,8 @@
-"""What a training run has to remember to go on exactly, and its checkpoint on disk.
+"""The state of a training run, and its checkpoint, from which the run resumes exactly.
 
-A checkpoint is one .safetensors file, written whole: weights, averaged weights, optimiser moments, and in the
-header the step and the seconds spent. There is no random state to keep: every sample is drawn from the seed
-and its own number. (fp16 on a GPU begins with a fresh loss scale.)
+A checkpoint is one .safetensors file, written whole or not at all: weights, EMA of the weights and optimiser moments;
+its header holds the step and the seconds spent. It needs no random state, because each random sample is a function of
+the seed and the sample's number. (A resumed run in fp16 on a GPU starts with a new loss scale.)
 """
 
 import copy
@@ -19,32 +19,37 @@ from volseg.config import TrainingConfig
 from volseg.errors import InputError
 from volseg.modelfile import save_tensors
 from volseg.training.optimisers import Muon
-from volseg.training.ranks import ALONE, Ranks
+from volseg.training.ranks import SINGLE_PROCESS, Ranks
 
 FILE_NAME = "state.safetensors"
-# A checkpoint says whose moments it holds: those of another optimiser mean nothing to this one.
+# Stored in a checkpoint, because the moments of another optimiser cannot be used.
 OPTIMIZER = "muon"
+# Prefixes of the tensors in a checkpoint. The EMA of the weights is called "average" in the checkpoints of all earlier
+# versions, which must stay readable.
+NETWORK, EMA, MOMENTS = "network.", "average.", "optimizer."
 
 
 class TrainingState:
-    """A network, its running average, its optimiser, and how far they are.
+    """A network, the EMA (exponential moving average) of its weights, its optimiser, and the progress of the run.
 
     Args:
         network: to train.
-        config: rates of the optimiser.
+        config: learning rate and weight decay of the optimiser.
         ranks: see below.
-        data: stands for the cases it is trained on; a checkpoint of others is refused. Empty where nobody says.
+        data: identifies the training cases; a checkpoint with another value is rejected.
 
     Attributes:
         network: trained in place.
-        ranks: the processes that train it together, each with its own copy of all this.
-        average: same network with the exponential average of the weights; the model that is kept.
-        optimizer: Muon over the network.
+        ranks: the processes that train it together, each with its own copy of the state.
+        ema: the same network with the EMA of the weights; this is the model that is saved.
+        optimizer: Muon for the network.
         step: finished optimiser steps.
-        seconds: wall-clock seconds spent in the loop, over all resumptions.
+        seconds: wall-clock seconds in the training loop, in total over all resumptions.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, ranks: Ranks = ALONE, data: str = "") -> None:
+    def __init__(
+        self, network: nn.Module, config: TrainingConfig, ranks: Ranks = SINGLE_PROCESS, data: str = ""
+    ) -> None:
         self.network = network
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.ranks = ranks
@@ -55,45 +60,45 @@ class TrainingState:
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        """Move the average towards the network; early steps count more, so that the random start is soon forgotten."""
+        """Update the EMA; a lower decay in the first steps lets the random initial weights fade quickly."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        for kept, new in zip(self.ema.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(new, 1 - decay)
+        for mean, new in zip(self.ema.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(new, 1 - decay)
             else:
-                kept.copy_(new)
+                mean.copy_(new)
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.ema.state_dict().items()}
+        tensors = {f"{NETWORK}{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"{EMA}{name}": value for name, value in self.ema.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+            tensors |= {f"{MOMENTS}{index}.{name}": value for name, value in moments.items()}
         progress = {"step": self.step, "seconds": self.seconds, "optimizer": OPTIMIZER, "data": self.data}
         save_tensors(folder / FILE_NAME, tensors, {"state": json.dumps(progress)})
 
     def load(self, folder: Path) -> None:
-        """Take up the checkpoint in `folder`.
+        """Load the checkpoint in `folder`.
 
         Raises:
-            InputError: the file is damaged, or belongs to another network or other cases.
+            InputError: the file is corrupt, or belongs to another network or other training cases.
         """
         path = folder / FILE_NAME
         try:
             with safetensors.safe_open(path, framework="np") as handle:
                 progress = json.loads(handle.metadata()["state"])
             if progress.get("optimizer") != OPTIMIZER:
-                raise ValueError("it was written by a volseg with another optimiser")
+                raise ValueError("it was written by a volseg version with another optimiser")
             if progress.get("data", self.data) != self.data:
-                raise ValueError("the cases to train on have changed since")
+                raise ValueError("the training cases have changed since")
             tensors = load_file(path)
-            self.network.load_state_dict(_part(tensors, "network."))
-            self.ema.load_state_dict(_part(tensors, "average."))
+            self.network.load_state_dict(_without_prefix(tensors, NETWORK))
+            self.ema.load_state_dict(_without_prefix(tensors, EMA))
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             message = f"The checkpoint {path} does not fit this run: {error}. Start again with --overwrite."
             raise InputError(message) from error
         moments: dict[int, dict[str, Any]] = {}
-        for name, value in _part(tensors, "optimizer.").items():
+        for name, value in _without_prefix(tensors, MOMENTS).items():
             index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
@@ -105,5 +110,6 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / FILE_NAME).exists()
 
 
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _without_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -2,7 +2,7 @@
 
 To add one, add a module with
 
-    SUFFIX       what its file has in place of the scan's suffix, or None for the label image itself
+    SUFFIX       of its file, in place of the suffix of the label image; None for the label image itself
     write        (result, path) -> None: writes the file `path` whole or not at all, see `volseg.files.whole_file`
 
 A module is imported when its format is first used. From Python, `add_format` takes the two as arguments.
@@ -20,7 +20,7 @@ _added: dict[str, "OutputFormat"] = {}
 
 
 class OutputFormat(NamedTuple):
-    """A format: the suffix of its file (None: the label image itself), and what writes it."""
+    """A format: the suffix of its file (None: the label image itself), and the function that writes it."""
 
     suffix: str | None
     write: Callable[[Any, Path], None]
@@ -32,10 +32,10 @@ def format_names() -> list[str]:
 
 
 def find_format(name: str) -> OutputFormat:
-    """A format by its name.
+    """Find a format by its name.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no format has this name.
     """
     if name in _added:
         return _added[name]
@@ -46,7 +46,7 @@ def find_format(name: str) -> OutputFormat:
 
 
 def add_format(name: str, suffix: str, write: Callable[[Any, Path], None]) -> None:
-    """Add a format, or replace one of that name, for this process.
+    """Add a format, or replace the one of that name, for this process.
 
     Args:
         name: for `to`.

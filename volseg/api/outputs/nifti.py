@@ -1,4 +1,4 @@
-"""The label image, in the image format of its name: NIfTI, MGH, NRRD or MetaImage."""
+"""The label image, in the format of its suffix: NIfTI, MGH, NRRD or MetaImage."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ SUFFIX = None
 
 
 def write(result: Any, path: Path) -> None:
-    """Write the labels of a `volseg.Result` on the grid of its scan.
+    """Write the labels of a `volseg.Result` in the space of its scan.
 
     Raises:
-        UsageError: the suffix of `path` is no image format.
-        ResourceError: the disk refused the bytes.
+        UsageError: the suffix of `path` is not that of an image format.
+        ResourceError: the disk is full or not writable.
     """
     write_labels(result.labels, result.scan, path)

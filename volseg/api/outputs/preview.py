@@ -1,4 +1,4 @@
-"""A picture of a result: three planes with the labels over the scan."""
+"""A picture of a result: three planes of the scan, overlaid with the labels."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ SUFFIX = ".png"
 
 
 def write(result: Any, path: Path) -> None:
-    """Draw a `volseg.Result` to a PNG.
+    """Draw a `volseg.Result` as a PNG file.
 
     Raises:
-        ResourceError: the disk refused the file.
+        ResourceError: the disk is full or not writable.
     """
     save_preview(result.scan.channels[0], result.labels, result.scan.geometry, result.shown, path)

@@ -8,9 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 import typer
-from volseg.cli.console import NOT_FOR_PREDICTION, guarded
 
 from tests.packaging.installing import ROOT, copy_checkout, fresh_environment, index_refusal, install, pip, run
+from volseg.cli.console import NOT_FOR_PREDICTION, guarded
 
 PHANTOMS = ROOT / "data_samples" / "phantoms"
 SCAN = PHANTOMS / "imagesTs" / "phantom_013.nii.gz"

@@ -92,7 +92,7 @@ def test_probabilities_in_memory_count_in_the_planned_memory(segmenter):
     ]
     more = {stage: need[1][stage] - need[0][stage] for stage in need[0]}
     assert set(more.values()) == {0, 2 * 3 * 24 * 20 * 30}
-    assert more["preparing it"] == 0
+    assert more["preprocessing"] == 0
 
 
 def test_probabilities_beyond_the_machine_are_rejected_with_the_way_out(segmenter, monkeypatch):

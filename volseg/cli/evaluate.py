@@ -16,7 +16,7 @@ def evaluate(
     references: Annotated[Path, typer.Argument(help="its reference or a folder of them")],
     *,
     labels: Annotated[Path | None, typer.Option(help="names and values: a dataset.json, JSON or YAML")] = None,
-    output: Annotated[Path | None, typer.Option(help="report.json; a .csv is written beside it")] = None,
+    output: Annotated[Path | None, typer.Option(help="report.json; a .csv is written next to it")] = None,
     as_json: Json = False,
 ) -> int:
     """Compare label images with references: overlap and volumes per case and label."""

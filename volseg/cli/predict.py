@@ -44,7 +44,7 @@ def predict(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Segment scans. Each label image has the grid of its scan; a JSON record with volumes and flags is beside it."""
+    """Segment scans. Each label image has the grid of its scan; a JSON sidecar has volumes and flags."""
     from volseg.api.predict import predict as start
 
     with progress_bar() as progress:

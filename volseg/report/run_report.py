@@ -207,7 +207,7 @@ def _yaml_block(path: Path) -> str:
     return f"<pre>{text}</pre>"
 
 
-# ---- pieces
+# ---- parts
 
 
 def _missing(sentence: str) -> str:

@@ -101,8 +101,8 @@ def test_what_it_cannot_do_names_what_to_install(
     done = installed.volseg(*arguments)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"Error: The package {package} is not installed, but this command needs it: this installation is for prediction "
-        "only. Install the rest with: pip install volseg"
+        f"Error: The package {package} is not installed, but this command needs it: "
+        "this installation is for prediction only. Install the rest with: pip install volseg"
     ]
     assert set(installed.folder.iterdir()) == before
 

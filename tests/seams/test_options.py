@@ -110,3 +110,10 @@ def test_an_old_key_is_its_new_one_with_a_warning(old, new, caplog):
 
 def test_what_is_stored_has_the_new_names():
     assert {"average", "foreground", "growth"}.isdisjoint(TrainingConfig().model_dump())
+
+
+def test_a_loss_function_has_to_return_one_number():
+    with pytest.raises(UsageError, match=r"returned shape \(2, 3, 4, 4, 4\), expected a tensor with one number"):
+        SegmentationLoss(lambda logits, target: logits)(LOGITS, TARGET)
+    with pytest.raises(UsageError, match="returned a float, expected"):
+        SegmentationLoss(lambda logits, target: 1.0)(LOGITS, TARGET)

@@ -20,9 +20,11 @@ def predict(
         list[Path] | None, typer.Argument(metavar="INPUT...", help="scans, DICOM folders or zips, or folders of scans")
     ] = None,
     *,
-    model: Annotated[str, typer.Option(help="a bundled name or a model file")],
+    model: Annotated[str, typer.Option(help="a bundled name (hippocampus) or a model file")],
     output: Annotated[Path, typer.Option(help="a file for one scan, else a folder")],
-    channel: Annotated[list[str] | None, typer.Option(help="NAME=PATH, once per channel of the model")] = None,
+    channel: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH, once per channel of the model, instead of INPUT")
+    ] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     overlap: Annotated[float, typer.Option(help="overlap of neighbouring sliding windows, 0 to <1")] = 0.5,
@@ -35,7 +37,7 @@ def predict(
         bool, typer.Option("--probabilities", help="also write the class probabilities, .npy")
     ] = False,
     to: Annotated[
-        str, typer.Option(help="output formats, comma-separated; nifti: an image with the suffix of --output")
+        str, typer.Option(help="output formats, e.g. nifti,preview; nifti: an image with the suffix of --output")
     ] = "nifti",
     preview: Annotated[bool, typer.Option("--preview", help="also write a picture of three planes, .png")] = False,
     overwrite: Overwrite = False,

@@ -151,7 +151,11 @@ class SegmentationLoss(nn.Module):
         """The loss of one resolution."""
         if isinstance(self.loss, str):
             return LOSSES[self.loss](logits, target, self.regions, ranks)
-        return self.loss(logits, target)
+        loss = self.loss(logits, target)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise UsageError(f"The loss function returned {found}, expected a tensor with one number.")
+        return loss
 
 
 def supervised_loss(outputs: Any, target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:

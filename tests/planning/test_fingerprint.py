@@ -1,14 +1,16 @@
 """The fingerprint against numbers worked out by hand, and the datasets that it rejects."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
-from volseg.data.cases.dataset import Dataset, TrainingCase
+from volseg.data.cases.dataset import Dataset, TrainingCase, open_dataset
 from volseg.data.cases.labels import LabelSet
+from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.planning import fingerprint
 from volseg.planning.fingerprint import take_fingerprint
@@ -321,3 +323,27 @@ def test_empty_cases_among_others_are_logged(tmp_path, caplog):
     cases = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image + 1, 0 * label)
     assert take_fingerprint(dataset_of(*cases)).cases[1].offsets == {}
     assert caplog.messages == ["1 of 2 cases have no foreground voxel: b."]
+
+
+def test_cached_measurements_are_read_by_one_thread_at_a_time(tmp_path, monkeypatch):
+    """Python 3.11's ast, which NumPy reads headers with, fails at random in two threads at once."""
+    at_once, most = [], []
+    load = np.load
+
+    def watched(*arguments, **options):
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.01)
+        try:
+            return load(*arguments, **options)
+        finally:
+            at_once.pop()
+
+    write_phantoms(tmp_path / "data", 6, 1, "mr")
+    dataset = open_dataset(tmp_path / "data")
+    first = take_fingerprint(dataset, tmp_path / "cache")
+    monkeypatch.setattr(np, "load", watched)
+    again = take_fingerprint(dataset, tmp_path / "cache")
+    assert [case.name for case in again.cases] == [case.name for case in first.cases]
+    assert len(most) == 6
+    assert max(most) == 1

@@ -6,6 +6,7 @@ Spatial triples are in the order R, A, S: the scan's axes after reorientation to
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -35,6 +36,9 @@ READERS = 2
 # Increased whenever a measurement changes, so that cached ones of an older version are not used.
 FORMAT = 1
 T = TypeVar("T", int, float)
+# NumPy parses the header of a file with Python's ast, which in Python 3.11 fails at random in two threads at once
+# (SystemError: AST constructor recursion depth mismatch, CPython issue 106905).
+_HEADERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _read_cached(file: Path) -> _CaseCheck | None:
     """The measurements that `_write_cached` wrote; None if the file is missing or corrupt."""
     try:
         # Opened here, because NumPy leaves a corrupt file open.
-        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+        with _HEADERS, open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
             facts, samples = as_tuples(json.loads(str(stored["facts"]))), stored["samples"]
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None

@@ -1,5 +1,6 @@
 """The device to compute on, its memory, and the number of worker processes that prepare batches."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from volseg.errors import ResourceError, UsageError
+
+logger = logging.getLogger(__name__)
 
 ADVICE = "Free memory, use a machine with more of it, or reduce the patch or batch size."
 # Messages of RuntimeErrors for which torch has no out-of-memory type.
@@ -19,6 +22,27 @@ NO_MEMORY = (
     "MPS backend out of memory",
 )
 MOST_WORKERS = 8
+# Whether this process was forked from one that had loaded this module, and perhaps started PyTorch's threads.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def limit_threads_after_fork() -> None:
+    """In a forked process, compute on one thread: PyTorch's threads do not survive fork(), and it would wait for them.
+
+    Called before anything is computed.
+    """
+    if _forked and torch.get_num_threads() > 1:
+        logger.warning("This process was forked, so it computes on one thread; start processes by 'spawn' to use more.")
+        torch.set_num_threads(1)
 
 
 def choose_device(name: str = "auto") -> torch.device:

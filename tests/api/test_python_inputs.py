@@ -117,6 +117,7 @@ import os, sys
 import numpy as np
 import torch
 from volseg import Segmenter
+from volseg.inference import sliding_window
 
 torch.set_num_threads(2)
 segmenter = Segmenter.load(sys.argv[1], device="cpu", precision="fp32")
@@ -126,6 +127,9 @@ expected = segmenter(scan).labels  # starts the thread pools
 child = os.fork()
 if child == 0:
     single = np.array_equal(segmenter(scan).labels, expected)
+    own = np.array_equal(Segmenter.load(sys.argv[1], device="cpu", precision="fp32")(scan).labels, expected)
+    windows = sliding_window(torch.rand(1, 20, 20, 20), torch.nn.Conv3d(1, 2, 3, padding=1).eval(), (8, 8, 8))
+    single = single and own and windows.shape == (2, 20, 20, 20)
     many = [np.array_equal(outcome.result.labels, expected) for outcome in segmenter.map([scan, scan])]
     os._exit(0 if single and all(many) and torch.get_num_threads() == 1 else 1)
 _, status = os.waitpid(child, 0)
@@ -141,4 +145,38 @@ def test_a_forked_process_segments_on_one_thread(tmp_path):
         [sys.executable, "-c", FORKED, str(model)], timeout=300, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "forked after the model was loaded, so it computes on one thread" in done.stderr
+    assert "This process was forked, so it computes on one thread" in done.stderr
+
+
+FORKED_FIRST = """
+import os, sys
+import numpy as np
+import torch
+from volseg import Segmenter
+from volseg.inference import sliding_window
+
+torch.set_num_threads(2)
+network = torch.nn.Conv3d(1, 8, 3, padding=1).eval()
+sliding_window(torch.rand(1, 40, 40, 40), network, (32, 32, 32))  # starts the thread pools
+child = os.fork()
+if child == 0:
+    scan = (np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32), np.diag([1.5, 1.5, 2.0, 1.0]))
+    sliding_window(torch.rand(1, 40, 40, 40), network, (32, 32, 32))
+    os._exit(0 if Segmenter.load(sys.argv[1], device="cpu")(scan).labels.shape == (40, 40, 40) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is not used elsewhere")
+def test_a_model_loaded_in_a_forked_process_segments_on_one_thread(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED_FIRST, str(model)], timeout=300, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "This process was forked, so it computes on one thread" in done.stderr
+
+
+def test_map_does_not_take_a_path_for_its_letters(segmenter):
+    with pytest.raises(UsageError, match=r"takes several scans, found one path: scan.nii.gz"):
+        list(segmenter.map("scan.nii.gz"))

@@ -7,7 +7,7 @@ from torch import nn
 from tests.inference.test_engine import full_logits
 from volseg.errors import UsageError, VolsegError
 from volseg.inference import sliding_window
-from volseg.inference.windows import Windows
+from volseg.inference.windows import Windows, window_starts
 from volseg.networks import UNet
 
 PATCH = (8, 12, 10)
@@ -102,6 +102,9 @@ class Several(nn.Module):
         (nn.Identity().train(), {}, "training mode; call network.eval"),
         (Several().eval(), {}, "returned list for windows .* expected one tensor"),
         (nn.AvgPool3d(2).eval(), {}, "returned .*, expected one tensor"),
+        (nn.Identity().eval(), {"mirror_axes": [-1]}, "mirror axes are .-1,., expected some of 0, 1 and 2"),
+        (nn.Identity().eval(), {"mirror_axes": [0, 0]}, "each only once"),
+        (nn.Flatten(0, 1).eval(), {}, "expected one tensor"),
         (nn.Identity().eval(), {"overlap": 1.0}, "overlap is 1.0, expected 0 to <1"),
         (nn.Identity().eval(), {"patch_size": (8, 8)}, "patch size is .8, 8., expected three sizes"),
         (nn.Identity().eval(), {"volume": torch.zeros(8, 8, 8)}, "volume has 3 axes, expected"),
@@ -121,3 +124,29 @@ def test_output_that_is_not_finite_is_rejected():
 
     with pytest.raises(VolsegError, match="contains NaN or Inf"):
         sliding_window(volume_of(1, 9, 20, 12), Broken().eval(), PATCH)
+
+
+class Probabilities(UNet):
+    """A U-Net whose output is not that of its last layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).softmax(1)
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_the_forward_of_a_subclass_or_a_hook_is_what_counts(classes):
+    torch.manual_seed(0)
+    network, volume = Probabilities(classes=classes, features=[8, 16]).eval(), volume_of(1, 20, 24, 16)
+    assert torch.allclose(sliding_window(volume, network, (16, 16, 16)).sum(0), torch.ones(20, 24, 16), atol=1e-5)
+    hooked = UNet(classes=classes, features=[8, 16]).eval()
+    hooked.register_forward_hook(lambda _module, _inputs, output: output.softmax(1))
+    assert torch.allclose(sliding_window(volume, hooked, (16, 16, 16)).sum(0), torch.ones(20, 24, 16), atol=1e-5)
+
+
+def test_an_overlap_near_one_repeats_no_window():
+    volume, network = volume_of(1, 12, 11, 10), nn.Identity().eval()
+    torch.testing.assert_close(sliding_window(volume, network, (8, 8, 8), 0.999), volume, rtol=1e-5, atol=1e-5)
+    for size in (8, 9, 20):
+        starts = window_starts(size, 8, 0.999)
+        assert starts == sorted(set(starts))
+        assert (starts[0], starts[-1]) == (0, size - 8)

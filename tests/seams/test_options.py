@@ -117,3 +117,17 @@ def test_a_loss_function_has_to_return_one_number():
         SegmentationLoss(lambda logits, target: logits)(LOGITS, TARGET)
     with pytest.raises(UsageError, match="returned a float, expected"):
         SegmentationLoss(lambda logits, target: 1.0)(LOGITS, TARGET)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_a_plain_pytorch_loss_takes_the_indices_of_every_resolution(dtype):
+    loss = SegmentationLoss(lambda logits, target: functional.cross_entropy(logits, target, ignore_index=-1))
+    deep = [LOGITS, LOGITS[..., ::2, ::2, ::2], LOGITS[..., :1, :1, :1]]
+    expected = SegmentationLoss("ce")(deep, TARGET)
+    torch.testing.assert_close(loss(deep, TARGET.to(dtype)), expected)
+
+
+def test_a_unet_of_one_stage_is_rejected():
+    with pytest.raises(UsageError, match="needs two stages or more"):
+        UNet(features=[8])
+    assert Classifier(features=[8]).eval()(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 2)

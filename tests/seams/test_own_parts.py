@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -162,3 +163,31 @@ def test_formats_are_named_when_one_is_unknown(tmp_path):
         find_format("obj")
     with pytest.raises(UsageError, match="but nifti, the label image, is always written"):
         volseg.predict(tmp_path, write_model(tmp_path / "m.safetensors"), tmp_path / "out", to="preview")
+
+
+def test_a_format_that_raises_is_the_error_of_its_case(tmp_path, table):
+    def broken(result, path):
+        raise ValueError("no table today")
+
+    add_format("broken", ".broken", broken)
+    for name in ("a", "b"):
+        nibabel.save(nibabel.Nifti1Image(blob((24, 20, 30)), AFFINE), tmp_path / f"{name}.nii.gz")
+    model = write_model(tmp_path / "m.safetensors")
+    outcomes = list(volseg.predict(tmp_path, model, tmp_path / "out", device="cpu", to="nifti,broken"))
+    assert [str(one.error).partition(" failed: ")[2] for one in outcomes] == ["ValueError: no table today."] * 2
+
+
+def test_channels_are_given_without_inputs(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    name = read_card(model).plan.channels[0].name
+    nibabel.save(nibabel.Nifti1Image(blob((24, 20, 30)), AFFINE), tmp_path / "a.nii.gz")
+    (outcome,) = volseg.predict(None, model, tmp_path / "out", device="cpu", channels={name: tmp_path / "a.nii.gz"})
+    assert outcome.error is None
+    assert outcome.output.exists()
+
+
+@pytest.mark.parametrize("parts", [{"loss": "dice"}, {"transforms": [3]}])
+def test_what_is_no_function_is_rejected_before_training(tmp_path, phantoms, parts):
+    with pytest.raises(UsageError, match="have to be functions"):
+        trained(phantoms, tmp_path / "run", **parts)
+    assert not (tmp_path / "run").exists()

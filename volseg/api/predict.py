@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.api.outputs import OutputFormat, find_format, format_names
+from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
 from volseg.data.io.formats import sibling
 from volseg.data.io.inputs import Case, find_cases, plan_outputs
@@ -75,7 +76,7 @@ class Predictions(Iterator[Prediction]):
 
 
 def predict(
-    inputs: str | Path | Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path] | None,
     model: str | Path | Segmenter,
     output: str | Path,
     *,
@@ -102,7 +103,7 @@ def predict(
         model: a bundled name, the path of a model file, or a loaded `Segmenter`, which keeps the options it was loaded
             with (device, precision, overlap, tta, max_memory, crop).
         output: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
-        channels: instead of `inputs`: one scan per channel of the model, by channel name.
+        channels: the scan of each channel of the model by name; `inputs` is then None.
         device: as for `Segmenter.load`, like the five that follow.
         precision: see `device`.
         overlap: see `device`.
@@ -130,7 +131,7 @@ def predict(
     }  # fmt: skip
     segmenter = _loaded(model, options)
     names = tuple(one.name for one in segmenter.card.plan.channels)
-    paths = [inputs] if isinstance(inputs, str | Path) else inputs
+    paths = [inputs] if isinstance(inputs, str | Path) else inputs or []
     named = {name: Path(path) for name, path in channels.items()} if channels else None
     cases = find_cases([Path(path) for path in paths], names, named)
     extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
@@ -212,9 +213,19 @@ def _write(
         with memory_errors("writing the result"):
             outcome.result.save(output)
             for one in formats:
-                one.write(outcome.result, sibling(output, str(one.suffix)))
+                _write_format(one, outcome.result, sibling(output, str(one.suffix)))
     except VolsegError as error:
         if probabilities:
             probabilities.unlink(missing_ok=True)
         return Prediction(case, output, error=error)
     return Prediction(case, output, record=outcome.result.record)
+
+
+def _write_format(output: OutputFormat, result: Result, path: Path) -> None:
+    """Write one more format; a format of the caller that raises must not end the other cases."""
+    try:
+        output.write(result, path)
+    except (VolsegError, MemoryError):
+        raise
+    except Exception as error:
+        raise VolsegError(f"The output format of {path} failed: {type(error).__name__}: {error}.") from error

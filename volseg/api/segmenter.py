@@ -1,14 +1,12 @@
 """A model that is loaded once and segments scans."""
 
-import logging
-import os
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -22,7 +20,7 @@ from volseg.data.io.any_scan import as_scan
 from volseg.data.io.inputs import Case
 from volseg.data.io.read_cost import reading_bytes
 from volseg.data.io.reading import Scan
-from volseg.device import choose_device, memory_errors
+from volseg.device import choose_device, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError
 from volseg.files import sha256_of
 from volseg.inference.budget import (
@@ -45,8 +43,6 @@ from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import DTYPES, choose_precision
 from volseg.progress import Progress, silent
 
-logger = logging.getLogger(__name__)
-
 # Characters of label names in a representation.
 SHOWN = 60
 # A scan in any form, and where its probabilities go: a file, True for an array, or nowhere.
@@ -68,8 +64,8 @@ class Outcome:
 class Segmenter:
     """A model on a device, ready to segment scans. Load one with `Segmenter.load`.
 
-    It holds no state between scans, so threads may share it. In a forked process it computes on one thread, because
-    PyTorch's thread pools do not survive fork(); a process started by "spawn" that loads its own has no such limit.
+    It holds no state between scans, so threads may share it. A forked process computes on one thread, because PyTorch's
+    thread pools do not survive fork(); a process started by "spawn" has no such limit.
     """
 
     card: ModelCard
@@ -77,8 +73,6 @@ class Segmenter:
     labeller: Labeller
     max_memory: int | None = None
     crop: str = "none"
-    # The process that loaded it.
-    process: int = field(default_factory=os.getpid)
 
     @classmethod
     def load(
@@ -115,6 +109,7 @@ class Segmenter:
             raise UsageError(f"Unknown tta {tta!r}. Use none or mirror.")
         if crop not in ("none", "body"):
             raise UsageError(f"Unknown crop {crop!r}. Use none or body.")
+        limit_threads_after_fork()
         path = find_model(model)
         card, weights = load_model(path)
         place = choose_device(device)
@@ -170,7 +165,7 @@ class Segmenter:
 
     def _open(self, scan: Any) -> Opened:
         """The scan in memory, and the seconds it took to read."""
-        self._notice_fork()
+        limit_threads_after_fork()
         started = time.perf_counter()
         paths = scan.paths if isinstance(scan, Case) else [Path(scan)] if isinstance(scan, str | Path) else []
         if self.max_memory is not None and paths:
@@ -178,12 +173,6 @@ class Segmenter:
         with memory_errors("reading the scan"):
             opened = as_scan(scan, len(self.card.plan.channels))
         return opened, time.perf_counter() - started
-
-    def _notice_fork(self) -> None:
-        """Compute on one thread in a forked process, where PyTorch would wait for the parent's threads for ever."""
-        if os.getpid() != self.process and torch.get_num_threads() > 1:
-            logger.warning("This process was forked after the model was loaded, so it computes on one thread.")
-            torch.set_num_threads(1)
 
     def _segment(
         self, opened: Scan, read_seconds: float, progress: Progress, probabilities: Path | bool | None
@@ -240,7 +229,9 @@ class Segmenter:
             progress: called with the fraction of windows done of the scans at work, from their threads.
             probabilities: for each scan as for a call.
         """
-        self._notice_fork()
+        limit_threads_after_fork()
+        if isinstance(scans, str | Path):
+            raise UsageError(f"Segmenter.map takes several scans, found one path: {scans}. Call the segmenter with it.")
         jobs = zip(scans, probabilities, strict=False)
         at_once = scans_at_once(self.card.plan, self.labeller.dtype, self.device) if self.max_memory is None else 1
         first = list(islice(jobs, at_once))

@@ -21,7 +21,7 @@ from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_d
 from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.data.cases.progressive_patches import ProgressivePatches
 from volseg.device import batch_workers, choose_device, gpu_memory_gb, memory_errors
-from volseg.errors import DatasetError, InputError, Stopped
+from volseg.errors import DatasetError, InputError, Stopped, UsageError
 from volseg.files import remove_leftovers, write_json, write_text
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import build_network, find_network
@@ -138,6 +138,8 @@ def train(
         Stopped: Ctrl-C or SIGTERM; the checkpoint is on disk.
         VolsegError: see `volseg.errors`.
     """
+    if not (loss is None or callable(loss)) or not all(map(callable, transforms)):
+        raise UsageError("The loss and the transforms have to be functions; a loss by name is training.loss.")
     settings = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
     folder = Path(output)
     torch_device = local_device(device)

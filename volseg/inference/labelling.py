@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from volseg.config import Plan, Triple
 from volseg.data.grid.geometry import GridMap
 from volseg.data.grid.resample import separate_axis
 from volseg.data.io.probabilities import probability_array, probability_file
-from volseg.device import has_room
+from volseg.device import has_room, limit_threads_after_fork
 from volseg.errors import UsageError
 from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
 from volseg.inference.engine import Target, segment
@@ -22,6 +23,7 @@ from volseg.inference.upsample import Sink, last_present, winner
 from volseg.inference.windows import Windows
 from volseg.networks import UNet
 from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.networks.cpu.point_conv import PointConv
 from volseg.precision import autocast, choose_precision, exact_float32
 from volseg.progress import Progress, silent
 
@@ -130,6 +132,7 @@ def sliding_window(
         UsageError: the network is in training mode, or an argument has an invalid value.
         VolsegError: the network's output contains NaN or Inf.
     """
+    limit_threads_after_fork()
     if volume.ndim == 5:
         every = [
             sliding_window(
@@ -140,6 +143,8 @@ def sliding_window(
         ]  # fmt: skip
         return torch.stack(every)
     size = _checked_patch(volume, network, patch_size, overlap)
+    if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
+        raise UsageError(f"The mirror axes are {tuple(mirror_axes)}, expected some of 0, 1 and 2, each only once.")
     device = next((parameter.device for parameter in network.parameters()), volume.device)
     dtype = choose_precision(precision, device)
     windows = Windows(size, overlap, batch_size, tuple(mirror_axes))
@@ -217,15 +222,15 @@ def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -
     def logits(batch: Tensor) -> Tensor:
         with autocast(device, dtype):
             found = network(batch)
-        if not isinstance(found, Tensor) or found.shape[2:] != batch.shape[2:]:
+        if not isinstance(found, Tensor) or found.ndim != 5 or _sizes(found) != _sizes(batch):
             kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UsageError(
                 f"The network returned {kind} for windows of shape {tuple(batch.shape)}, expected one tensor "
-                "(b, K, d, h, w) of the same d, h, w. Wrap the network in a module that returns that."
+                "(b, K, d, h, w) of the same b, d, h, w. Wrap the network in a module that returns that."
             )
         return found
 
-    if not isinstance(network, UNet) or network.config.features[0] >= network.config.classes:
+    if not _has_plain_head(network) or network.config.features[0] >= network.config.classes:
         return Predictor(logits)
     decode, head = network.decode, Head(*network.head)
 
@@ -236,6 +241,17 @@ def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -
         return finest
 
     return Predictor(features, head)
+
+
+def _has_plain_head(network: nn.Module) -> TypeGuard[UNet]:
+    """Whether a network is a U-Net as it was built, whose logits are its last layer and nothing more."""
+    hooks = any((network._forward_hooks, network._forward_pre_hooks))
+    return type(network) is UNet and not hooks and type(network.heads[-1]) is PointConv
+
+
+def _sizes(batch: Tensor) -> tuple[int, ...]:
+    """Of (b, C, d, h, w): b, d, h, w."""
+    return (batch.shape[0], *batch.shape[2:])
 
 
 def nearest_axis(plan: Plan, grid: GridMap) -> int | None:

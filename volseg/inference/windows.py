@@ -69,6 +69,8 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
         return [-((patch - size) // 2)]
     # The same floating-point product as in nnU-Net, rounded up, so that both choose the same grid.
     count = math.ceil((size - patch) / (patch * (1.0 - overlap))) + 1
+    # An overlap so high that steps are below a voxel would only repeat windows.
+    count = min(count, size - patch + 1)
     step = (size - patch) / (count - 1)
     return [round(step * index) for index in range(count)]
 

@@ -36,11 +36,14 @@ class UNet(nn.Module):
 
     Raises:
         ConfigError: invalid options.
+        UsageError: fewer than two stages.
     """
 
     def __init__(self, config: NetworkConfig | None = None, **options: Any) -> None:
         super().__init__()
         config = config_from(config, options)
+        if len(config.features) < 2:
+            raise UsageError(f"A U-Net needs two stages or more, but features are {config.features}.")
         self.config = config
         self.encoder = encoder_stages(config)
         self.decoder = nn.ModuleList(DecoderStage(s, config) for s in reversed(range(len(config.features) - 1)))

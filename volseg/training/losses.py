@@ -105,7 +105,7 @@ class SegmentationLoss(nn.Module):
 
     Args:
         loss: a name in `LOSSES`; or a function of (logits, target), each as above, of one resolution. On several ranks
-            a function sees the shard of its rank, and gradients are averaged.
+            a function sees the shard of its rank, and gradients are averaged. Class indices are int64.
         regions: whether classes are regions that may overlap.
 
     Raises:
@@ -151,7 +151,7 @@ class SegmentationLoss(nn.Module):
         """The loss of one resolution."""
         if isinstance(self.loss, str):
             return LOSSES[self.loss](logits, target, self.regions, ranks)
-        loss = self.loss(logits, target)
+        loss = self.loss(logits, target if self.regions else target.long())
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UsageError(f"The loss function returned {found}, expected a tensor with one number.")
@@ -205,4 +205,4 @@ def _nearest(target: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(whole) == tuple(shape):
         return target
     coarse = F.interpolate(target.reshape(-1, 1, *whole).float(), size=tuple(shape), mode="nearest-exact")
-    return coarse.reshape(*target.shape[:-3], *shape)
+    return coarse.reshape(*target.shape[:-3], *shape).to(target.dtype)

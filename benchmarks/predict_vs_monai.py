@@ -26,7 +26,7 @@ from volseg.inference import sliding_window
 from volseg.inference.labelling import Labeller
 from volseg.inference.windows import Windows
 from volseg.networks import UNet
-from volseg.precision import DTYPES, autocast, choose_precision
+from volseg.precision import DTYPES, autocast, choose_precision, precision_name
 
 CPU = torch.device("cpu")
 CLASSES = 15
@@ -94,8 +94,8 @@ def work_of(side: str, dtype: torch.dtype, batch: int, toy: bool) -> Callable[[]
         return Labeller(network, plan, windows, dtype).label(volume, grid)
 
     def logits() -> torch.Tensor:
-        name = next(name for name, one in DTYPES.items() if one == dtype)
-        return sliding_window(volume, network, plan.patch_size, precision=name).argmax(0).to(torch.uint8)
+        found = sliding_window(volume, network, plan.patch_size, precision=precision_name(dtype))
+        return found.argmax(0).to(torch.uint8)
 
     return torch.inference_mode()({"MONAI": monai, "volseg": volseg, "sliding_window": logits}[side])
 

@@ -42,6 +42,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The name of a precision: fp32, bf16 or fp16."""
+    return next(name for name, one in DTYPES.items() if one == dtype)
+
+
 def _best_precision(device: torch.device) -> torch.dtype:
     if not cudnn_is_sound(device):
         _warn_once(

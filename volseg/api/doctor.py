@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from volseg.device import choose_device, machine_memory_gb
-from volseg.precision import CUDNN_ADVICE, DTYPES, autocast, choose_precision, cudnn_is_sound, exact_float32
+from volseg.precision import CUDNN_ADVICE, autocast, choose_precision, cudnn_is_sound, exact_float32, precision_name
 
 PACKAGES = ("volseg", "torch", "nibabel", "SimpleITK", "numpy")
 # Of a convolution, as a share of its largest value; bfloat16 rounds by 2 ** -9.
@@ -35,7 +35,7 @@ def examine() -> list[Finding]:
         *(Finding(package, version(package)) for package in PACKAGES),
         _monai(),
         Finding("device", f"{device} ({name})"),
-        Finding("precision", next(short for short, dtype in DTYPES.items() if dtype == precision)),
+        Finding("precision", precision_name(precision)),
         Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
         _memory(),
         _cudnn(device),

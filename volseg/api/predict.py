@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,8 @@ from volseg.errors import Stopped, UsageError, VolsegError
 from volseg.progress import Progress, silent
 
 PROBABILITIES = ".probabilities.npy"
-# The default options of `Segmenter.load`.
-DEFAULTS: dict[str, Any] = {
-    "device": "auto", "precision": "auto", "overlap": 0.5, "tta": "none", "max_memory": None, "crop": "none",
-}  # fmt: skip
+# The options of `Segmenter.load` with their defaults.
+DEFAULTS = {name: one.default for name, one in signature(Segmenter.load).parameters.items() if name != "model"}
 
 
 @dataclass(frozen=True)

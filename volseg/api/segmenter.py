@@ -36,11 +36,11 @@ from volseg.inference.budget import (
 from volseg.inference.labelling import Labeller, probability_sink
 from volseg.inference.postprocessing import postprocess
 from volseg.inference.quality import measure, scan_flags
-from volseg.inference.windows import Windows
+from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, load_model
 from volseg.networks import load_network
 from volseg.networks.cpu.malloc import keep_freed_memory
-from volseg.precision import DTYPES, choose_precision
+from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
 
 # Characters of label names in a representation.
@@ -103,8 +103,7 @@ class Segmenter:
             ConfigError: the network architecture of the model is unknown here.
             UsageError: an option has an invalid value.
         """
-        if not 0 <= overlap < 1:
-            raise UsageError(f"The overlap is {overlap}, expected 0 to <1. The default is 0.5.")
+        check_overlap(overlap)
         if tta not in ("none", "mirror"):
             raise UsageError(f"Unknown tta {tta!r}. Use none or mirror.")
         if crop not in ("none", "body"):
@@ -139,7 +138,7 @@ class Segmenter:
     @property
     def precision(self) -> str:
         """The precision of feature maps: fp32, bf16 or fp16."""
-        return next(name for name, dtype in DTYPES.items() if dtype == self.labeller.dtype)
+        return precision_name(self.labeller.dtype)
 
     @cached_property
     def _parameters(self) -> int:

@@ -1,6 +1,6 @@
 """Apply a loaded model: from a scan in network space to label values in image space; or any module to a volume."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
 from volseg.inference.engine import Target, segment
 from volseg.inference.stream import Engine, Head, Predictor, stream_logits, stream_order
 from volseg.inference.upsample import Sink, last_present, winner
-from volseg.inference.windows import Windows
+from volseg.inference.windows import Windows, check_overlap
 from volseg.networks import UNet
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.networks.cpu.point_conv import PointConv
@@ -80,13 +80,9 @@ class Labeller:
         stored = np.zeros(grid.stored_shape, table.dtype, order="F" if grid.axes[order[0]] == 2 else "C")
         planes_of = grid.into(stored).transpose(order)
         chunk = chunk or ChunkSize()
-        engine = Engine(
-            predictor_of(self.network, self.device, self.dtype),
-            self.windows,
-            self.device,
-            SLAB_LOGITS_PER_VOXEL * chunk.voxels,
-            lambda done, total: progress("segment", done / total, f"window {done} of {total}"),
-        )
+        predictor = predictor_of(self.network, self.device, self.dtype)
+        slab_logits = SLAB_LOGITS_PER_VOXEL * chunk.voxels
+        engine = Engine(predictor, self.windows, self.device, slab_logits, _by_window(progress))
         decide = last_present if self.plan.regions else winner
         target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink)
         volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
@@ -142,18 +138,11 @@ def sliding_window(
             for one in volume
         ]  # fmt: skip
         return torch.stack(every)
-    size = _checked_patch(volume, network, patch_size, overlap)
-    if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
-        raise UsageError(f"The mirror axes are {tuple(mirror_axes)}, expected some of 0, 1 and 2, each only once.")
+    size = _checked_arguments(volume, network, patch_size, overlap, mirror_axes)
+    windows = Windows(size, overlap, batch_size, tuple(mirror_axes))
     device = next((parameter.device for parameter in network.parameters()), volume.device)
     dtype = choose_precision(precision, device)
-    windows = Windows(size, overlap, batch_size, tuple(mirror_axes))
-    engine = Engine(
-        predictor_of(network, device, dtype),
-        windows,
-        device,
-        progress=lambda done, total: progress("segment", done / total, f"window {done} of {total}"),
-    )
+    engine = Engine(predictor_of(network, device, dtype), windows, device, progress=_by_window(progress))
     d, h, w = volume.shape[1:]
     order = stream_order((d, h, w))
     logits: Tensor | None = None
@@ -168,7 +157,14 @@ def sliding_window(
     return logits
 
 
-def _checked_patch(volume: Tensor, network: nn.Module, patch_size: Sequence[int], overlap: float) -> Triple:
+def _by_window(progress: Progress) -> Callable[[int, int], None]:
+    """The progress of an engine, which counts windows."""
+    return lambda done, total: progress("segment", done / total, f"window {done} of {total}")
+
+
+def _checked_arguments(
+    volume: Tensor, network: nn.Module, patch_size: Sequence[int], overlap: float, mirror_axes: Sequence[int]
+) -> Triple:
     """Check the arguments of `sliding_window`, and return the patch size."""
     if volume.ndim != 4:
         raise UsageError(f"The volume has {volume.ndim} axes, expected (C, D, H, W) or (B, C, D, H, W).")
@@ -176,8 +172,9 @@ def _checked_patch(volume: Tensor, network: nn.Module, patch_size: Sequence[int]
         raise UsageError("The network is in training mode; call network.eval() first.")
     if len(patch_size) != 3 or min(patch_size) < 1:
         raise UsageError(f"The patch size is {tuple(patch_size)}, expected three sizes (d, h, w) of 1 or more.")
-    if not 0 <= overlap < 1:
-        raise UsageError(f"The overlap is {overlap}, expected 0 to <1. The default is 0.5.")
+    check_overlap(overlap)
+    if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
+        raise UsageError(f"The mirror axes are {tuple(mirror_axes)}, expected some of 0, 1 and 2, each only once.")
     return int(patch_size[0]), int(patch_size[1]), int(patch_size[2])
 
 

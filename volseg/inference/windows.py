@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from volseg.config import Triple
+from volseg.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,16 @@ class Tile:
     def covered(self) -> slice:
         """The part of the volume inside the window."""
         return slice(self.lower, self.upper)
+
+
+def check_overlap(overlap: float) -> None:
+    """Check the overlap of neighbouring windows.
+
+    Raises:
+        UsageError: it is not within 0 to <1.
+    """
+    if not 0 <= overlap < 1:
+        raise UsageError(f"The overlap is {overlap}, expected 0 to <1. The default is 0.5.")
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 
 from tests.pipeline import blob, volseg, write_model
 from volseg import Segmenter
-from volseg.data.io.itk import write_file
 from volseg.data.io.read_cost import reading_bytes
+from volseg.data.io.readers.itk import write_file
 from volseg.data.io.reading import read_scan
 from volseg.errors import InputError, UsageError
 from volseg.inference import budget

@@ -10,7 +10,8 @@ from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_con
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_scan
 from volseg.data.io.inputs import find_cases
-from volseg.data.io.reading import Stored, read_stored
+from volseg.data.io.readers.stored import Stored
+from volseg.data.io.reading import read_stored
 from volseg.errors import InputError, UsageError
 from volseg.files import read_json_lines, sha256_of
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from tests.data.images import ramp, write_series
-from volseg.data.io import dicom
+from volseg.data.io.dicom import series as dicom
 from volseg.data.io.reading import read_scan
 from volseg.errors import InputError, ResourceError
 

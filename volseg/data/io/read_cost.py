@@ -10,7 +10,7 @@ import nibabel as nib
 from isal import igzip
 
 from volseg.data.io.formats import ITK_SUFFIXES, image_suffix
-from volseg.data.io.reading import UNREADABLE
+from volseg.data.io.readers.stored import UNREADABLE
 
 # DICOM may be rescaled: 2 bytes per voxel in the files become 4 in SimpleITK, plus 2 in a copy.
 _DICOM_FACTOR = 3
@@ -47,7 +47,7 @@ def reading_bytes(path: Path) -> int:
         if suffix is None:
             return _DICOM_FACTOR * path.stat().st_size
         if suffix in ITK_SUFFIXES:
-            from volseg.data.io.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+            from volseg.data.io.readers.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 
             return size_of(path)
         return _nibabel_bytes(path, suffix)

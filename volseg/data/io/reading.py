@@ -6,44 +6,25 @@ checks (volseg.data.io.checks).
 
 import contextlib
 import io
-import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from isal.isal_zlib import IsalError
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.freesurfer.mghformat import MGHError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_container, check_label, check_nifti, check_scan
+from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
+from volseg.data.io.readers import mgh, nifti
+from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
+from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO, scaled
 from volseg.errors import GridError, InputError
 from volseg.files import access_to
-
-# The highest compression ratio of deflate. A header that declares more is corrupt, and no memory is allocated for it.
-_LARGEST_GZIP_RATIO = 1032
-# Bytes decompressed at a time.
-_CHUNK = 1 << 22
-# Errors of nibabel, gzip and the system on corrupt files.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ArithmeticError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IsalError,
-    HeaderDataError,
-    WrapStructError,
-    MGHError,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +38,7 @@ class Scan:
         header: nibabel header of a NIfTI or MGH image, whose geometry fields results copy bit by bit; else None.
         source: its path or kind, for messages.
         warnings: assumptions made when reading, one sentence each.
+        unstated: why no volume in mL can be given, see `volseg.data.io.readers.stored.Stored`; empty if it can.
     """
 
     channels: tuple[np.ndarray, ...]
@@ -64,32 +46,24 @@ class Scan:
     header: Any
     source: str
     warnings: tuple[str, ...]
+    unstated: str = ""
 
 
-class Stored(NamedTuple):
-    """An image before its voxels are checked: (I, J, K) or (I, J, K, C) and an affine."""
-
-    array: np.ndarray
-    affine: np.ndarray
-    header: Any
-    source: str
-    warnings: list[str]
-
-
-def read_scan(path: Path, channels: int = 1) -> Scan:
+def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
     """Read one image.
 
     Args:
         path: a file with one of SUFFIXES, a folder or .zip of one DICOM series, or a multi-frame .dcm.
         channels: expected number; several come from a 4-D file (I, J, K, C).
+        choice: which volume is meant, where there are several.
 
     Raises:
         InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks or volseg.data.io.dicom.
     """
-    return _as_scan(read_stored(Path(path)), channels)
+    return _as_scan(read_stored(Path(path), choice), channels)
 
 
-def read_channels(paths: Sequence[Path], channels: int = 1) -> Scan:
+def read_channels(paths: Sequence[Path], channels: int = 1, choice: Choice = ONLY) -> Scan:
     """Read one case: a single file with all channels, or one file per channel, all with the same geometry.
 
     Header, geometry and source are those of the first file.
@@ -99,10 +73,10 @@ def read_channels(paths: Sequence[Path], channels: int = 1) -> Scan:
         InputError: as `read_scan`, or the number of files is neither 1 nor `channels`.
     """
     if len(paths) == 1:
-        return read_scan(paths[0], channels)
+        return read_scan(paths[0], channels, choice)
     if len(paths) != channels:
         raise InputError(f"The case of {paths[0]} has {len(paths)} files, expected 1 or {channels}.")
-    scans = [read_scan(path) for path in paths]
+    scans = [read_scan(path, choice=choice) for path in paths]
     for scan in scans:
         _require_geometry(scan.geometry, scans[0].geometry, scan.source, "the first channel")
     warnings = tuple(dict.fromkeys(warning for scan in scans for warning in scan.warnings))
@@ -127,7 +101,7 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
     geometry = Geometry(label.shape, stored.affine)
     if like is not None:
         _require_geometry(geometry, like, stored.source, "the image or reference it belongs to")
-    return Scan((label,), geometry, stored.header, stored.source, tuple(warnings))
+    return Scan((label,), geometry, stored.header, stored.source, tuple(warnings), stored.unstated)
 
 
 def compare_grids(path: Path, reference: Path, whose: str) -> None:
@@ -181,9 +155,9 @@ def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
     name = image.get_filename()
     source = str(name) if name else "The nibabel image"
     proxy = image.dataobj
-    with _unreadable_as_input_error(source):
+    with unreadable_as_input_error(source):
         if isinstance(proxy, ArrayProxy):
-            array = _scaled(np.asarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter))
+            array = scaled(np.asarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter))
         else:
             array = np.asarray(proxy)
     if isinstance(image.header, nib.Nifti1Header):
@@ -201,7 +175,7 @@ def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
     Raises:
         InputError: it fails a requirement of volseg.data.io.checks.
     """
-    from volseg.data.io.itk import voxels_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+    from volseg.data.io.readers.itk import voxels_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 
     return _as_scan(Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
 
@@ -210,42 +184,60 @@ def _as_scan(stored: Stored, channels: int) -> Scan:
     """The scan of an image, after the checks that every image has to pass."""
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     volumes = check_scan(stored.array, channels, stored.source)
-    return Scan(volumes, Geometry(volumes[0].shape, stored.affine), stored.header, stored.source, tuple(warnings))
+    geometry = Geometry(volumes[0].shape, stored.affine)
+    return Scan(volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated)
 
 
-def read_stored(path: Path) -> Stored:
+def read_stored(path: Path, choice: Choice = ONLY) -> Stored:
     """Read an image by its suffix, without checking its voxels.
 
     Raises:
-        InputError: it is missing, unreadable, corrupt, or not an image.
+        InputError: it is missing, unreadable, corrupt, or not an image; or it has no such series or volume.
     """
     _require_readable(path)
-    suffix = image_suffix(path)
     if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
-        from volseg.data.io.dicom import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+        from volseg.data.io.dicom.series import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 
         array, affine, warnings = read_dicom(path)
         return Stored(array, affine, None, str(path), warnings)
-    if suffix in ITK_SUFFIXES:
-        from volseg.data.io.itk import read_file, voxels_of  # noqa: PLC0415 - as above
+    if choice.series is not None:
+        raise InputError(f"{path} is not DICOM, so it has no series {choice.series}; leave out --series.")
+    stored = _read_file(path, image_suffix(path))
+    return stored if choice.volume is None else _one_volume(stored, choice.volume)
 
-        return Stored(*voxels_of(read_file(path, suffix)), None, str(path), [])
+
+def _read_file(path: Path, suffix: str | None) -> Stored:
+    """Read a single file by its suffix."""
+    if suffix in ITK_SUFFIXES:
+        from volseg.data.io.readers.itk import read_file, voxels_of  # noqa: PLC0415 - as above
+
+        return Stored(*voxels_of(read_file(path, str(suffix))), None, str(path), [])
     if suffix is None:
         raise InputError(f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, or DICOM.")
-    with _unreadable_as_input_error(str(path)), open(path, "rb") as raw:
+    with unreadable_as_input_error(str(path)), open(path, "rb") as raw:
         check_container(raw.read(2), suffix, str(path))
         raw.seek(0)
         compressed = suffix in (".nii.gz", ".mgz")
         opened: contextlib.AbstractContextManager[io.BufferedIOBase]
         opened = igzip.IGzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw)
         with opened as stream:
-            largest = path.stat().st_size * (_LARGEST_GZIP_RATIO if compressed else 1)
-            load = _load_mgh if suffix in MGH_SUFFIXES else _load_nifti
+            largest = path.stat().st_size * (LARGEST_GZIP_RATIO if compressed else 1)
+            load = mgh.load if suffix in MGH_SUFFIXES else nifti.load
             stored = load(stream, largest, str(path))
             # To the end of the stream, where gzip has its checksum.
             while compressed and stream.read(2**20):
                 pass
     return stored
+
+
+def _one_volume(stored: Stored, number: int) -> Stored:
+    """Volume `number`, from 1, of a 4-D image."""
+    count = int(np.prod(stored.array.shape[3:]))
+    if stored.array.ndim > 4 or not 1 <= number <= count:
+        size = " x ".join(map(str, stored.array.shape))
+        raise InputError(f"{stored.source} ({size}) has no volume {number}; give a number from 1 to {count}.")
+    array = stored.array if stored.array.ndim == 3 else stored.array[..., number - 1]
+    return stored._replace(array=array)
 
 
 def _require_readable(path: Path) -> None:
@@ -257,87 +249,6 @@ def _require_readable(path: Path) -> None:
             open(path, "rb").close()
         elif not path.is_dir():
             raise InputError(f"{path} is neither a file nor a folder", "give another file", "no file")
-
-
-def _load_nifti(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
-    """Read a single-file NIfTI-1 or NIfTI-2 image."""
-    start = stream.read(nib.Nifti2Header.sizeof_hdr)
-    if start[344:348] == b"n+1\0":
-        kind = nib.Nifti1Header
-    elif start[4:8] == b"n+2\0":
-        kind = nib.Nifti2Header
-    else:
-        raise InputError(f"{source} is not a single-file NIfTI image; convert it, or correct its suffix.")
-    pixdim = kind(start[: kind.sizeof_hdr], check=False)["pixdim"][1:4].astype(np.float64)
-    stream.seek(0)
-    header = kind.from_fileobj(stream)
-    affine, warnings = check_nifti(header, pixdim, source)
-    slope, inter = header.get_slope_inter()
-    array = _voxels(stream, header, largest, source)
-    scaled = _scaled(array, 1.0 if slope is None else slope, 0.0 if inter is None else inter)
-    return Stored(scaled, affine, header, source, warnings)
-
-
-def _load_mgh(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
-    """Read a FreeSurfer MGH image."""
-    if stream.read(4) != b"\0\0\0\1":
-        raise InputError(f"{source} is not a FreeSurfer MGH file; correct its suffix.")
-    stream.seek(0)
-    header = nib.MGHImage.header_class.from_fileobj(stream)
-    affine = np.array(header.get_affine(), dtype=np.float64)
-    return Stored(_voxels(stream, header, largest, source), affine, header, source, [])
-
-
-def _voxels(stream: io.BufferedIOBase, header: Any, largest: int, source: str) -> np.ndarray:
-    """The unscaled values, memory-mapped if the file is not compressed; `largest` is the most bytes it can have."""
-    shape = tuple(int(size) for size in header.get_data_shape())
-    dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
-    if min(shape, default=0) < 1:
-        raise InputError(f"{source} is empty: its size is {' x '.join(map(str, shape))}.")
-    needed = offset + math.prod(shape) * dtype.itemsize
-    if needed > largest:
-        raise InputError(
-            f"{source} is truncated: its header declares {needed} bytes, found at most {largest}; copy it again."
-        )
-    if isinstance(stream, igzip.IGzipFile):
-        return _decompressed(stream, np.empty(shape, dtype, order="F"), offset)
-    array: np.ndarray = np.asarray(ArrayProxy(stream, (shape, dtype, offset)).get_unscaled())
-    return array
-
-
-def _decompressed(stream: io.BufferedIOBase, array: np.ndarray, offset: int) -> np.ndarray:
-    """The array, filled chunk by chunk, so that its bytes are not in memory twice."""
-    stream.seek(offset)
-    remaining = memoryview(array.T.reshape(-1).view(np.uint8).data)
-    while remaining:
-        count = stream.readinto(remaining[:_CHUNK])
-        if not count:
-            raise EOFError("it ends before its last voxel")
-        remaining = remaining[count:]
-    return array
-
-
-def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Values times slope plus inter, as float32 (float64 stays); unchanged without a scaling."""
-    if (slope, inter) == (1.0, 0.0) or array.dtype.kind not in "iuf":
-        return array
-    kind = np.float64 if array.dtype.itemsize > 4 and array.dtype.kind == "f" else np.float32
-    scaled: np.ndarray = np.multiply(array, kind(slope), dtype=kind)
-    scaled += kind(inter)
-    return scaled
-
-
-@contextlib.contextmanager
-def _unreadable_as_input_error(source: str) -> Iterator[None]:
-    """Report any failure to read as a corrupt file, unless the system denies access to it."""
-    try:
-        with access_to(source):
-            yield
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{source} cannot be read: corrupt, truncated or of an unknown type ({reason}); copy it again."
-        ) from error
 
 
 def _require_geometry(found: Geometry, expected: Geometry, source: str, whose: str) -> None:

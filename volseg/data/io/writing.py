@@ -123,7 +123,7 @@ def _write_nibabel(image: Any, scan: Scan, path: Path, suffix: str) -> None:
 
 def _write_itk(labels: np.ndarray, scan: Scan, path: Path, suffix: str) -> None:
     """Write a file and verify it by reading it again."""
-    from volseg.data.io.itk import read_file, voxels_of, write_file  # noqa: PLC0415 - loaded only where it is needed
+    from volseg.data.io.readers.itk import read_file, voxels_of, write_file  # noqa: PLC0415 - loaded only where it is needed
 
     write_file(labels, scan.geometry.affine, path)
     array, affine = voxels_of(read_file(path, suffix))

@@ -27,7 +27,7 @@ import SimpleITK as sitk
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
-from volseg.data.io.itk import voxels_of
+from volseg.data.io.readers.itk import voxels_of
 from volseg.errors import InputError, ResourceError
 from volseg.files import access_to
 from volseg.text import first_few

@@ -19,7 +19,7 @@ from nibabel.arrayproxy import ArrayProxy
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_container, check_label, check_nifti, check_scan
 from volseg.data.io.choice import ONLY, Choice
-from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
+from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers import mgh, nifti
 from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
 from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO, scaled
@@ -195,11 +195,10 @@ def read_stored(path: Path, choice: Choice = ONLY) -> Stored:
         InputError: it is missing, unreadable, corrupt, or not an image; or it has no such series or volume.
     """
     _require_readable(path)
-    if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
-        from volseg.data.io.dicom.series import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+    if is_dicom(path):
+        from volseg.data.io.dicom.reader import read_dicom  # noqa: PLC0415 - pydicom is loaded only where it is needed
 
-        array, affine, warnings = read_dicom(path)
-        return Stored(array, affine, None, str(path), warnings)
+        return read_dicom(path, choice)
     if choice.series is not None:
         raise InputError(f"{path} is not DICOM, so it has no series {choice.series}; leave out --series.")
     stored = _read_file(path, image_suffix(path))

@@ -2,20 +2,23 @@
 
 Cases are found by file names, and by a file's first bytes if its name does not tell whether it is DICOM.
 
-A scan is an image file, a .zip or folder of a DICOM series, or one DICOM file ending in .dcm.
+A scan is an image file, a .zip, a DICOMDIR or a folder of a DICOM series, or a DICOM file. One series that is spread
+over several folders is one scan.
 """
 
 import logging
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, image_suffix, sibling, stem_of
+from volseg.data.io.choice import ONLY, Choice
+from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, image_suffix, is_dicom, sibling, stem_of
 from volseg.errors import InputError, UsageError
-from volseg.files import access_to, require_writable
+from volseg.files import access_to, folders_below, require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +35,28 @@ class Case:
         name: of the result, without suffix.
         paths: one scan per channel in the model's order, or a single one with all channels.
         output_suffix: of the result, for example ".nii.gz".
+        choice: which series and volume of the paths.
     """
 
     name: str
     paths: tuple[Path, ...]
     output_suffix: str
+    choice: Choice = ONLY
+
+
+class _Found(NamedTuple):
+    """A scan at a path, and the name of its result."""
+
+    path: Path
+    choice: Choice
+    name: str
 
 
 def find_cases(
-    inputs: Sequence[Path], channels: Sequence[str], named_channels: Mapping[str, Path] | None = None
+    inputs: Sequence[Path],
+    channels: Sequence[str],
+    named_channels: Mapping[str, Path] | None = None,
+    choice: Choice = ONLY,
 ) -> list[Case]:
     """Find the cases to segment among paths.
 
@@ -51,6 +67,7 @@ def find_cases(
         inputs: scans and folders of scans; duplicates count once.
         channels: the model's channel names.
         named_channels: instead of `inputs`, the scan of each channel; the case is named after the first channel's.
+        choice: which series and volume of each scan. With a series, a folder is one scan.
 
     Returns:
         In the order of the inputs; within one folder, sorted by name.
@@ -64,20 +81,30 @@ def find_cases(
             raise UsageError(
                 f"Give either scans or --channel, found both: {inputs[0]} and {', '.join(named_channels)}."
             )
-        return [_case_of_named(channels, named_channels)]
+        return [_case_of_named(channels, named_channels, choice)]
     if not inputs:
         raise UsageError("Nothing to segment. Give a scan or a folder of scans.")
     # A scan may be given twice, for example by its path and by its folder.
-    given: dict[Path, Path] = {}
+    given: dict[tuple[Path, Choice], _Found] = {}
     for path in inputs:
         with access_to(path):
-            scans = _scans_at(path)
+            scans = _scans_at(path, choice)
         for scan in scans:
-            given.setdefault(_absolute(scan), scan)
-    folders: dict[Path, list[Path]] = defaultdict(list)
-    for absolute, scan in given.items():
+            given.setdefault((_absolute(scan.path), scan.choice), scan)
+    folders: dict[Path, list[_Found]] = defaultdict(list)
+    for (absolute, _), scan in given.items():
         folders[absolute.parent].append(scan)
     return [case for scans in folders.values() for case in _cases_among(scans, len(channels))]
+
+
+def by_volume(case: Case, count: int) -> list[Case]:
+    """A case of `count` volumes as one case per volume, named <name>_tN from 1; a 3-D scan keeps its name."""
+    if count == 1:
+        return [case]
+    return [
+        replace(case, name=f"{case.name}_t{number}", choice=replace(case.choice, volume=number))
+        for number in range(1, count + 1)
+    ]
 
 
 def plan_outputs(
@@ -170,7 +197,7 @@ def _protect_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
             )
 
 
-def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
+def _case_of_named(channels: Sequence[str], named: Mapping[str, Path], choice: Choice) -> Case:
     """The case whose channels were given by name."""
     if set(named) != set(channels):
         raise UsageError(
@@ -179,63 +206,122 @@ def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
         with access_to(path):
-            scans = _scans_at(path)
-        if scans != [path]:
+            scans = _scans_at(path, choice)
+        if [scan.path for scan in scans] != [path]:
             raise UsageError(f"--channel {channel}={path} is a folder of scans. Give one scan.")
-    return Case(_name(paths[0]), paths, _output_suffix(paths[0]))
+    return Case(_name(paths[0]), paths, _output_suffix(paths[0]), choice)
 
 
-def _cases_among(scans: list[Path], channels: int) -> list[Case]:
+def _cases_among(scans: list[_Found], channels: int) -> list[Case]:
     """The cases of one folder: by nnU-Net's file names if all scans have them, otherwise one for each scan."""
-    scans = sorted(scans, key=_name)
-    sets: dict[str, dict[int, Path]] = defaultdict(dict)
+    scans = sorted(scans, key=lambda scan: scan.name)
+    sets: dict[str, dict[int, _Found]] = defaultdict(dict)
     for scan in scans:
-        if match := NNUNET_CHANNEL.fullmatch(_name(scan)):
+        if match := NNUNET_CHANNEL.fullmatch(scan.name):
             sets[match[1]][int(match[2])] = scan
-    full = all(sorted(paths) == list(range(channels)) for paths in sets.values())
-    if full and sum(len(paths) for paths in sets.values()) == len(scans):
-        return [Case(name, tuple(paths.values()), _output_suffix(paths[0])) for name, paths in sets.items()]
+    full = all(sorted(found) == list(range(channels)) for found in sets.values())
+    if full and sum(len(found) for found in sets.values()) == len(scans):
+        return [_case(name, [found[at] for at in range(channels)]) for name, found in sets.items()]
     if sets and channels > 1:
         logger.warning(
             "Not every case in %s has exactly the files _0000 to _%04d, so each file is treated as a separate case.",
-            scans[0].parent,
+            scans[0].path.parent,
             channels - 1,
         )
-    return [Case(_name(scan), (scan,), _output_suffix(scan)) for scan in scans]
+    return [_case(scan.name, [scan]) for scan in scans]
 
 
-def _scans_at(path: Path) -> list[Path]:
+def _case(name: str, scans: Sequence[_Found]) -> Case:
+    return Case(name, tuple(scan.path for scan in scans), _output_suffix(scans[0].path), scans[0].choice)
+
+
+def _scans_at(path: Path, choice: Choice) -> list[_Found]:
     """The scan at `path`, or the scans in that folder."""
+    whole = [_Found(path, choice, _name(path))]
     if not path.exists():
         raise InputError(f"{path} does not exist. Give a scan or a folder of scans.")
     if path.is_file():
-        if _is_scan_file(path) or path.suffix.lower() == ".dcm":
-            return [path]
+        if _is_scan_file(path) or is_dicom(path):
+            return whole
         raise InputError(
             f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
             "for a DICOM series give its folder."
         )
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder. Give a scan or a folder of scans.")
-    entries = _visible(path)
-    scans = [entry for entry in entries if _is_scan_file(entry) or _is_series(entry)]
-    if not scans and _is_series(path):
-        return [path]
-    loose = [entry for entry in entries if entry.is_file() and entry.suffix.lower() == ".dcm"]
-    if len(loose) > 1:
+    folders = _dicom_folders(path)
+    if choice.series is not None and folders:
+        return whole
+    scans = [_Found(entry, choice, _name(entry)) for entry in _visible(path) if _is_scan_file(entry)]
+    loose = folders.get(path, [])
+    if scans and len(loose) > 1:
         raise InputError(
             f"{path} contains {len(loose)} DICOM files (the first is {loose[0].name}) next to other scans (the first "
-            f"is {scans[0].name}). Move the DICOM files to a separate folder, or give each scan by its path."
+            f"is {scans[0].path.name}). Move the DICOM files to a separate folder, or give each scan by its path."
         )
-    if not scans:
+    if len(loose) == 1 and (scans or len(folders) > 1):
+        scans.append(_Found(loose[0], choice, _name(loose[0])))
+        del folders[path]
+    if not scans and not folders:
         raise InputError(f"{path} holds no scan. Supported: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series.")
-    return scans + loose
+    return scans + (whole if set(folders) == {path} else _series_in(path, folders, choice) if folders else [])
 
 
-def _is_series(path: Path) -> bool:
-    """Whether this is a folder with DICOM files and without files of another scan format."""
-    entries = _visible(path) if path.is_dir() else []
-    return any(map(_may_be_dicom, entries)) and not any(map(_is_scan_file, entries))
+def _dicom_folders(path: Path) -> dict[Path, list[Path]]:
+    """The DICOM files of each folder at and below `path` that has some, without hidden ones."""
+    found = {}
+    for folder, names in folders_below(path):
+        if any(part.startswith(".") for part in folder.relative_to(path).parts):
+            continue
+        entries = [folder / name for name in sorted(names) if not name.startswith(".") and name.upper() != "DICOMDIR"]
+        if files := [entry for entry in entries if _may_be_dicom(entry)]:
+            found[folder] = files
+    return found
+
+
+def _series_in(path: Path, folders: Mapping[Path, Sequence[Path]], choice: Choice) -> list[_Found]:
+    """The scans among folders of DICOM files: a folder each, but a series that is spread over several is one scan.
+
+    Raises:
+        InputError: files without SeriesInstanceUID lie next to or above those of other series.
+    """
+    from volseg.data.io.dicom.reader import series_uids  # noqa: PLC0415 - pydicom is loaded only where it is needed
+
+    stated = {folder: series_uids(files) for folder, files in folders.items()}
+    # Folders of reports or segmentations alone are no scans.
+    uids = {folder: own for folder, own in stated.items() if own is not None} or dict.fromkeys(stated, frozenset())
+    if len(set().union(*uids.values())) == 1 and all(own and "" not in own for own in uids.values()):
+        return [_Found(path, choice, _name(path))]
+    found: list[_Found] = []
+    for folder, own in uids.items():
+        others = {uid for other, theirs in uids.items() if other != folder for uid in theirs} - {""}
+        below = any(folder in other.parents for other in uids)
+        if not below and not own & others:
+            found.append(_Found(folder, choice, _name(folder)))
+        elif "" in own:
+            raise InputError(
+                f"{folder} contains DICOM files without SeriesInstanceUID next to those of other series, so they "
+                "cannot be told apart; move each series to a separate folder."
+            )
+        else:
+            found += [_Found(path, replace(choice, series=uid), _name(folder)) for uid in sorted(own)]
+    # A series in several folders is found in each; it has the name of the first.
+    first = {(scan.path, scan.choice): scan for scan in reversed(found)}
+    return _distinct_names(list(first.values()), path)
+
+
+def _distinct_names(scans: list[_Found], root: Path) -> list[_Found]:
+    """Scans whose names differ: those with one name get that of the folders around them, or a number."""
+    counts = Counter(scan.name for scan in scans)
+    named: list[_Found] = []
+    for scan in sorted(scans, key=lambda one: str(one.path)):
+        name = scan.name
+        if counts[name] > 1 and scan.path != root:
+            name = "_".join(scan.path.relative_to(root).parts)
+        elif counts[name] > 1:
+            name = f"{name}_{sum(other.name.startswith(f'{name}_') for other in named) + 1}"
+        named.append(scan._replace(name=name))
+    return named
 
 
 def _is_scan_file(path: Path) -> bool:

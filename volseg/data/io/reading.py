@@ -205,6 +205,20 @@ def read_stored(path: Path, choice: Choice = ONLY) -> Stored:
     return stored if choice.volume is None else _one_volume(stored, choice.volume)
 
 
+def count_volumes(path: Path, choice: Choice = ONLY) -> int:
+    """The number of volumes of a 4-D image or DICOM series; 1 for a 3-D one.
+
+    Raises:
+        InputError: as `read_scan`.
+    """
+    _require_readable(path)
+    if is_dicom(path):
+        from volseg.data.io.dicom.reader import count_volumes as of_series  # noqa: PLC0415 - as above
+
+        return of_series(path, choice)
+    return int(np.prod(read_stored(path).array.shape[3:]))
+
+
 def _read_file(path: Path, suffix: str | None) -> Stored:
     """Read a single file by its suffix."""
     if suffix in ITK_SUFFIXES:

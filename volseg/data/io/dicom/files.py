@@ -15,7 +15,7 @@ from pydicom.errors import InvalidDicomError
 from volseg.data.io.dicom.values import items, texts
 from volseg.data.io.formats import DICOM_SUFFIXES
 from volseg.errors import InputError, ResourceError
-from volseg.files import access_to
+from volseg.files import access_to, folders_below
 
 LARGEST_ZIP_BYTES = 16 * 2**30
 DICOMDIR = "DICOMDIR"
@@ -46,25 +46,6 @@ def kind_of(name: str) -> str:
     """The suffix of a file in lower case; numbers count as one suffix, because file names may be UIDs."""
     suffix = PurePath(name).suffix.lower()
     return ".0" if suffix[1:].isdecimal() else suffix
-
-
-def folders_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and its sub-folders, also linked ones, each once, with the names of their files.
-
-    Raises:
-        OSError: one of them cannot be read.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    seen: set[str] = set()
-    for parent, names, files in os.walk(folder, onerror=fail, followlinks=True):
-        # A link may lead to a folder above it.
-        fresh = [name for name in sorted(names) if os.path.realpath(os.path.join(parent, name)) not in seen]
-        seen |= {os.path.realpath(os.path.join(parent, name)) for name in fresh} | {os.path.realpath(parent)}
-        names[:] = fresh
-        yield Path(parent), files
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
+from volseg.data.io.choice import Choice
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.pixels import voxels
 from volseg.data.io.dicom.stack import check_place
@@ -23,21 +24,27 @@ def is_mosaic(frames: Sequence[Frame]) -> bool:
     return any("MOSAIC" in frame.image_type for frame in frames)
 
 
-def unpacked(frames: Sequence[Frame], source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def unpacked(frames: Sequence[Frame], choice: Choice, source: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The slices of one mosaic: voxels (I, J, K), 4 x 4 affine to RAS+ millimetres, and warnings.
 
     The tiles stand row by row. ImagePositionPatient is that of a slice as large as the mosaic, around the same centre;
     the normal is stated by the private CSA header alone (described in the documentation of nibabel).
 
+    Args:
+        frames: mosaics, each of which is a volume; they count by InstanceNumber.
+        choice: which volume, if there are several.
+        source: for messages.
+
     Raises:
-        InputError: there are several mosaics, or one does not state the number, normal or distance of its slices.
+        InputError: none of several was chosen, or one does not state the number, normal or distance of its slices.
     """
-    if len(frames) > 1:
+    number_of = choice.volume or (1 if len(frames) == 1 else 0)
+    if not 1 <= number_of <= len(frames):
         raise InputError(
-            f"{source} holds {len(frames)} Siemens mosaics, which are time points or diffusion directions; give one of "
-            "them by its file."
+            f"{source} is 4-D, with {len(frames)} volumes (Siemens mosaics); "
+            "choose one with --volume N (volume=N in Python), or take --volume all."
         )
-    (frame,) = frames
+    frame = sorted(frames, key=lambda one: number(one.header.data, "InstanceNumber") or 0)[number_of - 1]
     check_place(frame, source)
     count, normal = _stated_by_csa(frame)
     distance = number(frame.header.data, "SpacingBetweenSlices")

@@ -26,6 +26,7 @@ from volseg.data.io.dicom.mosaic import is_mosaic, unpacked
 from volseg.data.io.dicom.pixels import voxels
 from volseg.data.io.dicom.series import chosen_series, series_among
 from volseg.data.io.dicom.stack import stacked
+from volseg.data.io.dicom.values import text
 from volseg.data.io.dicom.volumes import volume_of, volumes_of
 from volseg.data.io.readers.stored import Stored
 from volseg.errors import InputError
@@ -50,7 +51,7 @@ def read_dicom(path: Path, choice: Choice) -> Stored:
     with files_of(path) as names:
         frames, warnings = _frames(names, choice, source)
         if is_mosaic(frames):
-            array, affine, more = unpacked(frames, source)
+            array, affine, more = unpacked(frames, choice, source)
             return Stored(array, affine, None, source, warnings + more)
         volume, about = volume_of(frames, choice, source)
         slices, affine, stack_warnings = stacked(volume.frames, source, choice.untilt)
@@ -66,7 +67,15 @@ def count_volumes(path: Path, choice: Choice) -> int:
     """
     with files_of(path) as names:
         frames, _ = _frames(names, choice, str(path))
-        return 1 if is_mosaic(frames) else len(volumes_of(frames, str(path))[0])
+        return len(frames) if is_mosaic(frames) else len(volumes_of(frames, str(path))[0])
+
+
+def series_uids(files: Sequence[Path]) -> frozenset[str] | None:
+    """The SeriesInstanceUID of the images among files, empty for one that states none; None for other objects alone."""
+    found = [read_header(file, file.name) for file in files]
+    if all(isinstance(one, Unusable) and one.kind for one in found):
+        return None
+    return frozenset(text(one.data, "SeriesInstanceUID") for one in found if isinstance(one, Header))
 
 
 def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[Frame], list[str]]:

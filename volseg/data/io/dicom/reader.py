@@ -70,6 +70,16 @@ def count_volumes(path: Path, choice: Choice) -> int:
         return len(frames) if is_mosaic(frames) else len(volumes_of(frames, str(path))[0])
 
 
+def series_in(path: Path) -> dict[str, str]:
+    """The series of a folder, .zip or DICOMDIR: "series NUMBER" (the UID where a number is there twice) and content."""
+    with files_of(path) as names:
+        found = [read_header(file, name) for file, name in names.items()]
+        series = series_among([one for one in found if isinstance(one, Header)])
+    numbers = [one.number for one in series]
+    keys = [one.number if numbers.count(one.number) == 1 else one.uid for one in series]
+    return {f"series {key}": f"{one.content}, UID {one.uid or 'absent'}" for key, one in zip(keys, series, strict=True)}
+
+
 def series_uids(files: Sequence[Path]) -> frozenset[str] | None:
     """The SeriesInstanceUID of the images among files, empty for one that states none; None for other objects alone."""
     found = [read_header(file, file.name) for file in files]

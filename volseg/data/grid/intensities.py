@@ -60,14 +60,21 @@ def reference_for(volume: np.ndarray, mask: np.ndarray | None, centre: float, sp
 
     Returns:
         `PLAIN` unless float32 would lose more than a few millionths of the spread; then the lowest intensity, and a
-        power of two near a spread that is extreme.
+        power of two near their range if that is extreme.
     """
-    usual = spread == 0 or _USUAL_SPREAD[0] < spread < _USUAL_SPREAD[1]
-    if usual and abs(centre) <= LARGE_OFFSET * spread:
+    if (spread == 0 or _is_usual(spread)) and abs(centre) <= LARGE_OFFSET * spread:
         return PLAIN
-    planes = ((volume[part], True if mask is None else mask[part]) for part in slabs(volume.shape))
-    lowest = min(part.min() for part in (values[where] for values, where in planes) if part.size)
-    return Reference(lowest.item(), 1.0 if usual else 2.0 ** math.frexp(spread)[1])
+    parts = (volume[planes] if mask is None else volume[planes][mask[planes]] for planes in slabs(volume.shape))
+    ends = [(part.min().item(), part.max().item()) for part in parts if part.size]
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+    # The spread may be 0 because the squares of tiny numbers are.
+    width = highest - lowest
+    return Reference(lowest, 1.0 if width == 0 or _is_usual(width) else 2.0 ** math.frexp(width)[1])
+
+
+def _is_usual(spread: float) -> bool:
+    """Whether squares and quotients of such numbers stay normal in float32."""
+    return _USUAL_SPREAD[0] < spread < _USUAL_SPREAD[1]
 
 
 def mean_and_std(volume: np.ndarray, mask: np.ndarray | None, reference: Reference = PLAIN) -> tuple[float, float]:

@@ -54,9 +54,9 @@ def check_container(start: bytes, suffix: str, source: str) -> None:
         raise InputError(f"{source} is an empty file; copy it again.")
     zipped, named = start.startswith(_GZIP_MAGIC), suffix in (".nii.gz", ".mgz")
     if named and not zipped:
-        what, remedy = content_of(start) or ("", "")
-        if what in ("", _SAME_CONTENT[suffix]):
-            what, remedy = "not gzip-compressed", "rename it, or copy it again if corrupt"
+        what, remedy = content_of(start) or ("not gzip-compressed", "rename it, or copy it again if corrupt")
+        if what == _SAME_CONTENT[suffix]:
+            what, remedy = "not gzip-compressed", "rename it, or compress it"
         raise InputError(f"{source} is {what} despite its suffix {suffix}; {remedy}.")
     if zipped and not named:
         raise InputError(f"{source} is gzip-compressed despite its suffix {suffix}; rename it.")

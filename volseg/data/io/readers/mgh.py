@@ -51,7 +51,7 @@ class _Header(NamedTuple):
 
 def load(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     """Read an open file of at most `largest` bytes."""
-    fields = _fields(stream.read(_FIELDS.size), source)
+    fields = _fields(stream.read(_OFFSET), source)
     if min(fields.dims) < 1:
         raise InputError(
             f"{source}: its size (dims) is {' x '.join(map(str, fields.dims))}, expected positive numbers; fix the "
@@ -75,14 +75,14 @@ def load(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
 def _fields(start: bytes, source: str) -> _Header:
     """The fields of a header, of the right length and version."""
     version = int.from_bytes(start[:4], "big")
-    # Text and other formats give numbers far above any version.
-    if len(start) < 4 or not version < 256:
+    # Text and other formats give 0, or numbers far above any version.
+    if len(start) < 4 or not 0 < version < 256:
         raise wrong_content(start, "a FreeSurfer MGH file", source)
     if version != 1:
         raise InputError(f"{source} is of version {version} of FreeSurfer's MGH format, expected 1; convert it.")
     if len(start) < _FIELDS.size:
         raise InputError(f"{source} is too short: it ends inside of its header; copy it again.")
-    numbers = _FIELDS.unpack(start)
+    numbers = _FIELDS.unpack_from(start)
     delta, directions, centre = (np.array(numbers[first:stop]) for first, stop in ((8, 11), (11, 20), (20, 23)))
     return _Header(numbers[1:5], numbers[5], numbers[7] > 0, delta, directions.reshape(3, 3), centre)
 

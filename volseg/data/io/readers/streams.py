@@ -14,12 +14,13 @@ from volseg.errors import InputError
 LARGEST_GZIP_RATIO = 1032
 # Bytes decompressed at a time.
 _CHUNK = 1 << 22
-# Up to this ratio of magnitude to range, float32 rounds by less than a millionth of the range: 2**24 / 10**6.
+# Up to this ratio of magnitude to range, each rounding in float32 is below a millionth of the range: 2**24 / 10**6.
 _FLOAT32_RATIO = 16.0
 # Integer types for large whole numbers, in the order of preference.
 _WHOLE = tuple(np.dtype(kind) for kind in ("i4", "u4", "i8", "u8"))
-# Whole numbers up to here are exact in float32.
+# Whole numbers up to here are exact in float32 and float64.
 _FLOAT32_WHOLE = 2**24
+_FLOAT64_WHOLE = 2**53
 
 
 def voxels(
@@ -73,13 +74,15 @@ def filled(stream: io.BufferedIOBase, array: np.ndarray, source: str) -> np.ndar
 def scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
     """Values times slope plus inter; unchanged without a scaling.
 
-    float32 (float64 stays). Where float32 would lose more than a millionth of the range of the values, because they are
-    far from 0 for it: integers if stored values, slope and inter are whole and the results fit, else float64.
+    float32 (float64 stays). Where float32 would round by more than a millionth of the range of the values, because they
+    are far from 0 for it: integers if stored values, slope and inter are whole and the results fit, else float64.
     """
     if (slope, inter) == (1.0, 0.0) or array.dtype.kind not in "iuf" or not array.size:
         return array
     if array.dtype.kind == "f" and array.dtype.itemsize > 4:
         return _linear(array, slope, inter, np.float64)
+    if array.dtype.kind != "f" and _is_ordinary(array, slope, inter):
+        return _linear(array, slope, inter, np.float32)
     with np.errstate(invalid="ignore"):
         stored = array.min().item(), array.max().item()
     whole = array.dtype.kind != "f" and slope.is_integer() and inter.is_integer()
@@ -92,7 +95,17 @@ def scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
     kinds = [kind for kind in _WHOLE if whole and _holds(kind, ends)]
     values = _whole(array, factor, term, kinds[0]) if kinds else _linear(array, slope, inter, np.float64)
     narrow = values.astype(np.float32)
-    return narrow if np.array_equal(narrow, values) else values
+    # Larger whole numbers would be compared after rounding.
+    return narrow if magnitude <= _FLOAT64_WHOLE and np.array_equal(narrow, values) else values
+
+
+def _is_ordinary(array: np.ndarray, slope: float, inter: float) -> bool:
+    """Whether the limits of an integer type, and a few planes, already tell that float32 is precise enough."""
+    limits, few = np.iinfo(array.dtype), array[..., :: 2**4]
+    largest = max(-int(limits.min), int(limits.max)) * abs(slope) + abs(inter)
+    if slope.is_integer() and inter.is_integer() and largest <= _FLOAT32_WHOLE:
+        return True
+    return bool(largest <= _FLOAT32_RATIO * abs(slope) * (few.max().item() - few.min().item()))
 
 
 def _holds(kind: np.dtype, numbers: Sequence[int]) -> bool:

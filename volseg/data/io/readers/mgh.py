@@ -26,11 +26,12 @@ from volseg.errors import InputError
 
 # Where the voxels begin.
 _OFFSET = 284
-_FIELDS = struct.Struct(">i4iiih3f9f3f")
+FIELDS = struct.Struct(">i4iiih3f9f3f")
 _DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 _REJECTED = {2: "MRI_LONG", 5: "bitmap", 6: "tensor", 7: "complex", 8: "double", 9: "RGB colour"}
 # Unit vectors and right angles may be off by this much; FreeSurfer stores them in float32.
 _TOLERANCE = 1e-3
+# Why sizes are unstated, and the warning.
 NO_RAS = "goodRASFlag is not set"
 _ASSUMED = (
     "The header's goodRASFlag is not set, so it states neither voxel sizes nor directions nor position; FreeSurfer's "
@@ -72,6 +73,11 @@ def load(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     return Stored(array, affine, header, source, [] if fields.good else [_ASSUMED], "" if fields.good else NO_RAS)
 
 
+def is_placed(start: bytes) -> bool:
+    """Whether a header, of which these are the first bytes, states where the voxels lie."""
+    return bool(FIELDS.unpack_from(start)[7] > 0)
+
+
 def _fields(start: bytes, source: str) -> _Header:
     """The fields of a header, of the right length and version."""
     version = int.from_bytes(start[:4], "big")
@@ -80,11 +86,11 @@ def _fields(start: bytes, source: str) -> _Header:
         raise wrong_content(start, "a FreeSurfer MGH file", source)
     if version != 1:
         raise InputError(f"{source} is of version {version} of FreeSurfer's MGH format, expected 1; convert it.")
-    if len(start) < _FIELDS.size:
+    if len(start) < FIELDS.size:
         raise InputError(f"{source} is too short: it ends inside of its header; copy it again.")
-    numbers = _FIELDS.unpack_from(start)
+    numbers = FIELDS.unpack_from(start)
     delta, directions, centre = (np.array(numbers[first:stop]) for first, stop in ((8, 11), (11, 20), (20, 23)))
-    return _Header(numbers[1:5], numbers[5], numbers[7] > 0, delta, directions.reshape(3, 3), centre)
+    return _Header(numbers[1:5], numbers[5], is_placed(start), delta, directions.reshape(3, 3), centre)
 
 
 def _check_placement(fields: _Header, source: str) -> None:

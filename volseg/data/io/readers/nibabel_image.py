@@ -7,6 +7,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from volseg.data.io.checks import check_nifti, is_code
+from volseg.data.io.readers.mgh import FIELDS, NO_RAS, is_placed
 from volseg.data.io.readers.nifti import usable_header
 from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
 from volseg.data.io.readers.streams import scaled
@@ -26,8 +27,11 @@ def stored_from_nibabel(image: Any) -> Stored:
     if isinstance(image.header, nib.Nifti1Header):
         affine, warnings, unstated = check_nifti(image.header, source)
         return Stored(array, affine, usable_header(image.header, affine), source, warnings, unstated)
-    header = image.header.copy() if isinstance(image, nib.MGHImage) else None
-    return Stored(array, np.array(image.affine, dtype=np.float64), header, source, *_minc_warnings(image))
+    header = None
+    if isinstance(image, nib.MGHImage):
+        _require_good_ras(image, source)
+        header = image.header.copy()
+    return Stored(array, np.array(image.affine, dtype=np.float64), header, source, *_assumptions(image))
 
 
 def _values(image: Any, source: str) -> np.ndarray:
@@ -63,8 +67,22 @@ def _require_placement(image: Any, source: str) -> None:
         )
 
 
-def _minc_warnings(image: Any) -> tuple[list[str], str]:
-    """A warning for a MINC image, whose steps are 1 mm to nibabel where the file has none; and the reason of it."""
+def _require_good_ras(image: Any, source: str) -> None:
+    """Reject an MGH image of a file that states no axes: nibabel supplies others than FreeSurfer."""
+    if not isinstance(image.dataobj, ArrayProxy):
+        return
+    with unreadable_as_input_error(source), image.file_map["image"].get_prepare_fileobj("rb") as stream:
+        stream.seek(0)
+        placed = is_placed(stream.read(FIELDS.size))
+    if not placed:
+        raise InputError(
+            f"{source}: {NO_RAS} in the file, and the affine of this image is nibabel's default; give the path, or "
+            "(array, affine)."
+        )
+
+
+def _assumptions(image: Any) -> tuple[list[str], str]:
+    """Warnings about what nibabel supplied where the file may state nothing, and why sizes are unstated."""
     if not isinstance(image, nib.Minc1Image):
         return [], ""
     reason = "nibabel does not tell whether the MINC file states its steps"

@@ -35,7 +35,7 @@ SAMPLES_PER_CASE = 10_000
 # Scans read at the same time. Each is in memory twice: as stored in its file, and as an array.
 READERS = 2
 # Increased whenever a measurement changes, so that cached ones of an older version are not used.
-FORMAT = 1
+FORMAT = 2
 T = TypeVar("T", int, float)
 # NumPy parses the header of a file with Python's ast, which in Python 3.11 fails at random in two threads at once
 # (SystemError: AST constructor recursion depth mismatch, CPython issue 106905).

@@ -254,7 +254,7 @@ def _volumes(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarray,
     """The (I, J, K) channels of an array, after the "array" checks."""
     size = " x ".join(str(size) for size in array.shape)
     if array.dtype.kind not in "biuf":
-        kind = "complex" if array.dtype.kind == "c" else _structured(array.dtype)
+        kind = f"complex ({array.dtype})" if array.dtype.kind == "c" else _structured(array.dtype)
         raise InputError(
             f"{source}: the voxels are {kind}, expected one real number per voxel; convert them, or give the scan that "
             "they were made from."

@@ -69,7 +69,9 @@ def _nibabel_bytes(path: Path, suffix: str) -> int:
         return 0
     voxels = math.prod(shape)
     # Unscaled values stay in memory until they are scaled or converted to native byte order.
-    if header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
-        return voxels * (size + max(size, 4))
+    slope, inter = header.get_slope_inter()
+    if (slope, inter) not in ((None, None), (1.0, 0.0)):
+        # A large offset needs 64 bits, and a copy in float32 to see that.
+        return voxels * (size + (12 if abs(inter) > 2**20 * abs(slope) else max(size, 4)))
     swapped = size > 1 and header.endianness != ("<" if sys.byteorder == "little" else ">")
     return voxels * size * (2 if swapped else 1)

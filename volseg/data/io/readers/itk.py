@@ -18,6 +18,8 @@ _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO
 # SimpleITK's C++ warnings go to standard error and bypass logging; volseg checks images itself.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
+_LABEL_MAPS = (sitk.sitkLabelUInt8, sitk.sitkLabelUInt16, sitk.sitkLabelUInt32, sitk.sitkLabelUInt64)
+
 
 class _Voxels:
     """The memory of a SimpleITK image, which stays alive as long as an array refers to it."""
@@ -52,6 +54,30 @@ def size_of(path: Path) -> int:
     # MetaImage reads all compressed voxels before it decompresses them; NRRD decompresses them in chunks.
     compressed = path.stat().st_size if path.suffix.lower() == ".mha" else size
     return size + (compressed if compressed < size else 0)
+
+
+def check_kind(image: Any, channels: int) -> None:
+    """Reject a SimpleITK image whose voxels are not numbers, and another number of components than of channels.
+
+    SimpleITK ends the process if the voxels of a label map are asked for.
+
+    Raises:
+        InputError: as above.
+    """
+    kind = image.GetPixelIDTypeAsString()
+    if image.GetPixelID() in _LABEL_MAPS:
+        raise InputError(
+            f"The SimpleITK image is a label map ({kind}), a kind of image without voxels; convert it with "
+            "sitk.LabelMapToLabel, or give the scan that it was made from."
+        )
+    components = image.GetNumberOfComponentsPerPixel()
+    # A fourth dimension would come before the components. Vectors of a 2-D image would look like slices.
+    if components not in (1, channels) or (components > 1 and image.GetDimension() != 3):
+        raise InputError(
+            f"The SimpleITK image is {image.GetDimension()}-D with {components} components per voxel ({kind}), such as "
+            f"colour, expected 3-D with {channels}; give {'one component' if channels == 1 else 'these'}, see "
+            "sitk.VectorIndexSelectionCast."
+        )
 
 
 def voxels_of(image: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ def reading_bytes(path: Path) -> int:
     path = Path(path)
     suffix = image_suffix(path)
     try:
-        if not path.exists():
+        if not (path.is_file() or path.is_dir()):
             return 0
         if is_dicom(path):
             from volseg.data.io.dicom.reader import stored_bytes  # noqa: PLC0415 - pydicom is loaded where it is needed

@@ -9,8 +9,10 @@ from pathlib import Path
 import nibabel as nib
 from isal import igzip
 
+from volseg.data.io import itk_files
 from volseg.data.io.formats import ITK_SUFFIXES, image_suffix
 from volseg.data.io.readers.stored import UNREADABLE
+from volseg.errors import InputError
 
 # DICOM may be rescaled: 2 bytes per voxel in the files become 4 in SimpleITK, plus 2 in a copy.
 _DICOM_FACTOR = 3
@@ -20,8 +22,8 @@ _FORMATS = (
     (344, b"n+1\0", nib.Nifti1Header),
     (4, b"n+2\0", nib.Nifti2Header),
 )
-# Errors of SimpleITK and zipfile, in addition to those of reading.
-_CORRUPT = (*UNREADABLE, RuntimeError, struct.error, zipfile.BadZipFile)
+# Errors of zipfile and of volseg's own readers, in addition to those of nibabel.
+_CORRUPT = (*UNREADABLE, InputError, struct.error, zipfile.BadZipFile)
 
 
 def reading_bytes(path: Path) -> int:
@@ -47,9 +49,7 @@ def reading_bytes(path: Path) -> int:
         if suffix is None:
             return _DICOM_FACTOR * path.stat().st_size
         if suffix in ITK_SUFFIXES:
-            from volseg.data.io.readers.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
-
-            return size_of(path)
+            return itk_files.memory_of(path)
         return _nibabel_bytes(path, suffix)
     except _CORRUPT:
         return 0

@@ -41,4 +41,6 @@ def content_key(case: TrainingCase, facts: dict[str, Any]) -> str:
     except OSError as error:
         reason = f"could not read {error.filename}: {error.strerror}"
         raise InputError(f"Case {case.name}: {reason}. Restore the file.") from error
+    except InputError as error:
+        raise InputError(f"Case {case.name}: {error}") from error
     return hashlib.sha256(json.dumps({"files": files, **facts}, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,14 +5,20 @@ import io
 from typing import IO, Any
 
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import isal_zlib
 
+# How `isal_zlib.decompressobj` names the two wrappers of deflate.
+_GZIP, _ZLIB = 31, 15
 # Bytes read at a time where they become more.
 _PIECE = 1 << 18
 # Longer words are no numbers.
 _LONGEST_NUMBER = 400
 # Whole numbers beyond are not exact in float64.
 _LARGEST_EXACT = 2.0**53
+
+
+class TrailingBytesError(ValueError):
+    """A stream is whole, and followed by bytes that are no padding."""
 
 
 def decoded(raw: IO[bytes], encoding: str, dtype: np.dtype) -> Any:
@@ -23,13 +29,13 @@ def decoded(raw: IO[bytes], encoding: str, dtype: np.dtype) -> Any:
         encoding: "gzip", "zlib", "bzip2", "ascii" or "hex".
         dtype: of the voxels, which text is converted to.
     """
-    if encoding == "gzip":
-        return igzip.IGzipFile(fileobj=raw, mode="rb")
+    if encoding in ("gzip", "zlib"):
+        return _DeflateStream(raw, _GZIP if encoding == "gzip" else _ZLIB)
     if encoding == "bzip2":
         return bz2.BZ2File(raw)
     if encoding == "ascii":
         return TextStream(raw, dtype)
-    return _ZlibStream(raw) if encoding == "zlib" else _HexStream(raw)
+    return _HexStream(raw)
 
 
 class _Stream(io.RawIOBase):
@@ -58,31 +64,42 @@ class _Stream(io.RawIOBase):
         raise NotImplementedError
 
 
-class _ZlibStream(_Stream):
-    """Deflate with a zlib header and an Adler-32 checksum."""
+class _DeflateStream(_Stream):
+    """Deflate with the header and checksum of zlib, or of gzip, where several members follow each other."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: IO[bytes], wrapper: int) -> None:
         super().__init__(raw)
-        self._decompressor = isal_zlib.decompressobj()
+        self._wrapper = wrapper
+        self._member = isal_zlib.decompressobj(wrapper)
         self._left = b""
 
     def _more(self, most: int) -> bytes | None:
-        if self._decompressor.eof:
-            self._require_end()
-            return None
-        if not self._left and not (block := self._raw.read(_PIECE)):
-            raise EOFError("the stream ends early")
-        more: bytes = self._decompressor.decompress(self._left or block, most)
-        self._left = self._decompressor.unconsumed_tail
+        if self._member.eof:
+            self._left = self._member.unused_data or self._raw.read(_PIECE)
+            if not self._begins_member():
+                self._require_padding()
+                return None
+            self._member = isal_zlib.decompressobj(self._wrapper)
+        block = self._left or self._raw.read(_PIECE)
+        # Bytes may be left inside the decompressor after the last block.
+        more: bytes = self._member.decompress(block, most)
+        if not (more or block or self._member.eof):
+            raise EOFError
+        self._left = self._member.unconsumed_tail
         return more
 
-    def _require_end(self) -> None:
-        """Reject anything but zeros after the end; reading stops at once where there is more."""
-        rest = self._decompressor.unused_data
-        while rest:
-            if rest.strip(b"\0"):
-                raise ValueError("other bytes follow its end")
-            rest = self._raw.read(_PIECE)
+    def _begins_member(self) -> bool:
+        """Whether another member of a gzip file follows."""
+        if len(self._left) == 1:
+            self._left += self._raw.read(_PIECE)
+        return self._wrapper == _GZIP and self._left.startswith(b"\x1f\x8b")
+
+    def _require_padding(self) -> None:
+        """Reject anything but zeros and line ends after the end; reading stops at once where there is more."""
+        while self._left:
+            if self._left.strip(b"\0\r\n"):
+                raise TrailingBytesError
+            self._left = self._raw.read(_PIECE)
 
 
 class _HexStream(_Stream):

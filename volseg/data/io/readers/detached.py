@@ -13,8 +13,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from isal.isal_zlib import IsalError
 
-from volseg.data.io.readers.decoding import TextStream, decoded
+from volseg.data.io.readers.decoding import TextStream, TrailingBytesError, decoded
 from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO
+from volseg.data.io.readers.textheader import GZIP_MAGIC, shown
 from volseg.errors import InputError
 from volseg.files import access_to
 
@@ -78,9 +79,11 @@ def read_voxels(body: Body, source: str) -> tuple[np.ndarray, list[str]]:
 def _require_room(file: Path, body: Body, count: int, source: str) -> None:
     """Reject a missing file, and one that is too small for `count` voxels, before memory is allocated for them."""
     if not file.exists():
-        raise InputError(f"{source}: the file of the voxels, {file}, does not exist; add it, or correct its name.")
+        raise InputError(
+            f"{source}: the file of the voxels, {shown(str(file), 300)}, does not exist; add it, or correct its name."
+        )
     if not file.is_file():
-        raise InputError(f"{source}: the file of the voxels, {file}, is not a file; correct its name.")
+        raise InputError(f"{source}: the file of the voxels, {shown(str(file), 300)}, is not a file; correct its name.")
     needed = count * body.dtype.itemsize
     least = {
         "raw": needed,
@@ -91,9 +94,26 @@ def _require_room(file: Path, body: Body, count: int, source: str) -> None:
         "hex": 2 * needed,
     }[body.encoding]
     there = max(0, file.stat().st_size - body.start)
+    _require_not_compressed(file, body, there - needed, source)
     if there < max(1, least):
         what = "" if body.encoding == "raw" else f" in encoding {body.encoding}"
         raise _truncated(needed, f"{there}{what}", file, source)
+
+
+def _require_not_compressed(file: Path, body: Body, spare: int, source: str) -> None:
+    """Reject voxels that are declared as "raw" and are compressed: their size differs, and they begin as a stream."""
+    if body.encoding != "raw" or not spare or body.skip or body.lines:
+        return
+    with open(file, "rb") as stream:
+        stream.seek(body.start)
+        first = stream.read(2)
+    # The two bytes of a zlib header, as one number, are a multiple of 31.
+    kind = "gzip" if first == GZIP_MAGIC else "zlib" if first[:1] == b"x" and not int.from_bytes(first) % 31 else ""
+    if kind:
+        raise InputError(
+            f"{source}: the voxels{_inside(file, source)} begin as a {kind} stream, but the header declares that they "
+            "are not compressed; fix the header."
+        )
 
 
 def _read_part(raw: IO[bytes], file: Path, body: Body, voxels: np.ndarray, source: str) -> list[str]:
@@ -106,15 +126,20 @@ def _read_part(raw: IO[bytes], file: Path, body: Body, voxels: np.ndarray, sourc
             found += count
         spare = _count_spare(stream, len(view)) if found == len(view) else 0
     except EOFError as error:
-        raise _truncated(len(view), str(found or "fewer"), file, source) from error
+        raise _truncated(len(view), str(found), file, source) from error
+    except TrailingBytesError as error:
+        raise InputError(
+            f"{source}: other bytes follow the end of the {body.encoding} stream of voxels{_inside(file, source)}; "
+            "remove them, or fix the header."
+        ) from error
     except _DAMAGED as error:
         # The system's own errors have a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        what = "text" if body.encoding in ("ascii", "hex") else f"{body.encoding} stream"
-        where = _inside(file, source)
+        reason = f"{body.encoding}: {shown(str(error))}"
         raise InputError(
-            f"{source}: the {what} of the voxels{where} is damaged or not {body.encoding} ({error}); copy it again."
+            f"{source}: the voxels{_inside(file, source)} are damaged or in another encoding ({reason}); "
+            "copy them again."
         ) from error
     if found < len(view):
         raise _truncated(len(view), str(found), file, source)
@@ -167,7 +192,7 @@ def _judge_spare(spare: int, voxels: np.ndarray, file: Path, body: Body, source:
             f"{source}: the header declares {voxels.nbytes} bytes of voxels, found {at_least}{voxels.nbytes + spare}"
             f"{_inside(file, source)}, so its sizes or its type are wrong; fix the header."
         )
-    return [f"{spare} bytes after the voxels are not used{_inside(file, source)}."]
+    return [f"{spare} byte{'s' * (spare > 1)} after the voxels{_inside(file, source)} are not used."]
 
 
 def _truncated(needed: int, found: str, file: Path, source: str) -> InputError:
@@ -180,4 +205,4 @@ def _truncated(needed: int, found: str, file: Path, source: str) -> InputError:
 
 def _inside(file: Path, source: str) -> str:
     """Which file is meant, where the voxels have one of their own."""
-    return "" if str(file) == source else f" in {file.name}"
+    return "" if str(file) == source else f" in {shown(file.name, 100)}"

@@ -10,10 +10,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
-from volseg.errors import ResourceError
+from volseg.errors import InputError, ResourceError
 
 # SimpleITK's C++ warnings go to standard error and bypass logging; volseg checks images itself.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+# SimpleITK aborts the process when it is asked for their voxels.
+_LABEL_MAPS = (sitk.sitkLabelUInt8, sitk.sitkLabelUInt16, sitk.sitkLabelUInt32, sitk.sitkLabelUInt64)
 
 
 class _Voxels:
@@ -33,7 +36,12 @@ def voxels_of(image: Any) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Its voxels (I, J, K), not copied, with the components of a vector image or a fourth dimension as the last axis;
         and its 4 x 4 affine to RAS+ millimetres.
+
+    Raises:
+        InputError: it is a LabelMap, which has no voxels.
     """
+    if image.GetPixelIDValue() in _LABEL_MAPS:
+        raise InputError("The SimpleITK image is a LabelMap, which is another kind of image; convert it to voxels.")
     array = np.asarray(_Voxels(image))
     several = image.GetNumberOfComponentsPerPixel() > 1
     axes = tuple(reversed(range(image.GetDimension())))

@@ -4,17 +4,18 @@ Keys and their meaning are those of MetaIO (github.com/Kitware/MetaIO). Each is 
 refused, or assumed as MetaIO does with a warning.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
-from volseg.data.io.checks import check_container
 from volseg.data.io.readers.detached import Body, read_voxels
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.readers.streams import scaled
 from volseg.data.io.readers.textheader import (
+    GZIP_MAGIC,
     absent,
     every_number,
     file_in,
@@ -26,6 +27,7 @@ from volseg.data.io.readers.textheader import (
     numbers,
     positive_sizes,
     require_files,
+    shown,
     with_number,
     wrong,
 )
@@ -45,6 +47,10 @@ _ORIGINS = ("Offset", "Position", "Origin", "ImagePosition")
 _SCALING = ("ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset")
 # Axes in TransformMatrix have length 1 but for rounding; the spacing has a key of its own.
 _LENGTH_TOLERANCE = 1e-3
+
+
+# What no voxels, and no name of a file, look like.
+_LINE_OF_HEADER = re.compile(rb"[A-Za-z]{4,40} ?= ?[ -~]*\r?\n")
 
 
 class _Header(NamedTuple):
@@ -107,7 +113,6 @@ def _read_header(path: Path) -> _Header:
     source = str(path)
     with access_to(path), open(path, "rb") as stream:
         start = stream.read(132)
-        check_container(start[:2], path.suffix.lower(), source)
         if b"=" not in start.split(b"\n")[0] or b"\0" in start.split(b"\n")[0]:
             raise not_of_this_kind(start, "a MetaImage file", source)
         stream.seek(0)
@@ -121,23 +126,26 @@ def _read_header(path: Path) -> _Header:
                 break
         if not (value := keys.get("ElementDataFile", "")):
             raise absent("ElementDataFile", source, "it has to be the last key; the header may be truncated")
-        if value.upper() == "LOCAL":
-            return _Header(keys, [], stream.tell(), path)
-        rest = [name for line in lines if (name := line.strip())]
-        if rest and value.upper().split()[0] != "LIST":
+        end = stream.tell() if value.upper() == "LOCAL" else 0
+        rest = [] if end else [name for line in lines if (name := line.strip())]
+        follows = _LINE_OF_HEADER.match(stream.read(200) if end else "\n".join([*rest, ""]).encode("utf-8", "replace"))
+        if follows:
+            line = follows[0].decode("latin-1").strip()
             raise InputError(
-                f"{source}: 'ElementDataFile' has to be the last key, found '{rest[0][:60]}' after it; fix the header."
+                f"{source}: 'ElementDataFile' has to be the last key, found '{shown(line)}' after it; fix the header."
             )
-        return _Header(keys, rest, 0, path)
+        return _Header(keys, rest, end, path)
 
 
 def _add_key(keys: dict[str, str], line: str, source: str) -> None:
     """Take up one line of a header, "Key = value"."""
     name, sign, value = line.partition("=" if "=" in line else ":")
     if not sign:
-        raise InputError(f"{source}: the header has a line without '=': '{line.strip()[:60]}'; fix it.")
+        raise InputError(
+            f"{source}: the header has a line without '=' before 'ElementDataFile': '{shown(line.strip())}'; fix it."
+        )
     if name.strip() in keys:
-        raise InputError(f"{source}: the key '{name.strip()}' stands twice in the header; remove one.")
+        raise InputError(f"{source}: the key '{shown(name.strip())}' stands twice in the header; remove one.")
     keys[name.strip()] = value.strip()
 
 
@@ -228,7 +236,7 @@ def _is_gzip(file: Path, start: int) -> bool:
             return False
         with open(file, "rb") as stream:
             stream.seek(max(start, 0))
-            return stream.read(2) == b"\x1f\x8b"
+            return stream.read(2) == GZIP_MAGIC
 
 
 def _files(header: _Header, sizes: tuple[int, ...]) -> list[Path]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from volseg.data.io.checks import check_container
 from volseg.data.io.readers.detached import Body, read_voxels
 from volseg.data.io.readers.nrrd_axes import axes_of
 from volseg.data.io.readers.stored import Stored
@@ -24,6 +23,7 @@ from volseg.data.io.readers.textheader import (
     numbered_files,
     positive_sizes,
     require_files,
+    shown,
     with_number,
     wrong,
 )
@@ -109,7 +109,6 @@ def _read_header(path: Path) -> _Header:
     source = str(path)
     with access_to(path), open(path, "rb") as stream:
         start = stream.read(132)
-        check_container(start[:2], path.suffix.lower(), source)
         if not (magic := _MAGIC.match(start)):
             raise not_of_this_kind(start, "an NRRD file", source)
         stream.seek(magic.end())
@@ -128,7 +127,9 @@ def _read_header(path: Path) -> _Header:
             raise InputError(f"{source} is truncated: its header has no end (an empty line); copy it again.")
         # A last number without a line end may have lost its last digits.
         if not ended and not line.endswith("\n") and line[-1:].isdigit() and not line.lower().startswith("data"):
-            raise InputError(f"{source}: the header ends within the line '{line}'; add a line end if it is whole.")
+            raise InputError(
+                f"{source}: the header ends within the line '{shown(line)}'; add a line end if it is whole."
+            )
         return _Header(fields, [], stream.tell())
 
 
@@ -144,9 +145,9 @@ def _add_field(fields: dict[str, str], line: str, source: str) -> None:
     if colon and value.startswith("="):
         return
     if not colon or key not in _FIELDS:
-        raise InputError(f"{source}: the header has an unknown field in the line '{line[:60]}'; fix or remove it.")
+        raise InputError(f"{source}: the header has an unknown field in the line '{shown(line)}'; fix or remove it.")
     if key in fields:
-        raise InputError(f"{source}: the field '{name}' stands twice in the header; remove one.")
+        raise InputError(f"{source}: the field '{shown(name)}' stands twice in the header; remove one.")
     fields[key] = value.strip()
 
 

@@ -139,17 +139,21 @@ def _by_spacings(fields: dict[str, str], kinds: list[str], sizes: tuple[int, ...
     steps = np.array([spacings[axis] for axis in in_space])
     if not (np.isfinite(steps) & (steps > 0)).all():
         raise wrong("spacings", fields["spacings"], "positive numbers", source)
-    units = _units(fields, "units", len(sizes), source)
-    named = None if units is None else [units[axis] for axis in in_space]
-    scale = None if named is None else _in_millimetres(named, "units", source)
-    affine = LPS_FROM_RAS @ np.diag([*(steps if scale is None else steps * scale), 1.0])
-    warning = (
-        "The header has 'spacings', but no 'space directions', so the patient's orientation and position are unknown; "
-        "axes along LPS+ and an origin of 0 are assumed."
+    space = _space(fields, 3, source)
+    world, units = _space_units(fields, space, source), _units(fields, "units", len(sizes), source)
+    scale = world if units is None else _in_millimetres([units[axis] for axis in in_space], "units", source)
+    lps = np.diag([*(steps if scale is None else steps * scale), 1.0])
+    affine = LPS_FROM_RAS @ lps
+    origin, warnings = _origin(fields, space, source)
+    affine[:3, 3] = space.to_ras @ (origin if world is None else world * origin)
+    warnings.insert(
+        0,
+        "The header has 'spacings', but no 'space directions', so the patient's orientation is unknown; LPS+ axes are "
+        "assumed.",
     )
     unstated = "" if scale is not None else "The file states spacings without a unit and without a space."
     others = [axis for axis in range(len(sizes)) if axis not in in_space]
-    return Axes(in_space, others, affine, [warning], unstated)
+    return Axes(in_space, others, affine, warnings, unstated)
 
 
 def _space(fields: dict[str, str], components: int, source: str) -> _Space:

@@ -10,6 +10,8 @@ from typing import IO
 from volseg.data.io.formats import begins_as_dicom
 from volseg.errors import InputError
 
+GZIP_MAGIC = b"\x1f\x8b"
+
 # Longer lines and headers are no header; a binary file without line ends would be read whole otherwise.
 _LONGEST_LINE = 1 << 20
 _LONGEST_HEADER = 1 << 26
@@ -42,11 +44,19 @@ def header_lines(stream: IO[bytes], source: str) -> Iterator[str]:
 
 def not_of_this_kind(start: bytes, kind: str, source: str) -> InputError:
     """The error for a file that is of another kind than its suffix says, from its first bytes."""
-    if begins_as_dicom(start):
-        return InputError(f"{source} is not {kind} (it begins as DICOM); correct its suffix.")
+    if not start:
+        return InputError(f"{source} is an empty file; copy it again.")
     first = start[:16].split(b"\n")[0].strip()
-    shown = f"'{first.decode()}'" if first.isascii() and first.decode("latin-1").isprintable() else start[:4].hex(" ")
-    return InputError(f"{source} is not {kind} (it begins with {shown}); correct its suffix.")
+    begins = f"with '{first.decode()}'" if first.isascii() and first.decode("latin-1").isprintable() else ""
+    begins = "as DICOM" if begins_as_dicom(start) else "as gzip" if start.startswith(GZIP_MAGIC) else begins
+    begins = begins or f"with the bytes {start[:4].hex(' ')}"
+    return InputError(f"{source} is not {kind} (it begins {begins}); correct its suffix.")
+
+
+def shown(text: str, most: int = 60) -> str:
+    """A text from a file for a message: in one line, printable, and not long."""
+    clean = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return clean if len(clean) <= most else f"{clean[: most - 3]}..."
 
 
 def numbers(value: str, field: str, source: str, count: int | None = None) -> list[float]:
@@ -77,8 +87,7 @@ def integers(value: str, field: str, source: str, count: int | None = None) -> l
 
 def wrong(field: str, value: str, expected: str, source: str) -> InputError:
     """The error for a field whose value cannot be meant."""
-    shown = value if len(value) <= 60 else f"{value[:57]}..."
-    return InputError(f"{source}: '{field}' is '{shown}', expected {expected}; fix the header.")
+    return InputError(f"{source}: '{field}' is '{shown(value)}', expected {expected}; fix the header.")
 
 
 def absent(field: str, source: str, remedy: str = "add it to the header") -> InputError:
@@ -104,7 +113,9 @@ def millimetres(unit: str, field: str, source: str) -> float:
         InputError: it is no unit of length that is known here.
     """
     if (factor := _MILLIMETRES.get(unit.strip().lower())) is None:
-        raise InputError(f"{source}: '{field}' is '{unit}', expected a unit of length such as mm; fix the header.")
+        raise InputError(
+            f"{source}: '{field}' is '{shown(unit)}', expected a unit of length such as mm; fix the header."
+        )
     return factor
 
 

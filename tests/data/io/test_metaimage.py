@@ -105,6 +105,11 @@ class TestValues:
 
     def test_a_header_before_the_voxels_is_skipped(self, tmp_path):
         (tmp_path / "v.raw").write_bytes(b"12345678" + RAW)
+        (tmp_path / "two.raw").write_bytes(bytes(8) + RAW + RAW)
+        scan = assert_is_the_volume(
+            meta_file(tmp_path / "t.mhd", b"", {"ElementDataFile": "two.raw", "HeaderSize": "8"})
+        )
+        assert "420 bytes after the voxels in two.raw" in scan.warnings[0]
         for size in ("8", "-1"):
             changes = {"ElementDataFile": "v.raw", "HeaderSize": size}
             assert_is_the_volume(meta_file(tmp_path / "a.mhd", b"", changes))

@@ -110,6 +110,8 @@ class TestValues:
         assert_is_the_volume(nrrd_file(tmp_path / "a.nrrd", junk + RAW, {"line skip": "2"}))
         assert_is_the_volume(nrrd_file(tmp_path / "b.nrrd", junk + b"abc" + RAW, {"lineskip": "2", "byteskip": "3"}))
         assert_is_the_volume(nrrd_file(tmp_path / "c.nrrd", junk + RAW, {"byte skip": "-1"}))
+        scan = assert_is_the_volume(nrrd_file(tmp_path / "e.nrrd", RAW * 3, {"byte skip": str(len(RAW))}))
+        assert "420 bytes after the voxels" in scan.warnings[0]
         # Of compressed voxels, bytes are skipped after decompression.
         body = junk + gzip.compress(b"abc" + RAW)
         changes = {"encoding": "gzip", "line skip": "2", "byte skip": "3"}

@@ -124,7 +124,7 @@ def _read_part(raw: IO[bytes], file: Path, body: Body, voxels: np.ndarray, sourc
         stream = _at_first_voxel(raw, body, len(view))
         while found < len(view) and (count := stream.readinto(view[found : found + _CHUNK])):
             found += count
-        spare = _count_spare(stream, len(view)) if found == len(view) else 0
+        spare = _count_spare(stream, raw, len(view)) if found == len(view) else 0
     except EOFError as error:
         raise _truncated(len(view), str(found), file, source) from error
     except TrailingBytesError as error:
@@ -169,8 +169,12 @@ def _at_first_voxel(raw: IO[bytes], body: Body, needed: int) -> Any:
     return stream
 
 
-def _count_spare(stream: Any, most: int) -> int:
+def _count_spare(stream: Any, raw: IO[bytes], most: int) -> int:
     """The number of bytes up to the end of the stream, where its checksum is; counting stops above `most`."""
+    if stream is raw:
+        end_of_voxels: int = raw.tell()
+        end_of_file: int = raw.seek(0, io.SEEK_END)
+        return end_of_file - end_of_voxels
     spare = 0
     while spare <= most and (chunk := stream.read(_CHUNK)):
         spare += len(chunk)
@@ -186,8 +190,9 @@ def _judge_spare(spare: int, voxels: np.ndarray, file: Path, body: Body, source:
     if not spare:
         return []
     slices = (voxels.nbytes // size for size in body.shape if size <= voxels.size)
-    if not body.skip and (2 * spare >= voxels.nbytes or any(spare % one == 0 for one in slices)):
-        at_least = "at least " if spare > voxels.nbytes else ""
+    part_is_meant = body.skip > 0 or (body.start > 0 and str(file) != source)
+    if not part_is_meant and (2 * spare >= voxels.nbytes or any(spare % one == 0 for one in slices)):
+        at_least = "at least " if body.encoding != "raw" and spare > voxels.nbytes else ""
         raise InputError(
             f"{source}: the header declares {voxels.nbytes} bytes of voxels, found {at_least}{voxels.nbytes + spare}"
             f"{_inside(file, source)}, so its sizes or its type are wrong; fix the header."

@@ -281,7 +281,8 @@ def _grid(header: _Header, axes: int) -> tuple[np.ndarray, list[str], str]:
     directions = _directions(matrix.reshape(axes, axes).T, header)
     origin = _stated(header, _ORIGINS, axes)
     if origin is None or np.isnan(origin[:3]).any():
-        warnings.append("The header states no 'Offset', so the position is unknown; 0 is assumed.")
+        found = "The header states no 'Offset'" if origin is None else "'Offset' is not a number"
+        warnings.append(f"{found}, so the origin is unknown; 0 is assumed.")
         origin = np.zeros(axes)
     if not np.isfinite(origin[:3]).all():
         raise wrong("Offset", " ".join(map(str, origin)), "finite numbers", header.source)

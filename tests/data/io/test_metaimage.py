@@ -167,7 +167,7 @@ class TestGrid:
         assert assert_is_the_volume(meta_file(tmp_path / "b.mha", changes={"ElementSize": "3 3 3"})).warnings == ()
 
     @pytest.mark.parametrize(
-        "value", ["0.9 0.8 0", "0.9 0.8 -1.2", "0.9 0.8 nan", "0.9 0.8 inf", "0.9 0.8", "1 x 1", ""]
+        "value", ["0.9 0.8 0", "0.9 0.8 -1.2", "0.9 0.8 nan", "0.9 0.8 inf", "0.9 0.8", "1 x 1", "1e200 1 1", ""]
     )
     def test_spacings_that_are_none_are_refused(self, tmp_path, value):
         refused(meta_file(tmp_path / "a.mha", changes={"ElementSpacing": value}), "'ElementSpacing'")

@@ -202,6 +202,7 @@ class TestGrid:
             "(0.9,0,0) (0,0.8,0) (0,0,0)",
             "(0.9,0,0) (0,0.8,0) (0,0,nan)",
             "(0.9,0,0) (0,0.8,0) (0,0,inf)",
+            "(0.9,0,0) (0,0.8,0) (0,0,1e200)",
             "(0.9,0,0) (0,0.8,0) none",
             "(0.9,0,0) (0,0.8,0)",
             "(0.9,0) (0,0.8) (0,0)",
@@ -327,6 +328,7 @@ class TestHeader:
             ("line skip", "-1"),
             ("space", "mars"),
             ("space dimension", "4"),
+            ("space dimension", "nan"),
         ],
     )
     def test_values_that_cannot_be_meant_are_named(self, tmp_path, field, value):

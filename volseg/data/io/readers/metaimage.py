@@ -16,6 +16,7 @@ from volseg.data.io.readers.stored import Stored
 from volseg.data.io.readers.streams import scaled
 from volseg.data.io.readers.textheader import (
     GZIP_MAGIC,
+    LARGEST,
     absent,
     every_number,
     file_in,
@@ -314,7 +315,7 @@ def _spacing(header: _Header, axes: int) -> tuple[np.ndarray, list[str], str]:
         if key not in header.keys:
             continue
         values = np.array(numbers(header.keys[key], key, header.source, axes))
-        if not (np.isfinite(values) & (values > 0))[:3].all():
+        if not ((values > 0) & (values < LARGEST))[:3].all():
             raise wrong(key, header.keys[key], "positive numbers", header.source)
         if key == "ElementSpacing":
             return values, [], ""
@@ -340,6 +341,6 @@ def _scaling(header: _Header) -> tuple[float, float]:
         numbers(header.keys.get(key, default), key, header.source, 1)[0]
         for key, default in zip(_SCALING, ("1", "0"), strict=True)
     )
-    if not np.isfinite([slope, offset]).all() or slope == 0:
-        raise wrong(_SCALING[0], f"{slope:g}", "a number other than 0", header.source)
+    if not (abs(slope) < LARGEST and abs(offset) < LARGEST and slope):
+        raise wrong(" and ".join(_SCALING), f"{slope:g} {offset:g}", "numbers, and a slope other than 0", header.source)
     return slope, offset

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
-from volseg.data.io.readers.textheader import absent, millimetres, numbers, wrong
+from volseg.data.io.readers.textheader import LARGEST, absent, integers, millimetres, numbers, wrong
 from volseg.errors import InputError
 
 # World axes of RAS+ and their direction by the words and letters of anatomical spaces.
@@ -137,7 +137,7 @@ def _by_spacings(fields: dict[str, str], kinds: list[str], sizes: tuple[int, ...
             f"{len(sizes)} axes of this {len(sizes)}-D file are in space; fix the header."
         )
     steps = np.array([spacings[axis] for axis in in_space])
-    if not (np.isfinite(steps) & (steps > 0)).all():
+    if not ((steps > 0) & (steps < LARGEST)).all():
         raise wrong("spacings", fields["spacings"], "positive numbers", source)
     space = _space(fields, 3, source)
     world, units = _space_units(fields, space, source), _units(fields, "units", len(sizes), source)
@@ -165,7 +165,7 @@ def _space(fields: dict[str, str], components: int, source: str) -> _Space:
     timed = re.search("-time$|^(...|3d[rl]h)t$", name, re.IGNORECASE)
     dimension = (4 if timed else 3) if name else components
     if "spacedimension" in fields:
-        said = int(numbers(fields["spacedimension"], "space dimension", source, 1)[0])
+        (said,) = integers(fields["spacedimension"], "space dimension", source, 1)
         if said not in (3, 4) or (name and said != dimension):
             expected = f"{dimension} as in space {name}" if name else "3"
             raise wrong("space dimension", fields["spacedimension"], expected, source)
@@ -202,8 +202,9 @@ def _lies_in_space(vector: list[float] | None, kind: str, axis: int, space: _Spa
     if len(vector) != space.dimension:
         raise wrong("space directions", str(tuple(vector)), f"{space.dimension} numbers for each axis", source)
     spatial = any(vector[:3])
-    if not np.isfinite(vector).all() or not any(vector) or (spatial and any(vector[3:])):
-        what = "zero" if not any(vector) else "mixed with time" if np.isfinite(vector).all() else "not finite"
+    finite = bool((np.abs(vector) < LARGEST).all())
+    if not finite or not any(vector) or (spatial and any(vector[3:])):
+        what = "zero" if not any(vector) else "mixed with time" if finite else "not finite"
         raise InputError(
             f"{source}: the space direction of axis {axis + 1} is {what} "
             f"({', '.join(f'{value:g}' for value in vector)}), so its spacing is unknown; fix the header."

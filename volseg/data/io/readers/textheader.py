@@ -11,6 +11,8 @@ from volseg.data.io.formats import begins_as_dicom
 from volseg.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
+# Larger lengths and factors are no measurements; float32 and the squares of lengths overflow beyond.
+LARGEST = 1e30
 
 # Longer lines and headers are no header; a binary file without line ends would be read whole otherwise.
 _LONGEST_LINE = 1 << 20

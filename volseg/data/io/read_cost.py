@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 from isal import igzip
 
+from volseg.data.io import itk_files
 from volseg.data.io.formats import ITK_SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers.stored import UNREADABLE
 from volseg.errors import InputError
@@ -20,8 +21,8 @@ _FORMATS = (
     (344, b"n+1\0", nib.Nifti1Header),
     (4, b"n+2\0", nib.Nifti2Header),
 )
-# Errors of SimpleITK and of DICOM headers, in addition to those of reading.
-_CORRUPT = (*UNREADABLE, InputError, RuntimeError, struct.error)
+# Errors of volseg's own readers, in addition to those of nibabel.
+_CORRUPT = (*UNREADABLE, InputError, struct.error)
 
 
 def reading_bytes(path: Path) -> int:
@@ -46,9 +47,7 @@ def reading_bytes(path: Path) -> int:
         if suffix is None:
             return 0
         if suffix in ITK_SUFFIXES:
-            from volseg.data.io.readers.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
-
-            return size_of(path)
+            return itk_files.memory_of(path)
         return _nibabel_bytes(path, suffix)
     except _CORRUPT:
         return 0

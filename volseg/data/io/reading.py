@@ -1,7 +1,7 @@
 """Read images: voxels in the file's dtype and voxel order, their geometry in RAS+ millimetres, and warnings.
 
-NIfTI and FreeSurfer MGH are read with nibabel, NRRD, MetaImage and DICOM with SimpleITK. Every image passes the same
-checks (volseg.data.io.checks).
+NIfTI and FreeSurfer MGH are read with nibabel, DICOM with SimpleITK, NRRD and MetaImage by readers of our own. Every
+image passes the same checks (volseg.data.io.checks).
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import numpy as np
 from isal import igzip
 
 from volseg.data.grid.geometry import Geometry
+from volseg.data.io import itk_files
 from volseg.data.io.checks import check_affine, check_container, check_label, check_scan
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix, is_dicom
@@ -208,9 +209,7 @@ def count_volumes(path: Path, choice: Choice = ONLY) -> int:
 def _read_file(path: Path, suffix: str | None) -> Stored:
     """Read a single file by its suffix."""
     if suffix in ITK_SUFFIXES:
-        from volseg.data.io.readers.itk import read_file, voxels_of  # noqa: PLC0415 - as above
-
-        return Stored(*voxels_of(read_file(path, str(suffix))), None, str(path), [])
+        return itk_files.load(path)
     if suffix is None:
         raise InputError(f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, or DICOM.")
     with unreadable_as_input_error(str(path)), open(path, "rb") as raw:

@@ -1,9 +1,8 @@
-"""NRRD and MetaImage files, and conversion from and to SimpleITK, which uses LPS+ coordinates and K, J, I order.
+"""Conversion from and to SimpleITK, which uses LPS+ coordinates and K, J, I order, and writing with it.
 
-Imported only when such an image is read or written, because importing SimpleITK is slow.
+Imported only when such an image is converted or written, because importing SimpleITK is slow.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import SimpleITK as sitk
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
 from volseg.errors import InputError, ResourceError
-
-_READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 
 # SimpleITK's C++ warnings go to standard error and bypass logging; volseg checks images itself.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -30,30 +27,6 @@ class _Voxels:
         # Marked writable only because PyTorch warns about read-only memory; nothing writes to it.
         interface["data"] = (interface["data"][0], False)
         self.__array_interface__ = interface
-
-
-def read_file(path: Path, suffix: str) -> sitk.Image:
-    """Read an NRRD or MetaImage file by its suffix.
-
-    Raises:
-        InputError: it is corrupt or not in the format of its suffix.
-    """
-    try:
-        return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read: not {suffix}, corrupt or truncated; copy it again.") from error
-
-
-def size_of(path: Path) -> int:
-    """The peak memory in bytes of reading a file, computed from its header."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
-    size = int(math.prod(reader.GetSize()) * sitk.GetArrayViewFromImage(voxel).nbytes)
-    # MetaImage reads all compressed voxels before it decompresses them; NRRD decompresses them in chunks.
-    compressed = path.stat().st_size if path.suffix.lower() == ".mha" else size
-    return size + (compressed if compressed < size else 0)
 
 
 def check_kind(image: Any, channels: int) -> None:

@@ -157,7 +157,10 @@ def _as_numbers(words: list[bytes], dtype: np.dtype) -> np.ndarray:
         ValueError: a word is no number, or no number of this type.
     """
     if dtype.kind == "f":
-        return np.array(words, dtype="S").astype(np.float64).astype(dtype) if words else np.empty(0, dtype)
+        try:
+            return np.array([float(word) for word in words], np.float64).astype(dtype)
+        except ValueError:
+            raise ValueError("it has words that are not numbers") from None
     values = [_as_integer(word) for word in words]
     limits = np.iinfo(dtype)
     if values and not limits.min <= min(values) <= max(values) <= limits.max:

@@ -99,7 +99,9 @@ def _check_placement(fields: _Header, source: str) -> None:
         sizes = " x ".join(f"{size:g}" for size in fields.delta)
         raise InputError(f"{source}: the voxel sizes (delta) are {sizes}, expected positive numbers; fix the header.")
     # NaN fails the comparison as well.
-    if not np.abs(fields.directions @ fields.directions.T - np.eye(3)).max() <= _TOLERANCE:
+    with np.errstate(over="ignore", invalid="ignore"):
+        skew = np.abs(fields.directions @ fields.directions.T - np.eye(3)).max()
+    if not skew <= _TOLERANCE:
         raise InputError(
             f"{source}: the directions of its axes (Mdc) are {fields.directions.round(4).tolist()}, expected unit "
             "vectors at right angles; fix the header."

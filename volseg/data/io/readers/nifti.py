@@ -10,7 +10,7 @@ What is done where a field says nothing or nonsense (units and grid: `volseg.dat
     vox_offset   352 or more (NIfTI-2: 544); 0: the length of the file has to fit voxels after the header exactly; then
                  a warning. Others are rejected
     extensions   not used; a warning if their sizes do not fit before vox_offset
-    scl_slope    0 or NaN: values as stored; infinite: rejected, like a scl_inter that is not finite beside a slope
+    scl_slope    0 or NaN: values as stored; infinite or below 1.2e-38: rejected, like a scl_inter that is not finite beside a slope
     others       dim_info, intent, cal, slice, toffset and texts: not used
 """
 
@@ -162,10 +162,11 @@ def _scaling(header: Any, source: str) -> tuple[float, float]:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
-    if not (math.isfinite(slope) and math.isfinite(inter)):
+    # A slope below the smallest normal number leaves nothing of the values; it is mostly one in another byte order.
+    if not (math.isfinite(slope) and math.isfinite(inter)) or abs(slope) < np.finfo(np.float32).tiny:
         raise InputError(
-            f"{source}: the values are scaled by scl_slope {slope:g} and scl_inter {inter:g}, expected finite numbers; "
-            "fix the header."
+            f"{source}: the values are scaled by scl_slope {slope:g} and scl_inter {inter:g}, expected finite numbers "
+            "and a slope that keeps differences; fix the header."
         )
     return slope, inter
 

@@ -115,8 +115,10 @@ def _holds(kind: np.dtype, numbers: Sequence[int]) -> bool:
 
 def _linear(array: np.ndarray, slope: float, inter: float, kind: type[np.floating]) -> np.ndarray:
     """Values times slope plus inter, all in one floating-point type."""
-    values: np.ndarray = np.multiply(array, kind(slope), dtype=kind)
-    values += kind(inter)
+    # Values that overflow are infinite, which no scan may contain.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: np.ndarray = np.multiply(array, kind(slope), dtype=kind)
+        values += kind(inter)
     return values
 
 

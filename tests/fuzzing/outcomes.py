@@ -1,15 +1,13 @@
 """What reading an input came to, against what is right for it."""
 
 import contextlib
+import io
 import os
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
 
 from tests.fuzzing.inputs import Input
 from tests.reading.volume import difference
@@ -93,19 +91,18 @@ def _fault_of(one: Input, sentence: str) -> str:
 def _console() -> Iterator[list[str]]:
     """The lines that are written to standard output and standard error, also by C++."""
     lines: list[str] = []
-    sys.stdout.flush()
-    sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
+    written = io.StringIO()
     with tempfile.TemporaryFile() as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         try:
-            yield lines
+            with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+                yield lines
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             for number, descriptor in zip((1, 2), kept, strict=True):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
             file.seek(0)
-            lines += np.unique(file.read().decode("utf-8", "replace").splitlines()).tolist()
+            text = written.getvalue() + file.read().decode("utf-8", "replace")
+            lines += sorted(set(text.splitlines()))

@@ -38,6 +38,8 @@ class Format:
         meaning: of what lies at a path.
         dtypes: that it can store.
         orders: byte orders.
+        swapped: the dtypes in the second byte order; None for all. Readers disagree about the order of the two words of
+            32-bit values in big endian DICOM.
         scaling: whether it has a slope and an intercept.
         absent: what a file may leave out.
     """
@@ -48,6 +50,7 @@ class Format:
     meaning: Callable[[Path], Right]
     dtypes: tuple[str, ...] = ALL
     orders: str = "<>"
+    swapped: tuple[str, ...] | None = None
     scaling: bool = False
     absent: Mapping[str, Absent] = field(default_factory=dict)
 
@@ -134,7 +137,8 @@ def _series(save: Callable[..., Path]) -> Callable[..., Path]:
         scaling: tuple[float | None, float | None] = (None, None),
         edit: Edit | None = None,
     ) -> Path:
-        datasets = dicom.slices(volume, *scaling, syntax="big" if order == ">" else "explicit")
+        with pydicom.config.disable_value_validation():
+            datasets = dicom.slices(volume, *scaling, syntax="big" if order == ">" else "explicit")
         for ds in datasets if edit is not None else ():
             edit(ds)
         return save(datasets, path)
@@ -151,7 +155,8 @@ def _enhanced(
 ) -> Path:
     slopes = None if scaling is None else [scaling[0]] * volume.voxels.shape[2]
     inter = 0 if scaling is None else scaling[1]
-    ds = dicom.frames(volume, slopes, inter, syntax="big" if order == ">" else "explicit")
+    with pydicom.config.disable_value_validation():
+        ds = dicom.frames(volume, slopes, inter, syntax="big" if order == ">" else "explicit")
     if edit is not None:
         edit(ds)
     return dicom.save(ds, path)
@@ -159,7 +164,13 @@ def _enhanced(
 
 def _series_meaning(path: Path) -> Right:
     folder = path.with_suffix("") if path.suffix == ".zip" else path
-    return series_meaning([pydicom.dcmread(file) for file in sorted(folder.iterdir())])
+    with pydicom.config.disable_value_validation():
+        return series_meaning([pydicom.dcmread(file) for file in sorted(folder.iterdir())])
+
+
+def _enhanced_meaning(path: Path) -> Right:
+    with pydicom.config.disable_value_validation():
+        return enhanced_meaning(pydicom.dcmread(path))
 
 
 def _zip(datasets: Any, path: Path) -> Path:
@@ -264,10 +275,15 @@ FORMATS = (
     Format("mha", ".mha", _metaimage(False), _of(metaimage), absent=METAIMAGE),
     Format("mha compressed", ".mha", _metaimage(True), _of(metaimage), absent=METAIMAGE),
     Format("mhd", ".mhd", _metaimage(False), _of_two(metaimage), absent=METAIMAGE),
-    Format("dicom", "", _series(dicom.save_folder), _series_meaning, STORED, scaling=True, absent=SERIES),
-    Format("dicom zip", ".zip", _series(_zip), _series_meaning, STORED, scaling=True, absent=SERIES),
     Format(
-        "dicom enhanced", ".dcm", _enhanced, lambda path: enhanced_meaning(pydicom.dcmread(path)), ("u1", "i2", "u2"),
+        "dicom", "", _series(dicom.save_folder), _series_meaning, STORED, swapped=STORED[:4], scaling=True,
+        absent=SERIES,
+    ),
+    Format(
+        "dicom zip", ".zip", _series(_zip), _series_meaning, STORED, swapped=STORED[:4], scaling=True, absent=SERIES
+    ),
+    Format(
+        "dicom enhanced", ".dcm", _enhanced, _enhanced_meaning, ("u1", "i2", "u2"),
         scaling=True, absent=ENHANCED,
     ),
 )  # fmt: skip

@@ -69,7 +69,7 @@ class TestEveryFormat:
     def test_dtypes_and_byte_orders_keep_every_value(self, kind: Format, tmp_path: Path) -> None:
         faults = {}
         for dtype in kind.dtypes:
-            for order in kind.orders:
+            for order in kind.orders if kind.swapped is None or dtype in kind.swapped else "<":
                 voxels = sample(dtype)
                 # float32 holds whole numbers to 2^24: beyond it, values have to stay in their type.
                 voxels[0, 0, :2] = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype[0] in "iu" else (-1e30, 1e-30)

@@ -3,9 +3,10 @@
     VOLSEG_DATA=DATA python benchmarks/reading/oracles.py [--all] [--record]
 
 The inputs are the series below DATA/dicom and DATA/wild, the test files that pydicom ships, and files that seeded
-scripts write (tests/reading), plain ones and ones that are odd on purpose. Prints how many series each reader gives the same volume of as volseg, and each series of
-which one of them gives another, or which volseg refuses and another reads; with --all every series. Needs the extra
-`test`; without VOLSEG_DATA the real series are left out.
+scripts write (tests/reading): plain ones, and ones that are odd on purpose, of which the standard says what is right.
+Prints how many series each reader gives the same volume of as volseg, and each series of which one of them gives
+another, or which volseg refuses and another reads; with --all every series. Needs the extra `test`; without VOLSEG_DATA
+the real series are left out.
 """
 
 import argparse

@@ -6,8 +6,10 @@ import os
 import re
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from tests.fuzzing.inputs import Input
 from tests.reading.volume import difference
@@ -18,7 +20,9 @@ GOOD = ("volume", "volume with warning", "refused")
 # What a sentence may only say of a file that is short or damaged.
 DAMAGED = re.compile(r"corrupt|truncated|cut short|damaged|copy (it|them) again", re.IGNORECASE)
 # What libraries say, and what is no plain sentence.
-FOREIGN = re.compile(r"Traceback|itk::|\.cxx|\.hxx|0x[0-9a-f]{6}|nan degrees|np\.\w+\(|Exception", re.IGNORECASE)
+FOREIGN = re.compile(
+    r"Traceback|/tmp/volseg|itk::|\.cxx|\.hxx|0x[0-9a-f]{6}|nan degrees|np\.\w+\(|Exception", re.IGNORECASE
+)
 LONGEST = 700
 
 
@@ -64,7 +68,7 @@ def _of_scan(one: Input, scan: Scan) -> Outcome:
 
 
 def _of_refusal(one: Input, sentence: str, exit_code: int) -> Outcome:
-    plain = sentence.replace(str(one.path), "PATH")
+    plain = sentence.replace(str(one.path), "PATH").replace(str(one.path.parent), "FOLDER")
     if exit_code != 2:
         return Outcome("bad sentence", f"exit code {exit_code}: {plain}")
     if fault := _fault_of(one, plain):
@@ -76,15 +80,29 @@ def _of_refusal(one: Input, sentence: str, exit_code: int) -> Outcome:
 
 def _fault_of(one: Input, sentence: str) -> str:
     """What is wrong with a sentence, whatever it is about."""
-    if "PATH" not in sentence:
+    # A list of series may follow, one in a line.
+    first, *more = sentence.split("\n")
+    if not any(name in sentence for name in ("PATH", one.path.name, *_members(one))):
         return "names no file"
-    if "\n" in sentence or len(sentence) > LONGEST or not sentence.endswith("."):
+    listed = bool(more) and first.endswith(":") and all(line.startswith("  ") for line in more)
+    if len(first) > LONGEST or not (listed or (first.endswith(".") and not more)):
         return "not one short sentence"
     if FOREIGN.search(sentence):
         return "a library's words"
     if re.search(r"\bnan\b", sentence, re.IGNORECASE) and not one.odd_numbers:
         return "nan, which the file does not have"
     return ""
+
+
+def _members(one: Input) -> list[str]:
+    """The names of the files of a folder or .zip."""
+    if one.path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(one.path) as archive:
+                return [PurePath(name).name for name in archive.namelist()]
+        except zipfile.BadZipFile:
+            return []
+    return [file.name for file in one.path.iterdir()] if one.path.is_dir() else []
 
 
 @contextlib.contextmanager

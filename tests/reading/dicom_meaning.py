@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
-from tests.reading.parts import TooShortError, odd_values
+from tests.reading.parts import TooShortError, odd_lengths, odd_values
 from tests.reading.right import REFUSED, SHORT, Doubts, NonsenseError, Right
 from tests.reading.volume import LPS_RAS, Volume
 
@@ -195,7 +195,9 @@ def _stored(ds: Dataset, count: int, doubts: Doubts) -> np.ndarray:
     if described["PhotometricInterpretation"] not in (None, "MONOCHROME1", "MONOCHROME2"):
         raise NonsenseError
     rows, columns, allocated = (_number(_value(ds, name)) for name in ("Rows", "Columns", "BitsAllocated"))
-    if allocated not in (8, 16, 32) or min(rows, columns) < 1 or "PixelData" not in ds:
+    if "PixelData" not in ds:
+        raise TooShortError
+    if allocated not in (8, 16, 32) or min(rows, columns) < 1:
         raise NonsenseError
     if _value(ds, "ModalityLUTSequence") is not None:
         raise NonsenseError
@@ -265,6 +267,7 @@ def _stack(frames: Sequence[Frame], doubts: Doubts) -> Volume:
         raise NonsenseError
     values = np.stack([one.values for one in ordered], axis=2)
     doubts.refusable |= odd_values(values)
+    doubts.refusable |= odd_lengths([*first.spacing, float(np.linalg.norm(step))])
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * first.spacing[1]
     affine[:3, 1] = first.directions[1] * first.spacing[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reading.parts import TooShortError, affine_of, array_of, inflated, numbers, whole
+from tests.reading.parts import TooShortError, affine_of, array_of, inflated, numbers, odd_lengths, whole
 from tests.reading.right import REFUSED, SHORT, Doubts, NonsenseError, Right
 from tests.reading.volume import LPS_RAS, Volume
 
@@ -82,6 +82,8 @@ def meaning(data: bytes, detached: bytes | None = None) -> Right:
     doubts = Doubts()
     try:
         fields, rest = _parsed(data, doubts)
+        if not fields["ElementDataFile"]:
+            raise TooShortError
         if (detached is None) != (fields["ElementDataFile"] == "LOCAL"):
             raise NonsenseError
         return _meaning(fields, rest if detached is None else detached, doubts)
@@ -97,8 +99,9 @@ def _parsed(data: bytes, doubts: Doubts) -> tuple[dict[str, str], bytes]:
         line, end, data = data.partition(b"\n")
         name, _, value = line.decode("latin-1").partition("=")
         name = name.strip()
+        # Without its last field, a header may have been cut.
         if not end:
-            raise NonsenseError
+            raise TooShortError
         if name not in KNOWN or not value.isascii():
             doubts.refusable = True
         if fields.setdefault(name, value.strip()) != value.strip():
@@ -111,8 +114,11 @@ def _parsed(data: bytes, doubts: Doubts) -> tuple[dict[str, str], bytes]:
 def _meaning(fields: dict[str, str], data: bytes, doubts: Doubts) -> Right:
     if {"NDims", "DimSize", "ElementType"} - set(fields) or whole(fields["NDims"]) != [3]:
         raise NonsenseError
-    if fields["ElementType"] not in KINDS or not _boolean(fields, "BinaryData", "True", doubts):
+    if fields["ElementType"] not in KINDS:
         raise NonsenseError
+    # Bytes that are no text: either is wrong, the field or the voxels.
+    if not _boolean(fields, "BinaryData", "True", doubts):
+        raise TooShortError
     doubts.refusable |= fields.get("ObjectType") != "Image" or "BinaryData" not in fields
     if fields.get("ElementNumberOfChannels", "1") != "1" or fields.get("HeaderSize", "0") != "0":
         raise NonsenseError
@@ -158,12 +164,17 @@ def _placed(voxels: np.ndarray, fields: dict[str, str], doubts: Doubts) -> Volum
         doubts.about("spacing", "ElementSpacing")
     elif not np.isfinite(spacing).all() or min(spacing) <= 0:
         raise NonsenseError
+    if offset is not None and np.isinf(offset).any():
+        raise NonsenseError
+    if offset is not None and np.isnan(offset).any():
+        offset = None
     if offset is None:
         doubts.about("offset", "origin", "position")
     if matrix is None:
         doubts.about("orientation", "TransformMatrix", "direction")
     axes = np.eye(3) if matrix is None else np.array(matrix).reshape(3, 3).T
     affine = affine_of(axes * (spacing or (1, 1, 1)), np.zeros(3) if offset is None else np.array(offset))
+    doubts.refusable |= odd_lengths(np.linalg.norm(affine[:3, :3], axis=0))
     # Directions that are not of length 1 change the spacing, or are a mistake.
     doubts.refusable |= not np.allclose(np.linalg.norm(axes, axis=0), 1, atol=1e-3)
     if spacing is None or offset is None or matrix is None:

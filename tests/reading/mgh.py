@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reading.parts import affine_of, odd_values
+from tests.reading.parts import affine_of, odd_lengths, odd_values
 from tests.reading.right import REFUSED, SHORT, Doubts, NonsenseError, Right
 from tests.reading.volume import Volume
 
@@ -17,7 +17,8 @@ FIELDS = np.dtype([
     ("delta", ">f4", 3), ("axes", ">f4", (3, 3)), ("centre", ">f4", 3),
 ])  # fmt: skip
 FIRST = 284
-DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}
+# 10 came with FreeSurfer 7 and is not known to all.
+DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 # Where goodRASFlag is 0: x (-1, 0, 0), y (0, 0, -1), z (0, 1, 0), 1 mm, the centre at 0.
 CORONAL = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
@@ -72,15 +73,17 @@ def _meaning(record: Any, data: bytes) -> Right:
     if int(record["frames"]) != 1:
         raise NonsenseError
     voxels = np.frombuffer(data, dtype, count, FIRST).reshape(sizes, order="F")
-    doubts = Doubts(refusable=odd_values(voxels))
+    doubts = Doubts(refusable=odd_values(voxels) or int(record["type"]) == 10)
     good = int(record["good"])
     if good > 0:
         doubts.refusable |= good != 1 or not (record["delta"] > 0).all()
-        doubts.refusable |= not np.allclose(np.linalg.norm(record["axes"].astype(float), axis=1), 1, atol=1e-3)
+        given = record["axes"].astype(float)
+        doubts.refusable |= not np.allclose(given @ given.T, np.eye(3), atol=1e-3)
         axes = record["axes"].astype(float).T * record["delta"].astype(float)
         centre = record["centre"].astype(float)
     else:
         doubts.about("goodRASFlag", "orientation", "RAS")
         axes, centre = CORONAL, np.zeros(3)
+    doubts.refusable |= odd_lengths(np.linalg.norm(axes, axis=0))
     affine = affine_of(axes, centre - axes @ (np.array(sizes) / 2))
     return doubts.right(Volume(voxels, affine))

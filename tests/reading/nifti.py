@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reading.parts import odd_values
+from tests.reading.parts import odd_lengths, odd_values
 from tests.reading.right import REFUSED, SHORT, Doubts, NonsenseError, Right
 from tests.reading.volume import Volume
 
@@ -117,6 +117,8 @@ def _meaning(record: Any, data: bytes, version: int, order: str) -> Right:
     unit = _unit(record, doubts)
     volumes = []
     for affine, spacing in _grids(record, doubts):
+        lengths = spacing if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
+        doubts.refusable |= odd_lengths(np.array(lengths) * unit)
         if affine is not None:
             scaled = affine.copy()
             scaled[:3] *= unit

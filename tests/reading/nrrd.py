@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reading.parts import TooShortError, affine_of, array_of, inflated, numbers, whole
+from tests.reading.parts import TooShortError, affine_of, array_of, inflated, numbers, odd_lengths, whole
 from tests.reading.right import REFUSED, SHORT, Doubts, NonsenseError, Right
 from tests.reading.volume import Volume
 
@@ -121,6 +121,9 @@ def _meaning(fields: dict[str, str], data: bytes, doubts: Doubts) -> Right:
         raise NonsenseError
     doubts.refusable |= name not in TYPES.values()
     encoding = fields["encoding"]
+    if encoding in ("bzip2", "ascii", "hex"):
+        # The bytes are in another encoding: either is wrong, the field or the voxels.
+        raise TooShortError
     if encoding not in ("raw", "gzip", "gz"):
         raise NonsenseError
     doubts.refusable |= any(one in fields for one in ("byte skip", "line skip"))
@@ -158,6 +161,7 @@ def _placed(voxels: np.ndarray, fields: dict[str, str], doubts: Doubts) -> Volum
     doubts.refusable |= "spacings" in fields
     axes = _vectors(fields["space directions"], 3) * unit
     affine = affine_of(axes.T, np.zeros(3))
+    doubts.refusable |= odd_lengths(np.linalg.norm(axes, axis=1))
     known = fields.get("space") in SPACES
     origin = np.full(3, np.nan)
     if "space origin" in fields:

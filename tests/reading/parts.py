@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -71,3 +72,8 @@ def affine_of(axes: np.ndarray, origin: np.ndarray) -> np.ndarray:
         if not usable or abs(np.linalg.det(axes / lengths)) < 1e-4:
             raise NonsenseError
     return affine
+
+
+def odd_lengths(spacing: Sequence[float] | np.ndarray) -> bool:
+    """Whether a volume may be refused for the size of its voxels in millimetres."""
+    return not (min(spacing) > 1e-4 and max(spacing) < 1e4)

@@ -79,21 +79,6 @@ class TestEveryFormat:
                 assert read_scan(path).channels[0].dtype.isnative
         assert {one: wrong for one, wrong in faults.items() if wrong} == {}
 
-    @pytest.mark.parametrize("scaling", SCALINGS)
-    def test_a_scaling_is_applied(self, kind: Format, tmp_path: Path, scaling: tuple[float, float]) -> None:
-        if not kind.scaling:
-            pytest.skip("has no scaling")
-        volume = Volume(sample(), grid())
-        path = kind.write(tmp_path / f"a{kind.suffix}", volume, kind.orders[0], scaling=scaling)
-        assert differs(path, Volume(volume.voxels * scaling[0] + scaling[1], volume.affine)) == ""
-
-    @pytest.mark.parametrize("scaling", [(0.0, 5.0), (np.inf, 0.0), (1.0, np.inf), (2.0, np.nan)])
-    def test_a_scaling_without_a_meaning_is_refused_or_none(self, kind: Format, tmp_path: Path, scaling: tuple) -> None:
-        if not kind.scaling:
-            pytest.skip("has no scaling")
-        path = kind.write(tmp_path / f"a{kind.suffix}", Volume(sample(), grid()), kind.orders[0], scaling=scaling)
-        assert fault(kind.name, path, kind.meaning(path), odd_numbers=True) == ""
-
     def test_what_a_file_does_not_state_is_warned_of_or_refused_by_name(self, kind: Format, tmp_path: Path) -> None:
         faults = {}
         for name, absent in kind.absent.items():
@@ -130,15 +115,6 @@ class TestEveryFormat:
         with pytest.raises(InputError, match="constant"):
             read_scan(kind.write(tmp_path / f"a{kind.suffix}", volume, kind.orders[0]))
 
-    def test_voxels_that_are_no_numbers_are_refused(self, kind: Format, tmp_path: Path) -> None:
-        if "f4" not in kind.dtypes:
-            pytest.skip("has no floating-point numbers")
-        for value in (np.nan, np.inf):
-            voxels = sample("f4")
-            voxels[3, 2, 1] = value
-            with pytest.raises(InputError, match=r"NaN|[Ii]nf"):
-                read_scan(kind.write(tmp_path / f"a{kind.suffix}", Volume(voxels, grid()), kind.orders[0]))
-
     @pytest.mark.parametrize("name", [*NAMES, LATIN], ids=[*(ascii(name)[:12] for name in NAMES), "latin-1"])
     def test_names_do_not_matter(self, kind: Format, tmp_path: Path, name: str) -> None:
         volume = Volume(sample(), grid())
@@ -157,3 +133,27 @@ class TestEveryFormat:
         assert [hashlib.sha256(file.read_bytes()).digest() for file in files] == before
         np.testing.assert_array_equal(read_scan(path).channels[0], kept)
         assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == files
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind.scaling], ids=lambda kind: kind.name)
+class TestScalings:
+    @pytest.mark.parametrize("scaling", SCALINGS)
+    def test_a_scaling_is_applied(self, kind: Format, tmp_path: Path, scaling: tuple[float, float]) -> None:
+        volume = Volume(sample(), grid())
+        path = kind.write(tmp_path / f"a{kind.suffix}", volume, kind.orders[0], scaling=scaling)
+        assert differs(path, Volume(volume.voxels * scaling[0] + scaling[1], volume.affine)) == ""
+
+    @pytest.mark.parametrize("scaling", [(0.0, 5.0), (np.inf, 0.0), (1.0, np.inf), (2.0, np.nan)])
+    def test_a_scaling_without_a_meaning_is_refused_or_none(self, kind: Format, tmp_path: Path, scaling: tuple) -> None:
+        path = kind.write(tmp_path / f"a{kind.suffix}", Volume(sample(), grid()), kind.orders[0], scaling=scaling)
+        assert fault(kind.name, path, kind.meaning(path), odd_numbers=True) == ""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if "f4" in kind.dtypes], ids=lambda kind: kind.name)
+class TestFloatingPoint:
+    def test_voxels_that_are_no_numbers_are_refused(self, kind: Format, tmp_path: Path) -> None:
+        for value in (np.nan, np.inf):
+            voxels = sample("f4")
+            voxels[3, 2, 1] = value
+            with pytest.raises(InputError, match=r"NaN|[Ii]nf"):
+                read_scan(kind.write(tmp_path / f"a{kind.suffix}", Volume(voxels, grid()), kind.orders[0]))

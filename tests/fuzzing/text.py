@@ -86,11 +86,12 @@ def _made(
         beside.write_bytes(voxels)
     if beside is None:
         return path, change, kind.meaning(data)
-    named = re.search(rf"^{link} ?[:=] ?(.*)$".encode(), data, re.MULTILINE)
+    named = re.search(rf"^{link}\s*[:=] ?(.*)$".encode(), data, re.MULTILINE)
     if named is not None and named[1] == beside.name.encode():
         return path, change, kind.meaning(data, voxels)
-    # A name of another file leads nowhere; without a name, the voxels are missing behind the header.
-    return path, change, SHORT if named is None or named[1] in (b"", b"LOCAL") else REFUSED
+    # A name of another file leads nowhere, or to too few bytes; without a name, the voxels are not there at all.
+    other = b"" if named is None else named[1]
+    return path, change, SHORT if other in (b"", b"LOCAL", path.name.encode()) else REFUSED
 
 
 def _field(rng: np.random.Generator, fields: dict[str, str]) -> Change:

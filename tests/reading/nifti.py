@@ -111,6 +111,9 @@ def _meaning(record: Any, data: bytes, version: int, order: str) -> Right:
     offset = _offset(record, doubts)
     if offset + math.prod(shape) * dtype.itemsize > len(data):
         return SHORT
+    if math.prod(shape[3:]) != 1:
+        raise NonsenseError
+    shape = shape[:3]
     array = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape, order="F")
     voxels = _scaled(array, float(record["scl_slope"]), float(record["scl_inter"]))
     doubts.refusable |= odd_values(voxels)
@@ -130,9 +133,9 @@ def _meaning(record: Any, data: bytes, version: int, order: str) -> Right:
 
 def _shape(record: Any) -> tuple[int, ...]:
     sizes = [int(size) for size in record["dim"]]
-    if not 3 <= sizes[0] <= 7 or min(sizes[1 : sizes[0] + 1]) < 1 or math.prod(sizes[4 : sizes[0] + 1]) != 1:
+    if not 3 <= sizes[0] <= 7 or min(sizes[1 : sizes[0] + 1]) < 1:
         raise NonsenseError
-    return tuple(sizes[1:4])
+    return tuple(sizes[1 : sizes[0] + 1])
 
 
 def _offset(record: Any, doubts: Doubts) -> int:
@@ -174,7 +177,7 @@ def _grids(record: Any, doubts: Doubts) -> list[tuple[np.ndarray | None, tuple[f
     if max(codes["sform"], 0) > 5 or (codes["sform"] <= 0 and codes["qform"] > 5):
         doubts.about("code", *FORMS)
     sform = _finite(np.vstack([record["srow"].astype(float), [0, 0, 0, 1]])) if codes["sform"] > 0 else None
-    qform = _qform(record) if codes["qform"] > 0 else None
+    qform = _qform(record, doubts) if codes["qform"] > 0 else None
     if codes["sform"] > 0 and codes["qform"] > 0:
         if sform is None:
             raise NonsenseError
@@ -201,7 +204,7 @@ def _finite(affine: np.ndarray) -> np.ndarray | None:
         return affine if usable and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-4 else None
 
 
-def _qform(record: Any) -> np.ndarray | None:
+def _qform(record: Any, doubts: Doubts) -> np.ndarray | None:
     """The qform by nifti1.h, method 2; None if it is none."""
     b, c, d = (float(one) for one in record["quatern"])
     square = 1 - (b * b + c * c + d * d)
@@ -213,6 +216,8 @@ def _qform(record: Any) -> np.ndarray | None:
         or not (pixdim[1:] > 0).all()
     ):
         return None
+    # By how much rounding may make a quaternion too long is not defined.
+    doubts.refusable |= square < -1e-12
     a = math.sqrt(max(square, 0.0))
     turned = np.array([
         [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],

@@ -149,7 +149,7 @@ def _order(fields: dict[str, str], kind: str, doubts: Doubts) -> str:
 
 
 def _placed(voxels: np.ndarray, fields: dict[str, str], doubts: Doubts) -> Volume:
-    unit = _unit(fields, doubts)
+    units = _units(fields, doubts)
     if "space directions" not in fields:
         if "spacings" not in fields:
             raise NonsenseError
@@ -157,15 +157,17 @@ def _placed(voxels: np.ndarray, fields: dict[str, str], doubts: Doubts) -> Volum
         if not np.isfinite(spacings).all() or min(spacings) <= 0:
             raise NonsenseError
         doubts.about("space", "orientation")
-        return Volume(voxels, spacing=tuple(unit * one for one in spacings))
+        # The units are those of the axes of space, which are not stated.
+        doubts.refusable |= not np.array_equal(units, np.ones(3))
+        return Volume(voxels, spacing=tuple(spacings))
     doubts.refusable |= "spacings" in fields
-    axes = _vectors(fields["space directions"], 3) * unit
+    axes = _vectors(fields["space directions"], 3) * units
     affine = affine_of(axes.T, np.zeros(3))
     doubts.refusable |= odd_lengths(np.linalg.norm(axes, axis=1))
     known = fields.get("space") in SPACES
     origin = np.full(3, np.nan)
     if "space origin" in fields:
-        origin = _vectors(fields["space origin"], 1)[0] * unit
+        origin = _vectors(fields["space origin"], 1)[0] * units
     if np.isinf(origin).any():
         raise NonsenseError
     if not known:
@@ -185,14 +187,14 @@ def _vectors(text: str, count: int) -> np.ndarray:
     return np.array([numbers(one.replace(",", " "), 3) for one in found.groups()])
 
 
-def _unit(fields: dict[str, str], doubts: Doubts) -> float:
-    """Millimetres per unit; where none is stated, millimetres are the convention."""
+def _units(fields: dict[str, str], doubts: Doubts) -> np.ndarray:
+    """Millimetres per unit of each axis of space; where none is stated, millimetres are the convention."""
     if "space units" not in fields:
-        return 1.0
+        return np.ones(3)
     units = re.findall(r'"([^"]*)"', fields["space units"])
     doubts.refusable |= units != ["mm"] * 3
-    if len(units) != 3 or len(set(units)) != 1:
+    if len(units) != 3:
         raise NonsenseError
-    if units[0] not in UNITS:
+    if any(unit and unit not in UNITS for unit in units):
         doubts.about("unit")
-    return UNITS.get(units[0], 1.0)
+    return np.array([UNITS.get(unit, 1.0) for unit in units])

@@ -225,7 +225,7 @@ class TestImage:
     @pytest.mark.parametrize(("value", "kind"), [(0, np.uint8), (-1024, np.int16), (0.5, np.float32)])
     def test_constant_volumes_are_rejected(self, value, kind):
         with pytest.raises(
-            InputError, match=rf"{NAME}: the image is constant \(every voxel is {value}\); copy it again"
+            InputError, match=rf"{NAME}: the image is constant \(every voxel is {value}\); give another one"
         ):
             check_scan(np.full((3, 4, 5), value, dtype=kind), 1, NAME)
 

@@ -129,9 +129,10 @@ def check_affine(affine: np.ndarray, source: str) -> list[str]:
         raise InputError(
             f"{source}: the affine is not a finite 4 x 4 matrix with last row 0 0 0 1, found {affine.tolist()}; fix it."
         )
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() == 0:
-        raise InputError(f"{source}: a spacing is zero, found {_by_axis(spacing)} mm; fix the header.")
+    with np.errstate(over="ignore"):
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.min() == 0 or not np.isfinite(spacing).all():
+        raise InputError(f"{source}: a spacing is zero or infinite, found {_by_axis(spacing)} mm; fix the header.")
     axes = affine[:3, :3] / spacing
     if abs(np.linalg.det(axes)) < 1e-4:
         raise InputError(f"{source}: the affine is singular; fix the header.")
@@ -171,7 +172,9 @@ def check_scan(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarra
             )
         if low == high:
             raise InputError(
-                f"{source}: the image is constant (every voxel is {low})", "copy it again or leave it out", "constant"
+                f"{source}: the image is constant (every voxel is {low})",
+                "give another one, or leave it out",
+                "constant",
             )
     return volumes
 

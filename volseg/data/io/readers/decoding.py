@@ -157,10 +157,7 @@ def _as_numbers(words: list[bytes], dtype: np.dtype) -> np.ndarray:
         ValueError: a word is no number, or no number of this type.
     """
     if dtype.kind == "f":
-        try:
-            return np.array([float(word) for word in words], np.float64).astype(dtype)
-        except ValueError:
-            raise ValueError("it has words that are not numbers") from None
+        return np.array([_as_float(word) for word in words], np.float64).astype(dtype)
     values = [_as_integer(word) for word in words]
     limits = np.iinfo(dtype)
     if values and not limits.min <= min(values) <= max(values) <= limits.max:
@@ -168,12 +165,19 @@ def _as_numbers(words: list[bytes], dtype: np.dtype) -> np.ndarray:
     return np.array(values, dtype=dtype)
 
 
+def _as_float(word: bytes) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError("it has words that are not numbers") from None
+
+
 def _as_integer(word: bytes) -> int:
     """A whole number, which may be written as 12.0 or 1e+06."""
     try:
         return int(word)
     except ValueError:
-        value = float(word)
+        value = _as_float(word)
     if not (value.is_integer() and abs(value) <= _LARGEST_EXACT):
         raise ValueError(f"'{word.decode('ascii', 'replace')}' is not a whole number")
     return int(value)

@@ -10,7 +10,8 @@ What is done where a field says nothing or nonsense (units and grid: `volseg.dat
     vox_offset   352 or more (NIfTI-2: 544); 0: the length of the file has to fit voxels after the header exactly; then
                  a warning. Others are rejected
     extensions   not used; a warning if their sizes do not fit before vox_offset
-    scl_slope    0 or NaN: values as stored; infinite or below 1.2e-38: rejected, like a scl_inter that is not finite beside a slope
+    scl_slope    0 or NaN: values as stored; infinite or below 1.2e-38: rejected, like a scl_inter that is not finite
+                 beside a slope
     others       dim_info, intent, cal, slice, toffset and texts: not used
 """
 

@@ -190,8 +190,10 @@ class Segmenter:
             segmented = time.perf_counter()
             voxel_ml = opened.geometry.voxel_ml
             room = None if self.max_memory is None else self.max_memory - resident_bytes()
+            # Rules in mL go by the size that the network was given, even if it is an assumption: so the label image is
+            # the same as for a file that states this size.
             cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels, room)
-            measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels))
+            measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels, opened.unstated))
             flags = scan_flags(opened.channels, plan.channels)
         measured = time.perf_counter()
         record = {

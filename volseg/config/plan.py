@@ -100,6 +100,7 @@ class Resampling(Frozen):
             del document["nearest"]
         return document
 
+
 class Plan(Frozen):
     """All choices made before training, and everything that prediction needs besides the weights.
 

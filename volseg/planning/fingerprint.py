@@ -26,7 +26,7 @@ from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, whole_file
-from volseg.text import first_few
+from volseg.text import by_sentence, first_few
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ SAMPLES_PER_CASE = 10_000
 # Scans read at the same time. Each is in memory twice: as stored in its file, and as an array.
 READERS = 2
 # Increased whenever a measurement changes, so that cached ones of an older version are not used.
-FORMAT = 1
+FORMAT = 2
 T = TypeVar("T", int, float)
 # NumPy parses the header of a file with Python's ast, which in Python 3.11 fails at random in two threads at once
 # (SystemError: AST constructor recursion depth mismatch, CPython issue 106905).
@@ -49,13 +49,15 @@ class CaseFingerprint:
         name: of the case.
         shape: voxels along R, A, S.
         spacing_mm: along R, A, S.
-        volumes_ml: of each label or region, 0 where it is absent.
+        volumes_ml: of each label or region, 0 where it is absent; see `unstated`.
         offsets: per label that is present: its centroid minus the centroid of the whole foreground along R, A, S, as a
             fraction of the edge of the foreground's bounding box.
         contrasts: per label that is present, and per channel: standardised mean difference between the label and the
             rest of the scan (without ignored voxels), in standard deviations of the whole scan.
         means: per channel, mean intensity of the whole scan.
         samples: (C, n) float32 intensities of up to 10 000 foreground voxels, sampled at random.
+        warnings: assumptions made when its files were read, one sentence each.
+        unstated: why spacings and volumes are assumptions, see `volseg.data.io.reading.Scan`; empty if they are not.
     """
 
     name: str
@@ -66,6 +68,8 @@ class CaseFingerprint:
     contrasts: dict[str, tuple[float, ...]]
     means: tuple[float, ...]
     samples: np.ndarray
+    warnings: tuple[str, ...] = ()
+    unstated: str = ""
 
     @property
     def scan_ml(self) -> float:
@@ -99,10 +103,15 @@ class Fingerprint:
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelFingerprint, ...]
 
-    def volume_ml_range(self, label: str) -> tuple[float, float]:
-        """Smallest and largest volume of a label over the cases, mL."""
-        volumes = [case.volumes_ml[label] for case in self.cases]
-        return min(volumes), max(volumes)
+    def volume_ml_range(self, label: str) -> tuple[float, float] | None:
+        """Smallest and largest volume of a label over the cases that state their size, mL; None if none does."""
+        volumes = [case.volumes_ml[label] for case in self.cases if not case.unstated]
+        return (min(volumes), max(volumes)) if volumes else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings of all cases, each once, with the number of cases and the names of the first few."""
+        return by_sentence({case.name: case.warnings for case in self.cases})
 
 
 class _CaseCheck(NamedTuple):
@@ -116,7 +125,7 @@ class _CaseCheck(NamedTuple):
 def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint:
     """Read and measure every case once; only a few scans are in memory at a time.
 
-    Cases without a foreground voxel are used, with a warning in the log.
+    Cases without a foreground voxel are used, with a warning in the log, where the warnings of reading are too.
 
     Args:
         dataset: the cases.
@@ -142,7 +151,10 @@ def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint
     if empty:
         logger.warning("%d of %d cases have no foreground voxel: %s.", len(empty), len(measured), first_few(empty))
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
-    return Fingerprint(tuple(measured), tuple(channels))
+    fingerprint = Fingerprint(tuple(measured), tuple(channels))
+    for warning in fingerprint.warnings:
+        logger.warning("%s", warning)
+    return fingerprint
 
 
 def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _CaseCheck:
@@ -155,7 +167,7 @@ def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _Ca
             return cached
         scan = read_channels(case.images, len(dataset.channels))
         digest = voxel_digest(scan)
-        label = read_label(case.label, like=scan.geometry, known=known).channels[0]
+        label = read_label(case.label, like=scan.geometry, known=known)
     except InputError as error:
         first = Problem(case.name, error.problem, error.found, error.remedy or "fix it, or remove the case")
         return _CaseCheck(None, case_problems(case, len(dataset.channels), known) or [first], digest)
@@ -194,8 +206,9 @@ def _read_cached(file: Path) -> _CaseCheck | None:
     return _CaseCheck(CaseFingerprint(samples=samples, **facts), [], digest)
 
 
-def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
+def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, reference: Scan) -> CaseFingerprint:
     """The measurements of a case."""
+    label = reference.channels[0]
     order, _ = ras_order(scan.geometry.affine)
     foreground = label != 0 if dataset.labels.ignore is None else (label != 0) & (label != dataset.labels.ignore)
     # Seeded by the name, so that the sample does not depend on the other cases.
@@ -212,7 +225,15 @@ def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, label: n
         contrasts=_contrasts(label, counts, scan, dataset.labels),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
         samples=np.stack([channel[sampled] for channel in scan.channels]).astype(np.float32),
+        warnings=_warnings(scan, reference),
+        unstated=scan.unstated,
     )
+
+
+def _warnings(scan: Scan, reference: Scan) -> tuple[str, ...]:
+    """The warnings of reading a case; those that only its label image has say so."""
+    others = [f"Label image: {one}" for one in reference.warnings if one not in scan.warnings]
+    return (*scan.warnings, *others)
 
 
 def _contrasts(label: np.ndarray, counts: np.ndarray, scan: Scan, labels: LabelSet) -> dict[str, tuple[float, ...]]:

@@ -4,7 +4,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,10 +12,13 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from volseg.api.result import Result
+from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
+from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
 from volseg.data.io.any_scan import as_scan
 from volseg.data.io.inputs import Case
 from volseg.data.io.read_cost import reading_bytes
@@ -177,16 +180,23 @@ class Segmenter:
         self, opened: Scan, read_seconds: float, progress: Progress, probabilities: Path | bool | None
     ) -> Result:
         started = time.perf_counter()
+        if opened.untilt and probabilities:
+            raise UsageError(
+                f"{opened.source} is made upright, and probabilities cannot be mapped back to its tilted slices. "
+                "Leave out the probabilities, or segment the slices as they are."
+            )
         plan, windows, dtype = self.card.plan, self.labeller.windows, self.labeller.dtype
         on_host, in_memory = self.device.type == "cpu", probabilities is True
         need = MemoryEstimate(self.card, opened, windows, dtype, on_host, self._parameters, in_memory)
         chunk = plan_chunks(need, self.max_memory)
         with memory_errors(f"segmenting on {self.device}"):
-            volume, grid = image_to_network(opened.channels, opened.geometry, plan, self.crop == "body", self.device)
+            volume, grid = image_to_network(*_for_network(opened), plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
             with probability_sink(probabilities, volume, grid, plan) as (sink, array):
                 labels = self.labeller.label(volume, grid, progress, sink, chunk)
             del volume
+            if opened.untilt:
+                labels = back(labels, opened.geometry.shape, opened.geometry.affine)
             segmented = time.perf_counter()
             voxel_ml = opened.geometry.voxel_ml
             room = None if self.max_memory is None else self.max_memory - resident_bytes()
@@ -204,6 +214,7 @@ class Segmenter:
             "mirror_axes": list(windows.mirror_axes),
             "crop": plan.crop if self.crop == "none" else self.crop,
             "postprocessing": cleaned,
+            **_untilted(opened),
             "seconds": {
                 "read": round(read_seconds, 4),
                 "prepare": round(prepared - started, 4),
@@ -289,6 +300,20 @@ class Segmenter:
             # The error would keep everything alive that was in memory where it arose.
             _release_frames(error)
             return Outcome(scan, error=error)
+
+
+def _for_network(scan: Scan) -> tuple[Sequence[np.ndarray], Geometry]:
+    """The channels that go to network space and their grid: as stored, or upright if the scan asks for it."""
+    if not scan.untilt:
+        return scan.channels, scan.geometry
+    channels = [upright(channel, scan.geometry.affine)[0] for channel in scan.channels]
+    return channels, upright_geometry(scan.geometry)
+
+
+def _untilted(scan: Scan) -> dict[str, float]:
+    """What the record says of a scan that was made upright: by how many degrees."""
+    shear = find_shear(scan.geometry.affine) if scan.untilt else None
+    return {} if shear is None else {"untilted": round(shear.degrees, 3)}
 
 
 def _release_frames(error: BaseException | None) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from volseg.config import NetworkConfig, Plan, Triple
-from volseg.data.grid.geometry import map_to_network
+from volseg.data.grid.geometry import Geometry, map_to_network
+from volseg.data.grid.shear import upright_geometry
 from volseg.data.io.reading import Scan
 from volseg.device import free_gpu_memory, machine_memory_gb
 from volseg.errors import InputError, UsageError
@@ -75,7 +76,12 @@ class MemoryEstimate:
     @property
     def grid(self) -> Triple:
         """(D, H, W) of the scan in network space; a crop can only make it smaller."""
-        return map_to_network(self.scan.geometry, self.card.plan).shape
+        return map_to_network(self.geometry, self.card.plan).shape
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid that goes to network space: the scan's own, or its upright one."""
+        return upright_geometry(self.scan.geometry) if self.scan.untilt else self.scan.geometry
 
     @property
     def probability_bytes(self) -> int:
@@ -90,13 +96,15 @@ class MemoryEstimate:
     def parts(self, chunk: ChunkSize) -> dict[str, int]:
         """Bytes needed on top of the scan at the peak of each stage."""
         plan = self.card.plan
-        voxels = math.prod(self.scan.geometry.shape)
+        voxels = math.prod(self.geometry.shape)
         volume = self.volume_bytes
-        labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2)
+        upright = 4 * len(plan.channels) * voxels * self.scan.untilt
+        # The labels of an upright grid are in memory with those of the slices for a moment.
+        labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2) * (1 + self.scan.untilt)
         kept = labels + self.probability_bytes
         mask = voxels if any(channel.normalisation == "zscore_nonzero" for channel in plan.channels) else 0
         return {
-            "preprocessing": volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
+            "preprocessing": upright + volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
             "windows and labels": volume + kept + self._windows(sorted(self.grid, reverse=True), chunk),
             "measuring labels": kept + MEASURE_BYTES * min(chunk.voxels, voxels),
             # Some formats are written from a copy, and read back.
@@ -185,7 +193,7 @@ def _require_machine(need: MemoryEstimate) -> None:
             f"{total:,.1f}. Write them to a file: probabilities='NAME.npy'."
         )
     if needed > total:
-        spacings = need.scan.geometry.spacing_mm, need.card.plan.spacing_mm
+        spacings = need.geometry.spacing_mm, need.card.plan.spacing_mm
         sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings)
         raise InputError(
             f"{need.scan.source} has voxels of {sizes} mm, and the model works at {wanted} mm: that makes "

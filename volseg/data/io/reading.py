@@ -17,6 +17,7 @@ from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 
 from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.shear import find_shear, upright_geometry
 from volseg.data.io.checks import check_affine, check_container, check_label, check_nifti, check_scan
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
@@ -39,6 +40,8 @@ class Scan:
         source: its path or kind, for messages.
         warnings: assumptions made when reading, one sentence each.
         unstated: why no volume in mL can be given, see `volseg.data.io.readers.stored.Stored`; empty if it can.
+        untilt: whether its slices are tilted, and the network shall see them upright, see `volseg.data.grid.shear`.
+            Channels and geometry are as stored all the same.
     """
 
     channels: tuple[np.ndarray, ...]
@@ -47,6 +50,7 @@ class Scan:
     source: str
     warnings: tuple[str, ...]
     unstated: str = ""
+    untilt: bool = False
 
 
 def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
@@ -55,12 +59,12 @@ def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
     Args:
         path: a file with one of SUFFIXES, a folder or .zip of one DICOM series, or a multi-frame .dcm.
         channels: expected number; several come from a 4-D file (I, J, K, C).
-        choice: which volume is meant, where there are several.
+        choice: which volume is meant, where there are several, and whether tilted slices are made upright.
 
     Raises:
         InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks or volseg.data.io.dicom.
     """
-    return _as_scan(read_stored(Path(path), choice), channels)
+    return _as_scan(read_stored(Path(path), choice), channels, choice.untilt)
 
 
 def read_channels(paths: Sequence[Path], channels: int = 1, choice: Choice = ONLY) -> Scan:
@@ -180,12 +184,20 @@ def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
     return _as_scan(Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
 
 
-def _as_scan(stored: Stored, channels: int) -> Scan:
+def _as_scan(stored: Stored, channels: int, untilt: bool = False) -> Scan:
     """The scan of an image, after the checks that every image has to pass."""
-    warnings = stored.warnings + check_affine(stored.affine, stored.source)
+    warnings = check_affine(stored.affine, stored.source)
     volumes = check_scan(stored.array, channels, stored.source)
     geometry = Geometry(volumes[0].shape, stored.affine)
-    return Scan(volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated)
+    shear = find_shear(stored.affine) if untilt else None
+    if shear is not None:
+        warnings = check_affine(upright_geometry(geometry).affine, stored.source)
+        warnings.append(
+            f"The slices are tilted by {shear.degrees:.1f} degrees: resampled to an upright grid for the network, and "
+            "the labels to the slices."
+        )
+    every = (*stored.warnings, *warnings)
+    return Scan(volumes, geometry, stored.header, stored.source, every, stored.unstated, shear is not None)
 
 
 def read_stored(path: Path, choice: Choice = ONLY) -> Stored:

@@ -1,12 +1,13 @@
 """A model that is loaded once and segments scans."""
 
+import logging
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -31,6 +32,7 @@ from volseg.inference.budget import (
     parse_size,
     peak_memory_bytes,
     plan_chunks,
+    question_windows,
     require_room,
     resident_bytes,
     scans_at_once,
@@ -45,6 +47,8 @@ from volseg.networks import load_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
+
+logger = logging.getLogger(__name__)
 
 # Characters of label names in a representation.
 SHOWN = 60
@@ -189,6 +193,7 @@ class Segmenter:
         on_host, in_memory = self.device.type == "cpu", probabilities is True
         need = MemoryEstimate(self.card, opened, windows, dtype, on_host, self._parameters, in_memory)
         chunk = plan_chunks(need, self.max_memory)
+        opened = _questioned(opened, need)
         with memory_errors(f"segmenting on {self.device}"):
             volume, grid = image_to_network(*_for_network(opened), plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
@@ -300,6 +305,16 @@ class Segmenter:
             # The error would keep everything alive that was in memory where it arose.
             _release_frames(error)
             return Outcome(scan, error=error)
+
+
+def _questioned(scan: Scan, need: MemoryEstimate) -> Scan:
+    """The scan with a warning, logged before the work begins, if it is resampled to an implausibly fine grid."""
+    warning = question_windows(need)
+    if warning is None:
+        return scan
+    # As information: the record shows it as a warning when the scan is done, or hours later.
+    logger.info("%s: %s", scan.source, warning)
+    return replace(scan, warnings=(*scan.warnings, warning))
 
 
 def _for_network(scan: Scan) -> tuple[Sequence[np.ndarray], Geometry]:

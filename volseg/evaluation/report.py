@@ -22,7 +22,7 @@ from volseg.evaluation.overlap import (
     values_in,
 )
 from volseg.evaluation.pairs import Pair, Pairs
-from volseg.files import write_json, write_text
+from volseg.files import require_writable, write_json, write_text
 from volseg.text import by_sentence, first_few
 
 # The measures of one label in one case, by name.
@@ -143,6 +143,7 @@ def check_report_name(path: Path) -> None:
     """Reject a file name that `write_report` cannot write to."""
     if path.suffix != ".json":
         raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
+    require_writable([path, path.with_suffix(".csv")])
 
 
 def _compare(

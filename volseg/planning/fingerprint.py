@@ -212,7 +212,7 @@ def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, referenc
     order, _ = ras_order(scan.geometry.affine)
     foreground = label != 0 if dataset.labels.ignore is None else (label != 0) & (label != dataset.labels.ignore)
     # Seeded by the name, so that the sample does not depend on the other cases.
-    rng = np.random.default_rng(list(case.name.encode()))
+    rng = np.random.default_rng(list(os.fsencode(case.name)))
     sampled = np.unravel_index(rng.permutation(np.flatnonzero(foreground))[:SAMPLES_PER_CASE], label.shape)
     stored = dataset.labels.stored
     counts = _per_value(label, max(dataset.labels.known) + 1)

@@ -26,6 +26,7 @@ from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import image_suffix, stem_of
 from volseg.data.io.reading import read_label
 from volseg.errors import InputError, Problem, UsageError
+from volseg.files import access_to
 from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
@@ -128,8 +129,9 @@ def open_dataset(folder: Path) -> Dataset:
             that are not numbered from 0, no cases, or labels that `parse_labels` rejects.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}. Give the folder of a training dataset.")
+    with access_to(folder):
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder}. Give the folder of a training dataset.")
     index = folder / "dataset.json"
     if index.exists():
         document = _read_json(index)

@@ -112,6 +112,26 @@ def require_disk_space(path: Path, size: int) -> None:
         )
 
 
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """Yield a path of UTF-8, for libraries that accept no other: `path` itself, or one through a link to it.
+
+    Only the last part of `path` may be missing, and only if it is UTF-8.
+    """
+    if _is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="volseg-") as folder:
+        link = Path(folder) / f"link{''.join(path.suffixes) if _is_utf8(Path(path.suffix)) else ''}"
+        named = _is_utf8(Path(path.name))
+        link.symlink_to((path.parent if named else path).absolute())
+        yield link / path.name if named else link
+
+
+def _is_utf8(path: Path) -> bool:
+    return str(path).isascii() or os.fsencode(path).decode("utf-8", errors="replace") == str(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all; bytes of file names that are not UTF-8 are written as their code."""
     with whole_file(path) as temporary:
@@ -155,8 +175,10 @@ def sha256_of(path: Path) -> str:
 
 def _temporary(path: Path) -> Path:
     """A new temporary name for `path` on every call, see `whole_file`; it is allowed wherever the name of `path` is."""
-    is_long = len(os.fsencode(path.name)) > _LONG
-    return path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name[-_LAST:] if is_long else path.name}")
+    # Without bytes that are not UTF-8: some image writers accept no such name.
+    name = os.fsencode(path.name).decode("utf-8", errors="ignore")
+    last = name[-_LAST:] if len(os.fsencode(path.name)) > _LONG else name
+    return path.with_name(f".{secrets.token_hex(4)}.tmp.{last}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from volseg.config import ComponentRule, Frozen, Plan, checked
 from volseg.errors import InputError, UsageError
-from volseg.files import require_writable, whole_file
+from volseg.files import require_writable, utf8_path, whole_file
 from volseg.version import __version__
 
 HEADER_KEY = "volseg"
@@ -142,4 +142,6 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
     Raises:
         InputError: see `read_card`.
     """
-    return read_card(path), load_file(path, device="cpu")
+    card = read_card(path)
+    with utf8_path(path) as readable:
+        return card, load_file(readable, device="cpu")

@@ -27,7 +27,7 @@ from volseg.data.io.formats import image_suffix, stem_of
 from volseg.data.io.reading import read_label
 from volseg.errors import InputError, Problem, UsageError
 from volseg.files import access_to
-from volseg.text import first_few
+from volseg.text import first_few, printable
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +300,8 @@ def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], 
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
     first = {case.name: case for case in reversed(cases)}
     return Dataset(
-        name=str(document.get("name", folder.resolve().name)),
+        # It goes into model files, which are UTF-8.
+        name=printable(document.get("name", folder.resolve().name)),
         folder=folder,
         channels=channels,
         labels=labels,

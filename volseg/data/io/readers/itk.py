@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
 from volseg.errors import InputError, ResourceError
+from volseg.files import utf8_path
 
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 
@@ -37,7 +38,8 @@ def read_file(path: Path, suffix: str) -> sitk.Image:
         InputError: it is corrupt or not in the format of its suffix.
     """
     try:
-        return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
+        with utf8_path(path) as readable:
+            return sitk.ReadImage(str(readable), imageIO=_READERS[suffix])
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: not {suffix}, corrupt or truncated; copy it again.") from error
 
@@ -87,6 +89,7 @@ def write_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
     try:
-        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+        with utf8_path(path) as writable:
+            sitk.WriteImage(image, str(writable), useCompression=True, compressionLevel=1)
     except RuntimeError as error:
         raise ResourceError(f"Could not write {path}. Free some space or choose another place.") from error

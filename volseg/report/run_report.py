@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 
 from volseg.config import ComponentRule, rules_in_words
 from volseg.files import read_json_lines, write_text
-from volseg.text import printable
 from volseg.report.colours import colour_at
 from volseg.report.save_figure import save_figure
+from volseg.text import printable
 
 _POINTS = 1500  # of a curve; more would not be visible
 _SMOOTHED_OVER = 40  # the loss is averaged over 1/40 of the run

@@ -193,3 +193,22 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+def folders_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and its sub-folders, also linked ones, each once, with the names of their files.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for parent, names, files in os.walk(folder, onerror=fail, followlinks=True):
+        # A link may lead to a folder above it.
+        fresh = [name for name in sorted(names) if os.path.realpath(os.path.join(parent, name)) not in seen]
+        seen |= {os.path.realpath(os.path.join(parent, name)) for name in fresh} | {os.path.realpath(parent)}
+        names[:] = fresh
+        yield Path(parent), files

@@ -9,7 +9,8 @@ import numpy as np
 from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_scan
-from volseg.data.io.inputs import find_cases
+from volseg.data.io.formats import is_dicom
+from volseg.data.io.inputs import Case, find_cases
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.reading import read_stored
 from volseg.errors import InputError, UsageError
@@ -46,7 +47,7 @@ def describe(path: Path) -> dict[str, Any]:
             f"There is no file or folder {path}, and no bundled model of that name "
             f"({', '.join(bundled_models())}); give {_KINDS}."
         )
-    return _describe_image(_scan_in(path) if is_folder else path)
+    return _describe_image(_scan_in(path) if is_folder else Case("", (path,), ""))
 
 
 def profile_document(config: Path | None, model: str | None) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _members_text(card: ModelCard) -> str:
     return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)
 
 
-def _scan_in(folder: Path) -> Path:
+def _scan_in(folder: Path) -> Case:
     """The scan of a folder: the folder itself if it is a DICOM series, else the only scan in it.
 
     Raises:
@@ -145,16 +146,19 @@ def _scan_in(folder: Path) -> Path:
     if any(all((folder / name).is_dir() for name in names) for names in _DATASET_FOLDERS):
         raise InputError(f"{folder} is a training dataset; use 'volseg plan {folder}' for it, or give {_KINDS}.")
     try:
-        scans = [path for case in find_cases([folder], ("scan",)) for path in case.paths]
+        scans = find_cases([folder], ("scan",))
     except InputError as error:
         raise InputError(f"{folder} is not {_KINDS}: {error}") from error
     if len(scans) > 1:
-        raise InputError(f"{folder} is a folder of {len(scans)} scans; give one of them, such as {scans[0]}.")
+        raise InputError(f"{folder} is a folder of {len(scans)} scans; give one of them, such as {scans[0].paths[0]}.")
     return scans[0]
 
 
-def _describe_image(path: Path) -> dict[str, Any]:
-    stored = read_stored(path)
+def _describe_image(case: Case) -> dict[str, Any]:
+    (path,) = case.paths
+    if case.choice.series is None and is_dicom(path) and len(found := _series(path)) > 1:
+        return {"what": f"{len(found)} DICOM series", "file": str(path), **found}
+    stored = read_stored(path, case.choice)
     geometry, warnings, rejection = _check_as_predict(stored)
     lowest, highest = _extremes(stored.array)
     return {
@@ -171,6 +175,13 @@ def _describe_image(path: Path) -> dict[str, Any]:
         "warnings": "; ".join(warnings) or "none",
         "refused_by_predict": rejection,
     }
+
+
+def _series(path: Path) -> dict[str, str]:
+    """The DICOM series at a path."""
+    from volseg.data.io.dicom.reader import series_in  # noqa: PLC0415 - pydicom is loaded only where it is needed
+
+    return series_in(path)
 
 
 def _check_as_predict(stored: Stored) -> tuple[Geometry | None, list[str], str | None]:

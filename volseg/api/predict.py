@@ -10,8 +10,10 @@ from typing import Any
 from volseg.api.outputs import OutputFormat, find_format, format_names
 from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
+from volseg.data.io.choice import Choice
 from volseg.data.io.formats import sibling
-from volseg.data.io.inputs import Case, find_cases, plan_outputs
+from volseg.data.io.inputs import Case, by_volume, find_cases, plan_outputs
+from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
 from volseg.errors import Stopped, UsageError, VolsegError
 from volseg.progress import Progress, silent
@@ -86,6 +88,9 @@ def predict(
     tta: str = "none",
     max_memory: str | int | None = None,
     crop: str = "none",
+    series: str | int | None = None,
+    volume: int | str | None = None,
+    untilt: bool = False,
     probabilities: bool = False,
     to: str | Sequence[str] = "nifti",
     preview: bool = False,
@@ -109,6 +114,9 @@ def predict(
         tta: see `device`.
         max_memory: see `device`.
         crop: see `device`.
+        series: SeriesInstanceUID or SeriesNumber, where an input holds several DICOM series.
+        volume: number of a volume of 4-D scans, from 1; or "all": each volume is a case of its own, named <name>_tN.
+        untilt: resample slices with gantry tilt to an upright grid for the network; the labels stay on the slices.
         probabilities: also write the class probabilities to `<stem>.probabilities.npy`, float16 (C, I, J, K).
         to: output formats; they must include "nifti", the label image.
         preview: also write a picture, as "preview" in `to`.
@@ -132,11 +140,27 @@ def predict(
     names = tuple(one.name for one in segmenter.card.plan.channels)
     paths = [inputs] if isinstance(inputs, str | Path) else inputs or []
     named = {name: Path(path) for name, path in channels.items()} if channels else None
-    cases = find_cases([Path(path) for path in paths], names, named)
+    choice = Choice(None if series is None else str(series), _volume_number(volume), untilt=untilt)
+    cases = find_cases([Path(path) for path in paths], names, named, choice)
+    if volume == "all":
+        cases = [one for case in cases for one in by_volume(case, count_volumes(case.paths[0], case.choice))]
     extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
     jobs = plan_outputs(cases, Path(output), overwrite, skip_existing, extra_suffixes)
     outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
     return Predictions(jobs, len(cases) - len(jobs), outcomes)
+
+
+def _volume_number(volume: int | str | None) -> int | None:
+    """The number of a volume; None for all, and where none was chosen.
+
+    Raises:
+        UsageError: it is neither a positive number nor "all".
+    """
+    if volume is None or volume == "all":
+        return None
+    if not str(volume).isdecimal() or int(volume) < 1:
+        raise UsageError(f"--volume is {volume}. Give the number of a volume, from 1, or all.")
+    return int(volume)
 
 
 def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:

@@ -21,6 +21,7 @@ from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
 from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
 from volseg.data.io.any_scan import as_scan
+from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.inputs import Case
 from volseg.data.io.read_cost import reading_bytes
 from volseg.data.io.reading import Scan
@@ -52,6 +53,12 @@ logger = logging.getLogger(__name__)
 
 # Characters of label names in a representation.
 SHOWN = 60
+# DICOM modalities by the names that channels have in datasets.
+MODALITIES = {
+    **dict.fromkeys(("CT", "CBCT"), "CT"),
+    **dict.fromkeys(("MR", "MRI", "T1", "T1W", "T1CE", "T1GD", "T1C", "T2", "T2W", "FLAIR", "PD", "DWI", "ADC"), "MR"),
+    **dict.fromkeys(("PET", "PT", "FDG", "FDG-PET"), "PT"),
+}
 # A scan in any form, and where its probabilities go: a file, True for an array, or nowhere.
 Job: TypeAlias = tuple[Any, Path | bool | None]
 # A scan, and the seconds it took to read.
@@ -147,12 +154,25 @@ class Segmenter:
         """The precision of feature maps: fp32, bf16 or fp16."""
         return precision_name(self.labeller.dtype)
 
+    @property
+    def _modality(self) -> str | None:
+        """The DICOM modality that the channels are, by their names; None if they do not tell."""
+        found = {MODALITIES.get(channel.name.upper()) for channel in self.card.plan.channels}
+        return found.pop() if len(found) == 1 else None
+
     @cached_property
     def _parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.labeller.network.parameters())
 
     def __call__(
-        self, scan: Any, progress: Progress = silent, probabilities: str | Path | bool | None = None
+        self,
+        scan: Any,
+        progress: Progress = silent,
+        probabilities: str | Path | bool | None = None,
+        *,
+        series: str | int | None = None,
+        volume: int | None = None,
+        untilt: bool = False,
     ) -> Result:
         """Segment one scan.
 
@@ -161,15 +181,19 @@ class Segmenter:
                 tensor (C, I, J, K) with its `affine`, such as MONAI's MetaTensor.
             progress: called with the fraction of windows done.
             probabilities: True for `result.probabilities`, or a .npy file to write: float16 (C, I, J, K), see `Result`.
+            series: SeriesInstanceUID or SeriesNumber, where a path holds several DICOM series.
+            volume: number of a volume of a 4-D scan, from 1.
+            untilt: resample slices with gantry tilt to an upright grid for the network; the labels stay on the slices.
 
         Raises:
             InputError: the scan cannot be used; see `volseg.data.io.checks` for the requirements.
             ResourceError: memory is not enough.
         """
         where = probabilities if isinstance(probabilities, bool | None) else Path(probabilities)
-        return self._segment(*self._open(scan), progress, where)
+        choice = Choice(None if series is None else str(series), volume, untilt=untilt)
+        return self._segment(*self._open(scan, choice), progress, where)
 
-    def _open(self, scan: Any) -> Opened:
+    def _open(self, scan: Any, choice: Choice = ONLY) -> Opened:
         """The scan in memory, and the seconds it took to read."""
         limit_threads_after_fork()
         started = time.perf_counter()
@@ -177,7 +201,7 @@ class Segmenter:
         if self.max_memory is not None and paths:
             require_room(sum(map(reading_bytes, paths)), self.max_memory, str(paths[0]))
         with memory_errors("reading the scan"):
-            opened = as_scan(scan, len(self.card.plan.channels))
+            opened = as_scan(scan, len(self.card.plan.channels), replace(choice, modality=self._modality))
         return opened, time.perf_counter() - started
 
     def _segment(

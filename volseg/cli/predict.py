@@ -33,6 +33,17 @@ def predict(
     crop: Annotated[
         str, typer.Option(help="none, or body: run inference only inside the body's bounding box (approximate)")
     ] = "none",
+    series: Annotated[
+        str | None, typer.Option(metavar="UID|NUMBER", help="which DICOM series, where an input holds several")
+    ] = None,
+    volume: Annotated[
+        str | None,
+        typer.Option(metavar="N|all", help="which volume of a 4-D scan, from 1; all: a result NAME_tN of each"),
+    ] = None,
+    untilt: Annotated[
+        bool,
+        typer.Option("--untilt", help="make tilted CT upright for the network; labels stay on the slices"),
+    ] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="also write the class probabilities, .npy")
     ] = False,
@@ -52,7 +63,8 @@ def predict(
     with progress_bar() as progress:
         predictions = start(
             inputs or [], model, output, channels=_named(channel), device=device, precision=precision, overlap=overlap,
-            tta=tta, max_memory=max_memory, crop=crop, probabilities=probabilities, to=to, preview=preview,
+            tta=tta, max_memory=max_memory, crop=crop, series=series, volume=volume, untilt=untilt,
+            probabilities=probabilities, to=to, preview=preview,
             overwrite=overwrite, skip_existing=skip_existing, progress=progress,
         )  # fmt: skip
         if predictions.skipped:

@@ -244,7 +244,7 @@ def test_a_pipe_is_not_a_scan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("call", "closed", "given"),
-    [("stat", "folder/a.nii", "folder/a.nii"), ("listdir", "folder", "folder"), ("listdir", "folder", ".")],
+    [("stat", "folder/a.nii", "folder/a.nii"), ("listdir", "folder", "folder"), ("scandir", "folder", ".")],
 )
 def test_an_unreadable_folder_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, closed: str, given: str

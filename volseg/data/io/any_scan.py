@@ -1,17 +1,19 @@
 """A scan from any object that Python users may pass: a path, an image object, or an array with an affine."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 
+from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.inputs import Case
 from volseg.data.io.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
 from volseg.errors import InputError, UsageError
 
 
-def as_scan(scan: Any, channels: int) -> Scan:
+def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
     """Read a scan, or convert an image object to one, with all checks.
 
     Args:
@@ -19,17 +21,20 @@ def as_scan(scan: Any, channels: int) -> Scan:
             to RAS+ mm), a tensor (C, I, J, K) or (I, J, K) with an `affine` to RAS+ mm, such as MONAI's MetaTensor, or
             a `Scan`.
         channels: expected number.
+        choice: which series and volume of a path; a `Case` has its own.
 
     Raises:
-        UsageError: another type.
+        UsageError: another type, or a choice within an object that is one image.
         InputError: the scan cannot be used; see `volseg.data.io.checks`.
     """
     if isinstance(scan, Scan):
         return scan
     if isinstance(scan, Case):
-        return read_channels(scan.paths, channels)
+        return read_channels(scan.paths, channels, replace(scan.choice, modality=choice.modality))
     if isinstance(scan, str | Path):
-        return read_scan(Path(scan), channels)
+        return read_scan(Path(scan), channels, choice)
+    if choice.series is not None or choice.volume is not None:
+        raise UsageError("series and volume choose within a file. Give one volume as an array or image.")
     if isinstance(scan, tuple) and len(scan) == 2:
         return scan_from_array(_on_host(scan[0]), _on_host(scan[1]), channels=channels)
     return _from_object(scan, channels)

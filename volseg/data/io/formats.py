@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from volseg.errors import UsageError
+from volseg.files import access_to
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MGH_SUFFIXES = (".mgz", ".mgh")
@@ -21,6 +22,16 @@ def image_suffix(path: Path) -> str | None:
 def begins_as_dicom(start: bytes) -> bool:
     """Whether the first 132 bytes of a file are DICOM: a preamble of 128 bytes with DICM, or a bare dataset."""
     return start[128:132] == b"DICM" or (start[:2] in (b"\2\0", b"\x08\0") and start[3:4] == b"\0")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a path is read as DICOM: a folder, a .zip, a DICOMDIR, or a file by its suffix or its first bytes."""
+    if path.is_dir() or path.suffix.lower() in (".zip", *DICOM_SUFFIXES) or path.name.upper() == "DICOMDIR":
+        return True
+    if image_suffix(path) is not None or not path.is_file():
+        return False
+    with access_to(path), open(path, "rb") as stream:
+        return begins_as_dicom(stream.read(132))
 
 
 def sibling(image: Path, suffix: str) -> Path:

@@ -2,7 +2,8 @@
 
 Cases are found by file names, and by a file's first bytes if its name does not tell whether it is DICOM.
 
-A scan is an image file, a .zip or folder of a DICOM series, or one DICOM file ending in .dcm.
+A scan is an image file, a .zip, a DICOMDIR or a folder of a DICOM series, or a DICOM file. One series that is spread
+over several folders is one scan.
 """
 
 import logging
@@ -10,11 +11,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, image_suffix, sibling, stem_of
-from volseg.errors import InputError, UsageError
+from volseg.data.io.choice import ONLY, Choice
+from volseg.data.io.folders import Found, absolute, name_of, scans_at
+from volseg.data.io.formats import SUFFIXES, image_suffix, sibling
+from volseg.errors import UsageError
 from volseg.files import access_to, require_writable
 
 logger = logging.getLogger(__name__)
@@ -32,15 +35,20 @@ class Case:
         name: of the result, without suffix.
         paths: one scan per channel in the model's order, or a single one with all channels.
         output_suffix: of the result, for example ".nii.gz".
+        choice: which series and volume of the paths.
     """
 
     name: str
     paths: tuple[Path, ...]
     output_suffix: str
+    choice: Choice = ONLY
 
 
 def find_cases(
-    inputs: Sequence[Path], channels: Sequence[str], named_channels: Mapping[str, Path] | None = None
+    inputs: Sequence[Path],
+    channels: Sequence[str],
+    named_channels: Mapping[str, Path] | None = None,
+    choice: Choice = ONLY,
 ) -> list[Case]:
     """Find the cases to segment among paths.
 
@@ -51,6 +59,7 @@ def find_cases(
         inputs: scans and folders of scans; duplicates count once.
         channels: the model's channel names.
         named_channels: instead of `inputs`, the scan of each channel; the case is named after the first channel's.
+        choice: which series and volume of each scan. With a series, a folder is one scan.
 
     Returns:
         In the order of the inputs; within one folder, sorted by name.
@@ -64,20 +73,30 @@ def find_cases(
             raise UsageError(
                 f"Give either scans or --channel, found both: {inputs[0]} and {', '.join(named_channels)}."
             )
-        return [_case_of_named(channels, named_channels)]
+        return [_case_of_named(channels, named_channels, choice)]
     if not inputs:
         raise UsageError("Nothing to segment. Give a scan or a folder of scans.")
     # A scan may be given twice, for example by its path and by its folder.
-    given: dict[Path, Path] = {}
+    given: dict[tuple[Path, Choice], Found] = {}
     for path in inputs:
         with access_to(path):
-            scans = _scans_at(path)
+            scans = scans_at(path, choice)
         for scan in scans:
-            given.setdefault(_absolute(scan), scan)
-    folders: dict[Path, list[Path]] = defaultdict(list)
-    for absolute, scan in given.items():
-        folders[absolute.parent].append(scan)
+            given.setdefault((absolute(scan.path), scan.choice), scan)
+    folders: dict[Path, list[Found]] = defaultdict(list)
+    for (place, _), scan in given.items():
+        folders[place.parent].append(scan)
     return [case for scans in folders.values() for case in _cases_among(scans, len(channels))]
+
+
+def by_volume(case: Case, count: int) -> list[Case]:
+    """A case of `count` volumes as one case per volume, named <name>_tN from 1; a 3-D scan keeps its name."""
+    if count == 1:
+        return [case]
+    return [
+        replace(case, name=f"{case.name}_t{number}", choice=replace(case.choice, volume=number))
+        for number in range(1, count + 1)
+    ]
 
 
 def plan_outputs(
@@ -170,7 +189,7 @@ def _protect_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
             )
 
 
-def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
+def _case_of_named(channels: Sequence[str], named: Mapping[str, Path], choice: Choice) -> Case:
     """The case whose channels were given by name."""
     if set(named) != set(channels):
         raise UsageError(
@@ -179,91 +198,33 @@ def _case_of_named(channels: Sequence[str], named: Mapping[str, Path]) -> Case:
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
         with access_to(path):
-            scans = _scans_at(path)
-        if scans != [path]:
+            scans = scans_at(path, choice)
+        if [scan.path for scan in scans] != [path]:
             raise UsageError(f"--channel {channel}={path} is a folder of scans. Give one scan.")
-    return Case(_name(paths[0]), paths, _output_suffix(paths[0]))
+    return Case(name_of(paths[0]), paths, _output_suffix(paths[0]), choice)
 
 
-def _cases_among(scans: list[Path], channels: int) -> list[Case]:
+def _cases_among(scans: list[Found], channels: int) -> list[Case]:
     """The cases of one folder: by nnU-Net's file names if all scans have them, otherwise one for each scan."""
-    scans = sorted(scans, key=_name)
-    sets: dict[str, dict[int, Path]] = defaultdict(dict)
+    scans = sorted(scans, key=lambda scan: scan.name)
+    sets: dict[str, dict[int, Found]] = defaultdict(dict)
     for scan in scans:
-        if match := NNUNET_CHANNEL.fullmatch(_name(scan)):
+        if match := NNUNET_CHANNEL.fullmatch(scan.name):
             sets[match[1]][int(match[2])] = scan
-    full = all(sorted(paths) == list(range(channels)) for paths in sets.values())
-    if full and sum(len(paths) for paths in sets.values()) == len(scans):
-        return [Case(name, tuple(paths.values()), _output_suffix(paths[0])) for name, paths in sets.items()]
+    full = all(sorted(found) == list(range(channels)) for found in sets.values())
+    if full and sum(len(found) for found in sets.values()) == len(scans):
+        return [_case(name, [found[at] for at in range(channels)]) for name, found in sets.items()]
     if sets and channels > 1:
         logger.warning(
             "Not every case in %s has exactly the files _0000 to _%04d, so each file is treated as a separate case.",
-            scans[0].parent,
+            scans[0].path.parent,
             channels - 1,
         )
-    return [Case(_name(scan), (scan,), _output_suffix(scan)) for scan in scans]
+    return [_case(scan.name, [scan]) for scan in scans]
 
 
-def _scans_at(path: Path) -> list[Path]:
-    """The scan at `path`, or the scans in that folder."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Give a scan or a folder of scans.")
-    if path.is_file():
-        if _is_scan_file(path) or path.suffix.lower() == ".dcm":
-            return [path]
-        raise InputError(
-            f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
-            "for a DICOM series give its folder."
-        )
-    if not path.is_dir():
-        raise InputError(f"{path} is neither a file nor a folder. Give a scan or a folder of scans.")
-    entries = _visible(path)
-    scans = [entry for entry in entries if _is_scan_file(entry) or _is_series(entry)]
-    if not scans and _is_series(path):
-        return [path]
-    loose = [entry for entry in entries if entry.is_file() and entry.suffix.lower() == ".dcm"]
-    if len(loose) > 1:
-        raise InputError(
-            f"{path} contains {len(loose)} DICOM files (the first is {loose[0].name}) next to other scans (the first "
-            f"is {scans[0].name}). Move the DICOM files to a separate folder, or give each scan by its path."
-        )
-    if not scans:
-        raise InputError(f"{path} holds no scan. Supported: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series.")
-    return scans + loose
-
-
-def _is_series(path: Path) -> bool:
-    """Whether this is a folder with DICOM files and without files of another scan format."""
-    entries = _visible(path) if path.is_dir() else []
-    return any(map(_may_be_dicom, entries)) and not any(map(_is_scan_file, entries))
-
-
-def _is_scan_file(path: Path) -> bool:
-    """Whether this is an image or zip file by its name."""
-    return path.is_file() and (image_suffix(path) is not None or path.suffix.lower() == ".zip")
-
-
-def _may_be_dicom(path: Path) -> bool:
-    """Whether this is a .dcm or .ima file, or a file without suffix or named by a UID that starts like DICOM."""
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        return False
-    if suffix in DICOM_SUFFIXES:
-        return True
-    if suffix and not suffix[1:].isdecimal():
-        return False
-    with open(path, "rb") as stream:
-        return begins_as_dicom(stream.read(132))
-
-
-def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder in sorted order, without hidden ones."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _name(scan: Path) -> str:
-    """The name of a scan without the suffix of its format."""
-    return stem_of(_absolute(scan))
+def _case(name: str, scans: Sequence[Found]) -> Case:
+    return Case(name, tuple(scan.path for scan in scans), _output_suffix(scans[0].path), scans[0].choice)
 
 
 def _output_suffix(scan: Path) -> str:
@@ -275,8 +236,3 @@ def _output_suffix(scan: Path) -> str:
 def _real(path: Path) -> Path:
     """The path with its links resolved, whether or not it exists."""
     return Path(os.path.realpath(path))
-
-
-def _absolute(path: Path) -> Path:
-    """The absolute path without '..', links kept, so that '.' has a name and a linked scan keeps its own."""
-    return Path(os.path.abspath(path))

@@ -3,16 +3,16 @@
 import math
 import struct
 import sys
-import zipfile
 from pathlib import Path
 
 import nibabel as nib
 from isal import igzip
 
-from volseg.data.io.formats import ITK_SUFFIXES, image_suffix
+from volseg.data.io.formats import ITK_SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers.stored import UNREADABLE
+from volseg.errors import InputError
 
-# DICOM may be rescaled: 2 bytes per voxel in the files become 4 in SimpleITK, plus 2 in a copy.
+# DICOM may be rescaled: 2 bytes per voxel in the files become 4, while the first 2, or 2 of a copy, are in memory.
 _DICOM_FACTOR = 3
 # (offset, magic bytes, header class).
 _FORMATS = (
@@ -20,8 +20,8 @@ _FORMATS = (
     (344, b"n+1\0", nib.Nifti1Header),
     (4, b"n+2\0", nib.Nifti2Header),
 )
-# Errors of SimpleITK and zipfile, in addition to those of reading.
-_CORRUPT = (*UNREADABLE, RuntimeError, struct.error, zipfile.BadZipFile)
+# Errors of SimpleITK and of DICOM headers, in addition to those of reading.
+_CORRUPT = (*UNREADABLE, InputError, RuntimeError, struct.error)
 
 
 def reading_bytes(path: Path) -> int:
@@ -31,21 +31,20 @@ def reading_bytes(path: Path) -> int:
         path: as for `volseg.data.io.reading.read_scan`.
 
     Returns:
-        For DICOM, which may be compressed, 3 times the size of the files. 0 for an unreadable file, which reading then
+        For DICOM, 3 times the size of the pixels without compression. 0 for an unreadable file, which reading then
         rejects.
     """
     path = Path(path)
     suffix = image_suffix(path)
     try:
-        if path.is_dir():
-            return _DICOM_FACTOR * sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if not path.is_file():
+        if not path.exists():
             return 0
-        if path.suffix.lower() == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                return _DICOM_FACTOR * sum(member.file_size for member in archive.infolist())
+        if is_dicom(path):
+            from volseg.data.io.dicom.reader import stored_bytes  # noqa: PLC0415 - pydicom is loaded where it is needed
+
+            return _DICOM_FACTOR * stored_bytes(path)
         if suffix is None:
-            return _DICOM_FACTOR * path.stat().st_size
+            return 0
         if suffix in ITK_SUFFIXES:
             from volseg.data.io.readers.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
 

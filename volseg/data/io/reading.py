@@ -20,7 +20,7 @@ from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.shear import find_shear, upright_geometry
 from volseg.data.io.checks import check_affine, check_container, check_label, check_nifti, check_scan
 from volseg.data.io.choice import ONLY, Choice
-from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix
+from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers import mgh, nifti
 from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
 from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO, scaled
@@ -207,15 +207,28 @@ def read_stored(path: Path, choice: Choice = ONLY) -> Stored:
         InputError: it is missing, unreadable, corrupt, or not an image; or it has no such series or volume.
     """
     _require_readable(path)
-    if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
-        from volseg.data.io.dicom.series import read_dicom  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+    if is_dicom(path):
+        from volseg.data.io.dicom.reader import read_dicom  # noqa: PLC0415 - pydicom is loaded only where it is needed
 
-        array, affine, warnings = read_dicom(path)
-        return Stored(array, affine, None, str(path), warnings)
+        return read_dicom(path, choice)
     if choice.series is not None:
         raise InputError(f"{path} is not DICOM, so it has no series {choice.series}; leave out --series.")
     stored = _read_file(path, image_suffix(path))
     return stored if choice.volume is None else _one_volume(stored, choice.volume)
+
+
+def count_volumes(path: Path, choice: Choice = ONLY) -> int:
+    """The number of volumes of a 4-D image or DICOM series; 1 for a 3-D one.
+
+    Raises:
+        InputError: as `read_scan`.
+    """
+    _require_readable(path)
+    if is_dicom(path):
+        from volseg.data.io.dicom.reader import count_volumes as of_series  # noqa: PLC0415 - as above
+
+        return of_series(path, choice)
+    return int(np.prod(read_stored(path).array.shape[3:]))
 
 
 def _read_file(path: Path, suffix: str | None) -> Stored:

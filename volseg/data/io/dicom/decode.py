@@ -1,0 +1,173 @@
+"""The bytes of pixels in a file, and compressed frames decoded by GDCM.
+
+GDCM gets a file of its own for each frame, which states only how the pixels are stored. So it cannot apply a rescaling,
+invert an image or take a default of its own, and no name of a file reaches it.
+"""
+
+import struct
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from volseg.data.io.dicom.frames import Frame
+from volseg.data.io.dicom.header import Header
+from volseg.data.io.dicom.pixel_format import PixelFormat
+from volseg.data.io.dicom.values import text
+from volseg.errors import InputError
+from volseg.files import access_to
+
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+_BY_GDCM = (*_LOSSY, JPEG2000, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless)
+# pydicom checks that the segments of a frame have all their bytes. HTJ2K needs pylibjpeg-openjpeg.
+_BY_PYDICOM = (RLELossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
+_ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+# The marker at the end of every JPEG, JPEG-LS and JPEG 2000 stream.
+_END_OF_IMAGE = b"\xff\xd9"
+
+
+def is_lossy(header: Header) -> bool:
+    """Whether the pixels were compressed with loss at any time, as far as the file states it."""
+    return text(header.data, "LossyImageCompression") == "01" or header.syntax in _LOSSY
+
+
+def pixel_bytes(header: Header, start: int, count: int, word: int) -> bytes:
+    """Bytes of uncompressed PixelData; fewer than `count` where the file ends."""
+    swapped = header.big_endian and header.word_pixels and word == 1
+    # Bytes that were written as words of 16 bits in big-endian order.
+    first, more = (start - start % 2, count + 2) if swapped else (start, count)
+    if header.pixels is not None:
+        content = header.pixels[first : first + more]
+    else:
+        assert header.offset is not None
+        with access_to(header.path), open(header.path, "rb") as stream:
+            stream.seek(header.offset + first)
+            content = stream.read(more)
+    if not swapped:
+        return content
+    even = np.frombuffer(content[: len(content) // 2 * 2], "<u2").byteswap().tobytes()
+    return even[start - first : start - first + count]
+
+
+def decoded(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
+    """The pixels (rows, columns) of a compressed frame, signed or unsigned as stored.
+
+    Raises:
+        InputError: the compression is not supported, or the frame is cut short or corrupt.
+    """
+    header = frame.header
+    where, name = f"{source}: {header.name}", UID(header.syntax).name
+    content = _frame_bytes(header, frame.index, where)
+    if header.syntax not in (*_BY_GDCM, *_BY_PYDICOM) or not _available(header.syntax):
+        raise InputError(
+            f"{where}: the transfer syntax {name} ({header.syntax}) is not supported here; store it uncompressed, for "
+            "example with dcmconv or gdcmconv."
+        )
+    try:
+        pixels = _by_pydicom(content, header, form) if header.syntax in _BY_PYDICOM else _by_gdcm(content, header, form)
+    except (RuntimeError, ValueError, EOFError, IndexError, struct.error) as error:
+        raise InputError(f"{where}: a frame in {name} is cut short or corrupt; copy it again.") from error
+    if pixels.shape != (form.rows, form.columns) or pixels.dtype.itemsize * 8 != form.allocated:
+        raise InputError(
+            f"{where}: a frame in {name} holds {pixels.shape[-1]} x {pixels.shape[0]} pixels of {pixels.dtype}, "
+            f"expected {form.columns} x {form.rows} of {form.allocated} bits; export the series again."
+        )
+    return pixels
+
+
+def _available(syntax: str) -> bool:
+    return syntax in _BY_GDCM or get_decoder(UID(syntax)).is_available
+
+
+def _frame_bytes(header: Header, index: int, where: str) -> bytes:
+    """The compressed bytes of one frame: DICOM PS3.5 A.4."""
+    assert header.offset is not None
+    with access_to(header.path), open(header.path, "rb") as stream:
+        stream.seek(header.offset)
+        fragments = []
+        while (start := stream.read(8))[:4] == _ITEM:
+            length = int.from_bytes(start[4:], "little")
+            fragments.append((stream.tell(), length))
+            stream.seek(length, 1)
+        if start[:4] != _END or not fragments:
+            raise InputError(f"{where} is cut short: its compressed pixels have no end; copy it again.")
+        chosen = _fragments_of(stream, fragments, header.frames, index, where)
+        parts = []
+        for offset, length in chosen:
+            stream.seek(offset)
+            parts.append(stream.read(length))
+    content = b"".join(parts)
+    ended = header.syntax == RLELossless or content.rstrip(b"\0").endswith(_END_OF_IMAGE)
+    if not ended:
+        raise InputError(f"{where} is cut short: a compressed frame has no end; copy it again.")
+    return content
+
+
+def _fragments_of(
+    stream: BinaryIO, fragments: list[tuple[int, int]], frames: int, index: int, where: str
+) -> list[tuple[int, int]]:
+    """Offset and length of the fragments of one frame; the first fragment is the basic offset table."""
+    table, own = fragments[0], fragments[1:]
+    if frames == 1:
+        return own
+    if len(own) == frames:
+        return [own[index]]
+    stream.seek(table[0])
+    starts = np.frombuffer(stream.read(table[1]), "<u4").astype(np.int64)
+    if len(starts) != frames or not own:
+        raise InputError(
+            f"{where}: NumberOfFrames is {frames}, but there are {len(own)} compressed fragments; export it again."
+        )
+    # Offsets count from the item of the first fragment, 8 bytes before its content.
+    ends = [*starts[1:], np.inf]
+    return [one for one in own if starts[index] <= one[0] - own[0][0] < ends[index]]
+
+
+def _stated(content: bytes, header: Header, form: PixelFormat) -> Dataset:
+    """A dataset that states nothing but how one frame is stored."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = UID(header.syntax)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.Rows, data.Columns = form.rows, form.columns
+    data.BitsAllocated, data.BitsStored, data.HighBit = form.allocated, form.stored, form.high
+    data.PixelRepresentation, data.SamplesPerPixel = int(form.signed), 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = encapsulate([content])
+    data["PixelData"].VR = "OB"
+    return data
+
+
+def _by_gdcm(content: bytes, header: Header, form: PixelFormat) -> np.ndarray:
+    with tempfile.TemporaryDirectory(prefix="volseg-") as folder:
+        path = Path(folder) / "frame.dcm"
+        _stated(content, header, form).save_as(path, enforce_file_format=True)
+        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+    array: np.ndarray = sitk.GetArrayFromImage(image)
+    return array[0] if array.ndim == 3 and len(array) == 1 else array
+
+
+def _by_pydicom(content: bytes, header: Header, form: PixelFormat) -> np.ndarray:
+    array: np.ndarray = _stated(content, header, form).pixel_array
+    return array

@@ -1,0 +1,212 @@
+"""The header of one DICOM file, and where its pixels lie in it."""
+
+import io
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, TypeAlias
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from volseg.data.io.dicom.files import DICOMDIR, kind_of
+from volseg.data.io.dicom.values import element, number, text
+from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
+from volseg.errors import InputError
+from volseg.files import access_to
+
+# Keyword, offset, length and value representation of the pixels.
+Place: TypeAlias = tuple[str, int, int, str | None]
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+# Beginnings of storage classes that belong to a scan but are none: waveforms, presentation states, raw data,
+# registrations, segmentations, parametric maps, reports, key objects, documents, radiotherapy.
+_NO_SCANS = ("9.", "11.", "30", "66", "67", "68", "88.", "90.", "104.", "200.", "481.")
+_FILE_SET = "1.2.840.10008.1.3.10"
+_PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+_UNDEFINED = 0xFFFFFFFF
+# What pydicom raises on corrupt files.
+_CORRUPT = (
+    *(InvalidDicomError, BytesLengthException, EOFError, ValueError, KeyError, TypeError, AttributeError),
+    *(NotImplementedError, struct.error, zlib.error, OverflowError, RecursionError),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """The header of one file.
+
+    Args:
+        path: of the file.
+        name: for messages.
+        data: its elements up to the pixels.
+        syntax: transfer syntax UID.
+        offset: where the bytes of PixelData begin; None if they are in `pixels`.
+        length: of PixelData in bytes; None if it is encapsulated and has no stated length.
+        word_pixels: whether the value representation of PixelData is OW.
+        pixels: PixelData itself, if the whole file is compressed (deflated).
+        size: of the file.
+    """
+
+    path: Path
+    name: str
+    data: Dataset
+    syntax: str
+    offset: int | None
+    length: int | None
+    word_pixels: bool
+    pixels: bytes | None
+    size: int
+
+    @property
+    def encapsulated(self) -> bool:
+        """Whether the pixels are compressed."""
+        return bool(UID(self.syntax).is_compressed) and self.syntax != DeflatedExplicitVRLittleEndian
+
+    @property
+    def big_endian(self) -> bool:
+        """Whether the pixels are in big-endian byte order."""
+        return self.syntax == str(ExplicitVRBigEndian)
+
+    @property
+    def frames(self) -> int:
+        """The number of frames that the header promises.
+
+        Raises:
+            InputError: it is not a positive whole number.
+        """
+        found = number(self.data, "NumberOfFrames")
+        if found is not None and not (found >= 1 and float(found).is_integer()):
+            raise InputError(f"{self.name}: NumberOfFrames is {found:g}, expected 1 or more; export the file again.")
+        return int(found or 1)
+
+    @property
+    def sop_class(self) -> str:
+        """Its SOP class UID."""
+        return text(self.data, "SOPClassUID")
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A file that is no image.
+
+    Args:
+        name: of the file, for messages.
+        reason: why it cannot be read, if it may be a slice; empty otherwise.
+        kind: the kind of DICOM object, such as "Segmentation Storage"; empty if it is no DICOM object.
+        sop_class: its SOP class UID, empty if unknown.
+        empty: whether there are no bytes but zeros at its start, as a failed copy leaves it.
+    """
+
+    name: str
+    reason: str = ""
+    kind: str = ""
+    sop_class: str = ""
+    empty: bool = False
+
+
+def read_header(path: Path, name: str) -> Header | Unusable:
+    """The header of a file, or why it is none of an image.
+
+    Raises:
+        InputError: the system denies access to it.
+    """
+    with access_to(path), open(path, "rb") as stream:
+        start = stream.read(132)
+        if not begins_as_dicom(start):
+            return _not_dicom(name, start)
+        size = os.fstat(stream.fileno()).st_size
+        stream.seek(0)
+        try:
+            found = _parsed(stream)
+        except _CORRUPT:
+            return Unusable(name, "its header is cut short or corrupt", sop_class=_class_in(path))
+    data, place, pixels = found
+    return _classified(path, name, data, place, pixels, size)
+
+
+def has_groups(header: Header) -> bool:
+    """Whether its frames have functional groups: enhanced and legacy-converted enhanced images."""
+    return element(header.data, "PerFrameFunctionalGroupsSequence") is not None
+
+
+def _parsed(stream: Any) -> tuple[Dataset, Place | None, bytes | None]:
+    """The elements before the pixels; keyword, offset, length and value representation of the pixels, or the pixels."""
+    place: Place | None = None
+
+    def at_pixels(tag: int, kind: str | None, length: int) -> bool:
+        nonlocal place
+        if tag not in _PIXELS:
+            return False
+        place = (_PIXELS[tag], stream.tell(), length, kind)
+        return True
+
+    force = stream.read(132)[128:] != b"DICM"
+    stream.seek(0)
+    data = read_partial(stream, at_pixels, force=force)
+    if text(data.file_meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return data, place, None
+    stream.seek(0)
+    data = dcmread(io.BytesIO(stream.read()), force=force)
+    found = element(data, "PixelData")
+    return data, None, None if found is None else bytes(found.value)
+
+
+def _classified(
+    path: Path,
+    name: str,
+    data: Dataset,
+    place: Place | None,
+    pixels: bytes | None,
+    size: int,
+) -> Header | Unusable:
+    """The header of an image, or what the file is instead."""
+    sop_class = text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
+    short = sop_class.removeprefix(_STORAGE)
+    if sop_class == _FILE_SET or name.upper().endswith(DICOMDIR):
+        return Unusable(name, kind="DICOMDIR", sop_class=sop_class)
+    if short != sop_class and short.startswith(_NO_SCANS):
+        return Unusable(name, kind=UID(sop_class).name.removesuffix(" Storage"), sop_class=sop_class)
+    if place is None and pixels is None:
+        return Unusable(name, "it ends before its pixels, or has none", sop_class=sop_class)
+    syntax = text(data.file_meta, "TransferSyntaxUID") or _guessed_syntax(data)
+    if pixels is not None or place is None:
+        return Header(path, name, data, syntax, None, len(pixels or b""), False, pixels, size)
+    keyword, offset, length, kind = place
+    if keyword != "PixelData":
+        return Unusable(name, kind=f"image of {keyword}", sop_class=sop_class)
+    # Without a value representation (implicit), PixelData is OW.
+    stated = None if length == _UNDEFINED else length
+    return Header(path, name, data, syntax, offset, stated, kind in ("OW", None), None, size)
+
+
+def _guessed_syntax(data: Dataset) -> str:
+    """The transfer syntax of a file without file meta information, as pydicom has recognised it."""
+    implicit, little = data.original_encoding
+    if not little:
+        return str(ExplicitVRBigEndian)
+    return str(ImplicitVRLittleEndian) if implicit else "1.2.840.10008.1.2.1"
+
+
+def _not_dicom(name: str, start: bytes) -> Unusable:
+    """A file that does not begin as DICOM: it may be a corrupt slice by its name, or by having no bytes."""
+    empty = not start.strip(b"\0")
+    if PurePath(name).name.startswith("."):
+        return Unusable(name)
+    if kind_of(name) in DICOM_SUFFIXES:
+        return Unusable(name, "it is empty" if empty else "it does not begin as DICOM", empty=empty)
+    return Unusable(name, "it is empty" if empty else "", empty=empty)
+
+
+def _class_in(path: Path) -> str:
+    """The SOP class in the first bytes of a corrupt file; empty if it is missing or the file ends before it."""
+    with open(path, "rb") as stream:
+        # The start of element (0002,0002), Media Storage SOP Class UID, in every file with the DICM prefix.
+        _, found, rest = stream.read(1024).partition(b"\2\0\2\0UI")
+    length = int.from_bytes(rest[:2], "little")
+    return rest[2 : 2 + length].rstrip(b"\0 ").decode("latin-1") if found and len(rest) >= 2 + length else ""

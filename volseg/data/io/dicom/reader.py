@@ -1,0 +1,156 @@
+"""Read one volume of DICOM: a folder, a .zip, a DICOMDIR or a file of one series.
+
+Requirements, in addition to those of volseg.data.io.checks on every image:
+
+    files     no corrupt file among the possible slices: DICOM of the slices' SOP class, or with the suffix .dcm or
+              .ima, or empty and with the same suffix as the slices; segmentations, structure sets, reports and other
+              objects are passed over by name
+    series    one series, the chosen one, or the only one that a model can mean (`series`)
+    volume    one volume, or the chosen one (`volumes`): one echo, time point, b value, image type, ...
+    place     every slice states PixelSpacing, ImageOrientationPatient and ImagePositionPatient; all have the same size,
+              spacing and orientation; one slice per position, gaps within 10 % of their median, stacked along their
+              normal within 0.5 degrees unless asked to `untilt` (`stack`)
+    pixels    grey values, as many bytes as stated, with a whole modality transform (`pixels`)
+
+Messages contain no patient data.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from volseg.data.io.choice import Choice
+from volseg.data.io.dicom.files import files_of, kind_of
+from volseg.data.io.dicom.frames import Frame, frames_of
+from volseg.data.io.dicom.header import Header, Unusable, read_header
+from volseg.data.io.dicom.mosaic import is_mosaic, unpacked
+from volseg.data.io.dicom.pixels import voxels
+from volseg.data.io.dicom.series import chosen_series, series_among
+from volseg.data.io.dicom.stack import stacked
+from volseg.data.io.dicom.values import number, text
+from volseg.data.io.dicom.volumes import volume_of, volumes_of
+from volseg.data.io.readers.stored import Stored
+from volseg.errors import InputError
+from volseg.text import first_few
+
+
+def read_dicom(path: Path, choice: Choice) -> Stored:
+    """Read one volume.
+
+    Args:
+        path: a folder, a .zip, a DICOMDIR, or a DICOM file.
+        choice: which series and volume.
+
+    Returns:
+        Voxels (I, J, K) after the modality transform, the affine, and warnings.
+
+    Raises:
+        InputError: a requirement of this module is not met.
+        ResourceError: the temporary folder has no room for the files of a .zip.
+    """
+    source = str(path)
+    with files_of(path) as names:
+        frames, warnings = _frames(names, choice, source)
+        if is_mosaic(frames):
+            array, affine, more = unpacked(frames, choice, source)
+            return Stored(array, affine, None, source, warnings + more)
+        volume, about = volume_of(frames, choice, source)
+        slices, affine, stack_warnings = stacked(volume.frames, source, choice.untilt)
+        array, value_warnings = voxels(slices, source)
+        return Stored(array, affine, None, source, [*warnings, *about, *stack_warnings, *value_warnings])
+
+
+def count_volumes(path: Path, choice: Choice) -> int:
+    """The number of volumes of the series, from headers alone.
+
+    Raises:
+        InputError: as `read_dicom`.
+    """
+    with files_of(path) as names:
+        frames, _ = _frames(names, choice, str(path))
+        return len(frames) if is_mosaic(frames) else len(volumes_of(frames, str(path))[0])
+
+
+def stored_bytes(path: Path) -> int:
+    """The bytes of all pixels without compression, from headers alone.
+
+    Raises:
+        InputError: a folder, .zip or DICOMDIR cannot be read.
+    """
+    with files_of(path) as names:
+        found = [read_header(file, name) for file, name in names.items()]
+    sizes = ("Rows", "Columns", "BitsAllocated")
+    return sum(
+        one.frames * int(np.prod([number(one.data, name) or 0 for name in sizes])) // 8
+        for one in found
+        if isinstance(one, Header)
+    )
+
+
+def series_in(path: Path) -> dict[str, str]:
+    """The series of a folder, .zip or DICOMDIR: "series NUMBER" (the UID where a number is there twice) and content."""
+    with files_of(path) as names:
+        found = [read_header(file, name) for file, name in names.items()]
+        series = series_among([one for one in found if isinstance(one, Header)])
+    numbers = [one.number for one in series]
+    keys = [one.number if numbers.count(one.number) == 1 else one.uid for one in series]
+    return {f"series {key}": f"{one.content}, UID {one.uid or 'absent'}" for key, one in zip(keys, series, strict=True)}
+
+
+def series_uids(files: Sequence[Path]) -> frozenset[str] | None:
+    """The SeriesInstanceUID of the images among files, empty for one that states none; None for other objects alone."""
+    found = [read_header(file, file.name) for file in files]
+    if all(isinstance(one, Unusable) and one.kind for one in found):
+        return None
+    return frozenset(text(one.data, "SeriesInstanceUID") for one in found if isinstance(one, Header))
+
+
+def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[Frame], list[str]]:
+    """The frames of the series that is meant, among files given with their names for messages, and warnings."""
+    found = [read_header(path, name) for path, name in names.items()]
+    headers = [one for one in found if isinstance(one, Header)]
+    unusable = [one for one in found if isinstance(one, Unusable)]
+    _reject_corrupt_slices(unusable, headers, source)
+    if not headers:
+        objects = sorted({one.kind for one in unusable if one.kind})
+        what = f"no DICOM images but {first_few(objects)}" if objects else "no DICOM images"
+        raise InputError(f"{source} contains {what}; give the folder of one DICOM series.")
+    series, warnings = chosen_series(series_among(headers), choice, source)
+    frames = [frame for header in series.headers for frame in frames_of(header)]
+    return frames, _passed_over(unusable) + warnings
+
+
+def _passed_over(unusable: Sequence[Unusable]) -> list[str]:
+    """A warning that names objects which are no scans."""
+    objects = [one.kind for one in unusable if one.kind and one.kind != "DICOMDIR"]
+    counted = [f"{objects.count(kind)} {kind}" for kind in dict.fromkeys(objects)]
+    return [f"Passed over, because they are no scans: {first_few(counted)}."] if counted else []
+
+
+def _reject_corrupt_slices(unusable: Sequence[Unusable], headers: Sequence[Header], source: str) -> None:
+    """Reject a series with unreadable files that may be slices: without them the volume would be incomplete."""
+    classes = {header.sop_class for header in headers}
+    kinds = {kind_of(header.name) for header in headers}
+    corrupt = [one for one in unusable if one.reason and _may_be_slice(one, classes, kinds)]
+    if not corrupt:
+        return
+    named = first_few([f"{one.name} ({one.reason})" for one in corrupt])
+    if not headers:
+        raise InputError(
+            f"{source} contains no readable DICOM images: {named}; copy them again, or give the folder of one DICOM "
+            "series."
+        )
+    raise InputError(
+        f"{source}: {len(corrupt)} DICOM files cannot be read: {named}; copy them again, or remove files that are not "
+        "slices."
+    )
+
+
+def _may_be_slice(file: Unusable, classes: set[str], kinds: set[str]) -> bool:
+    """Whether an unreadable file may be a slice, given the SOP classes and suffixes of the readable slices."""
+    if file.sop_class:
+        # Other objects have another SOP class. Without a readable slice, any class may be a slice.
+        return not classes or file.sop_class in classes
+    # A failed copy leaves a file that is empty or full of zeros.
+    return not file.empty or kind_of(file.name) in kinds or kind_of(file.name) in (".dcm", ".ima")

@@ -1,0 +1,201 @@
+"""The grid of one volume from the positions of its slices.
+
+Slices are sorted by position, never by name or instance number. The spacing along the stack comes from the positions,
+never from SliceThickness, except for a single slice.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from volseg.data.grid.geometry import LPS_FROM_RAS
+from volseg.data.io.dicom.frames import Frame
+from volseg.data.io.dicom.values import numbers
+from volseg.errors import InputError
+from volseg.text import first_few
+
+# Gaps that differ from their median by this fraction are rejected, or warned of.
+_UNEVEN, _UNEVEN_WARNED = 0.1, 0.01
+_TILT_DEGREES = 0.5
+# Largest cosine between rows and columns, and largest deviation of their lengths from 1.
+_SKEWED, _LENGTH = 1e-3, 1e-2
+# Millimetres within which two slices lie at one place.
+SAME_PLACE_MM = 1e-3
+
+
+def stacked(frames: Sequence[Frame], source: str, untilt: bool) -> tuple[list[Frame], np.ndarray, list[str]]:
+    """The slices of one volume in order.
+
+    Args:
+        frames: of the volume, in any order.
+        source: for messages.
+        untilt: accept slices that are stacked off their normal, on their sheared grid.
+
+    Returns:
+        The sorted slices, their 4 x 4 affine to RAS+ millimetres, and warnings.
+
+    Raises:
+        InputError: their positions, orientations or spacings are not stated or make no stack.
+    """
+    for frame in frames:
+        check_place(frame, source)
+    first = frames[0]
+    spacing, axes = _spacing(first), _axes(first)
+    if not all(_alike(frame, first) for frame in frames):
+        raise InputError(
+            f"{source}: its {len(frames)} images differ in size, pixel spacing or orientation, like a localiser's; "
+            "keep only the slices of one volume."
+        )
+    normal = np.cross(axes[:, 0], axes[:, 1])
+    slices = sorted(frames, key=lambda frame: height(frame, normal))
+    if len(slices) == 1:
+        step = _thickness(first, source) * normal
+        warnings = ["Single slice: its thickness is used as spacing. If it is one slice of a series, give its folder."]
+    else:
+        step, warnings = _step(np.array([frame.position for frame in slices]), normal, source, untilt)
+    lps = np.eye(4)
+    lps[:3, :2] = axes * spacing
+    lps[:3, 2] = step
+    lps[:3, 3] = slices[0].position
+    return slices, LPS_FROM_RAS @ lps, warnings
+
+
+def height(frame: Frame, normal: np.ndarray) -> float:
+    """The place of a slice along the normal, mm."""
+    return float(frame.position @ normal)
+
+
+def normal_of(frame: Frame) -> np.ndarray:
+    """The unit vector along which slices are stacked: across the rows and columns of a checked frame."""
+    axes = _axes(frame)
+    return np.cross(axes[:, 0], axes[:, 1])
+
+
+def check_place(frame: Frame, source: str) -> None:
+    """Reject a slice whose position, orientation or spacing is not stated or makes no sense."""
+    where = f"{source}: {frame.header.name}" if frame.header.name not in source else source
+    if frame.position is None or frame.axes is None:
+        raise InputError(
+            f"{where}: slices lack ImagePositionPatient or ImageOrientationPatient; export the series again."
+        )
+    if frame.position.shape != (3,) or not np.isfinite(frame.position).all():
+        raise InputError(
+            f"{where}: ImagePositionPatient is {_listed(frame.position)}, expected 3 numbers; export the series again."
+        )
+    lengths = np.linalg.norm(frame.axes, axis=0)
+    if not np.isfinite(frame.axes).all() or np.abs(lengths - 1).max() > _LENGTH:
+        raise InputError(
+            f"{where}: ImageOrientationPatient is {_listed(frame.axes.T.ravel())}, expected two directions of length "
+            "1; export the series again."
+        )
+    skew = float(np.degrees(np.arccos(np.clip(frame.axes[:, 0] @ frame.axes[:, 1] / lengths.prod(), -1, 1))))
+    if abs(np.cos(np.radians(skew))) > _SKEWED:
+        raise InputError(
+            f"{where}: rows and columns of ImageOrientationPatient meet at {skew:.1f} degrees, expected a right "
+            "angle; export the series again."
+        )
+    _check_spacing(frame, where)
+
+
+def _check_spacing(frame: Frame, where: str) -> None:
+    """Reject a slice whose PixelSpacing is not two positive numbers."""
+    spacing = frame.spacing_mm
+    if spacing and len(spacing) == 2 and all(np.isfinite(spacing)) and min(spacing) > 0:
+        return
+    found = "absent or empty" if not spacing else _listed(np.array(spacing[::-1]))
+    imager = numbers(frame.header.data, "ImagerPixelSpacing")
+    other = f" (ImagerPixelSpacing, {_listed(np.array(imager))} mm, is the size at the detector)" if imager else ""
+    raise InputError(
+        f"{where}: PixelSpacing is {found}, expected two positive spacings in mm{other}; the size of a pixel is "
+        "unknown, so export the series again with it."
+    )
+
+
+def _alike(frame: Frame, first: Frame) -> bool:
+    """Whether two checked slices have the same size, spacing and orientation."""
+    return (
+        frame.size == first.size
+        and np.allclose(_axes(frame), _axes(first), atol=1e-3)
+        and np.allclose(_spacing(frame), _spacing(first), rtol=1e-3)
+    )
+
+
+def _axes(frame: Frame) -> np.ndarray:
+    """The directions of a checked slice, of length 1."""
+    assert frame.axes is not None
+    unit: np.ndarray = frame.axes / np.linalg.norm(frame.axes, axis=0)
+    return unit
+
+
+def _spacing(frame: Frame) -> np.ndarray:
+    return np.array(frame.spacing_mm, dtype=np.float64)
+
+
+def _step(positions: np.ndarray, normal: np.ndarray, source: str, untilt: bool) -> tuple[np.ndarray, list[str]]:
+    """The vector from one slice to the next, computed from sorted positions (K, 3), and warnings."""
+    gaps = np.diff(positions @ normal)
+    distinct = 1 + int((gaps > SAME_PLACE_MM).sum())
+    if distinct < len(positions):
+        raise InputError(
+            f"{source}: {len(positions)} images lie at {distinct} positions, so the series is 4-D (time, echoes) or "
+            "contains duplicates, and nothing states which belong together; keep one image per position."
+        )
+    typical = float(np.median(gaps))
+    uneven = np.abs(gaps - typical)
+    if uneven.max() > _UNEVEN * typical:
+        raise InputError(_uneven(gaps, typical, source))
+    extent = positions[-1] - positions[0]
+    step = extent / (len(positions) - 1)
+    _check_line(positions, step, normal, typical, source)
+    across = extent - (extent @ normal) * normal
+    tilt = float(np.degrees(np.arctan2(np.linalg.norm(across), extent @ normal)))
+    if tilt > _TILT_DEGREES and not untilt:
+        raise InputError(
+            f"{source}: its slices are stacked {tilt:.1f} degrees off their normal (gantry tilt); add --untilt "
+            "(untilt=True in Python) to segment it upright, or convert it with a tool that corrects the tilt."
+        )
+    warnings = []
+    if uneven.max() > _UNEVEN_WARNED * typical:
+        warnings.append(f"Gaps between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm; their mean is used.")
+    return step, warnings
+
+
+def _uneven(gaps: np.ndarray, typical: float, source: str) -> str:
+    """The sentence about uneven slices: some are missing where the odd gaps are multiples of the others."""
+    found = f"{source}: its {len(gaps) + 1} slices are not evenly spaced"
+    odd = np.flatnonzero(np.abs(gaps - typical) > _UNEVEN * typical)
+    multiples = np.round(gaps[odd] / typical)
+    if len(odd) <= len(gaps) / 2 and (multiples >= 2).all() and np.allclose(gaps[odd], multiples * typical, rtol=0.05):
+        named = [f"{gaps[at]:.2f} mm after slice {at + 1}" for at in odd]
+        return f"{found}: the median gap is {typical:.2f} mm, but {first_few(named)}; add the missing slices."
+    sizes, counts = np.unique(np.round(gaps, 2), return_counts=True)
+    named = [f"{size:.2f} mm ({count} times)" for size, count in zip(sizes, counts, strict=True)]
+    return (
+        f"{found}: gaps of {first_few(named)}, which no voxel grid has; reconstruct it with one slice distance, or "
+        "convert it with a tool that resamples the slices."
+    )
+
+
+def _check_line(positions: np.ndarray, step: np.ndarray, normal: np.ndarray, typical: float, source: str) -> None:
+    """Reject slices whose corners do not lie on one line, so that no grid holds them."""
+    expected = positions[0] + np.arange(len(positions))[:, None] * step
+    away = positions - expected
+    sideways = np.linalg.norm(away - (away @ normal)[:, None] * normal, axis=1)
+    if sideways.max() > _UNEVEN * typical:
+        at = int(sideways.argmax())
+        raise InputError(
+            f"{source}: slice {at + 1} is shifted by {sideways[at]:.2f} mm in its plane against the others "
+            "(ImagePositionPatient), so the slices are no stack; export the series again."
+        )
+
+
+def _thickness(frame: Frame, source: str) -> float:
+    """The thickness in millimetres of a single slice."""
+    thickness = frame.thickness_mm
+    if thickness is None or not np.isfinite(thickness) or thickness <= 0:
+        raise InputError(f"{source}: its single slice has no slice thickness; give the whole series.")
+    return thickness
+
+
+def _listed(values: np.ndarray) -> str:
+    return "\\".join(f"{value:g}" for value in values)

@@ -1,0 +1,95 @@
+"""Values of a DICOM dataset as its bytes state them: nothing is validated away, and nothing is filled in.
+
+pydicom's own conversion warns about every odd value and rounds some; here an odd number becomes NaN, which no check
+accepts.
+"""
+
+import math
+import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
+
+_BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
+_BINARY["US or SS"] = "H"
+
+
+@cache
+def tag_of(name: str) -> BaseTag:
+    """The tag of an attribute by its keyword, such as "PixelSpacing"."""
+    tag = tag_for_keyword(name)
+    assert tag is not None, name
+    return BaseTag(tag)
+
+
+def element(data: Dataset, name: str | int) -> Any:
+    """The element by its keyword or tag, not converted; None if it is absent."""
+    return data.get_item(tag_of(name) if isinstance(name, str) else BaseTag(name))
+
+
+def texts(data: Dataset, name: str | int) -> list[str]:
+    """The values of a text, UID or number written as text; none if it is absent or empty."""
+    found = element(data, name)
+    value = found.value if found is not None else None
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    # pydicom has converted what it needed itself.
+    parts = value.split("\\") if isinstance(value, str) else value if isinstance(value, list | MultiValue) else [value]
+    cleaned = ["" if part is None else str(part).strip(" \0\t\r\n") for part in parts]
+    return cleaned if any(cleaned) else []
+
+
+def text(data: Dataset, name: str | int) -> str:
+    """The first value of a text, empty if it is absent."""
+    return next(iter(texts(data, name)), "")
+
+
+def numbers(data: Dataset, name: str | int) -> list[float]:
+    """The values of a number; none if it is absent or empty, NaN for what is no number."""
+    found = element(data, name)
+    if found is None:
+        return []
+    kind = found.VR or _known_kind(found.tag)
+    if kind in _BINARY and isinstance(found.value, bytes):
+        return _unpacked(found.value, _BINARY[kind], found.is_little_endian)
+    return [_number(part) for part in texts(data, name)]
+
+
+def number(data: Dataset, name: str | int) -> float | None:
+    """The first value of a number; None if it is absent or empty."""
+    return next(iter(numbers(data, name)), None)
+
+
+def items(data: Dataset, name: str) -> Sequence[Dataset]:
+    """The items of a sequence; none if it is absent or no sequence."""
+    if tag_of(name) not in data:
+        return ()
+    value = data[tag_of(name)].value
+    return value if value and not isinstance(value, bytes | str) else ()
+
+
+def _known_kind(tag: BaseTag) -> str:
+    try:
+        return str(dictionary_VR(tag))
+    except KeyError:
+        return "UN"
+
+
+def _unpacked(value: bytes, code: str, little: bool) -> list[float]:
+    size = struct.calcsize("<" + code)
+    count = len(value) // size
+    if count * size != len(value):
+        return [math.nan]
+    return [float(one) for one in struct.unpack(f"{'<' if little else '>'}{count}{code}", value)]
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from tests.data.images import write_series
 from tests.pipeline import blob, tiny_plan, write_model
 from volseg import Segmenter
 from volseg.data.grid.shear import upright, upright_geometry
@@ -120,6 +121,23 @@ def test_without_the_wish_or_without_a_tilt_nothing_happens(segmenter, path, tmp
     result = segmenter(asked)
     assert "untilted" not in result.record
     np.testing.assert_array_equal(result.labels, segmenter(plain).labels)
+
+
+def test_every_form_of_a_scan_can_be_made_upright(segmenter, path, tmp_path):
+    expected = segmenter(read_scan(path, choice=UNTILT))
+    array = np.where(sphere(), 900, -100).astype(np.int16)
+    image = nibabel.Nifti1Image(array, tilted_affine())
+    forms = [path, str(path), (array, tilted_affine()), image]
+    # The spacing between slices of a series is measured from their positions.
+    positions = [tilted_affine() @ (0, 0, k, 1) * (-1, -1, 1, 1) for k in range(SHAPE[2])]
+    axes = ((-1, 0, 0), (0, -1, 0))
+    series = write_series(tmp_path / "series", array, [place[:3] for place in positions], (1.5, 1.5), axes)
+    for form in (*forms, series):
+        result = segmenter(form, untilt=True)
+        assert result.record["untilted"] == pytest.approx(TILT, abs=0.01)
+        assert (result.labels != expected.labels).mean() < 1e-3
+    with pytest.raises(InputError, match="gantry tilt"):
+        segmenter(series)
 
 
 @pytest.mark.parametrize("where", ["array", "file"])

@@ -64,7 +64,8 @@ def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
     Raises:
         InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks or volseg.data.io.dicom.
     """
-    return _as_scan(read_stored(Path(path), choice), channels, choice.untilt)
+    scan = _as_scan(read_stored(Path(path), choice), channels)
+    return made_upright(scan) if choice.untilt else scan
 
 
 def read_channels(paths: Sequence[Path], channels: int = 1, choice: Choice = ONLY) -> Scan:
@@ -184,20 +185,28 @@ def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
     return _as_scan(Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
 
 
-def _as_scan(stored: Stored, channels: int, untilt: bool = False) -> Scan:
+def _as_scan(stored: Stored, channels: int) -> Scan:
     """The scan of an image, after the checks that every image has to pass."""
-    warnings = check_affine(stored.affine, stored.source)
+    warnings = stored.warnings + check_affine(stored.affine, stored.source)
     volumes = check_scan(stored.array, channels, stored.source)
     geometry = Geometry(volumes[0].shape, stored.affine)
-    shear = find_shear(stored.affine) if untilt else None
-    if shear is not None:
-        warnings = check_affine(upright_geometry(geometry).affine, stored.source)
-        warnings.append(
-            f"The slices are tilted by {shear.degrees:.1f} degrees: resampled to an upright grid for the network, and "
-            "the labels to the slices."
-        )
-    every = (*stored.warnings, *warnings)
-    return Scan(volumes, geometry, stored.header, stored.source, every, stored.unstated, shear is not None)
+    return Scan(volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated)
+
+
+def made_upright(scan: Scan) -> Scan:
+    """The scan with the wish that the network sees its slices upright; the same scan if they are not tilted."""
+    shear = find_shear(scan.geometry.affine)
+    if shear is None:
+        return scan
+    # What is said of the axes is said of the upright grid.
+    axes = check_affine(scan.geometry.affine, scan.source)
+    others = [warning for warning in scan.warnings if warning not in axes]
+    upright = check_affine(upright_geometry(scan.geometry).affine, scan.source)
+    said = (
+        f"The slices are tilted by {shear.degrees:.1f} degrees: resampled to an upright grid for the network, and the "
+        "labels to the slices."
+    )
+    return replace(scan, warnings=(*others, *upright, said), untilt=True)
 
 
 def read_stored(path: Path, choice: Choice = ONLY) -> Stored:

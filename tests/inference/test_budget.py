@@ -88,11 +88,17 @@ def test_stored_and_scaled_values_are_in_memory_together(tmp_path, suffix, endia
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_compressed_metaimage_is_in_memory_together_with_its_voxels(tmp_path, compressed):
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_of_nrrd_and_metaimage_the_voxels_alone_are_in_memory(tmp_path, suffix, compressed):
     image = sitk.GetImageFromArray(np.arange(8000, dtype=np.int16).reshape(20, 20, 20) // 100)
-    sitk.WriteImage(image, str(tmp_path / "scan.mha"), useCompression=compressed)
-    compressed_bytes = (tmp_path / "scan.mha").stat().st_size if compressed else 0
-    assert reading_bytes(tmp_path / "scan.mha") == 16000 + compressed_bytes
+    sitk.WriteImage(image, str(tmp_path / f"scan{suffix}"), useCompression=compressed)
+    assert reading_bytes(tmp_path / f"scan{suffix}") == 16000
+
+
+def test_a_nrrd_or_metaimage_without_a_usable_header_takes_no_memory(tmp_path):
+    for name in ("a.nrrd", "a.mha"):
+        (tmp_path / name).write_bytes(b"<html>")
+        assert reading_bytes(tmp_path / name) == 0
 
 
 def test_dicom_takes_three_times_the_size_of_its_pixels(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 from isal import igzip
 
+from volseg.data.io import itk_files
 from volseg.data.io.formats import ITK_SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers.stored import UNREADABLE
 from volseg.errors import InputError
@@ -20,8 +21,8 @@ _FORMATS = (
     (344, b"n+1\0", nib.Nifti1Header),
     (4, b"n+2\0", nib.Nifti2Header),
 )
-# Errors of SimpleITK and of DICOM headers, in addition to those of reading.
-_CORRUPT = (*UNREADABLE, InputError, RuntimeError, struct.error)
+# Errors of volseg's own readers, in addition to those of nibabel.
+_CORRUPT = (*UNREADABLE, InputError, struct.error)
 
 
 def reading_bytes(path: Path) -> int:
@@ -37,7 +38,7 @@ def reading_bytes(path: Path) -> int:
     path = Path(path)
     suffix = image_suffix(path)
     try:
-        if not path.exists():
+        if not (path.is_file() or path.is_dir()):
             return 0
         if is_dicom(path):
             from volseg.data.io.dicom.reader import stored_bytes  # noqa: PLC0415 - pydicom is loaded where it is needed
@@ -46,9 +47,7 @@ def reading_bytes(path: Path) -> int:
         if suffix is None:
             return 0
         if suffix in ITK_SUFFIXES:
-            from volseg.data.io.readers.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
-
-            return size_of(path)
+            return itk_files.memory_of(path)
         return _nibabel_bytes(path, suffix)
     except _CORRUPT:
         return 0
@@ -69,7 +68,9 @@ def _nibabel_bytes(path: Path, suffix: str) -> int:
         return 0
     voxels = math.prod(shape)
     # Unscaled values stay in memory until they are scaled or converted to native byte order.
-    if header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
-        return voxels * (size + max(size, 4))
+    slope, inter = header.get_slope_inter()
+    if (slope, inter) not in ((None, None), (1.0, 0.0)):
+        # A large offset needs 64 bits, and a copy in float32 to see that.
+        return voxels * (size + (12 if abs(inter) > 2**20 * abs(slope) else max(size, 4)))
     swapped = size > 1 and header.endianness != ("<" if sys.byteorder == "little" else ">")
     return voxels * size * (2 if swapped else 1)

@@ -109,6 +109,16 @@ def test_every_voxel_keeps_its_place_in_the_world(per_slice):
     assert set(np.unique(found[outside])) <= {np.float32(ramp.min())}
 
 
+def test_large_offsets_and_numbers_keep_their_digits():
+    whole, array = sheared((2.0, -1.0)), noise(dtype=np.int64)
+    for moved in (array + 2**31, array * 1e200):
+        found, _ = upright(moved, whole)
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(back(found, array.shape, whole), moved)
+    half = sheared((0.5, -1.0))
+    np.testing.assert_array_equal(upright(array + 2**31, half)[0] - 2**31, upright(array, half)[0])
+
+
 @pytest.mark.parametrize("per_slice", [(0.37, 0.0), (-0.61, 0.3)])
 def test_labels_go_to_the_nearest_voxel_of_the_slices(per_slice):
     geometry = Geometry((9, 8, 7), sheared(per_slice))

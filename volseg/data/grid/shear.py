@@ -11,6 +11,7 @@ import numpy as np
 
 from volseg.config import Triple
 from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.intensities import LARGE_OFFSET
 
 # The cosine between two voxel axes above which they are not at right angles, about 0.06 degrees.
 SHEARED_COSINE = 1e-3
@@ -85,19 +86,21 @@ def upright(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
         affine: 4 x 4 to millimetres.
 
     Returns:
-        The array on the grid of `upright_geometry`, float32, with the lowest value outside the slices, and its affine;
-        both arguments as they are if there is no shear. Beyond the result, memory is that of a few slices.
+        The array on the grid of `upright_geometry`, float32 (float64 for a large offset), with the lowest value outside
+        the slices, and its affine; both arguments as they are if there is no shear. Beyond the result, memory is that
+        of a few slices.
     """
     shear = find_shear(affine)
     if shear is None:
         return array, affine
     target = upright_geometry(Geometry(_triple(array.shape), affine))
-    result = np.full(target.shape, np.float32(array.min()), np.float32)
+    lowest, dtype = array.min(), _exact_type(array)
+    result = np.full(target.shape, lowest, dtype)
     starts, _ = _starts(shear, array.shape[shear.axis])
     stack = np.moveaxis(result, shear.axis, 0)
     for out, plane, (down, across) in zip(stack, np.moveaxis(array, shear.axis, 0), starts, strict=True):
-        rows = np.full((out.shape[0], plane.shape[1]), out[0, 0], np.float32)
-        _shift(plane.astype(np.float32), down, rows)
+        rows = np.full((out.shape[0], plane.shape[1]), lowest, dtype)
+        _shift(plane.astype(dtype), down, rows)
         _shift(rows.T, across, out.T)
     return result, target.affine
 
@@ -147,7 +150,7 @@ def _shift(rows: np.ndarray, start: float, out: np.ndarray) -> None:
     `out` keeps its values where its rows lie outside the given ones, by more than half a row.
     """
     first, count = int(np.floor(start)), len(rows)
-    weight = np.float32(start - first)
+    weight = start - first
     if weight == 0:
         out[first : first + count] = rows
         return
@@ -157,6 +160,14 @@ def _shift(rows: np.ndarray, start: float, out: np.ndarray) -> None:
         out[first] = rows[0]
     else:
         out[first + count] = rows[-1]
+
+
+def _exact_type(array: np.ndarray) -> type[np.floating]:
+    """float32, or float64 where it would lose digits of a large offset or has no such numbers."""
+    low, high = float(array.min()), float(array.max())
+    largest = max(abs(low), abs(high))
+    is_large = largest > LARGE_OFFSET * (high - low) or largest > np.finfo(np.float32).max
+    return np.float64 if is_large else np.float32
 
 
 def _triple(shape: tuple[int, ...]) -> Triple:

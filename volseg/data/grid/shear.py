@@ -166,7 +166,7 @@ def _exact_type(array: np.ndarray) -> type[np.floating]:
     """float32, or float64 where it would lose digits of a large offset or has no such numbers."""
     low, high = float(array.min()), float(array.max())
     largest = max(abs(low), abs(high))
-    is_large = largest > LARGE_OFFSET * (high - low) or largest > np.finfo(np.float32).max
+    is_large = largest > LARGE_OFFSET * (high - low) or largest > float(np.finfo(np.float32).max)
     return np.float64 if is_large else np.float32
 
 

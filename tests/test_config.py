@@ -2,7 +2,7 @@
 
 import pytest
 
-from volseg.config import Config, NetworkConfig, TrainingConfig, load_config, read_yaml
+from volseg.config import Config, NetworkConfig, Resampling, TrainingConfig, load_config, read_yaml
 from volseg.errors import ConfigError
 
 
@@ -148,3 +148,10 @@ def test_divisor_is_the_product_of_the_strides():
         features=(4, 8, 16), encoder_blocks=(1,) * 3, decoder_blocks=(1,) * 2, kernels=((3, 3, 3),) * 3, strides=strides
     )
     assert config.divisor == (2, 4, 4)
+
+
+def test_a_rule_of_the_nearest_neighbour_is_stored_only_where_it_is_not_the_usual_one():
+    """So plans, and the keys of cases cached for them, are those of versions without the rule."""
+    assert "nearest" not in Resampling(separate_order=0).model_dump()
+    other = Resampling(nearest="torch")
+    assert Resampling(**other.model_dump(mode="json")) == other

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from volseg.errors import InputError, ResourceError, UsageError
-from volseg.files import access_to, require_writable, whole_file
+from volseg.files import LEFTOVERS, access_to, require_writable, whole_file, write_text
 
 LONG = "x" * 250
 
@@ -54,9 +54,6 @@ def test_checking_writable_paths_leaves_no_trace(tmp_path: Path) -> None:
         ("file/new/a.nii", "Not a directory"),
         ("folder", "Is a directory"),
         ("broken/a.nii", "No such file or directory"),
-        (f"{LONG}.nii", "File name too long"),
-        (f"new/deep/{LONG}.nii", "File name too long"),
-        (f"new/{LONG}xxxxxx/a.nii", "File name too long"),
     ],
 )
 def test_paths_that_cannot_be_written_are_rejected(tmp_path: Path, name: str, reason: str) -> None:
@@ -66,6 +63,44 @@ def test_paths_that_cannot_be_written_are_rejected(tmp_path: Path, name: str, re
     with pytest.raises(UsageError) as caught:
         require_writable([tmp_path / "a.nii", tmp_path / name])
     assert str(caught.value) == f"{tmp_path / name} cannot be written: {reason}. Choose another place."
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        (f"{LONG}xx.nii", 256),
+        (f"new/deep/{LONG}xx.nii", 256),
+        (f"new/{LONG}xxxxxx/a.nii", 5),
+        ("ü" * 126 + ".nii", 256),
+        ("/".join(["x" * 200] * 21) + "/a.nii", 5),
+    ],
+)
+def test_names_that_are_too_long_are_rejected_with_their_length(tmp_path: Path, name: str, size: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        require_writable([tmp_path / name])
+    assert str(caught.value) == (
+        f"{tmp_path / name} cannot be written: File name too long. Its last part has {size} bytes. "
+        "Choose a shorter name or path."
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [f"{'x' * 248}.nii.gz", f"{'ü' * 124}.nii.gz", f"{'😀' * 62}.nii.gz", f"{'x' * 101}.mha"]
+)
+def test_any_name_that_the_file_system_allows_can_be_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    require_writable([path])
+    with whole_file(path) as temporary:
+        assert temporary.name.endswith("".join(path.suffixes))
+        assert len(os.fsencode(temporary.name)) <= len(os.fsencode(name))
+        assert temporary.match(LEFTOVERS)
+        temporary.write_bytes(b"whole")
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+
+
+def test_text_with_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", os.fsdecode(b"M\xfcller"))
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "M\\udcfcller"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a system without /proc")

@@ -16,6 +16,8 @@ from volseg.errors import InputError, ResourceError, UsageError
 
 # The temporary names of `whole_file`.
 LEFTOVERS = ".????????.tmp.*"
+# A name longer than this many bytes has a temporary name that is shorter, of its last characters.
+_LONG, _LAST = 100, 20
 # System errors that more disk space would fix.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -81,15 +83,19 @@ def require_writable(paths: Iterable[Path]) -> None:
         try:
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            for name in (*path.parent.relative_to(folder).parts, _temporary(path).name):
+            names = (*path.parent.relative_to(folder).parts, _temporary(path).name, path.name)
+            for place in (*(folder / name for name in names), path):
                 with suppress(FileNotFoundError):
-                    os.lstat(folder / name)
+                    os.lstat(place)
             # Permissions alone do not reveal /proc or a read-only disk.
             if folder not in tried:
                 tempfile.TemporaryFile(dir=folder).close()
                 tried.add(folder)
         except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
+            advice = "Choose another place."
+            if error.errno == errno.ENAMETOOLONG:
+                advice = f"Its last part has {len(os.fsencode(path.name))} bytes. Choose a shorter name or path."
+            raise UsageError(f"{path} cannot be written: {error.strerror}. {advice}") from error
 
 
 def require_disk_space(path: Path, size: int) -> None:
@@ -106,10 +112,30 @@ def require_disk_space(path: Path, size: int) -> None:
         )
 
 
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """Yield a path of UTF-8, for libraries that accept no other: `path` itself, or one through a link to it.
+
+    Only the last part of `path` may be missing, and only if it is UTF-8.
+    """
+    if _is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="volseg-") as folder:
+        link = Path(folder) / f"link{''.join(path.suffixes) if _is_utf8(Path(path.suffix)) else ''}"
+        named = _is_utf8(Path(path.name))
+        link.symlink_to((path.parent if named else path).absolute())
+        yield link / path.name if named else link
+
+
+def _is_utf8(path: Path) -> bool:
+    return str(path).isascii() or os.fsencode(path).decode("utf-8", errors="replace") == str(path)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
+    """Write a UTF-8 text file whole or not at all; bytes of file names that are not UTF-8 are written as their code."""
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -148,8 +174,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    """A new temporary name for `path` on every call, see `whole_file`."""
-    return path.with_name(f".{secrets.token_hex(4)}.tmp.{path.name}")
+    """A new temporary name for `path` on every call, see `whole_file`; it is allowed wherever the name of `path` is."""
+    # Without bytes that are not UTF-8: some image writers accept no such name.
+    name = os.fsencode(path.name).decode("utf-8", errors="ignore")
+    last = name[-_LAST:] if len(os.fsencode(path.name)) > _LONG else name
+    return path.with_name(f".{secrets.token_hex(4)}.tmp.{last}")
 
 
 def _sync_folder(folder: Path) -> None:

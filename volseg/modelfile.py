@@ -4,6 +4,7 @@ Loading reads numbers and text only: nothing is unpickled and no code from the f
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from volseg.config import ComponentRule, Frozen, Plan, checked
 from volseg.errors import InputError, UsageError
-from volseg.files import whole_file
+from volseg.files import require_writable, utf8_path, whole_file
 from volseg.version import __version__
 
 HEADER_KEY = "volseg"
@@ -64,7 +65,7 @@ def find_model(model: str | Path) -> Path:
     bundled = bundled_models()
     if str(model) in bundled:
         return bundled[str(model)]
-    if not Path(model).is_file():
+    if not os.path.isfile(model):
         names = ", ".join(bundled) or "none in this version"
         raise InputError(
             f"There is no model {str(model)!r}. Give the path of a model file or a bundled name ({names})."
@@ -76,10 +77,12 @@ def check_model_path(path: Path, overwrite: bool) -> None:
     """Check that a model file can be written to `path`.
 
     Raises:
-        UsageError: the file exists and `overwrite` is False, or its name does not end in .safetensors.
+        UsageError: the file exists and `overwrite` is False, its name does not end in .safetensors, or the operating
+            system does not allow it.
     """
     if path.suffix != ".safetensors":
         raise UsageError(f"{path} does not end in .safetensors. Choose a name that does.")
+    require_writable([path])
     if path.exists() and not overwrite:
         raise UsageError(f"{path} already exists. Choose another name or add --overwrite.")
 
@@ -139,4 +142,6 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
     Raises:
         InputError: see `read_card`.
     """
-    return read_card(path), load_file(path, device="cpu")
+    card = read_card(path)
+    with utf8_path(path) as readable:
+        return card, load_file(readable, device="cpu")

@@ -1,6 +1,7 @@
 """Text of messages."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 
 def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") -> str:
@@ -9,3 +10,44 @@ def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") ->
     if len(items) <= shown:
         return listed
     return f"{listed}{' ' if separator == ', ' else separator}and {len(items) - shown} more"
+
+
+def by_sentence(cases: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences about cases, each once, with how many cases it is about and the names of the first few.
+
+    Args:
+        cases: name of each case, with its sentences.
+    """
+    names: dict[str, list[str]] = {}
+    for name, sentences in cases.items():
+        for sentence in dict.fromkeys(sentences):
+            names.setdefault(sentence, []).append(name)
+    return [f"{sentence} ({len(found)} of {len(cases)} cases: {first_few(found)})" for sentence, found in names.items()]
+
+
+def printable(text: object) -> str:
+    """Text for a line of a message: characters that are not printed, but change what is, as their code.
+
+    Control characters, line breaks and marks of the direction of writing may be in names of files; so may bytes that
+    are not UTF-8, which Python keeps as U+DC80 to U+DCFF.
+    """
+    return "".join(one if one.isprintable() else _code(ord(one)) for one in str(text))
+
+
+def _code(number: int) -> str:
+    """A character as in a Python string; a byte of a file name that is not UTF-8 as that byte."""
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"
+    short = {10: "\\n", 13: "\\r", 9: "\\t"}.get(number)
+    return short or (
+        f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
+    )
+
+
+class OneLine(logging.Formatter):
+    """A log line with `printable` messages; tracebacks keep their lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in logging
+        """The line without a traceback."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)

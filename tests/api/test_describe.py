@@ -73,7 +73,9 @@ def test_an_image_with_a_singular_affine_is_described_with_the_error(tmp_path):
     # Zeros in srow_y of the header.
     path = patched(save(nifti(ramp(), qform=0), tmp_path / "scan.nii"), 296, bytes(16))
     found = described(path)
-    assert found["refused_by_predict"] == f"{path}: a spacing is zero, found 0.8 x 0 x 3 mm; fix the header."
+    assert (
+        found["refused_by_predict"] == f"{path}: a spacing is zero or infinite, found 0.8 x 0 x 3 mm; fix the header."
+    )
     assert (found["spacing_mm"], found["axes"], found["voxel_ml"]) == (None, None, None)
     assert (found["minimum"], found["maximum"]) == (0.0, 59.0)
 

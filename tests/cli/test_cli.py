@@ -215,7 +215,14 @@ def test_info_describes_models_and_scans(tmp_path, model, scans):
     described = json.loads(run("info", scans / "scan1.nii.gz", "--json").stdout)
     assert described["shape"] == "20 x 24 x 18"
     assert described["spacing_mm"] == "1.5 x 1.5 x 2.0"
+    # nibabel writes no unit unless it is told to.
+    assert (described["voxel_ml"], described["reason"]) == (None, "the header has no spatial unit")
+    image = nibabel.Nifti1Image(blob(), AFFINE)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "stated.nii.gz")
+    described = json.loads(run("info", tmp_path / "stated.nii.gz", "--json").stdout)
     assert described["voxel_ml"] == pytest.approx(0.0045)
+    assert "reason" not in described
 
 
 def test_evaluate_prints_and_writes_the_same_scores(tmp_path):

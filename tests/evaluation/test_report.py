@@ -10,6 +10,8 @@ import pytest
 import SimpleITK
 
 from volseg.api.evaluation import evaluate
+from volseg.data.io import reading
+from volseg.data.io.readers.stored import Stored
 from volseg.errors import GridError, InputError, UsageError
 from volseg.evaluation.overlap import ABSENT, MEASURES, POLICY, Overlap
 from volseg.evaluation.pairs import Pair, Pairs, match_pairs
@@ -84,7 +86,9 @@ def test_the_report_is_json(tmp_path: Path, name: str) -> None:
 
 def save_nifti(path: Path, labels: np.ndarray, spacing_mm: tuple[float, float, float] = (1.0, 2.0, 5.0)) -> None:
     path.parent.mkdir(exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(labels.astype(np.uint8), np.diag([*spacing_mm, 1.0])), path)
+    image = nibabel.Nifti1Image(labels.astype(np.uint8), np.diag([*spacing_mm, 1.0]))
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
 
 
 def box(value: int, length: int) -> np.ndarray:
@@ -120,6 +124,29 @@ def test_folders_with_given_labels(folders: tuple[Path, Path], workers: int) -> 
     assert (second["labels"]["ten"]["dice"], second["labels"]["one"]["dice"]) == (1.0, None)
     assert document["mean"]["foreground_dice"] == pytest.approx((1.0 + 4 / 6) / 2)
     assert document["unmatched_references"] == ["c"]
+
+
+def test_an_image_without_a_stated_size_has_no_volumes(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reading.read_stored
+    warning, reason = "The header has no spatial unit; millimetres are assumed.", "the header has no spatial unit"
+
+    def unstated(path: Path, *choice: object) -> Stored:
+        stored = read(path, *choice)
+        # One of the two images is enough.
+        is_unsized = path == folders[0] / "a.nii.gz"
+        return stored._replace(unstated=reason, warnings=[warning]) if is_unsized else stored
+
+    monkeypatch.setattr(reading, "read_stored", unstated)
+    document = evaluate_pairs(match_pairs(*folders), {"ten": 10, "one": 1, "never": 7})
+    volumes = ("reference_ml", "prediction_ml", "volume_difference_ml")
+    first, second = (case["labels"] for case in document["cases"])
+    assert {first[label][volume] for label in first for volume in volumes} == {None}
+    assert second["ten"]["reference_ml"] == pytest.approx(0.02)
+    assert document["mean"]["labels"]["one"] | {"cases": 1} == {**first["one"], "cases": 1}
+    assert first["one"]["dice"] == pytest.approx(4 / 6)
+    assert f"{warning} (1 of 2 cases: a)" in document["warnings"]
 
 
 UNNAMED = "Values in predictions without a label name count as background: 2 (cases: b). Are these the right labels?"

@@ -7,21 +7,24 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from tests.data.images import write_series
 from tests.pipeline import blob, volseg, write_model
 from volseg import Segmenter
 from volseg.data.io.read_cost import reading_bytes
 from volseg.data.io.readers.itk import write_file
-from volseg.data.io.reading import read_scan
+from volseg.data.io.reading import read_scan, scan_from_array
 from volseg.errors import InputError, UsageError
 from volseg.inference import budget
-from volseg.inference.budget import GIB, parse_size, require_room
+from volseg.inference.budget import GIB, MemoryEstimate, parse_size, require_room
+from volseg.inference.windows import window_starts
 
 AFFINE = np.diag([1.5, 1.5, 2.1, 1.0])
 
@@ -175,9 +178,43 @@ def test_a_scan_above_the_limit_is_rejected_before_reading():
 def test_a_voxel_size_whose_grid_exceeds_the_machine_is_rejected(tmp_path):
     segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu")
     with pytest.raises(
-        InputError, match=r"has voxels of 900 x 900 x 900 mm, and the model works at 2 x 1.5 x 1.5 mm: .*GiB"
+        InputError,
+        match=r"The scan has voxels of 900 x 900 x 900 mm, and the model works at 2 x 1.5 x 1.5 mm: .* windows.*GiB",
     ):
         segmenter((blob(), np.diag([900.0, 900.0, 900.0, 1.0])))
+
+
+def coarse(tmp_path, **changes):
+    """A tiny scan of huge voxels, and how it would be segmented."""
+    segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu", precision="fp32")
+    scan = scan_from_array(blob((6, 6, 6)), np.diag([30.0, 30.0, 30.0, 1.0]))
+    windows = replace(segmenter.labeller.windows, **changes)
+    return replace(segmenter, labeller=replace(segmenter.labeller, windows=windows)), scan
+
+
+def test_a_voxel_size_that_makes_many_windows_is_questioned_before_the_work(tmp_path, monkeypatch, caplog):
+    segmenter, scan = coarse(tmp_path)
+    need = MemoryEstimate(segmenter.card, scan, segmenter.labeller.windows, torch.float32, True, 0)
+    windows = segmenter.labeller.windows
+    per_axis = [len(window_starts(size, 16, windows.overlap)) for size in need.grid]
+    assert need.window_count == np.prod(per_axis) > 1000
+    monkeypatch.setattr(type(segmenter.labeller), "label", lambda *_: pytest.fail("the work has begun"))
+    with caplog.at_level("INFO", "volseg"), pytest.raises(pytest.fail.Exception):
+        segmenter(scan)
+    (said,) = [text for text in caplog.messages if "windows" in text]
+    assert "voxels of 30 x 30 x 30 mm, and the model works at 2 x 1.5 x 1.5 mm" in said
+    assert f"{need.window_count:,} windows. Check that the voxel size" in said
+
+
+def test_the_question_is_in_the_record_and_asked_only_of_coarse_scans_of_many_windows(tmp_path, monkeypatch):
+    segmenter, scan = coarse(tmp_path, overlap=0.0)
+    monkeypatch.setattr(budget, "MANY_WINDOWS", 300)
+    assert segmenter(scan).warnings[-1].endswith("Check that the voxel size of the scan is in millimetres.")
+    monkeypatch.setattr(budget, "MANY_WINDOWS", 1_000_000)
+    assert not [text for text in segmenter(scan).warnings if "windows" in text]
+    monkeypatch.setattr(budget, "MANY_WINDOWS", 1)
+    fine = scan_from_array(blob((40, 40, 40)), np.diag([1.5, 1.5, 2.0, 1.0]))
+    assert not [text for text in segmenter(fine).warnings if "windows" in text]
 
 
 def test_memory_is_that_of_the_process_and_not_of_its_parent():

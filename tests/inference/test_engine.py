@@ -121,6 +121,19 @@ def test_nearest_axis_is_an_axis_of_the_volume(shape: Triple, nearest_axis: int)
     assert bool((full.gather(0, labels.long()[None])[0] >= full.amax(0) - 2e-5).all())
 
 
+def test_nearest_slices_follow_the_rule_where_it_decides() -> None:
+    volume = torch.randn(1, 26, 5, 5, generator=torch.Generator().manual_seed(2))
+    windows, predictor, box = Windows(PATCH), predictor_of(3), (11, 5, 5)
+    chosen = {}
+    for rule in ("scipy", "torch"):
+        nearest = nearest_index(26, 11, CPU, rule)
+        expected = full_logits(volume, predictor, windows).index_select(1, nearest).argmax(0)
+        labels = segment(volume, predictor, windows, box, nearest_axis=0, rule=rule)
+        assert torch.equal(labels.long(), expected)
+        chosen[rule] = labels
+    assert not torch.equal(chosen["scipy"], chosen["torch"])
+
+
 def test_a_constant_output_stays_constant() -> None:
     def constant(batch: torch.Tensor) -> torch.Tensor:
         return torch.tensor([0.5, 3.0, -1.0]).reshape(1, 3, 1, 1, 1).expand(len(batch), 3, *batch.shape[2:])

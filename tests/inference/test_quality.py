@@ -30,6 +30,26 @@ def test_an_empty_label_has_no_volume_but_a_reason() -> None:
     assert absent.reason == "no voxel was given this label"
 
 
+@pytest.mark.parametrize("parts", [(), (1, 2)])
+def test_without_a_stated_size_there_are_voxels_but_no_volumes_and_no_flags_about_them(parts: tuple[int, ...]) -> None:
+    labels = image()
+    labels[0, 2:5, 3:5] = 1
+    table = [
+        Label(name="one", value=1, parts=parts, volume_ml_range=(5.0, 6.0)),
+        Label(name="absent", value=7, volume_ml_range=(5.0, 6.0)),
+    ]
+    one, absent = measure(labels, table, 1.0, unstated="the header has no unit")
+    assert (one.voxels, one.volume_ml, one.reason, one.flags) == (
+        6,
+        None,
+        "the header has no unit",
+        ("touches_border",),
+    )
+    assert (absent.volume_ml, absent.reason, absent.flags) == (None, "the header has no unit", ("empty",))
+    table[0] = table[0].model_copy(update={"volume_ml_range": (6.5, 7.0)})
+    assert measure(labels, table, 1.0)[0].flags == ("touches_border", "volume_outside_training_range")
+
+
 @pytest.mark.parametrize(
     ("limits", "outside"),
     [(None, False), ((2.0, 2.0), False), ((-10.0, 5.0), False), ((2.1, 9.0), True), ((-9.0, 1.9), True)],

@@ -126,8 +126,8 @@ def test_norms():
             {"order": 1, "order_z": 1, "force_separate_z": True, "separate_z_anisotropy_threshold": 2},
             Resampling(order=1, separate="always", separate_order=1, anisotropy=2),
         ),
-        ("resample_torch_fornnunet", {}, Resampling(separate="anisotropic")),
-        ("resample_torch_fornnunet", {"force_separate_z": False, "num_threads": 8}, Resampling()),
+        ("resample_torch_fornnunet", {}, Resampling(separate="anisotropic", nearest="torch")),
+        ("resample_torch_fornnunet", {"force_separate_z": False, "num_threads": 8}, Resampling(nearest="torch")),
     ],
 )
 def test_resamplers_and_their_defaults(function, arguments, expected):

@@ -11,6 +11,7 @@ import pytest
 from volseg.data.cases.dataset import Dataset, TrainingCase, open_dataset
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.phantom import write_phantoms
+from volseg.data.io import reading
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.planning import fingerprint
 from volseg.planning.fingerprint import take_fingerprint
@@ -23,8 +24,10 @@ LABELS = LabelSet({"front": 1, "back": 3})
 
 def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, label_affine=AFFINE) -> TrainingCase:
     paths = folder / f"{name}.nii.gz", folder / f"{name}_label.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(image, AFFINE), paths[0])
-    nibabel.save(nibabel.Nifti1Image(label.astype(np.uint8), label_affine), paths[1])
+    for path, array, affine in zip(paths, (image, label.astype(np.uint8)), (AFFINE, label_affine), strict=True):
+        stored = nibabel.Nifti1Image(array, affine)
+        stored.header.set_xyzt_units("mm")
+        nibabel.save(stored, path)
     return TrainingCase(name, (paths[0],), paths[1])
 
 
@@ -323,6 +326,49 @@ def test_empty_cases_among_others_are_logged(tmp_path, caplog):
     cases = write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image + 1, 0 * label)
     assert take_fingerprint(dataset_of(*cases)).cases[1].offsets == {}
     assert caplog.messages == ["1 of 2 cases have no foreground voxel: b."]
+
+
+UNSTATED = "the header has no spatial unit"
+NO_UNIT = "The header has no spatial unit; millimetres are assumed."
+
+
+def without_unit(monkeypatch, *names):
+    """Let files whose name starts so be read as if they did not state their unit."""
+    read = reading.read_stored
+
+    def as_unstated(path, *arguments):
+        stored = read(path, *arguments)._replace(unstated="", warnings=[])
+        if not path.name.startswith(names):
+            return stored
+        return stored._replace(unstated=UNSTATED, warnings=[NO_UNIT])
+
+    monkeypatch.setattr(reading, "read_stored", as_unstated)
+
+
+def test_warnings_of_reading_are_shown_once_with_their_cases_also_from_the_cache(tmp_path, caplog, monkeypatch):
+    without_unit(monkeypatch, "a", "b", "c_label")
+    dataset = dataset_of(*(write_case(tmp_path, name, *tiny(seed)) for seed, name in enumerate("abc")))
+    expected = [f"{NO_UNIT} (2 of 3 cases: a, b)", f"Label image: {NO_UNIT} (1 of 3 cases: c)"]
+    for _ in range(2):
+        caplog.clear()
+        found = take_fingerprint(dataset, tmp_path / "cache")
+        assert caplog.messages == expected
+        assert [case.unstated for case in found.cases] == [UNSTATED, UNSTATED, ""]
+        assert list(summary(found))[-2:] == [f"warning: {one}" for one in expected]
+
+
+def test_volume_ranges_are_of_the_cases_that_state_their_size(tmp_path, monkeypatch):
+    image, label = tiny()
+    larger = label.copy()
+    larger[2:4, 3:5, 1:3] = 1
+    cases = [write_case(tmp_path, "a", image, label), write_case(tmp_path, "b", image + 1, larger)]
+    without_unit(monkeypatch, "b")
+    found = take_fingerprint(dataset_of(*cases))
+    assert found.volume_ml_range("front") == pytest.approx((4 * 3 / 1000, 4 * 3 / 1000))
+    without_unit(monkeypatch, "a", "b")
+    found = take_fingerprint(dataset_of(*cases))
+    assert found.volume_ml_range("front") is None
+    assert "volume unknown" in "\n".join(summary(found))
 
 
 def test_cached_measurements_are_read_by_one_thread_at_a_time(tmp_path, monkeypatch):

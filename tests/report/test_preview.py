@@ -189,6 +189,15 @@ def test_legend_lists_the_largest_labels_when_not_all_fit():
     assert written == [*(f"{name}  {volume:.1f} mL" for name, volume in large), "and 23 smaller"]
 
 
+def test_without_a_known_size_there_are_no_volumes_and_no_scale():
+    page = _Page(np.array([100.0, 100.0, 100.0]), 1, "")
+    page.legend([LABEL], np.array([12.0]), np.array(label_colours([LABEL])) / 255, is_size_known=False)
+    page.footer("", is_size_known=False)
+    written = [text.get_text() for text in page.figure.texts if text.get_text()]
+    assert written[:2] == ["Target  - mL", "size in mm unknown"]
+    assert not any(text.endswith(" mm") for text in written)
+
+
 @pytest.mark.parametrize(
     ("volume_ml", "text"),
     [(0, "0.00"), (0.01234, "0.0123"), (1.7, "1.70"), (12.34, "12.3"), (99.96, "100"), (1234.5, "1,234")],

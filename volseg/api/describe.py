@@ -14,7 +14,7 @@ from volseg.data.io.inputs import Case, find_cases
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.reading import read_stored
 from volseg.errors import InputError, UsageError
-from volseg.files import read_json_lines, sha256_of
+from volseg.files import access_to, read_json_lines, sha256_of
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
@@ -40,12 +40,14 @@ def describe(path: Path) -> dict[str, Any]:
         return _describe_run(path)
     if path.suffix == ".safetensors" or str(path) in bundled_models():
         return _describe_model(find_model(path))
-    if not path.exists():
+    with access_to(path):
+        exists, is_folder = path.exists(), path.is_dir()
+    if not exists:
         raise InputError(
             f"There is no file or folder {path}, and no bundled model of that name "
             f"({', '.join(bundled_models())}); give {_KINDS}."
         )
-    return _describe_image(_scan_in(path) if path.is_dir() else Case("", (path,), ""))
+    return _describe_image(_scan_in(path) if is_folder else Case("", (path,), ""))
 
 
 def profile_document(config: Path | None, model: str | None) -> dict[str, Any]:
@@ -166,7 +168,8 @@ def _describe_image(case: Case) -> dict[str, Any]:
         "dtype": str(stored.array.dtype),
         "spacing_mm": geometry and _times(tuple(round(spacing, 4) for spacing in geometry.spacing_mm)),
         "axes": geometry and geometry.axis_codes,
-        "voxel_ml": geometry and geometry.voxel_ml,
+        "voxel_ml": None if stored.unstated else geometry and geometry.voxel_ml,
+        **({"reason": stored.unstated} if stored.unstated else {}),
         "minimum": lowest,
         "maximum": highest,
         "warnings": "; ".join(warnings) or "none",

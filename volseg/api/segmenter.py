@@ -1,10 +1,11 @@
 """A model that is loaded once and segments scans."""
 
+import logging
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -12,10 +13,13 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from volseg.api.result import Result
+from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
+from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
 from volseg.data.io.any_scan import as_scan
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.inputs import Case
@@ -29,6 +33,7 @@ from volseg.inference.budget import (
     parse_size,
     peak_memory_bytes,
     plan_chunks,
+    question_windows,
     require_room,
     resident_bytes,
     scans_at_once,
@@ -43,6 +48,8 @@ from volseg.networks import load_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
+
+logger = logging.getLogger(__name__)
 
 # Characters of label names in a representation.
 SHOWN = 60
@@ -201,21 +208,31 @@ class Segmenter:
         self, opened: Scan, read_seconds: float, progress: Progress, probabilities: Path | bool | None
     ) -> Result:
         started = time.perf_counter()
+        if opened.untilt and probabilities:
+            raise UsageError(
+                f"{opened.source} is made upright, and probabilities cannot be mapped back to its tilted slices. "
+                "Leave out the probabilities, or segment the slices as they are."
+            )
         plan, windows, dtype = self.card.plan, self.labeller.windows, self.labeller.dtype
         on_host, in_memory = self.device.type == "cpu", probabilities is True
         need = MemoryEstimate(self.card, opened, windows, dtype, on_host, self._parameters, in_memory)
         chunk = plan_chunks(need, self.max_memory)
+        opened = _questioned(opened, need)
         with memory_errors(f"segmenting on {self.device}"):
-            volume, grid = image_to_network(opened.channels, opened.geometry, plan, self.crop == "body", self.device)
+            volume, grid = image_to_network(*_for_network(opened), plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
             with probability_sink(probabilities, volume, grid, plan) as (sink, array):
                 labels = self.labeller.label(volume, grid, progress, sink, chunk)
             del volume
+            if opened.untilt:
+                labels = back(labels, opened.geometry.shape, opened.geometry.affine)
             segmented = time.perf_counter()
             voxel_ml = opened.geometry.voxel_ml
             room = None if self.max_memory is None else self.max_memory - resident_bytes()
+            # Rules in mL go by the size that the network was given, even if it is an assumption: so the label image is
+            # the same as for a file that states this size.
             cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels, room)
-            measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels))
+            measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels, opened.unstated))
             flags = scan_flags(opened.channels, plan.channels)
         measured = time.perf_counter()
         record = {
@@ -226,6 +243,7 @@ class Segmenter:
             "mirror_axes": list(windows.mirror_axes),
             "crop": plan.crop if self.crop == "none" else self.crop,
             "postprocessing": cleaned,
+            **_untilted(opened),
             "seconds": {
                 "read": round(read_seconds, 4),
                 "prepare": round(prepared - started, 4),
@@ -311,6 +329,30 @@ class Segmenter:
             # The error would keep everything alive that was in memory where it arose.
             _release_frames(error)
             return Outcome(scan, error=error)
+
+
+def _questioned(scan: Scan, need: MemoryEstimate) -> Scan:
+    """The scan with a warning, logged before the work begins, if it is resampled to an implausibly fine grid."""
+    warning = question_windows(need)
+    if warning is None:
+        return scan
+    # As information: the record shows it as a warning when the scan is done, or hours later.
+    logger.info("%s: %s", scan.source, warning)
+    return replace(scan, warnings=(*scan.warnings, warning))
+
+
+def _for_network(scan: Scan) -> tuple[Sequence[np.ndarray], Geometry]:
+    """The channels that go to network space and their grid: as stored, or upright if the scan asks for it."""
+    if not scan.untilt:
+        return scan.channels, scan.geometry
+    channels = [upright(channel, scan.geometry.affine)[0] for channel in scan.channels]
+    return channels, upright_geometry(scan.geometry)
+
+
+def _untilted(scan: Scan) -> dict[str, float]:
+    """What the record says of a scan that was made upright: by how many degrees."""
+    shear = find_shear(scan.geometry.affine) if scan.untilt else None
+    return {} if shear is None else {"untilted": round(shear.degrees, 3)}
 
 
 def _release_frames(error: BaseException | None) -> None:

@@ -272,7 +272,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
     training_cases, validation_cases = ranks.on_first_rank(partial(_preprocess, run, progress))
     config = run.config.training
     torch.manual_seed(run.settings.seed)
-    digest = sha256("\n".join(case.stem.name for case in training_cases).encode()).hexdigest()
+    digest = sha256("\n".join(case.stem.name for case in training_cases).encode(errors="surrogateescape")).hexdigest()
     with memory_errors(f"moving the network to {run.device}"):
         state = TrainingState(build_network(run.plan.network).to(run.device), config, ranks, digest)
     if has_checkpoint(run.folder / CHECKPOINT):

@@ -23,9 +23,11 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from volseg.errors import INTERRUPTED, SHOWN, DatasetError, OtherProcessError, ResourceError, VolsegError
 from volseg.progress import Progress
+from volseg.text import OneLine, printable
 
 LINE_SECONDS = 15.0
 # The width of tables in a file or a pipe, where rich would assume 80 columns and wrap them.
@@ -80,15 +82,16 @@ def progress_bar() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Bars(*columns, console=error_console) as bars:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: float, text: str) -> None:
+            shown = printable(text)
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=1.0, text=text)
-            bars.update(tasks[stage], completed=done, text=text)
+                tasks[stage] = bars.add_task(stage, total=1.0, text=shown)
+            bars.update(tasks[stage], completed=done, text=shown)
 
         yield show
 
@@ -96,9 +99,9 @@ def progress_bar() -> Iterator[Progress]:
 def show_error(error: object) -> None:
     """Print an error as one sentence on standard error, and the problems of a dataset as a table below it."""
     if not isinstance(error, DatasetError):
-        error_console.print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True)
+        error_console.print(Text.assemble(("Error:", "red"), " ", printable(error)), soft_wrap=True)
         return
-    error_console.print(f"[red]Error:[/red] {_escaped(error.heading)}", soft_wrap=True)
+    error_console.print(Text.assemble(("Error:", "red"), " ", printable(error.heading)), soft_wrap=True)
     error_console.print(_table(None, ("case", "problem", "found", "what to do"), error.problems[:SHOWN]))
     if len(error.problems) > SHOWN:
         error_console.print(f"and {len(error.problems) - SHOWN} more")
@@ -123,7 +126,12 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 
 
 def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
+    table = Table(
+        title=None if title is None else Text(printable(title)),
+        title_justify="left",
+        title_style="bold",
+        show_header=any(columns),
+    )
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -133,7 +141,7 @@ def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[An
 
 
 def show_line(text: str) -> None:
-    """Print one line of a command's result on standard output, without formatting."""
+    """Print a command's result on standard output, without formatting and as it is."""
     with _standard_output():
         sys.stdout.write(text + "\n")
 
@@ -178,7 +186,7 @@ def _report_error(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:
     """Print why a command ended early, in one sentence and with `as_json` as a document; return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         message = str(error) or "Interrupted. No unfinished files were left behind."
-        error_console.print(_escaped(message), soft_wrap=True)
+        error_console.print(Text(printable(message)), soft_wrap=True)
         if as_json:
             show_json({"error": message})
         return INTERRUPTED
@@ -190,14 +198,11 @@ def _report_error(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:
     return error.exit_code
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
+    """A value in a table; as text, which rich does not search for markup."""
     if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else _escaped(value)
-
-
-def _escaped(value: object) -> str:
-    return str(value).replace("[", r"\[")
+        return Text("-")
+    return Text(f"{value:.4g}" if isinstance(value, float) else printable(value))
 
 
 def _log_progress() -> Progress:
@@ -217,9 +222,10 @@ def _start_logging() -> None:
     """Log lines to standard error: coloured on a terminal, plain elsewhere."""
     if error_console.is_terminal:
         handler: logging.Handler = RichHandler(console=error_console, show_path=False, show_level=False)
+        handler.setFormatter(OneLine("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logger.handlers = [handler]
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)

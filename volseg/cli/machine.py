@@ -7,6 +7,7 @@ import typer
 
 from volseg.cli.app import Json, Overwrite, app, figure
 from volseg.cli.console import guarded, progress_bar, show_json, show_line, show_table
+from volseg.text import printable
 
 
 @app.command()
@@ -37,7 +38,7 @@ def demo(
     with progress_bar() as progress:
         outcome = run_demo(output, samples, overwrite, progress)
     show_table("Volumes of the segmented scans", ("case", "label", "mL", "reference mL", "Dice"), outcome.rows)
-    show_line(f"preview: {outcome.preview}")
+    show_line(f"preview: {printable(outcome.preview)}")
     show_line(f"best threshold baseline Dice: {figure(outcome.threshold_dice)}")
     show_line(f"mean foreground Dice: {figure(outcome.dice, 2)}")
     return 0

@@ -52,8 +52,9 @@ def plan(
 ) -> int:
     """Show the training plan for a dataset and the reason for each choice."""
     from volseg.api.train import plan_dataset
-    from volseg.files import write_text
+    from volseg.files import require_writable, write_text
 
+    require_writable([output] if output else [])
     text = plan_dataset(dataset, config, overrides or (), device)
     if output:
         write_text(output, text)

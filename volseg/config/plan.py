@@ -1,9 +1,9 @@
 """The plan: all choices made before training, and everything that prediction needs besides the weights."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from volseg.config.network import NetworkConfig
 from volseg.config.values import Axes, Frozen, Normalisation, Triple
@@ -88,6 +88,17 @@ class Resampling(Frozen):
     )
     separate_order: Literal[0, 1, 2, 3, 4, 5] = Field(0, description="spline order of the separate axis")
     anisotropy: float = Field(3.0, gt=0, description="spacing ratio above which 'anisotropic' applies")
+    nearest: Literal["scipy", "torch"] = Field(
+        "scipy", description="whose arithmetic at order 0 decides between two voxels that are equally near"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_default_rule(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Plans without the other rule stay as they were, and with them the keys of cached cases.
+        document: dict[str, Any] = handler(self)
+        if document.get("nearest") == "scipy":
+            del document["nearest"]
+        return document
 
 
 class Plan(Frozen):

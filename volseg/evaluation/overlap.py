@@ -5,7 +5,7 @@ The policy for empty masks, stated here once and followed everywhere:
 - A label absent from both images has no ratios: they are None, and the case is excluded from that label's means.
 - A label absent from only one image scores 0 in all four ratios, also where its own denominator is 0
   (the precision of an empty prediction, the recall of an empty reference).
-- Volumes are always numbers; those of an absent label are 0 ml.
+- Volumes are numbers, those of an absent label are 0 ml; they are None where the size of a voxel is unknown.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ class Overlap:
     iou: float | None
     precision: float | None
     recall: float | None
-    reference_ml: float
-    prediction_ml: float
-    volume_difference_ml: float
+    reference_ml: float | None
+    prediction_ml: float | None
+    volume_difference_ml: float | None
 
 
 POLICY = (
@@ -45,6 +45,8 @@ POLICY = (
     "absent from one of them, all its ratios are 0."
 )
 ABSENT = Overlap(None, None, None, None, 0.0, 0.0, 0.0)
+# A label absent from both images, whose size is unknown.
+ABSENT_UNSIZED = Overlap(None, None, None, None, None, None, None)
 MEASURES = tuple(field.name for field in fields(Overlap))
 
 
@@ -52,7 +54,7 @@ def label_overlaps(
     prediction: np.ndarray,
     reference: np.ndarray,
     values: Mapping[str, int | tuple[int, ...]],
-    voxel_ml: float,
+    voxel_ml: float | None,
     ignore: int | None = None,
 ) -> dict[str, Overlap]:
     """Compare two label images in one pass over the voxels, whatever the number of labels.
@@ -62,7 +64,7 @@ def label_overlaps(
         reference: integers (I, J, K), on the same grid.
         values: by name, the value of each label in the images, or all values of a region; regions may share values.
             Never 0. Voxels with other values count as background.
-        voxel_ml: volume of a voxel in millilitres.
+        voxel_ml: volume of a voxel in millilitres; None if it is unknown.
         ignore: value of ignored voxels in the reference; they are excluded from all measures, volumes included.
 
     Returns:
@@ -152,7 +154,7 @@ def _places(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[places] == labels, places, np.searchsorted(known, 0))
 
 
-def _overlap(counts: np.ndarray, mixed_overlap: int, voxel_ml: float) -> Overlap:
+def _overlap(counts: np.ndarray, mixed_overlap: int, voxel_ml: float | None) -> Overlap:
     """The measures of one label from its voxel counts.
 
     `counts`: in the prediction, in the reference, and in both with the same value; `mixed_overlap`: in both with two
@@ -161,13 +163,14 @@ def _overlap(counts: np.ndarray, mixed_overlap: int, voxel_ml: float) -> Overlap
     predicted, true, same = counts.tolist()
     both = same + mixed_overlap
     if predicted + true == 0:
-        return ABSENT
+        return ABSENT_UNSIZED if voxel_ml is None else ABSENT
+    volumes = [None if voxel_ml is None else voxels * voxel_ml for voxels in (true, predicted, predicted - true)]
     return Overlap(
         dice=2 * both / (predicted + true),
         iou=both / (predicted + true - both),
         precision=both / predicted if predicted else 0.0,
         recall=both / true if true else 0.0,
-        reference_ml=true * voxel_ml,
-        prediction_ml=predicted * voxel_ml,
-        volume_difference_ml=(predicted - true) * voxel_ml,
+        reference_ml=volumes[0],
+        prediction_ml=volumes[1],
+        volume_difference_ml=volumes[2],
     )

@@ -10,6 +10,7 @@ from volseg.config import read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import SUFFIXES, image_suffix, stem_of
 from volseg.errors import InputError
+from volseg.files import access_to
 from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ def match_pairs(predictions: Path, references: Path) -> Pairs:
     Raises:
         InputError: a missing path, two images with the same name, no image, or a prediction without a reference.
     """
-    if predictions.is_file() and references.is_file():
+    with access_to(predictions):
+        are_files = predictions.is_file() and references.is_file()
+    if are_files:
         _check_suffix(references)
         _check_suffix(predictions)
         return Pairs((Pair(stem_of(predictions), predictions, references),))
@@ -78,12 +81,13 @@ def read_labels_file(path: Path) -> LabelSet:
 
 def _images_by_name(path: Path) -> dict[str, Path]:
     """The image at `path`, or all images in that folder, by name without suffix."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Give a label image or a folder of label images.")
-    if path.is_file():
-        _check_suffix(path)
-        return {stem_of(path): path}
-    files = sorted(file for file in path.iterdir() if image_suffix(file) and not file.name.startswith("."))
+    with access_to(path):
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Give a label image or a folder of label images.")
+        if path.is_file():
+            _check_suffix(path)
+            return {stem_of(path): path}
+        files = sorted(file for file in path.iterdir() if image_suffix(file) and not file.name.startswith("."))
     if not files:
         raise InputError(f"{path} holds no label image. Known formats: {', '.join(SUFFIXES)}.")
     images: dict[str, Path] = {}

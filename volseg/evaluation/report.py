@@ -12,21 +12,32 @@ from typing import Any, NamedTuple, TypeAlias
 from volseg.data.io.reading import read_label
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
-from volseg.evaluation.overlap import ABSENT, MEASURES, POLICY, Overlap, label_overlaps, values_in
+from volseg.evaluation.overlap import (
+    ABSENT,
+    ABSENT_UNSIZED,
+    MEASURES,
+    POLICY,
+    Overlap,
+    label_overlaps,
+    values_in,
+)
 from volseg.evaluation.pairs import Pair, Pairs
-from volseg.files import write_json, write_text
-from volseg.text import first_few
+from volseg.files import require_writable, write_json, write_text
+from volseg.text import by_sentence, first_few
 
 # The measures of one label in one case, by name.
 Measures: TypeAlias = dict[str, float | None]
 
 
 class _Compared(NamedTuple):
-    """One case: its measures by label, and the values in its two images that belong to no label."""
+    """One case: its measures by label, the values in its two images that belong to no label, the warnings of reading
+    them, and whether they state their size."""
 
     measures: dict[str, Measures]
     unnamed_predicted: set[int]
     unnamed_true: set[int]
+    warnings: tuple[str, ...]
+    is_sized: bool
 
 
 def evaluate_pairs(
@@ -48,8 +59,8 @@ def evaluate_pairs(
             threads.
 
     Returns:
-        The document of `summarise`, and "warnings": signs that the given labels do not fit the images, one sentence
-        each.
+        The document of `summarise`, and "warnings": assumptions made when reading the images, and signs that the given
+        labels do not fit them, one sentence each. Volumes of a case are None if an image does not state its size.
 
     Raises:
         InputError: an image cannot be read; the cases after it are not compared.
@@ -62,10 +73,15 @@ def evaluate_pairs(
         found = list(pool.map(lambda pair: _compare(pair, labels, ignore, metrics), pairs.matched))
     names = labels or sorted({name for one in found for name in one.measures}, key=_value_of)
     compared = {pair.name: one for pair, one in zip(pairs.matched, found, strict=True)}
-    absent = {**asdict(ABSENT), **dict.fromkeys(metrics)}
-    cases = {case: {name: one.measures.get(name, absent) for name in names} for case, one in compared.items()}
+    absent = {
+        sized: {**asdict(ABSENT if sized else ABSENT_UNSIZED), **dict.fromkeys(metrics)} for sized in (True, False)
+    }
+    cases = {
+        case: {name: one.measures.get(name, absent[one.is_sized]) for name in names} for case, one in compared.items()
+    }
     document = summarise(cases, pairs.unmatched_references)
     warnings = [
+        *by_sentence({case: one.warnings for case, one in compared.items()}),
         *_unnamed("predictions", {case: one.unnamed_predicted for case, one in compared.items()}),
         *_unnamed("references", {case: one.unnamed_true for case, one in compared.items()}),
         *_absent([name for name, mean in document["mean"]["labels"].items() if mean["cases"] == 0]),
@@ -127,6 +143,7 @@ def check_report_name(path: Path) -> None:
     """Reject a file name that `write_report` cannot write to."""
     if path.suffix != ".json":
         raise UsageError(f"A report is written to NAME.json and NAME.csv, found {path}. Give a name ending in .json.")
+    require_writable([path, path.with_suffix(".csv")])
 
 
 def _compare(
@@ -141,12 +158,15 @@ def _compare(
     true, predicted = reference.channels[0], prediction.channels[0]
     in_true, in_predicted = values_in(true), values_in(predicted)
     values = labels or {f"label_{value}": value for value in in_true | in_predicted}
-    measures = as_measures(label_overlaps(predicted, true, values, reference.geometry.voxel_ml, ignore))
+    unstated = reference.unstated or prediction.unstated
+    voxel_ml = None if unstated else reference.geometry.voxel_ml
+    measures = as_measures(label_overlaps(predicted, true, values, voxel_ml, ignore))
     if metrics:
         custom = metric_values(metrics, predicted, true, values, reference.geometry.spacing_mm, pair.name, ignore)
         measures = {label: {**built_in, **custom[label]} for label, built_in in measures.items()}
     known = {one for value in values.values() for one in ((value,) if isinstance(value, int) else value)} | {ignore}
-    return _Compared(measures, in_predicted - known, in_true - known)
+    warnings = tuple(dict.fromkeys((*reference.warnings, *prediction.warnings)))
+    return _Compared(measures, in_predicted - known, in_true - known, warnings, not unstated)
 
 
 def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:

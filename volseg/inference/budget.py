@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from volseg.config import NetworkConfig, Plan, Triple
-from volseg.data.grid.geometry import map_to_network
+from volseg.data.grid.geometry import Geometry, map_to_network
+from volseg.data.grid.shear import upright_geometry
 from volseg.data.io.reading import Scan
 from volseg.device import free_gpu_memory, machine_memory_gb
 from volseg.errors import InputError, UsageError
-from volseg.inference.windows import Windows
+from volseg.inference.windows import Windows, window_count
 from volseg.modelfile import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ SLAB_LOGITS_PER_VOXEL = 4
 PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
 # Up to this size of a window's feature maps, CPU cores lose more time waiting for each other than sharing one saves.
 SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
+# From so many windows on, and so many voxels in network space for each of the scan, the voxel size is questioned.
+MANY_WINDOWS, MANY_VOXELS = 1000, 20
 # Fragmentation of memory that is kept for reuse, as a factor; see `volseg.networks.cpu.malloc`.
 HOLES = 1.5
 
@@ -75,7 +78,18 @@ class MemoryEstimate:
     @property
     def grid(self) -> Triple:
         """(D, H, W) of the scan in network space; a crop can only make it smaller."""
-        return map_to_network(self.scan.geometry, self.card.plan).shape
+        return map_to_network(self.geometry, self.card.plan).shape
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid that goes to network space: the scan's own, or its upright one."""
+        return upright_geometry(self.scan.geometry) if self.scan.untilt else self.scan.geometry
+
+    @property
+    def window_count(self) -> int:
+        """Number of windows; a crop can only make it smaller."""
+        patch, overlap = self.windows.patch_size, self.windows.overlap
+        return math.prod(window_count(size, one, overlap) for size, one in zip(self.grid, patch, strict=True))
 
     @property
     def probability_bytes(self) -> int:
@@ -90,13 +104,15 @@ class MemoryEstimate:
     def parts(self, chunk: ChunkSize) -> dict[str, int]:
         """Bytes needed on top of the scan at the peak of each stage."""
         plan = self.card.plan
-        voxels = math.prod(self.scan.geometry.shape)
+        voxels = math.prod(self.geometry.shape)
         volume = self.volume_bytes
-        labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2)
+        upright = 4 * len(plan.channels) * voxels * self.scan.untilt
+        # The labels of an upright grid are in memory with those of the slices for a moment.
+        labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2) * (1 + self.scan.untilt)
         kept = labels + self.probability_bytes
         mask = voxels if any(channel.normalisation == "zscore_nonzero" for channel in plan.channels) else 0
         return {
-            "preprocessing": volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
+            "preprocessing": upright + volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
             "windows and labels": volume + kept + self._windows(sorted(self.grid, reverse=True), chunk),
             "measuring labels": kept + MEASURE_BYTES * min(chunk.voxels, voxels),
             # Some formats are written from a copy, and read back.
@@ -176,6 +192,26 @@ def plan_chunks(need: MemoryEstimate, limit: int | None) -> ChunkSize:
     )
 
 
+def question_windows(need: MemoryEstimate) -> str | None:
+    """A warning about a scan that is resampled to so fine a grid that its voxel size may be wrong; None if it is not.
+
+    A window is about as large as a training scan or smaller. Scans of many windows are usual where their own voxels are
+    as fine; thousands of windows between few voxels come from a wrong unit, and take hours.
+    """
+    windows = need.window_count
+    if windows < MANY_WINDOWS or math.prod(need.grid) < MANY_VOXELS * math.prod(need.geometry.shape):
+        return None
+    return f"{_fine_grid(need)}, {windows:,} windows. Check that the voxel size of the scan is in millimetres."
+
+
+def _fine_grid(need: MemoryEstimate) -> str:
+    """The voxel sizes of the scan and the model, and the grid that follows from them."""
+    spacings = need.geometry.spacing_mm, need.card.plan.spacing_mm
+    sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings)
+    grid = " x ".join(map(str, need.grid))
+    return f"The scan has voxels of {sizes} mm, and the model works at {wanted} mm: that makes {grid} voxels"
+
+
 def _require_machine(need: MemoryEstimate) -> None:
     """Reject what exceeds the memory of the machine: probabilities, or a scan with a wrong voxel size (unit)."""
     needed, total, probabilities = need.volume_bytes / GIB, machine_memory_gb(), need.probability_bytes / GIB
@@ -185,12 +221,9 @@ def _require_machine(need: MemoryEstimate) -> None:
             f"{total:,.1f}. Write them to a file: probabilities='NAME.npy'."
         )
     if needed > total:
-        spacings = need.scan.geometry.spacing_mm, need.card.plan.spacing_mm
-        sizes, wanted = (" x ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings)
         raise InputError(
-            f"{need.scan.source} has voxels of {sizes} mm, and the model works at {wanted} mm: that makes "
-            f"{' x '.join(map(str, need.grid))} voxels, {needed:,.0f} GiB, but this machine has {total:,.0f}. "
-            "Check that the voxel size of the scan is in millimetres."
+            f"{need.scan.source}: {_fine_grid(need)}, {need.window_count:,} windows and {needed:,.0f} GiB, but this "
+            f"machine has {total:,.0f} GiB. Check that the voxel size of the scan is in millimetres."
         )
 
 

@@ -19,12 +19,14 @@ class Target:
         decide: the class at each voxel: `winner`, or `last_present` for overlapping regions.
         nearest_axis: axis of the volume (0, 1, 2) that is resampled by nearest neighbour; the others are linear.
         sink: also called with the logits on that grid, in stream order.
+        rule: of the nearest neighbour, see `volseg.data.grid.resample.nearest_index`.
     """
 
     shape: Triple
     decide: Decide = winner
     nearest_axis: int | None = None
     sink: Sink | None = None
+    rule: str = "scipy"
 
 
 @torch.no_grad()
@@ -52,4 +54,5 @@ def segment(volume: torch.Tensor, engine: Engine, target: Target) -> Iterator[tu
         decide=target.decide,
         nearest_axis=None if target.nearest_axis is None else order.index(target.nearest_axis),
         sink=target.sink,
+        rule=target.rule,
     )

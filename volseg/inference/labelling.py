@@ -84,7 +84,8 @@ class Labeller:
         slab_logits = SLAB_LOGITS_PER_VOXEL * chunk.voxels
         engine = Engine(predictor, self.windows, self.device, slab_logits, _by_window(progress))
         decide = last_present if self.plan.regions else winner
-        target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink)
+        rule = self.plan.logits_resampling.nearest
+        target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule)
         volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
         with torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
             for first, planes in segment(volume, engine, target):

@@ -42,7 +42,7 @@ class LabelQuality:
 
 
 def measure(
-    labels: np.ndarray, table: Sequence[Label], voxel_ml: float, slab_voxels: int = SLAB_VOXELS
+    labels: np.ndarray, table: Sequence[Label], voxel_ml: float, slab_voxels: int = SLAB_VOXELS, unstated: str = ""
 ) -> list[LabelQuality]:
     """Volume and flags of every label in `table`, in its order.
 
@@ -51,16 +51,16 @@ def measure(
         table: the labels to report, including absent ones; regions are measured with all their parts.
         voxel_ml: volume of a voxel in millilitres.
         slab_voxels: voxels per slab.
+        unstated: why the size of a voxel is unknown, whatever `voxel_ml` is: then there are no volumes, and no flags
+            about volumes; empty if it is known.
     """
     # `take` would first copy an image whose planes are not contiguous.
     faces = [np.moveaxis(labels, axis, 0)[side] for axis in range(3) for side in (0, -1)]
     border = {value for face in faces for value in np.unique(face).tolist()}
     if not any(label.parts for label in table):
         voxels, second = count_components(labels, slab_voxels)
-        return [
-            _quality(label, int(voxels[label.value]), int(second[label.value]), label.value in border, voxel_ml)
-            for label in table
-        ]
+        counts = [(int(voxels[one.value]), int(second[one.value]), one.value in border) for one in table]
+        return [_quality(label, *count, voxel_ml, unstated) for label, count in zip(table, counts, strict=True)]
     found = []
     for label in table:
         # Regions share voxels, so each is counted by itself.
@@ -68,7 +68,8 @@ def measure(
         member = np.zeros(1 << 16, np.uint8)
         member[list(parts)] = 1
         voxels, second = count_components(labels, slab_voxels, member)
-        found.append(_quality(label, int(voxels[1]), int(second[1]), not border.isdisjoint(parts), voxel_ml))
+        at_border = not border.isdisjoint(parts)
+        found.append(_quality(label, int(voxels[1]), int(second[1]), at_border, voxel_ml, unstated))
     return found
 
 
@@ -134,16 +135,18 @@ def _two_largest(components: np.ndarray) -> np.ndarray:
     return np.stack([values[keeps], sizes[keeps]])
 
 
-def _quality(label: Label, voxels: int, second: int, at_border: bool, voxel_ml: float) -> LabelQuality:
+def _quality(label: Label, voxels: int, second: int, at_border: bool, voxel_ml: float, unstated: str) -> LabelQuality:
     """The numbers and flags of one label."""
     if voxels == 0:
-        return LabelQuality(label.name, label.value, 0, None, "no voxel was given this label", ("empty",))
+        reason = unstated or "no voxel was given this label"
+        return LabelQuality(label.name, label.value, 0, None, reason, ("empty",))
     volume_ml = voxels * voxel_ml
     low, high = label.volume_ml_range or (0.0, np.inf)
     raised: dict[LabelFlag, bool] = {
         "touches_border": at_border,
         "several_components": second >= COMPONENT_FRACTION * voxels,
-        "volume_outside_training_range": not low <= volume_ml <= high,
+        "volume_outside_training_range": not unstated and not low <= volume_ml <= high,
     }
     flags = tuple(flag for flag, is_raised in raised.items() if is_raised)
-    return LabelQuality(label.name, label.value, voxels, volume_ml, None, flags)
+    stated = None if unstated else volume_ml
+    return LabelQuality(label.name, label.value, voxels, stated, unstated or None, flags)

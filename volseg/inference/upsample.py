@@ -34,6 +34,7 @@ def label_slabs(
     decide: Decide | None = None,
     nearest_axis: int | None = None,
     sink: Sink | None = None,
+    rule: str = "scipy",
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Resample logits to another grid and decide the classes there, a few planes at a time.
 
@@ -45,6 +46,7 @@ def label_slabs(
             `last_present`.
         nearest_axis: 0, 1 or 2 for nearest neighbour along that axis; the others are linear.
         sink: also called with the interpolated logits, which are then computed everywhere.
+        rule: of the nearest neighbour, see `volseg.data.grid.resample.nearest_index`.
 
     Yields:
         Index of the first target plane, and classes (planes, rows, columns), uint8 up to 254 classes and int16 above;
@@ -53,7 +55,7 @@ def label_slabs(
     stream = iter(slabs)
     first_slab = next(stream)
     classes, device = first_slab[1].shape[0], first_slab[1].device
-    stencils = [_stencil(source[axis], target[axis], axis == nearest_axis) for axis in range(3)]
+    stencils = [_stencil(source[axis], target[axis], rule if axis == nearest_axis else None) for axis in range(3)]
     layers = _layers(stencils[0])
     voxels = BLOCK_LOGITS.get(device.type, BLOCK_LOGITS["cpu"]) // max(classes, 8)
     blocks = _blocks(stencils[1], stencils[2], voxels, device)
@@ -235,11 +237,11 @@ def _gather(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor
     return values.flatten(0, 1).index_select(1, index).reshape(*values.shape[:2], -1)
 
 
-def _stencil(source: int, target: int, nearest: bool) -> _Stencil:
-    """The interpolation of one axis, on the CPU."""
+def _stencil(source: int, target: int, nearest: str | None) -> _Stencil:
+    """The interpolation of one axis, on the CPU: linear, or by a rule of `nearest_index`."""
     device = torch.device("cpu")
     if nearest:
-        index = nearest_index(source, target, device)
+        index = nearest_index(source, target, device, nearest)
         return _Stencil(index, index, torch.zeros(target))
     lower, upper, weight = linear_stencil(source, target, device)
     # A neighbour of weight 0 does not count in the agreement.

@@ -70,6 +70,16 @@ def check_overlap(overlap: float) -> None:
         raise UsageError(f"The overlap is {overlap}, expected 0 to <1. The default is 0.5.")
 
 
+def window_count(size: int, patch: int, overlap: float) -> int:
+    """The number of `window_starts`."""
+    if size <= patch:
+        return 1
+    # The same floating-point product as in nnU-Net, rounded up, so that both choose the same grid.
+    count = math.ceil((size - patch) / (patch * (1.0 - overlap))) + 1
+    # An overlap so high that steps are below a voxel would only repeat windows.
+    return min(count, size - patch + 1)
+
+
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     """First voxels of evenly spaced windows over `size` voxels, as in nnU-Net.
 
@@ -78,10 +88,7 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     """
     if size <= patch:
         return [-((patch - size) // 2)]
-    # The same floating-point product as in nnU-Net, rounded up, so that both choose the same grid.
-    count = math.ceil((size - patch) / (patch * (1.0 - overlap))) + 1
-    # An overlap so high that steps are below a voxel would only repeat windows.
-    count = min(count, size - patch + 1)
+    count = window_count(size, patch, overlap)
     step = (size - patch) / (count - 1)
     return [round(step * index) for index in range(count)]
 

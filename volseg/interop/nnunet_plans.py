@@ -253,19 +253,25 @@ def _regions(regions: Mapping[str, tuple[int, ...]], order: tuple[int, ...]) -> 
 
 def _resampling(function: str, arguments: dict[str, Any]) -> Resampling:
     """The resampling that one of nnU-Net's functions does with its arguments."""
-    source = f"The arguments of {function} in plans.json"
+    source, nearest = f"The arguments of {function} in plans.json", "scipy"
     if function == "resample_data_or_seg_to_shape":
         array = checked(ArrayResampling, arguments, source, InputError)
         order, order_z, force = array.order, array.order_z, array.force_separate_z
         threshold = array.separate_z_anisotropy_threshold
     elif function == "resample_torch_fornnunet":
         torch = checked(TorchResampling, arguments, source, InputError)
-        order, order_z, force = 1, 0, torch.force_separate_z
+        order, order_z, force, nearest = 1, 0, torch.force_separate_z, "torch"
         threshold = torch.separate_z_anisotropy_threshold
     else:
         known = "resample_data_or_seg_to_shape and resample_torch_fornnunet"
         _reject("The resampling function", function, known)
-    values = {"order": order, "separate": SEPARATE[force], "separate_order": order_z, "anisotropy": threshold}
+    values = {
+        "order": order,
+        "separate": SEPARATE[force],
+        "separate_order": order_z,
+        "anisotropy": threshold,
+        "nearest": nearest,
+    }
     return checked(Resampling, values, source, InputError)
 
 

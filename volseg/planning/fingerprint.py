@@ -27,7 +27,7 @@ from volseg.data.grid.intensities import as_exact_float
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, whole_file
-from volseg.text import first_few
+from volseg.text import by_sentence, first_few
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class CaseFingerprint:
         name: of the case.
         shape: voxels along R, A, S.
         spacing_mm: along R, A, S.
-        volumes_ml: of each label or region, 0 where it is absent.
+        volumes_ml: of each label or region, 0 where it is absent; see `unstated`.
         offsets: per label that is present: its centroid minus the centroid of the whole foreground along R, A, S, as a
             fraction of the edge of the foreground's bounding box.
         contrasts: per label that is present, and per channel: standardised mean difference between the label and the
@@ -58,6 +58,8 @@ class CaseFingerprint:
         means: per channel, mean intensity of the whole scan.
         samples: (C, n) intensities of up to 10 000 foreground voxels, sampled at random; float32, or float64 for a
             large offset.
+        warnings: assumptions made when its files were read, one sentence each.
+        unstated: why spacings and volumes are assumptions, see `volseg.data.io.reading.Scan`; empty if they are not.
     """
 
     name: str
@@ -68,6 +70,8 @@ class CaseFingerprint:
     contrasts: dict[str, tuple[float, ...]]
     means: tuple[float, ...]
     samples: np.ndarray
+    warnings: tuple[str, ...] = ()
+    unstated: str = ""
 
     @property
     def scan_ml(self) -> float:
@@ -101,10 +105,15 @@ class Fingerprint:
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelFingerprint, ...]
 
-    def volume_ml_range(self, label: str) -> tuple[float, float]:
-        """Smallest and largest volume of a label over the cases, mL."""
-        volumes = [case.volumes_ml[label] for case in self.cases]
-        return min(volumes), max(volumes)
+    def volume_ml_range(self, label: str) -> tuple[float, float] | None:
+        """Smallest and largest volume of a label over the cases that state their size, mL; None if none does."""
+        volumes = [case.volumes_ml[label] for case in self.cases if not case.unstated]
+        return (min(volumes), max(volumes)) if volumes else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings of all cases, each once, with the number of cases and the names of the first few."""
+        return by_sentence({case.name: case.warnings for case in self.cases})
 
 
 class _CaseCheck(NamedTuple):
@@ -118,7 +127,7 @@ class _CaseCheck(NamedTuple):
 def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint:
     """Read and measure every case once; only a few scans are in memory at a time.
 
-    Cases without a foreground voxel are used, with a warning in the log.
+    Cases without a foreground voxel are used, with a warning in the log, where the warnings of reading are too.
 
     Args:
         dataset: the cases.
@@ -144,7 +153,10 @@ def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint
     if empty:
         logger.warning("%d of %d cases have no foreground voxel: %s.", len(empty), len(measured), first_few(empty))
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))
-    return Fingerprint(tuple(measured), tuple(channels))
+    fingerprint = Fingerprint(tuple(measured), tuple(channels))
+    for warning in fingerprint.warnings:
+        logger.warning("%s", warning)
+    return fingerprint
 
 
 def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _CaseCheck:
@@ -157,7 +169,7 @@ def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _Ca
             return cached
         scan = read_channels(case.images, len(dataset.channels))
         digest = voxel_digest(scan)
-        label = read_label(case.label, like=scan.geometry, known=known).channels[0]
+        label = read_label(case.label, like=scan.geometry, known=known)
     except InputError as error:
         first = Problem(case.name, error.problem, error.found, error.remedy or "fix it, or remove the case")
         return _CaseCheck(None, case_problems(case, len(dataset.channels), known) or [first], digest)
@@ -196,12 +208,13 @@ def _read_cached(file: Path) -> _CaseCheck | None:
     return _CaseCheck(CaseFingerprint(samples=samples, **facts), [], digest)
 
 
-def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, label: np.ndarray) -> CaseFingerprint:
+def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, reference: Scan) -> CaseFingerprint:
     """The measurements of a case."""
+    label = reference.channels[0]
     order, _ = ras_order(scan.geometry.affine)
     foreground = label != 0 if dataset.labels.ignore is None else (label != 0) & (label != dataset.labels.ignore)
     # Seeded by the name, so that the sample does not depend on the other cases.
-    rng = np.random.default_rng(list(case.name.encode()))
+    rng = np.random.default_rng(list(os.fsencode(case.name)))
     sampled = np.unravel_index(rng.permutation(np.flatnonzero(foreground))[:SAMPLES_PER_CASE], label.shape)
     stored = dataset.labels.stored
     counts = _per_value(label, max(dataset.labels.known) + 1)
@@ -214,7 +227,15 @@ def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, label: n
         contrasts=_contrasts(label, counts, scan, dataset.labels),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
         samples=np.stack([as_exact_float(channel[sampled]) for channel in scan.channels]),
+        warnings=_warnings(scan, reference),
+        unstated=scan.unstated,
     )
+
+
+def _warnings(scan: Scan, reference: Scan) -> tuple[str, ...]:
+    """The warnings of reading a case; those that only its label image has say so."""
+    others = [f"Label image: {one}" for one in reference.warnings if one not in scan.warnings]
+    return (*scan.warnings, *others)
 
 
 def _contrasts(label: np.ndarray, counts: np.ndarray, scan: Scan, labels: LabelSet) -> dict[str, tuple[float, ...]]:

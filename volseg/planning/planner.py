@@ -248,12 +248,15 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
             name=name,
             value=value,
             parts=dataset.labels.parts.get(name, ()),
-            volume_ml_range=_outward(fingerprint.volume_ml_range(name)),
+            volume_ml_range=(found := fingerprint.volume_ml_range(name)) and _outward(found),
         )
         for name, value in dataset.labels.values.items()
     ]
     empty = sum(not case.offsets for case in fingerprint.cases)
     reason = "volume_ml_range: smallest and largest volume in the references"
+    unstated = sum(bool(case.unstated) for case in fingerprint.cases)
+    if unstated:
+        reason += f", without {unstated} of {len(fingerprint.cases)} cases that do not state their size in mm"
     if empty:
         reason += f"; {empty} of {len(fingerprint.cases)} cases have no foreground voxel"
     if dataset.labels.parts:

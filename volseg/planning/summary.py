@@ -8,7 +8,7 @@ from volseg.planning.fingerprint import Fingerprint
 
 
 def summary(fingerprint: Fingerprint) -> Iterator[str]:
-    """Lines on shapes, spacings, foreground intensities, and the volume and contrast of each label."""
+    """Lines on shapes, spacings, foreground intensities, the volume and contrast of each label, and warnings."""
     cases = fingerprint.cases
     yield f"{len(cases)} cases, along R x A x S:"
     yield f"  voxels      {_median_and_range(np.array([case.shape for case in cases]), '{:.0f}'.format)}"
@@ -21,6 +21,8 @@ def summary(fingerprint: Fingerprint) -> Iterator[str]:
         )
     for name in cases[0].volumes_ml:
         yield f"label {name}: {_label(fingerprint, name)}"
+    for warning in fingerprint.warnings:
+        yield f"warning: {warning}"
 
 
 def _label(fingerprint: Fingerprint, name: str) -> str:
@@ -29,12 +31,10 @@ def _label(fingerprint: Fingerprint, name: str) -> str:
     present = [case for case in cases if case.volumes_ml[name]]
     if not present:
         return "in no case"
-    volumes = [case.volumes_ml[name] for case in present]
+    volumes = [case.volumes_ml[name] for case in present if not case.unstated]
+    median = f"median {np.median(volumes):.4g} mL" if volumes else "volume unknown"
     fractions = [case.volumes_ml[name] / case.scan_ml for case in present]
-    text = (
-        f"in {len(present)} of {len(cases)} cases, median {np.median(volumes):.4g} mL, "
-        f"{100 * np.median(fractions):.2g} % of the scan"
-    )
+    text = f"in {len(present)} of {len(cases)} cases, {median}, {100 * np.median(fractions):.2g} % of the scan"
     contrasts = np.array([case.contrasts[name] for case in present if name in case.contrasts])
     if not len(contrasts):
         return text

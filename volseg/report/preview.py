@@ -61,6 +61,7 @@ def save_preview(
     path: Path,
     title: str = "",
     reference: np.ndarray | None = None,
+    is_size_known: bool = True,
 ) -> None:
     """Write a PNG of an axial, a coronal and a sagittal slice with label overlays.
 
@@ -75,6 +76,8 @@ def save_preview(
         path: the PNG, written whole or not at all.
         title: a line above; the image contains no other text about the scan.
         reference: (I, J, K), integers; drawn as dashed outlines for comparison.
+        is_size_known: whether the spacing of `geometry` is in millimetres; otherwise there are neither volumes nor a
+            scale bar.
 
     Raises:
         GridError: the shape of an array differs from that of `geometry`.
@@ -102,8 +105,8 @@ def save_preview(
         if reference is not None:
             _draw_outlines(axes, _slice(reference, plane, centre), shown, colours, "dashed")
         axes.set(xlim=(0, cut.shape[1]), ylim=(0, cut.shape[0]))
-    page.legend(shown, voxels * geometry.voxel_ml, colours)
-    page.footer("dashed: reference; " if reference is not None else "")
+    page.legend(shown, voxels * geometry.voxel_ml, colours, is_size_known)
+    page.footer("dashed: reference; " if reference is not None else "", is_size_known)
     with whole_file(path) as temporary:
         save_figure(page.figure, temporary, dpi=_DPI, facecolor=_PAGE)
 
@@ -249,7 +252,9 @@ class _Page:
             cell_left += cell + 2 * _GAP
         return made
 
-    def legend(self, shown: Sequence[Label], volumes_ml: np.ndarray, colours: np.ndarray) -> None:
+    def legend(
+        self, shown: Sequence[Label], volumes_ml: np.ndarray, colours: np.ndarray, is_size_known: bool = True
+    ) -> None:
         """Colours, names and volumes; the largest labels if not all fit."""
         named = list(range(len(shown)))
         if len(named) > self.rows * self.columns:
@@ -264,15 +269,19 @@ class _Page:
             name = shown[index].name
             name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
             self._block(left, y, 0.2, 0.15, colours[index])
-            self._text(left + 0.3, y, f"{name}  {_volume_text(volumes_ml[index])} mL")
+            volume = _volume_text(volumes_ml[index]) if is_size_known else "-"
+            self._text(left + 0.3, y, f"{name}  {volume} mL")
 
-    def footer(self, note: str) -> None:
+    def footer(self, note: str, is_size_known: bool) -> None:
         """The scale bar, `note`, and the orientation of the image."""
         y = _GAP / 2 + _LINE / 2
-        bar_mm = next((length for length in (100, 50, 10) if length * self.inches_per_mm <= self.width / 4), 1)
-        bar = bar_mm * self.inches_per_mm
-        self._block(_GAP, y, bar, 0.05, _INK)
-        self._text(_GAP + bar + 0.1, y, f"{bar_mm} mm", fontsize=10)
+        if is_size_known:
+            bar_mm = next((length for length in (100, 50, 10) if length * self.inches_per_mm <= self.width / 4), 1)
+            bar = bar_mm * self.inches_per_mm
+            self._block(_GAP, y, bar, 0.05, _INK)
+            self._text(_GAP + bar + 0.1, y, f"{bar_mm} mm", fontsize=10)
+        else:
+            self._text(_GAP, y, "size in mm unknown", fontsize=10)
         note = f"{note}radiological view: patient right is on the left"
         self._text(self.width - _GAP, y, note, ha="right", fontsize=10, color=_FAINT)
 

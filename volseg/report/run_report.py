@@ -22,6 +22,7 @@ from volseg.config import ComponentRule, rules_in_words
 from volseg.files import read_json_lines, write_text
 from volseg.report.colours import colour_at
 from volseg.report.save_figure import save_figure
+from volseg.text import printable
 
 _POINTS = 1500  # of a curve; more would not be visible
 _SMOOTHED_OVER = 40  # the loss is averaged over 1/40 of the run
@@ -63,7 +64,7 @@ def write_run_report(run: Path) -> None:
     """
     records = read_json_lines(run / "metrics.jsonl")
     validation = _read_json(run / "validation.json")
-    name = escape(run.resolve().name)
+    name = escape(printable(run.resolve().name))
     parts = [
         f"<h1>{name}</h1>",
         _headline(records, validation),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.progress import Progress
+from volseg.text import OneLine
 from volseg.training.metrics_log import MetricsLog
 from volseg.training.run_folder import CHECKPOINT
 from volseg.training.state import TrainingState
@@ -71,8 +72,8 @@ def run_log(folder: Path, first: bool) -> Iterator[None]:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("volseg")
     if package.level == logging.NOTSET:
         package.setLevel(logging.INFO)

@@ -1,13 +1,14 @@
 """The metrics of a run: metrics.jsonl, one line per step, and the same values as TensorBoard events."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from volseg.errors import ResourceError
-from volseg.files import read_json_lines, write_text
+from volseg.files import read_json_lines, utf8_path, write_text
 
 
 class MetricsLog:
@@ -23,7 +24,9 @@ class MetricsLog:
         kept = [record for record in read_json_lines(path) if record["step"] <= step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held open for the run
-        self._events = SummaryWriter(run, purge_step=step + 1)
+        self._links = ExitStack()
+        # TensorBoard opens its file by name for every few records.
+        self._events = SummaryWriter(self._links.enter_context(utf8_path(run)), purge_step=step + 1)
 
     def append(self, record: dict[str, Any]) -> None:
         """Append the record of one step and flush it, so that other programs can follow the run.
@@ -44,3 +47,4 @@ class MetricsLog:
         """Flush and close both files."""
         self._lines.close()
         self._events.close()
+        self._links.close()

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.errors import ResourceError, UsageError
-from volseg.files import LEFTOVERS, write_text
+from volseg.files import LEFTOVERS, require_writable, write_text
 from volseg.text import first_few
 from volseg.training.schedule import Budget
 
@@ -100,7 +101,7 @@ def configure_run(
 
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run folder."""
-    return (folder / MARK).exists()
+    return os.path.exists(folder / MARK)
 
 
 @contextmanager
@@ -166,9 +167,10 @@ def _resumed_settings(settings_file: Path, given: dict[str, Any]) -> RunSettings
 
 
 def _check_free(run: Path, resume: bool, overwrite: bool) -> None:
-    """Reject a folder that holds anything but a run, and a run unless it may be replaced."""
-    if run.exists() and not run.is_dir():
+    """Reject a folder that holds anything but a run or cannot be written to, and a run unless it may be replaced."""
+    if os.path.exists(run) and not run.is_dir():
         raise UsageError(f"{run} is a file. Give the name of a folder.")
+    require_writable([run / "model.safetensors"])
     there = {path.name for path in run.iterdir() if not path.match(LEFTOVERS)} if run.exists() else set()
     there.discard(LOCK)
     # A run that was killed while it started has its configuration and no more.

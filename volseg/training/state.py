@@ -17,6 +17,7 @@ from torch import nn
 
 from volseg.config import TrainingConfig
 from volseg.errors import InputError
+from volseg.files import utf8_path
 from volseg.modelfile import save_tensors
 from volseg.training.optimisers import Muon
 from volseg.training.ranks import SINGLE_PROCESS, Ranks
@@ -91,7 +92,8 @@ class TrainingState:
                 raise ValueError("it was written by a volseg version with another optimiser")
             if progress.get("data", self.data) != self.data:
                 raise ValueError("the training cases have changed since")
-            tensors = load_file(path)
+            with utf8_path(path) as readable:
+                tensors = load_file(readable)
             self.network.load_state_dict(_without_prefix(tensors, NETWORK))
             self.ema.load_state_dict(_without_prefix(tensors, EMA))
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:

@@ -137,6 +137,20 @@ def test_a_case_with_a_missing_file_is_preprocessed_again(cases, folder, part):
     assert lost.read_bytes() == content
 
 
+def test_an_entry_of_another_format_is_written_again_under_the_same_key(cases, folder):
+    """Checkpoints of older runs know their cases by the key."""
+    first = cache_cases(cases, small_plan(), folder)
+    document = first[1].stem.with_name(f"{first[1].stem.name}.json")
+    content = document.read_text()
+    image = first[1].stem.with_name(f"{first[1].stem.name}.image.b2nd")
+    right = image.read_bytes()
+    document.write_text(content.replace(f'"format": {cache.FORMAT}', f'"format": {cache.FORMAT - 1}'))
+    image.write_bytes(b"another")
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert document.read_text() == content
+    assert image.read_bytes() == right
+
+
 def test_an_interrupted_run_leaves_only_whole_files_and_resumes(cases, folder, monkeypatch):
     def interrupted(path, document):
         raise KeyboardInterrupt

@@ -45,11 +45,38 @@ def test_nearest_takes_the_nearest_centre_and_the_upper_of_two(source, target):
         assert chosen == tied[-1] or (len(tied) == 2 and math.log2(target) % 1 and chosen == tied[0])
 
 
-@given(st.integers(1, 200), st.integers(1, 200))
-def test_nearest_agrees_with_scipy_including_ties(source, target):
-    place = source / target * (np.arange(target) + 0.5) - 0.5
-    expected = ndimage.map_coordinates(np.arange(float(source)), place[None], order=0, mode="nearest")
-    assert nearest_index(source, target, CPU).tolist() == expected.tolist()
+def test_nearest_agrees_with_scipy_for_all_sizes_including_ties():
+    """`map_coordinates` at the positions that nnU-Net computes, in its order of operations."""
+    for source in range(1, 201):
+        for target in range(1, 201):
+            place = source / target * (np.arange(target) + 0.5) - 0.5
+            expected = ndimage.map_coordinates(np.arange(float(source)), place[None], order=0, mode="nearest")
+            assert nearest_index(source, target, CPU).tolist() == expected.tolist(), (source, target)
+
+
+def test_nearest_agrees_with_torch_for_all_sizes_including_ties():
+    different = 0
+    for source in range(1, 201):
+        # As nnU-Net calls it: channels, and the other axes at their new size already.
+        volume = torch.arange(float(source)).reshape(1, 1, -1, 1, 1).expand(1, 2, -1, 2, 3)
+        for target in range(1, 201, 3):
+            expected = F.interpolate(volume, size=(target, 2, 3), mode="nearest-exact")[0, 1, :, 1, 2].tolist()
+            assert nearest_index(source, target, CPU, "torch").tolist() == expected, (source, target)
+            different += nearest_index(source, target, CPU).tolist() != expected
+    assert different > 100  # so the two rules are not one
+
+
+@pytest.mark.parametrize(("source", "target", "rule"), [(12, 11, "scipy"), (12, 11, "torch"), (26, 11, "torch")])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_separate_nearest_axis_follows_the_rule(source, target, rule, axis):
+    shape, wanted = [3, 3, 3], [3, 3, 3]
+    shape[axis], wanted[axis] = source, target
+    volume = np.zeros(shape, np.float32) + np.arange(source, dtype=np.float32).reshape(
+        [-1 if one == axis else 1 for one in range(3)]
+    )
+    resampling = Resampling(order=1, separate="always", separate_order=0, nearest=rule)
+    chosen = np.moveaxis(ours(volume, tuple(wanted), resampling, axis), axis, 0)[:, 0, 0]
+    assert chosen.tolist() == nearest_index(source, target, CPU, rule).tolist()
 
 
 def read_from(volume):

@@ -56,7 +56,7 @@ class TestAffine:
         assert not is_sheared(orthogonal(OBLIQUE))
 
     def test_zero_spacing_is_rejected(self):
-        with pytest.raises(InputError, match=r"a spacing is zero, found 1 x 0 x 2 mm; fix the header"):
+        with pytest.raises(InputError, match=r"a spacing is zero or infinite, found 1 x 0 x 2 mm; fix the header"):
             check_affine(np.diag([1.0, 0, 2, 1]), NAME)
 
     def test_singular_affine_is_rejected(self):

@@ -358,10 +358,10 @@ def test_existing_results(tmp_path: Path) -> None:
         ("a.nii/foo", "a.nii/foo/a.nii", "Not a directory"),
         ("a.nii/foo.nii", "a.nii/foo.nii", "Not a directory"),
         ("a.nii/foo/seg.nii.gz", "a.nii/foo/seg.nii.gz", "Not a directory"),
-        (f"{'x' * 300}.nii", f"{'x' * 300}.nii", "File name too long"),
-        (f"new/{'x' * 300}", f"new/{'x' * 300}/a.nii", "File name too long"),
-        (f"{'x' * 237}.nii", f"{'x' * 237}.json", "File name too long"),
-        (f"{'x' * 230}.nii", f"{'x' * 230}.probabilities.npy", "File name too long"),
+        (f"{'x' * 300}.nii", f"{'x' * 300}.nii", "File name too long. Its last part has 304 bytes"),
+        (f"new/{'x' * 300}", f"new/{'x' * 300}/a.nii", "File name too long. Its last part has 5 bytes"),
+        (f"{'x' * 251}.nii", f"{'x' * 251}.json", "File name too long. Its last part has 256 bytes"),
+        (f"{'x' * 240}.nii", f"{'x' * 240}.probabilities.npy", "File name too long. Its last part has 258 bytes"),
     ],
 )
 def test_unwritable_outputs_are_rejected_before_any_computation(
@@ -370,7 +370,8 @@ def test_unwritable_outputs_are_rejected_before_any_computation(
     cases = find_cases([make(tmp_path, "a.nii") / "a.nii"], ONE)
     with pytest.raises(UsageError) as caught:
         plan_outputs(cases, tmp_path / output, also=(".probabilities.npy",))
-    assert str(caught.value) == f"{tmp_path / refused} cannot be written: {reason}. Choose another place."
+    advice = "Choose a shorter name or path." if "long" in reason else "Choose another place."
+    assert str(caught.value) == f"{tmp_path / refused} cannot be written: {reason}. {advice}"
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
 
 

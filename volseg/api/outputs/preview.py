@@ -14,4 +14,5 @@ def write(result: Any, path: Path) -> None:
     Raises:
         ResourceError: the disk is full or not writable.
     """
-    save_preview(result.scan.channels[0], result.labels, result.scan.geometry, result.shown, path)
+    scan = result.scan
+    save_preview(scan.channels[0], result.labels, scan.geometry, result.shown, path, is_size_known=not scan.unstated)

@@ -34,8 +34,10 @@ from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
 from volseg.files import as_tuples, whole_file, write_json
 
-# Increased whenever preprocessing or the files below change, so that older entries are not reused.
+# Increased whenever reading, preprocessing or the files below change, so that older entries are written again.
 FORMAT = 5
+# Part of every key. It never changes, because the checkpoints of older runs know their cases by these keys.
+_KEY_FORMAT = 4
 PARTS = ("image.b2nd", "label.b2nd", "foreground.npy", "json")
 # Foreground voxels kept per class for patch sampling, as many as in nnU-Net.
 VOXELS_PER_CLASS = 10_000
@@ -142,7 +144,7 @@ def cache_key(case: TrainingCase, plan: Plan) -> str:
     Raises:
         InputError: a file cannot be read.
     """
-    return content_key(case, {"format": FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)})
+    return content_key(case, {"format": _KEY_FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)})
 
 
 def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
@@ -162,9 +164,16 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
 def _cached(case: TrainingCase, plan: Plan, folder: Path) -> CachedCase:
     """The entry of a case, created if missing."""
     stem = cache_stem(folder, case, cache_key(case, plan))
-    if not all(_part(stem, part).exists() for part in PARTS):
+    if not _is_current(stem):
         _preprocess(case, plan, stem)
     return _load(case, stem)
+
+
+def _is_current(stem: Path) -> bool:
+    """Whether all files of an entry are there and of this format; the JSON file is written last."""
+    if not all(_part(stem, part).exists() for part in PARTS):
+        return False
+    return bool(json.loads(_part(stem, "json").read_text(encoding="utf-8")).get("format") == FORMAT)
 
 
 def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from volseg.files import whole_file
+from volseg.files import utf8_path, whole_file
 
 # 64 KiB of float32. For a resampled CT, blocks of 512 KiB made the file 2 % smaller, but reading a patch with edges of
 # 128 voxels took 22 ms instead of 12 ms.
@@ -37,4 +37,6 @@ def open_chunked(path: Path) -> blosc2.NDArray:
     Raises:
         OSError, RuntimeError: the file is missing or corrupt.
     """
-    return blosc2.open(path, mode="r", mmap_mode="r", dparams=ONE_THREAD)
+    # The file stays mapped when its link has gone.
+    with utf8_path(path) as readable:
+        return blosc2.open(readable, mode="r", mmap_mode="r", dparams=ONE_THREAD)

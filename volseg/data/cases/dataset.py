@@ -26,7 +26,8 @@ from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import image_suffix, stem_of
 from volseg.data.io.reading import read_label
 from volseg.errors import InputError, Problem, UsageError
-from volseg.text import first_few
+from volseg.files import access_to
+from volseg.text import first_few, printable
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +129,9 @@ def open_dataset(folder: Path) -> Dataset:
             that are not numbered from 0, no cases, or labels that `parse_labels` rejects.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}. Give the folder of a training dataset.")
+    with access_to(folder):
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder}. Give the folder of a training dataset.")
     index = folder / "dataset.json"
     if index.exists():
         document = _read_json(index)
@@ -298,7 +300,8 @@ def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], 
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
     first = {case.name: case for case in reversed(cases)}
     return Dataset(
-        name=str(document.get("name", folder.resolve().name)),
+        # It goes into model files, which are UTF-8.
+        name=printable(document.get("name", folder.resolve().name)),
         folder=folder,
         channels=channels,
         labels=labels,

@@ -35,9 +35,26 @@ def linear_stencil(source: int, target: int, device: torch.device) -> Stencil:
     return lower.to(device), upper.to(device), weight.to(device)
 
 
-def nearest_index(source: int, target: int, device: torch.device) -> torch.Tensor:
-    """For each target index the nearest source index; ties go to the upper one, as in `scipy.ndimage`."""
-    # In float64 and in scipy's order of operations, so that rounding errors at ties are the same.
+def nearest_index(source: int, target: int, device: torch.device, rule: str = "scipy") -> torch.Tensor:
+    """For each target index the nearest source index, as nnU-Net has it.
+
+    Two source voxels may be equally near, for example where 12 become 11. Then rounding errors decide, which differ
+    between the two functions that nnU-Net resamples with.
+
+    Args:
+        source: number of source voxels.
+        target: number of target voxels.
+        device: of the result.
+        rule: "scipy": as `scipy.ndimage.map_coordinates` at (n + 0.5) * (source / target) - 0.5 in float64, which takes
+            the upper one of a tie without rounding errors; "torch": as `torch.nn.functional.interpolate` with mode
+            "nearest-exact", which computes in float32.
+    """
+    if rule == "torch":
+        # By torch itself, because its rounding errors depend on how it was compiled; exact below 2 ** 24 voxels.
+        numbers = torch.arange(source, dtype=torch.float32).reshape(1, 1, -1, 1, 1)
+        chosen = torch.nn.functional.interpolate(numbers, size=(target, 1, 1), mode="nearest-exact")
+        return chosen.flatten().long().to(device)
+    # In scipy's order of operations.
     position = (torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5
     return (position + 0.5).floor().long().clamp(0, source - 1).to(device)
 
@@ -103,10 +120,8 @@ def resample_slabs(
     Returns:
         (..., *target) float32. Beyond it, memory does not grow with D.
     """
-    steps = [
-        _step(source[axis], target[axis], resampling.separate_order if axis == separate else resampling.order)
-        for axis in range(3)
-    ]
+    orders = [resampling.separate_order if axis == separate else resampling.order for axis in range(3)]
+    steps = [_step(source[axis], target[axis], orders[axis], resampling.nearest) for axis in range(3)]
     limits = _limits(read, source, separate) if resampling.order > 1 and source != target else None
     # In-plane axes before D, so that each plane is resampled once; the one that shrinks most first.
     in_plane = sorted({1, 2} - {separate}, key=lambda axis: target[axis] / source[axis])
@@ -210,7 +225,7 @@ class _Product:
         return (matrix @ volume.flatten(-2)).view(*volume.shape[:-3], -1, *volume.shape[-2:])
 
 
-def _step(source: int, target: int, order: int) -> _Same | _Lerp | _Product:
+def _step(source: int, target: int, order: int, rule: str) -> _Same | _Lerp | _Product:
     """How one axis is resampled."""
     if source == target:
         return _Same()
@@ -219,7 +234,7 @@ def _step(source: int, target: int, order: int) -> _Same | _Lerp | _Product:
     device = torch.device("cpu")
     if order == 1:
         return _Lerp(*linear_stencil(source, target, device))
-    index = nearest_index(source, target, device)
+    index = nearest_index(source, target, device, rule)
     return _Lerp(index, index, torch.zeros(target))
 
 

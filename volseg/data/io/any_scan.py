@@ -9,7 +9,15 @@ import numpy as np
 
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.inputs import Case
-from volseg.data.io.reading import Scan, read_channels, read_scan, scan_from_array, scan_from_nibabel, scan_from_sitk
+from volseg.data.io.reading import (
+    Scan,
+    made_upright,
+    read_channels,
+    read_scan,
+    scan_from_array,
+    scan_from_nibabel,
+    scan_from_sitk,
+)
 from volseg.errors import InputError, UsageError
 
 
@@ -21,7 +29,7 @@ def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
             to RAS+ mm), a tensor (C, I, J, K) or (I, J, K) with an `affine` to RAS+ mm, such as MONAI's MetaTensor, or
             a `Scan`.
         channels: expected number.
-        choice: which series and volume of a path; a `Case` has its own.
+        choice: which series and volume of a path, and whether tilted slices are made upright; a `Case` has its own.
 
     Raises:
         UsageError: another type, or a choice within an object that is one image.
@@ -35,13 +43,14 @@ def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
         return read_scan(Path(scan), channels, choice)
     if choice.series is not None or choice.volume is not None:
         raise UsageError("series and volume choose within a file. Give one volume as an array or image.")
-    if isinstance(scan, tuple) and len(scan) == 2:
-        return scan_from_array(_on_host(scan[0]), _on_host(scan[1]), channels=channels)
-    return _from_object(scan, channels)
+    found = _from_object(scan, channels)
+    return made_upright(found) if choice.untilt else found
 
 
 def _from_object(scan: Any, channels: int) -> Scan:
-    """An image object of another library; SimpleITK's and MONAI's are recognised without importing them."""
+    """An image object; those of SimpleITK and MONAI are recognised without importing them."""
+    if isinstance(scan, tuple) and len(scan) == 2:
+        return scan_from_array(_on_host(scan[0]), _on_host(scan[1]), channels=channels)
     if isinstance(scan, nibabel.spatialimages.SpatialImage):
         return scan_from_nibabel(scan, channels=channels)
     if hasattr(scan, "GetDirection"):

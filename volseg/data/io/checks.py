@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from volseg.data.grid.geometry import ras_order
+from volseg.data.grid.shear import SHEARED_COSINE
 from volseg.data.io.formats import content_of
 from volseg.errors import InputError
 
@@ -40,7 +41,6 @@ _SAME_CONTENT = {".nii.gz": "a NIfTI file", ".mgz": "a FreeSurfer MGH file"}
 _OBLIQUE_DEGREES = 5.0
 # Finer spacings occur in microscopy, coarser ones in whole-body localisers at most; others are metres or microns.
 _PLAUSIBLE_MM = (0.01, 20.0)
-_SHEARED_COSINE = 1e-3
 _UNITS = {1: "metres", 3: "microns"}
 # The codes of an sform or qform that is set; 0 is not set.
 _CODES = range(1, 6)
@@ -224,7 +224,7 @@ def check_label(array: np.ndarray, source: str, known: Collection[int] | None = 
 
 def is_sheared(affine: np.ndarray) -> bool:
     """Whether the voxel axes do not meet at right angles."""
-    return _shear(affine) > _SHEARED_COSINE
+    return _shear(affine) > SHEARED_COSINE
 
 
 def _spacing_warnings(spacing: np.ndarray) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from isal import igzip
 
 from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.shear import find_shear, upright_geometry
 from volseg.data.io import itk_files
 from volseg.data.io.checks import check_affine, check_container, check_label, check_scan
 from volseg.data.io.choice import ONLY, Choice
@@ -39,6 +40,8 @@ class Scan:
         source: its path or kind, for messages.
         warnings: assumptions made when reading, one sentence each.
         unstated: why no volume in mL can be given, see `volseg.data.io.readers.stored.Stored`; empty if it can.
+        untilt: whether its slices are tilted, and the network shall see them upright, see `volseg.data.grid.shear`.
+            Channels and geometry are as stored all the same.
     """
 
     channels: tuple[np.ndarray, ...]
@@ -47,6 +50,7 @@ class Scan:
     source: str
     warnings: tuple[str, ...]
     unstated: str = ""
+    untilt: bool = False
 
 
 def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
@@ -55,12 +59,13 @@ def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
     Args:
         path: a file with one of SUFFIXES, a folder or .zip of one DICOM series, or a multi-frame .dcm.
         channels: expected number; several come from a 4-D file (I, J, K, C).
-        choice: which volume is meant, where there are several.
+        choice: which volume is meant, where there are several, and whether tilted slices are made upright.
 
     Raises:
         InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks or volseg.data.io.dicom.
     """
-    return _as_scan(read_stored(Path(path), choice), channels)
+    scan = _as_scan(read_stored(Path(path), choice), channels)
+    return made_upright(scan) if choice.untilt else scan
 
 
 def read_channels(paths: Sequence[Path], channels: int = 1, choice: Choice = ONLY) -> Scan:
@@ -173,6 +178,22 @@ def _as_scan(stored: Stored, channels: int) -> Scan:
     volumes = check_scan(stored.array, channels, stored.source)
     geometry = Geometry(volumes[0].shape, stored.affine)
     return Scan(volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated)
+
+
+def made_upright(scan: Scan) -> Scan:
+    """The scan with the wish that the network sees its slices upright; the same scan if they are not tilted."""
+    shear = find_shear(scan.geometry.affine)
+    if shear is None:
+        return scan
+    # What is said of the axes is said of the upright grid.
+    axes = check_affine(scan.geometry.affine, scan.source)
+    others = [warning for warning in scan.warnings if warning not in axes]
+    upright = check_affine(upright_geometry(scan.geometry).affine, scan.source)
+    said = (
+        f"The slices are tilted by {shear.degrees:.1f} degrees: resampled to an upright grid for the network, and the "
+        "labels to the slices."
+    )
+    return replace(scan, warnings=(*others, *upright, said), untilt=True)
 
 
 def read_stored(path: Path, choice: Choice = ONLY) -> Stored:

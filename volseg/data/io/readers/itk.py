@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
 from volseg.errors import InputError, ResourceError
+from volseg.files import utf8_path
 
 # SimpleITK's C++ warnings go to standard error and bypass logging; volseg checks images itself.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -86,6 +87,7 @@ def write_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
     try:
-        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+        with utf8_path(path) as writable:
+            sitk.WriteImage(image, str(writable), useCompression=True, compressionLevel=1)
     except RuntimeError as error:
         raise ResourceError(f"Could not write {path}. Free some space or choose another place.") from error

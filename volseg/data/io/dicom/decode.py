@@ -6,8 +6,8 @@ invert an image or take a default of its own, and no name of a file reaches it.
 
 import struct
 import tempfile
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -44,11 +44,18 @@ _BY_PYDICOM = (RLELossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 # The marker at the end of every JPEG, JPEG-LS and JPEG 2000 stream.
 _END_OF_IMAGE = b"\xff\xd9"
+# The first markers of JPEG and JPEG-LS, and of JPEG 2000.
+_BEGINS = (b"\xff\xd8", b"\xff\x4f")
 
 
 def is_lossy(header: Header) -> bool:
     """Whether the pixels were compressed with loss at any time, as far as the file states it."""
     return text(header.data, "LossyImageCompression") == "01" or header.syntax in _LOSSY
+
+
+def may_be_lossy(header: Header) -> bool:
+    """Whether the transfer syntax allows loss and the file does not state whether there was any."""
+    return header.syntax in (JPEG2000, HTJ2K) and not text(header.data, "LossyImageCompression")
 
 
 def pixel_bytes(header: Header, start: int, count: int, word: int) -> bytes:
@@ -77,12 +84,12 @@ def decoded(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
     """
     header = frame.header
     where, name = f"{source}: {header.name}", UID(header.syntax).name
-    content = _frame_bytes(header, frame.index, where)
     if header.syntax not in (*_BY_GDCM, *_BY_PYDICOM) or not _available(header.syntax):
         raise InputError(
             f"{where}: the transfer syntax {name} ({header.syntax}) is not supported here; store it uncompressed, for "
             "example with dcmconv or gdcmconv."
         )
+    content = _frame_bytes(header, frame.index, where)
     try:
         pixels = _by_pydicom(content, header, form) if header.syntax in _BY_PYDICOM else _by_gdcm(content, header, form)
     except (RuntimeError, ValueError, EOFError, IndexError, struct.error) as error:
@@ -101,17 +108,8 @@ def _available(syntax: str) -> bool:
 
 def _frame_bytes(header: Header, index: int, where: str) -> bytes:
     """The compressed bytes of one frame: DICOM PS3.5 A.4."""
-    assert header.offset is not None
+    chosen = _fragments(header, where)[index]
     with access_to(header.path), open(header.path, "rb") as stream:
-        stream.seek(header.offset)
-        fragments = []
-        while (start := stream.read(8))[:4] == _ITEM:
-            length = int.from_bytes(start[4:], "little")
-            fragments.append((stream.tell(), length))
-            stream.seek(length, 1)
-        if start[:4] != _END or not fragments:
-            raise InputError(f"{where} is cut short: its compressed pixels have no end; copy it again.")
-        chosen = _fragments_of(stream, fragments, header.frames, index, where)
         parts = []
         for offset, length in chosen:
             stream.seek(offset)
@@ -123,24 +121,50 @@ def _frame_bytes(header: Header, index: int, where: str) -> bytes:
     return content
 
 
-def _fragments_of(
-    stream: BinaryIO, fragments: list[tuple[int, int]], frames: int, index: int, where: str
-) -> list[tuple[int, int]]:
-    """Offset and length of the fragments of one frame; the first fragment is the basic offset table."""
-    table, own = fragments[0], fragments[1:]
+# Frames are decoded one by one, but all fragments are found at once.
+@lru_cache(maxsize=1)
+def _fragments(header: Header, where: str) -> list[list[tuple[int, int]]]:
+    """Offset and length of the fragments of every frame of a file."""
+    assert header.offset is not None
+    found = []
+    with access_to(header.path), open(header.path, "rb") as stream:
+        stream.seek(header.offset)
+        while (start := stream.read(8))[:4] == _ITEM:
+            length = int.from_bytes(start[4:], "little")
+            found.append((stream.tell(), length))
+            stream.seek(length, 1)
+        if start[:4] != _END or not found:
+            raise InputError(f"{where} is cut short: its compressed pixels have no end; copy it again.")
+        # The first fragment is the basic offset table.
+        (offset, length), *own = found
+        stream.seek(offset)
+        table = stream.read(length)
+        begins = []
+        for offset, _ in own:
+            stream.seek(offset)
+            begins.append(stream.read(2) in _BEGINS)
+    if sum(begins) > header.frames:
+        raise InputError(
+            f"{where}: NumberOfFrames is {header.frames}, but there are {sum(begins)} compressed images; export it "
+            "again."
+        )
+    return _by_frame(own, table, header.frames, where)
+
+
+def _by_frame(own: list[tuple[int, int]], table: bytes, frames: int, where: str) -> list[list[tuple[int, int]]]:
+    """The fragments of each frame: all of an only frame, one each, or as the basic offset table states."""
     if frames == 1:
-        return own
+        return [own]
     if len(own) == frames:
-        return [own[index]]
-    stream.seek(table[0])
-    starts = np.frombuffer(stream.read(table[1]), "<u4").astype(np.int64)
-    if len(starts) != frames or not own:
+        return [[one] for one in own]
+    if len(table) != 4 * frames or not own:
         raise InputError(
             f"{where}: NumberOfFrames is {frames}, but there are {len(own)} compressed fragments; export it again."
         )
     # Offsets count from the item of the first fragment, 8 bytes before its content.
+    starts = np.frombuffer(table, "<u4").astype(np.int64)
     ends = [*starts[1:], np.inf]
-    return [one for one in own if starts[index] <= one[0] - own[0][0] < ends[index]]
+    return [[one for one in own if start <= one[0] - own[0][0] < end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _stated(content: bytes, header: Header, form: PixelFormat) -> Dataset:
@@ -169,5 +193,27 @@ def _by_gdcm(content: bytes, header: Header, form: PixelFormat) -> np.ndarray:
 
 
 def _by_pydicom(content: bytes, header: Header, form: PixelFormat) -> np.ndarray:
+    if header.syntax == RLELossless:
+        _count_rle(content, form)
     array: np.ndarray = _stated(content, header, form).pixel_array
     return array
+
+
+def _count_rle(content: bytes, form: PixelFormat) -> None:
+    """Count the bytes of the segments of a frame in RLE (DICOM PS3.5 annex G): pydicom leaves out what is too much.
+
+    Raises:
+        ValueError: there are more or fewer than pixels.
+    """
+    count, *offsets = struct.unpack_from("<16I", content)
+    ends = [*offsets[1:count], len(content)]
+    for start, end in zip(offsets[:count], ends, strict=False):
+        at, pixels = start, 0
+        while at < end and pixels < form.rows * form.columns:
+            # Up to 127: so many bytes and one follow; from 129: the next byte is repeated; 128 means nothing.
+            code = content[at]
+            pixels += code + 1 if code < 128 else 257 - code if code > 128 else 0
+            at += code + 2 if code < 128 else 2 if code > 128 else 1
+        # A segment has an even number of bytes.
+        if pixels != form.rows * form.columns or not at <= end <= at + 1:
+            raise ValueError("another number of pixels than stated")

@@ -10,9 +10,8 @@ from pathlib import Path, PurePath
 from shutil import copyfileobj
 
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 
-from volseg.data.io.dicom.values import items, texts
+from volseg.data.io.dicom.values import corrupt_as_input_error, items, texts
 from volseg.data.io.formats import DICOM_SUFFIXES
 from volseg.errors import InputError, ResourceError
 from volseg.files import access_to, folders_below
@@ -60,12 +59,11 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _listed(path: Path) -> dict[Path, str]:
     """The files that a DICOMDIR lists."""
-    with access_to(path):
-        try:
-            records = items(dcmread(path), "DirectoryRecordSequence")
-        except (InvalidDicomError, EOFError, ValueError) as error:
-            raise InputError(f"{path} is not a readable DICOMDIR; give the folder of its files.") from error
-    parts = [texts(record, "ReferencedFileID") for record in records]
+    try:
+        with access_to(path), corrupt_as_input_error(str(path)):
+            parts = [texts(record, "ReferencedFileID") for record in items(dcmread(path), "DirectoryRecordSequence")]
+    except InputError as error:
+        raise InputError(f"{path} is not a readable DICOMDIR; give the folder of its files.") from error
     files = {path.parent.joinpath(*one): "/".join(one) for one in parts if one}
     missing = [name for file, name in files.items() if not file.is_file()]
     if missing:

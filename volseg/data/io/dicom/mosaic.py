@@ -70,7 +70,7 @@ def unpacked(frames: Sequence[Frame], choice: Choice, source: str) -> tuple[np.n
 
 def _stated_by_csa(frame: Frame) -> tuple[int, np.ndarray | None]:
     """The number of slices and their unit normal in LPS+; 0 and None where they are not stated."""
-    count = int(next(iter(_csa_numbers(frame.header.data, "NumberOfImagesInMosaic")), 0))
+    count = max(int(next(iter(_csa_numbers(frame.header.data, "NumberOfImagesInMosaic")), 0)), 0)
     normal = _csa_numbers(frame.header.data, "SliceNormalVector")
     if len(normal) != 3 or frame.axes is None:
         return count, None
@@ -100,6 +100,8 @@ def _numbers(content: bytes, name: bytes) -> list[float]:
         values = []
         for _ in range(items):
             length = _ITEM.unpack_from(content, at)[1]
+            if length < 0:
+                return []
             at += _ITEM.size
             values.append(content[at : at + length].split(b"\0")[0].strip())
             at += -(-length // 4) * 4

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from pydicom.dataset import Dataset
 
-from volseg.data.io.dicom.decode import decoded, is_lossy, pixel_bytes
+from volseg.data.io.dicom.decode import decoded, is_lossy, may_be_lossy, pixel_bytes
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.pixel_format import PixelFormat, format_of
-from volseg.data.io.dicom.values import element, items, number, numbers, text, texts
+from volseg.data.io.dicom.values import corrupt_as_input_error, element, items, number, numbers, text, texts
 from volseg.data.io.readers.streams import scaled
 from volseg.errors import InputError
 
@@ -24,13 +24,13 @@ def voxels(slices: Sequence[Frame], source: str) -> tuple[np.ndarray, list[str]]
     Raises:
         InputError: pixels are missing, corrupt, in colour, or their meaning is not stated.
     """
-    formats = {frame.header.name: format_of(frame.header, source) for frame in slices}
+    formats = {header: format_of(header, source) for header in dict.fromkeys(frame.header for frame in slices)}
     for frame in slices:
         _check_transform(frame, source)
     columns, rows = slices[0].size
     array, padded = np.empty((0, rows, columns), np.uint8), 0
     for k, frame in enumerate(slices):
-        form = formats[frame.header.name]
+        form = formats[frame.header]
         values = form.values(_words(frame, form, source))
         padded += _padding(frame.header.data, values, form)
         meant = _meant(frame, values, form, source)
@@ -71,7 +71,8 @@ def _check_transform(frame: Frame, source: str) -> None:
     """Reject a modality transform that is not stated whole."""
     slope, intercept = frame.slope, frame.intercept
     where = f"{source}: {frame.header.name}"
-    table = items(frame.header.data, "ModalityLUTSequence")
+    with corrupt_as_input_error(where):
+        table = items(frame.header.data, "ModalityLUTSequence")
     if (slope is None) != (intercept is None):
         absent = "RescaleSlope" if slope is None else "RescaleIntercept"
         raise InputError(f"{where}: {absent} is absent, so the values have no meaning; export the series again.")
@@ -151,6 +152,8 @@ def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
     plain = any(frame.slope is None and not items(frame.header.data, "ModalityLUTSequence") for frame in slices)
     if modality == "CT" and plain:
         found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as Hounsfield units.")
+    if modality == "PT" and plain:
+        found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as activity.")
     if modality == "PT" and (units := text(data, "Units")) != "GML":
         found.append(f"The PET values are in {units or 'unstated units'} (Units), not in SUV.")
     if texts(data, _PHILIPS_SCALE) and any(slope not in (None, 1.0) for slope, _ in scaling):
@@ -161,4 +164,6 @@ def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
         found.append(f"{padded} pixels have the PixelPaddingValue, so nothing was measured there; they are kept.")
     if any(is_lossy(frame.header) for frame in slices):
         found.append("The pixels were compressed with loss (LossyImageCompression); intensities are approximate.")
+    elif any(may_be_lossy(frame.header) for frame in slices):
+        found.append("The pixels may have been compressed with loss; LossyImageCompression is absent.")
     return found

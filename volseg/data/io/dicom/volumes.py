@@ -13,7 +13,7 @@ from typing import NamedTuple
 from volseg.data.io.choice import Choice
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.stack import SAME_PLACE_MM, check_place, height, normal_of
-from volseg.data.io.dicom.values import number, text
+from volseg.data.io.dicom.values import count, text
 from volseg.errors import InputError
 from volseg.text import first_few
 
@@ -102,10 +102,8 @@ def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
 def _check_concatenation(frames: Sequence[Frame], source: str) -> None:
     """Reject a volume in several files (DICOM PS3.3 C.7.6.16.2.2.4) if not all are there."""
     for uid in {text(frame.header.data, "ConcatenationUID") for frame in frames} - {""}:
-        headers = {
-            frame.header.name: frame.header for frame in frames if text(frame.header.data, "ConcatenationUID") == uid
-        }
-        total = max(int(number(one.data, "InConcatenationTotalNumber") or 0) for one in headers.values())
+        headers = {frame.header for frame in frames if text(frame.header.data, "ConcatenationUID") == uid}
+        total = max(count(one.data, "InConcatenationTotalNumber") for one in headers)
         if total and len(headers) != total:
             raise InputError(
                 f"{source} holds {len(headers)} of the {total} files of one volume (a concatenation); add the missing "

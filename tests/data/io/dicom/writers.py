@@ -162,12 +162,23 @@ def write(data, path: Path, syntax=ExplicitVRLittleEndian, bare=False) -> Path:
     data.file_meta.TransferSyntaxUID = syntax
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    if syntax != ExplicitVRBigEndian:
+        _keep_raw(data, syntax == ImplicitVRLittleEndian)
     if bare:
         del data.file_meta
         data.save_as(path, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=syntax != ExplicitVRBigEndian)
     else:
         data.save_as(path, enforce_file_format=True)
     return path
+
+
+def _keep_raw(data, implicit):
+    """Let pydicom write raw elements as they are."""
+    data.set_original_encoding(implicit, True, "iso8859")
+    for element in data.values():
+        if element.VR == "SQ":
+            for item in element.value:
+                _keep_raw(item, implicit)
 
 
 def write_all(folder: Path, datasets, **options) -> Path:

@@ -11,7 +11,7 @@ from shutil import copyfileobj
 
 from pydicom import dcmread
 
-from volseg.data.io.dicom.values import corrupt_as_input_error, items, texts
+from volseg.data.io.dicom.values import element, items, parsing, texts
 from volseg.data.io.formats import DICOM_SUFFIXES
 from volseg.errors import InputError, ResourceError
 from volseg.files import access_to, folders_below
@@ -60,8 +60,13 @@ def _files_below(folder: Path) -> list[Path]:
 def _listed(path: Path) -> dict[Path, str]:
     """The files that a DICOMDIR lists."""
     try:
-        with access_to(path), corrupt_as_input_error(str(path)):
-            parts = [texts(record, "ReferencedFileID") for record in items(dcmread(path), "DirectoryRecordSequence")]
+        with access_to(path), parsing(str(path)):
+            data = dcmread(path)
+            records = element(data, "DirectoryRecordSequence")
+            # pydicom takes what is there of a sequence that is cut short.
+            if records is not None and isinstance(records.value, bytes) and len(records.value) != records.length:
+                raise EOFError
+            parts = [texts(record, "ReferencedFileID") for record in items(data, "DirectoryRecordSequence")]
     except InputError as error:
         raise InputError(f"{path} is not a readable DICOMDIR; give the folder of its files.") from error
     files = {path.parent.joinpath(*one): "/".join(one) for one in parts if one}

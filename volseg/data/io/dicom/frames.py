@@ -14,13 +14,13 @@ from pydicom.dataset import Dataset
 
 from volseg.data.io.dicom.header import Header, has_groups
 from volseg.data.io.dicom.values import (
-    corrupt_as_input_error,
     count,
     element,
     items,
     kind_of_value,
     numbers,
     only,
+    parsing,
     texts,
 )
 from volseg.errors import InputError
@@ -138,7 +138,7 @@ def frames_of(header: Header) -> list[Frame]:
         InputError: several frames without functional groups, another number of groups than of frames, or groups that
             cannot be read.
     """
-    with corrupt_as_input_error(str(header.path)):
+    with parsing(str(header.path)):
         stated = {name: _value(name, header.data, one.classic) for name, one in _ATTRIBUTES.items() if one.classic}
         if not has_groups(header):
             if header.frames > 1:

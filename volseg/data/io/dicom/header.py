@@ -18,7 +18,7 @@ from pydicom.uid import (
 )
 
 from volseg.data.io.dicom.files import DICOMDIR, kind_of
-from volseg.data.io.dicom.values import corrupt_as_input_error, element, number, text
+from volseg.data.io.dicom.values import element, number, parsing, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
 from volseg.files import access_to
@@ -123,7 +123,7 @@ def read_header(path: Path, name: str) -> Header | Unusable:
         size = os.fstat(stream.fileno()).st_size
         stream.seek(0)
         try:
-            with corrupt_as_input_error(name):
+            with parsing(name):
                 found = _parsed(stream)
         except InputError:
             return Unusable(name, "its header is cut short or corrupt", sop_class=_class_in(path))

@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 from volseg.data.io.dicom.decode import decoded, is_lossy, may_be_lossy, pixel_bytes
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.pixel_format import PixelFormat, format_of
-from volseg.data.io.dicom.values import corrupt_as_input_error, element, items, number, numbers, text, texts
+from volseg.data.io.dicom.values import element, items, number, numbers, parsing, text, texts
 from volseg.data.io.readers.streams import scaled
 from volseg.errors import InputError
 
@@ -71,7 +71,7 @@ def _check_transform(frame: Frame, source: str) -> None:
     """Reject a modality transform that is not stated whole."""
     slope, intercept = frame.slope, frame.intercept
     where = f"{source}: {frame.header.name}"
-    with corrupt_as_input_error(where):
+    with parsing(where):
         table = items(frame.header.data, "ModalityLUTSequence")
     if (slope is None) != (intercept is None):
         absent = "RescaleSlope" if slope is None else "RescaleIntercept"

@@ -6,6 +6,7 @@ accepts.
 
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,13 @@ _CORRUPT = (
 
 
 @contextmanager
-def corrupt_as_input_error(where: str) -> Iterator[None]:
-    """Report what pydicom raises while it parses a corrupt header."""
+def parsing(where: str) -> Iterator[None]:
+    """Report what pydicom raises while it parses a corrupt header, without its warnings.
+
+    Odd values are judged here, by their bytes; the warnings would reach the console, or be raised as errors. The filter
+    stays, because a filter that is taken back would change those of other threads.
+    """
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
     try:
         yield
     except InputError:

@@ -4,10 +4,15 @@ GDCM gets a file of its own for each frame, which states only how the pixels are
 invert an image or take a default of its own, and no name of a file reaches it.
 """
 
+import os
+import re
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import SimpleITK as sitk
@@ -46,6 +51,19 @@ _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _END_OF_IMAGE = b"\xff\xd9"
 # The first markers of JPEG and JPEG-LS, and of JPEG 2000.
 _BEGINS = (b"\xff\xd8", b"\xff\x4f")
+# The begin of a code stream of JPEG 2000, and the markers of JPEG and JPEG-LS that a frame's size follows.
+_JPEG2000 = b"\xff\x4f\xff\x51"
+_FRAME_MARKERS = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
+# What libjpeg and OpenJPEG say of corrupt streams.
+_COMPLAINT = re.compile(
+    rb"Corrupt JPEG data|Premature end of JPEG|Not a JPEG file|Bogus (Huffman|marker|sampling|D[HQ]T)|Must downscale|"
+    rb"Invalid (component ID|JPEG file|lossless param|tile|marker size|value|multiple comp)|Huffman table 0x|"
+    rb"Unsupported (marker|JPEG)|Inconsistent (progression|marker)|A marker ID was expected|"
+    rb"(Marker|Tile part length) .*size inconsistent|Marker (handler function|is not compliant)|Stream too short|"
+    rb"Failed to decode|Fail to read the current marker|Error (reading|with) S?[A-Z]|required \w+ marker|"
+    rb"Unknown (progression|Scod|marker)|read: segment too|Sot length is|We do not support|Malformed HT"
+)
+_CONSOLE = Lock()
 
 
 def is_lossy(header: Header) -> bool:
@@ -184,12 +202,63 @@ def _stated(content: bytes, header: Header, form: PixelFormat) -> Dataset:
 
 
 def _by_gdcm(content: bytes, header: Header, form: PixelFormat) -> np.ndarray:
+    _check_stream(content, form)
     with tempfile.TemporaryDirectory(prefix="volseg-") as folder:
         path = Path(folder) / "frame.dcm"
         _stated(content, header, form).save_as(path, enforce_file_format=True)
-        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+        with _complaints_raised(Path(folder) / "stderr"):
+            image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
     array: np.ndarray = sitk.GetArrayFromImage(image)
     return array[0] if array.ndim == 3 and len(array) == 1 else array
+
+
+def _check_stream(content: bytes, form: PixelFormat) -> None:
+    """Compare the size that a compressed frame states itself with that of its file: GDCM crashes on some others.
+
+    Raises:
+        ValueError: they differ, or there is none.
+    """
+    code_stream = content.find(_JPEG2000)
+    if code_stream >= 0 and not content.startswith(_BEGINS[0]):
+        right, below, left, above, samples, bits = struct.unpack_from(">8x4I16xHB", content, code_stream)
+        size = (below - above, right - left, samples)
+        bits = bits % 128 + 1
+    else:
+        at = 2
+        while content[at + 1] not in _FRAME_MARKERS:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4])
+        bits, rows, columns, samples = struct.unpack_from(">4xBHHB", content, at)
+        size = (rows, columns, samples)
+    if size != (form.rows, form.columns, 1) or not form.stored <= bits <= form.allocated:
+        raise ValueError("the stream states another size than the file")
+
+
+@contextmanager
+def _complaints_raised(path: Path) -> Iterator[None]:
+    """Raise what the decoder of JPEG writes to the console: it goes on with invented pixels after each of these lines.
+
+    Other lines, which another thread may have written at that moment, go where they should.
+
+    Args:
+        path: a file for the lines.
+
+    Raises:
+        ValueError: the decoder has complained.
+    """
+    with _CONSOLE, open(path, "w+b") as lines:
+        console = os.dup(2)
+        try:
+            os.dup2(lines.fileno(), 2)
+            yield
+        finally:
+            os.dup2(console, 2)
+            lines.seek(0)
+            found = lines.read().splitlines(keepends=True)
+            complaints = [line for line in found if _COMPLAINT.match(line)]
+            os.write(console, b"".join(line for line in found if line not in complaints))
+            os.close(console)
+    if complaints:
+        raise ValueError(complaints[0].decode("latin-1").strip())
 
 
 def _by_pydicom(content: bytes, header: Header, form: PixelFormat) -> np.ndarray:

@@ -79,6 +79,8 @@ RUNS = {
     "frame time": Attribute("FrameReferenceTime", "FrameContentSequence", "FrameReferenceDateTime"),
     "temporal offset": Attribute("", "TemporalPositionSequence", "TemporalPositionTimeOffset"),
 }
+# Those of them that state when slices were measured: slices measured at one time lie apart, with others between them.
+TIMES = ("trigger time", "frame time", "temporal offset")
 # Dimensions whose index counts the slices (DICOM PS3.3 C.7.6.17): In-Stack Position Number, Image Position (Patient),
 # Slice Location and the plane positions.
 _SLICE_DIMENSIONS = (0x00209057, 0x00200032, 0x00201041, 0x00209113)

@@ -8,12 +8,14 @@ from pydicom.dataset import Dataset
 from volseg.data.io.dicom.decode import decoded, is_lossy, may_be_lossy, pixel_bytes
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.pixel_format import PixelFormat, format_of
-from volseg.data.io.dicom.values import element, items, number, numbers, parsing, text, texts
+from volseg.data.io.dicom.values import element, items, number, numbers, parsing, text
 from volseg.data.io.readers.streams import scaled
 from volseg.errors import InputError
 
 # Philips' private scale slope, next to which RescaleSlope gives the values that are displayed.
 _PHILIPS_SCALE = 0x2005100E
+# The private sequence that holds it in the functional groups of a frame.
+_PHILIPS_FRAME = 0x2005140F
 
 
 def voxels(slices: Sequence[Frame], source: str) -> tuple[np.ndarray, list[str]]:
@@ -145,6 +147,15 @@ def _as_stored(value: float, form: PixelFormat) -> int:
     return int(value) - 2**16 if form.signed and value >= 2**15 else int(value)
 
 
+def _has_philips_scale(frame: Frame) -> bool:
+    """Whether Philips' own scale is stated for a frame, in the dataset or in its functional groups."""
+    data = frame.header.data
+    with parsing(frame.header.name):
+        groups = items(data, "PerFrameFunctionalGroupsSequence")
+        private = items(groups[frame.index], _PHILIPS_FRAME) if groups else ()
+        return any(element(one, _PHILIPS_SCALE) is not None for one in (data, *private))
+
+
 def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
     """What the record has to say about the values."""
     data, found = slices[0].header.data, []
@@ -156,7 +167,7 @@ def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
         found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as activity.")
     if modality == "PT" and (units := text(data, "Units")) != "GML":
         found.append(f"The PET values are in {units or 'unstated units'} (Units), not in SUV.")
-    if texts(data, _PHILIPS_SCALE) and any(slope not in (None, 1.0) for slope, _ in scaling):
+    if _has_philips_scale(slices[0]) and any(slope not in (None, 1.0) for slope, _ in scaling):
         found.append(
             "Philips MR: RescaleSlope gives displayed values; the scanner's own scale (2005,100E) is not applied."
         )

@@ -106,11 +106,12 @@ def count(data: Dataset, name: str | int) -> int:
     return int(found) if found is not None and found.is_integer() else 0
 
 
-def items(data: Dataset, name: str) -> Sequence[Dataset]:
+def items(data: Dataset, name: str | int) -> Sequence[Dataset]:
     """The items of a sequence; none if it is absent or no sequence."""
-    if tag_of(name) not in data:
+    tag = tag_of(name) if isinstance(name, str) else BaseTag(name)
+    if tag not in data:
         return ()
-    value = data[tag_of(name)].value
+    value = data[tag].value
     return value if value and not isinstance(value, bytes | str) else ()
 
 

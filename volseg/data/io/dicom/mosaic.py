@@ -50,7 +50,7 @@ def unpacked(frames: Sequence[Frame], choice: Choice, source: str) -> tuple[np.n
     distance = number(frame.header.data, "SpacingBetweenSlices")
     side = int(np.ceil(np.sqrt(count))) if count else 0
     columns, rows = frame.size
-    if normal is None or not side or not distance or not distance > 0 or columns % side or rows % side:
+    if normal is None or not side or not 0 < (distance or 0) < np.inf or columns % side or rows % side:
         raise InputError(
             f"{source} is a Siemens mosaic (all slices as tiles of one image) and does not state the number, normal "
             "and distance of its slices (CSA header, SpacingBetweenSlices); convert it with dcm2niix."

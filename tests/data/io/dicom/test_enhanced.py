@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import ImplicitVRLittleEndian
 
 from tests.data.images import ramp
 from tests.data.io.dicom.writers import (
@@ -37,6 +38,22 @@ def test_shared_groups_and_those_of_a_frame(tmp_path, shared):
     scan = read(write(enhanced(ARRAY, shared=shared, **RESCALE), tmp_path / "a.dcm"))
     assert_volume(scan, ARRAY * 2 - 7, AFFINE)
     assert scan.warnings == ()
+
+
+def test_groups_of_unknown_representation(tmp_path):
+    """A tool that does not know the groups writes them as UN, with implicit content."""
+    implicit = write(enhanced(ARRAY, **RESCALE), tmp_path / "implicit.dcm", syntax=ImplicitVRLittleEndian).read_bytes()
+    path = write(enhanced(ARRAY, **RESCALE), tmp_path / "s" / "a.dcm")
+    content = path.read_bytes()
+    for tag in (b"\x00\x52\x29\x92", b"\x00\x52\x30\x92"):
+        there, here = implicit.index(tag), content.index(tag)
+        size, old = (
+            int.from_bytes(one[at : at + 4], "little") for one, at in ((implicit, there + 4), (content, here + 8))
+        )
+        unknown = tag + b"UN\0\0" + size.to_bytes(4, "little") + implicit[there + 8 : there + 8 + size]
+        content = content[:here] + unknown + content[here + 12 + old :]
+    path.write_bytes(content)
+    assert_volume(read(path), ARRAY * 2 - 7, AFFINE)
 
 
 def test_isotropic_frames_of_one_millimetre(tmp_path):

@@ -244,6 +244,17 @@ def test_ct_without_a_rescaling(tmp_path, kind, sop_class):
     )
 
 
+@pytest.mark.parametrize(("kind", "sop_class"), [(classic, CT), (enhanced, ENHANCED_CT)])
+@pytest.mark.parametrize(("stated", "warned"), [("HU", False), (None, False), ("", False), ("ED", True), ("US", True)])
+def test_ct_in_other_units(tmp_path, kind, sop_class, stated, warned):
+    options = {"RescaleSlope": "1", "RescaleIntercept": "0", "RescaleType": stated}
+    scan = read(write_kind(tmp_path, kind, ARRAY, sop_class=sop_class, **options))
+    assert_volume(scan, ARRAY)
+    assert scan.warnings == (
+        (f"The CT values are in {stated} (RescaleType), not in Hounsfield units.",) if warned else ()
+    )
+
+
 @pytest.mark.parametrize(("units", "said"), [("BQML", "BQML"), (None, "unstated units"), ("GML", None)])
 def test_units_of_pet(tmp_path, units, said):
     slopes = [1.5, 2.5, 1.25, 4.5, 3]

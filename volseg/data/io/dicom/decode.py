@@ -245,8 +245,13 @@ def _complaints_raised(path: Path) -> Iterator[None]:
     Raises:
         ValueError: the decoder has complained.
     """
-    with _CONSOLE, open(path, "w+b") as lines:
+    try:
         console = os.dup(2)
+    except OSError:
+        # There is no console, so nothing can be heard.
+        yield
+        return
+    with _CONSOLE, open(path, "w+b") as lines:
         try:
             os.dup2(lines.fileno(), 2)
             yield

@@ -68,6 +68,7 @@ CONTRASTS = {
     "kernel": Attribute("ConvolutionKernel", "CTReconstructionSequence", "ConvolutionKernel"),
     "frame of reference": Attribute("FrameOfReferenceUID"),
     "units": Attribute("Units"),
+    "rescale type": Attribute("RescaleType", "PixelValueTransformationSequence", "RescaleType"),
     "cardiac phase": Attribute("", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
     "respiratory phase": Attribute("", "RespiratorySynchronizationSequence", "NominalRespiratoryTriggerDelayTime"),
     "trigger delay": Attribute("NominalCardiacTriggerDelayTime"),

@@ -163,6 +163,9 @@ def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
     plain = any(frame.slope is None and not items(frame.header.data, "ModalityLUTSequence") for frame in slices)
     if modality == "CT" and plain:
         found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as Hounsfield units.")
+    kinds = slices[0].contrast.get("rescale type", ())
+    if modality == "CT" and not plain and isinstance(kinds, tuple) and kinds not in ((), ("HU",)):
+        found.append(f"The CT values are in {kinds[0]} (RescaleType), not in Hounsfield units.")
     if modality == "PT" and plain:
         found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as activity.")
     if modality == "PT" and (units := text(data, "Units")) != "GML":

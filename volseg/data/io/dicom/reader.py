@@ -10,7 +10,8 @@ Requirements, in addition to those of volseg.data.io.checks on every image:
     place     every slice states PixelSpacing, ImageOrientationPatient and ImagePositionPatient; all have the same size,
               spacing and orientation; one slice per position, gaps within 10 % of their median, stacked along their
               normal within 0.5 degrees unless asked to `untilt` (`stack`)
-    pixels    grey values, as many bytes as stated, with a whole modality transform (`pixels`)
+    pixels    grey values, as many bytes as stated, with a whole modality transform (`pixels`); compressed frames are
+              whole, of the stated size, and decoded without a complaint (`decode`)
 
 Messages contain no patient data.
 """

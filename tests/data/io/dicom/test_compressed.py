@@ -320,3 +320,11 @@ def test_real_files(data_folder, name):
         np.testing.assert_allclose(place[:3], (0, 0, k), atol=1e-3)
         np.testing.assert_array_equal(scan.channels[0][..., k], sitk.GetArrayFromImage(image)[0].T)
     assert scan.geometry.shape[2] == len(files)
+
+
+@pytest.mark.parametrize("padding", [b"\0\0", b"\xff\xff"])
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEG2000Lossless])
+def test_bytes_that_fill_up_a_frame(tmp_path, syntax, padding):
+    array = smooth()
+    made = compressed(classic(array), array, syntax, lambda frame, one: encoded(frame, one) + padding)
+    assert_volume(read(write_all(tmp_path, made, syntax=syntax)), array, AFFINE)

@@ -101,7 +101,7 @@ def decoded(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
         InputError: the compression is not supported, or the frame is cut short or corrupt.
     """
     header = frame.header
-    where, name = f"{source}: {header.name}", UID(header.syntax).name
+    where, name = header.among(source), UID(header.syntax).name
     if header.syntax not in (*_BY_GDCM, *_BY_PYDICOM) or not _available(header.syntax):
         raise InputError(
             f"{where}: the transfer syntax {name} ({header.syntax}) is not supported here; store it uncompressed, for "
@@ -133,7 +133,7 @@ def _frame_bytes(header: Header, index: int, where: str) -> bytes:
             stream.seek(offset)
             parts.append(stream.read(length))
     content = b"".join(parts)
-    ended = header.syntax == RLELossless or content.rstrip(b"\0").endswith(_END_OF_IMAGE)
+    ended = header.syntax == RLELossless or content.rstrip(b"\0\xff").endswith(_END_OF_IMAGE)
     if not ended:
         raise InputError(f"{where} is cut short: a compressed frame has no end; copy it again.")
     return content

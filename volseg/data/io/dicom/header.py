@@ -63,6 +63,10 @@ class Header:
     pixels: bytes | None
     size: int
 
+    def among(self, source: str) -> str:
+        """The file and the input that it belongs to, for messages; one name where they are the same."""
+        return source if self.name in source else f"{source}: {self.name}"
+
     @property
     def encapsulated(self) -> bool:
         """Whether the pixels are compressed."""

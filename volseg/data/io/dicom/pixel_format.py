@@ -49,7 +49,7 @@ def format_of(header: Header, source: str) -> PixelFormat:
     Raises:
         InputError: colour, an attribute that is absent or contradicts another, or fewer or more bytes than it states.
     """
-    where = f"{source}: {header.name}" if header.name not in source else source
+    where = header.among(source)
     stated = {name: number(header.data, name) for name in _NEEDED}
     photometric = text(header.data, "PhotometricInterpretation")
     if photometric and photometric not in _GREY:

@@ -58,13 +58,13 @@ def _words(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
     header = frame.header
     if header.encapsulated:
         if form.high != form.stored - 1:
-            raise InputError(f"{source}: {header.name}: HighBit {form.high} is not supported in compressed pixels.")
+            raise InputError(f"{header.among(source)}: HighBit {form.high} is not supported in compressed pixels.")
         # Pixels that are compressed are decoded with the sign extended.
         return decoded(frame, form, source).view(f"u{form.allocated // 8}")
     kind = np.dtype(f"{'>' if header.big_endian else '<'}u{form.allocated // 8}")
     content = pixel_bytes(header, frame.index * form.frame_bytes, form.frame_bytes, kind.itemsize)
     if len(content) != form.frame_bytes:
-        raise InputError(f"{source}: {header.name} ends before its last pixel; copy it again.")
+        raise InputError(f"{header.among(source)} ends before its last pixel; copy it again.")
     words = np.frombuffer(content, kind).reshape(form.rows, form.columns)
     return words.astype(kind.newbyteorder("="), copy=False)
 
@@ -72,7 +72,7 @@ def _words(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
 def _check_transform(frame: Frame, source: str) -> None:
     """Reject a modality transform that is not stated whole."""
     slope, intercept = frame.slope, frame.intercept
-    where = f"{source}: {frame.header.name}"
+    where = frame.header.among(source)
     with parsing(where):
         table = items(frame.header.data, "ModalityLUTSequence")
     if (slope is None) != (intercept is None):
@@ -91,7 +91,7 @@ def _meant(frame: Frame, values: np.ndarray, form: PixelFormat, source: str) -> 
     """What the stored values of a frame mean: RescaleSlope and RescaleIntercept, or the table, applied."""
     table = items(frame.header.data, "ModalityLUTSequence")
     if table:
-        return _looked_up(table[0], values, form, f"{source}: {frame.header.name}")
+        return _looked_up(table[0], values, form, frame.header.among(source))
     slope, intercept = frame.slope, frame.intercept
     if slope is None or intercept is None or (slope, intercept) == (1.0, 0.0):
         return values

@@ -73,7 +73,7 @@ def normal_of(frame: Frame) -> np.ndarray:
 
 def check_place(frame: Frame, source: str) -> None:
     """Reject a slice whose position, orientation or spacing is not stated or makes no sense."""
-    where = f"{source}: {frame.header.name}" if frame.header.name not in source else source
+    where = frame.header.among(source)
     if frame.position is None:
         raise InputError(f"{where}: slices lack ImagePositionPatient; export the series again.")
     if frame.axes is None:

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_fragments
 from pydicom.pixels import get_decoder, get_encoder
 from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
@@ -20,6 +21,8 @@ from tests.data.io.dicom.writers import (
     assert_volume,
     classic,
     enhanced,
+    place,
+    put,
     read,
     stack,
     write,
@@ -328,3 +331,20 @@ def test_bytes_that_fill_up_a_frame(tmp_path, syntax, padding):
     array = smooth()
     made = compressed(classic(array), array, syntax, lambda frame, one: encoded(frame, one) + padding)
     assert_volume(read(write_all(tmp_path, made, syntax=syntax)), array, AFFINE)
+
+
+@pytest.mark.parametrize(
+    "name", ["JPEG-lossy.dcm", "JPEG2000.dcm", "JPEGLSNearLossless_08.dcm", "JPEGLSNearLossless_16.dcm"]
+)
+def test_files_of_pydicom(tmp_path, capfd, name):
+    """12 bits in JPEG: the decoder of 8 bits says that it cannot, and another one takes over."""
+    data = dcmread(get_testdata_file(name))
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(get_testdata_file(name), imageIO="GDCMImageIO"))
+    capfd.readouterr()
+    for attribute, value in place((0, 0, 0)).items():
+        put(data, attribute, value)
+    data.save_as(tmp_path / name)
+    scan = read(tmp_path / name)
+    assert_volume(scan, expected.squeeze().T[..., None])
+    assert "compressed with loss" in scan.warnings[-1]
+    assert capfd.readouterr() == ("", "")

@@ -30,7 +30,8 @@ ROOMS = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # SimpleITK and scipy take long to load and only some scans need them; the command line must answer --help at once.
 LAZY = {
-    "data/io/reading.py", "data/io/read_cost.py", "data/io/inputs.py", "data/io/writing.py", "data/grid/resample.py",
+    "data/io/reading.py", "data/io/read_cost.py", "data/io/folders.py", "data/io/writing.py",
+    "api/describe.py", "data/grid/resample.py",
     "inference/components.py", "cli/predict.py", "cli/train.py", "cli/evaluate.py", "cli/models.py", "cli/machine.py",
 }  # fmt: skip
 

@@ -114,7 +114,9 @@ def own_command(arguments: Sequence[str]) -> str:
     for before, argument in zip([script, *given], given, strict=False):
         if argument not in ("--record", "--results") and before != "--results" and "--results=" not in argument:
             kept.append(renamed(argument))
-    return " ".join(["python", f"benchmarks/{Path(script).name}", *kept])
+    folder, path = CHECKOUT / "benchmarks", Path(script).resolve()
+    name = path.relative_to(folder) if path.is_relative_to(folder) else path.name
+    return " ".join(["python", f"benchmarks/{name}", *kept])
 
 
 def renamed(argument: str) -> str:

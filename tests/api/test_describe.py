@@ -39,10 +39,18 @@ def described(path):
             "contains 60 NaN or infinite voxels; replace them, for example by 0.",
         ),
         (ramp().astype(np.complex64), (None, None), "the voxels are complex (complex64)"),
-        (np.zeros((3, 4, 5), COLOUR), (None, None), "the voxels are colour or structured"),
+        (
+            np.zeros((3, 4, 5), COLOUR),
+            (None, None),
+            "the voxels are in colour (RGB), expected one real number per voxel",
+        ),
         (ramp((4, 5)), (0.0, 19.0), "is 2-D (4 x 5), expected a 3-D volume."),
         (np.full((3, 4, 5), 7, np.int16), (7.0, 7.0), "the image is constant (every voxel is 7)"),
-        (ramp((3, 4, 5, 1, 2)), (0.0, 119.0), "is 5-D (3 x 4 x 5 x 1 x 2), expected a 3-D volume."),
+        (
+            ramp((3, 4, 5, 1, 2)),
+            (0.0, 119.0),
+            "is 5-D (3 x 4 x 5 x 1 x 2, several values per voxel such as vectors), expected a 3-D volume.",
+        ),
     ],
 )
 def test_an_image_that_predict_rejects_is_described_with_the_error(tmp_path, array, extremes, words):

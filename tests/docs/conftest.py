@@ -82,6 +82,9 @@ def world(tmp_path_factory, one_thread):
     positions = [(0.0, 0.0, 2.0 * k) for k in range(image.shape[2])]
     write_series(folder / "dicom_folder", image, positions, spacing=(1.25, 1.5))
     shutil.make_archive(str(folder / "study"), "zip", folder / "dicom_folder")
+    save(nifti(np.stack([image, image], axis=-1), affine), folder / "perfusion.nii.gz")
+    tilted = [(0.0, 0.5 * k, 2.0 * k) for k in range(image.shape[2])]
+    write_series(folder / "head_ct", image, tilted, spacing=(1.25, 1.5), **{"0008_0060": "CT"})
     trained = "nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres"
     write_folder(folder / trained, Variant(folds=2, patch=(16, 16, 16), spacing=(3.0, 3.0, 3.0)))
     network = tiny_plan().network.model_copy(update={"in_channels": 2})

@@ -12,7 +12,7 @@ from volseg.losses import LOSSES
 from volseg.modelfile import read_card
 from volseg.networks import NETWORKS
 
-KINDS = ["loss", "network", "transform", "output format", "metric"]
+KINDS = ["loss", "network", "transform", "output format", "format to read", "metric"]
 
 
 @pytest.fixture

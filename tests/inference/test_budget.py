@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from tests.data.images import write_series
 from tests.pipeline import blob, volseg, write_model
 from volseg import Segmenter
 from volseg.data.io.read_cost import reading_bytes
@@ -84,21 +85,28 @@ def test_stored_and_scaled_values_are_in_memory_together(tmp_path, suffix, endia
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_compressed_metaimage_is_in_memory_together_with_its_voxels(tmp_path, compressed):
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_of_nrrd_and_metaimage_the_voxels_alone_are_in_memory(tmp_path, suffix, compressed):
     image = sitk.GetImageFromArray(np.arange(8000, dtype=np.int16).reshape(20, 20, 20) // 100)
-    sitk.WriteImage(image, str(tmp_path / "scan.mha"), useCompression=compressed)
-    compressed_bytes = (tmp_path / "scan.mha").stat().st_size if compressed else 0
-    assert reading_bytes(tmp_path / "scan.mha") == 16000 + compressed_bytes
+    sitk.WriteImage(image, str(tmp_path / f"scan{suffix}"), useCompression=compressed)
+    assert reading_bytes(tmp_path / f"scan{suffix}") == 16000
 
 
-def test_dicom_takes_three_times_the_size_of_its_files(tmp_path):
-    (tmp_path / "series").mkdir()
-    for name in ("1.dcm", "2.dcm"):
-        (tmp_path / "series" / name).write_bytes(bytes(1000))
+def test_a_nrrd_or_metaimage_without_a_usable_header_takes_no_memory(tmp_path):
+    for name in ("a.nrrd", "a.mha"):
+        (tmp_path / name).write_bytes(b"<html>")
+        assert reading_bytes(tmp_path / name) == 0
+
+
+def test_dicom_takes_three_times_the_size_of_its_pixels(tmp_path):
+    """Two slices of 4 x 6 pixels of 16 bits: 96 bytes."""
+    positions = np.array([[0, 0, 0], [0, 0, 2]])
+    folder = write_series(tmp_path / "series", np.arange(48).reshape(4, 6, 2).astype(np.int16), positions)
+    first = next(folder.iterdir())
     with zipfile.ZipFile(tmp_path / "series.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(tmp_path / "series" / "1.dcm", "1.dcm")
-    assert reading_bytes(tmp_path / "series") == 6000
-    assert reading_bytes(tmp_path / "series" / "1.dcm") == reading_bytes(tmp_path / "series.zip") == 3000
+        archive.write(first, "1.dcm")
+    assert reading_bytes(folder) == 3 * 96
+    assert reading_bytes(first) == reading_bytes(tmp_path / "series.zip") == 3 * 48
 
 
 def corrupt_nifti(at, value):

@@ -83,13 +83,9 @@ def test_the_metadata_say_what_it_is_and_where(metadata: Message) -> None:
 def test_installing_it_is_the_whole_tool(metadata: Message) -> None:
     required = {name: line for line in metadata.get_all("Requires-Dist") if (name := re.match(r"[\w-]+", line)[0])}
     core = {name for name, line in required.items() if "extra ==" not in line}
-    assert {"torch", "monai", "tensorboard", "matplotlib", "blosc2", "nibabel", "SimpleITK"} <= core
+    assert {"torch", "monai", "tensorboard", "matplotlib", "blosc2", "nibabel", "SimpleITK", "pydicom"} <= core
     assert "scikit-learn" not in required
-    assert {name for name, line in required.items() if 'extra == "dicom"' in line} == {
-        "pydicom",
-        "highdicom",
-        "pynetdicom",
-    }
+    assert {name for name, line in required.items() if 'extra == "dicom"' in line} == {"highdicom", "pynetdicom"}
 
 
 def test_pictures_of_the_readme_are_found_from_a_package_index(metadata: Message) -> None:

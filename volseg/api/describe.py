@@ -9,6 +9,7 @@ import numpy as np
 from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_scan
+from volseg.data.io.formats import is_dicom
 from volseg.data.io.inputs import Case, find_cases
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.reading import read_stored
@@ -153,6 +154,8 @@ def _scan_in(folder: Path) -> Case:
 
 def _describe_image(case: Case) -> dict[str, Any]:
     (path,) = case.paths
+    if case.choice.series is None and is_dicom(path) and len(found := _series(path)) > 1:
+        return {"what": f"{len(found)} DICOM series", "file": str(path), **found}
     stored = read_stored(path, case.choice)
     geometry, warnings, rejection = _check_as_predict(stored)
     lowest, highest = _extremes(stored.array)
@@ -169,6 +172,13 @@ def _describe_image(case: Case) -> dict[str, Any]:
         "warnings": "; ".join(warnings) or "none",
         "refused_by_predict": rejection,
     }
+
+
+def _series(path: Path) -> dict[str, str]:
+    """The DICOM series at a path."""
+    from volseg.data.io.dicom.reader import series_in  # noqa: PLC0415 - pydicom is loaded only where it is needed
+
+    return series_in(path)
 
 
 def _check_as_predict(stored: Stored) -> tuple[Geometry | None, list[str], str | None]:

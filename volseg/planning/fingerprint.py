@@ -23,6 +23,7 @@ from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.grid.geometry import Geometry, ras_order
+from volseg.data.grid.intensities import as_exact_float
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, whole_file
@@ -34,7 +35,7 @@ SAMPLES_PER_CASE = 10_000
 # Scans read at the same time. Each is in memory twice: as stored in its file, and as an array.
 READERS = 2
 # Increased whenever a measurement changes, so that cached ones of an older version are not used.
-FORMAT = 1
+FORMAT = 2
 T = TypeVar("T", int, float)
 # NumPy parses the header of a file with Python's ast, which in Python 3.11 fails at random in two threads at once
 # (SystemError: AST constructor recursion depth mismatch, CPython issue 106905).
@@ -55,7 +56,8 @@ class CaseFingerprint:
         contrasts: per label that is present, and per channel: standardised mean difference between the label and the
             rest of the scan (without ignored voxels), in standard deviations of the whole scan.
         means: per channel, mean intensity of the whole scan.
-        samples: (C, n) float32 intensities of up to 10 000 foreground voxels, sampled at random.
+        samples: (C, n) intensities of up to 10 000 foreground voxels, sampled at random; float32, or float64 for a
+            large offset.
     """
 
     name: str
@@ -211,7 +213,7 @@ def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, label: n
         offsets=_offsets(label, foreground, scan.geometry, dataset.labels),
         contrasts=_contrasts(label, counts, scan, dataset.labels),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
-        samples=np.stack([channel[sampled] for channel in scan.channels]).astype(np.float32),
+        samples=np.stack([as_exact_float(channel[sampled]) for channel in scan.channels]),
     )
 
 

@@ -202,6 +202,22 @@ def test_the_key_follows_the_voxels_behind_a_detached_header(cases, tmp_path, su
     assert cache_key(case, small_plan()) != before
 
 
+def test_the_key_follows_every_file_that_a_detached_header_names(cases, tmp_path):
+    image = SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16))
+    SimpleITK.WriteImage(image, str(tmp_path / "scan.mhd"), useCompression=False)
+    header = (tmp_path / "scan.mhd").read_text().replace("scan.raw", "slice%d.raw 0 2 1")
+    (tmp_path / "scan.mhd").write_text(header)
+    for number in range(3):
+        (tmp_path / f"slice{number}.raw").write_bytes(bytes(40))
+    case = dataclasses.replace(cases[0], images=(tmp_path / "scan.mhd",))
+    before = cache_key(case, small_plan())
+    (tmp_path / "slice2.raw").write_bytes(bytes([1]) * 40)
+    assert cache_key(case, small_plan()) != before
+    (tmp_path / "scan.mhd").write_text(header.replace("DimSize", "Size"))
+    with pytest.raises(InputError, match=r"Case case_0: .*DimSize"):
+        cache_key(case, small_plan())
+
+
 def test_a_folder_named_like_a_detached_header_is_not_one_of_its_files(cases, tmp_path):
     header = tmp_path / "scan.mhd"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(header), useCompression=False)

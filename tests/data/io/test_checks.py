@@ -1,5 +1,7 @@
 """Each requirement on an image: met, just not met, and the message."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ NAME = "case.nii.gz"
 
 
 def nifti_check(image):
-    return check_nifti(image.header, image.header["pixdim"][1:4].astype(float), NAME)
+    return check_nifti(image.header, NAME)[:2]
 
 
 def rotated(affine, degrees, axis=2):
@@ -165,7 +167,8 @@ class TestArray:
 
     @pytest.mark.parametrize(("shape", "channels"), [((3, 4, 5, 3), 1), ((3, 4, 5, 3), 2), ((3, 4, 5), 2)])
     def test_channel_counts_have_to_agree(self, shape, channels):
-        with pytest.raises(InputError, match=f"expected {channels}; give one file per channel"):
+        remedy = "choose one with --volume N" if channels == 1 else "give one file per channel"
+        with pytest.raises(InputError, match=f"expected {channels}; {remedy}"):
             check_scan(ramp(shape), channels, NAME)
 
     @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 4, 0), (3, 4, 5, 0)])
@@ -178,7 +181,9 @@ class TestArray:
         [
             (np.complex64, "complex"),
             (np.complex128, "complex"),
-            ([("R", "u1"), ("G", "u1"), ("B", "u1")], "colour"),
+            ([("R", "u1"), ("G", "u1"), ("B", "u1")], r"in colour \(RGB\)"),
+            ([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")], r"in colour \(RGBA\)"),
+            ([("a", "u1"), ("b", "u1")], "not numbers"),
             (object, "not numbers"),
             ("U3", "not numbers"),
             ("M8[s]", "not numbers"),
@@ -206,14 +211,21 @@ class TestImage:
         with pytest.raises(InputError, match=f"{NAME} contains 6 NaN or infinite voxels; replace them"):
             check_scan(array, 1, NAME)
 
-    def test_huge_values_are_fine(self):
-        array = ramp().astype(np.float64) * 1e300
-        assert check_scan(array, 1, NAME)[0] is not None
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_values_that_float32_cannot_hold_are_named(self, sign):
+        largest = float(np.finfo(np.float32).max)
+        array = ramp().astype(np.float64)
+        array[0, 0, 0] = sign * largest
+        assert check_scan(array, 1, NAME)[0][0, 0, 0] == sign * largest
+        array[0, 0, 0] = sign * 1e200
+        ends = "1 to 1e+200" if sign > 0 else "-1e+200 to 59"
+        with pytest.raises(InputError, match=re.escape(f"{NAME}: the values range from {ends}, beyond 3.4e+38")):
+            check_scan(array, 1, NAME)
 
     @pytest.mark.parametrize(("value", "kind"), [(0, np.uint8), (-1024, np.int16), (0.5, np.float32)])
     def test_constant_volumes_are_rejected(self, value, kind):
         with pytest.raises(
-            InputError, match=rf"{NAME}: the image is constant \(every voxel is {value}\); copy it again"
+            InputError, match=rf"{NAME}: the image is constant \(every voxel is {value}\); give another one"
         ):
             check_scan(np.full((3, 4, 5), value, dtype=kind), 1, NAME)
 

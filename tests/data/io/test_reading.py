@@ -150,7 +150,7 @@ def test_four_dimensions_are_channels(tmp_path, suffix):
     np.testing.assert_allclose(scan.geometry.affine, STRAIGHT, atol=1e-5)
     for channel in range(2):
         np.testing.assert_array_equal(scan.channels[channel], array[..., channel])
-    with pytest.raises(InputError, match=r"4-D .* with 2 volumes, expected 1"):
+    with pytest.raises(InputError, match=r"4-D .* with 2 volumes, expected 1; choose one with --volume N"):
         read_scan(tmp_path / f"a{suffix}")
 
 
@@ -380,7 +380,7 @@ class TestCorrupt:
         self.rejected(tmp_path / "b.nii.gz", "declares 65536000000352 bytes")
 
     def test_an_unknown_type_of_voxels(self, tmp_path):
-        self.rejected(patched(save(nifti(ramp()), tmp_path / "a.nii"), 70, b"\1\0"), "cannot be read")
+        self.rejected(patched(save(nifti(ramp()), tmp_path / "a.nii"), 70, b"\1\0"), r"is 1 \(one bit\); convert it")
 
     def test_no_voxels(self, tmp_path):
         self.rejected(patched(save(nifti(ramp()), tmp_path / "a.nii"), 44, b"\0\0"), "is empty: its size is 3 x 0 x 5")

@@ -35,7 +35,7 @@ from volseg.errors import InputError
 from volseg.files import as_tuples, whole_file, write_json
 
 # Increased whenever preprocessing or the files below change, so that older entries are not reused.
-FORMAT = 4
+FORMAT = 5
 PARTS = ("image.b2nd", "label.b2nd", "foreground.npy", "json")
 # Foreground voxels kept per class for patch sampling, as many as in nnU-Net.
 VOXELS_PER_CLASS = 10_000

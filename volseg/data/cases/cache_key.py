@@ -1,6 +1,5 @@
 """The key and the path of a case's files in a cache that is reused from run to run."""
 
-import glob
 import hashlib
 import json
 import os
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.data.cases.dataset import TrainingCase
-from volseg.data.io.formats import image_suffix, stem_of
+from volseg.data.io.itk_files import files_of
 from volseg.errors import InputError
 from volseg.files import sha256_of
 
@@ -38,15 +37,10 @@ def content_key(case: TrainingCase, facts: dict[str, Any]) -> str:
         InputError: a file cannot be read.
     """
     try:
-        files = [sha256_of(file) for path in (*case.images, case.label) for file in _files_of(path)]
+        files = [sha256_of(file) for path in (*case.images, case.label) for file in files_of(path)]
     except OSError as error:
         reason = f"could not read {error.filename}: {error.strerror}"
         raise InputError(f"Case {case.name}: {reason}. Restore the file.") from error
+    except InputError as error:
+        raise InputError(f"Case {case.name}: {error}") from error
     return hashlib.sha256(json.dumps({"files": files, **facts}, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The files of an image: a detached header has its voxels in another file with the same stem."""
-    if image_suffix(path) in (".nhdr", ".mhd"):
-        return sorted(filter(Path.is_file, path.parent.glob(f"{glob.escape(stem_of(path))}.*")))
-    return [path]

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from volseg.data.cases.dataset import TrainingCase
+from volseg.data.grid.intensities import as_exact_float
 from volseg.data.io.reading import Scan, compare_grids, read_label, read_scan
 from volseg.errors import InputError, Problem
 
@@ -56,5 +57,5 @@ def voxel_digest(scan: Scan) -> str:
     digest = hashlib.sha256(repr((len(scan.channels), scan.geometry.shape)).encode())
     for channel in scan.channels:
         for plane in range(channel.shape[2]):
-            digest.update(np.ascontiguousarray(channel[..., plane], dtype=np.float32).data)
+            digest.update(np.ascontiguousarray(as_exact_float(channel[..., plane])).data)
     return digest.hexdigest()

@@ -6,6 +6,7 @@ import cc3d
 import numpy as np
 
 from volseg.data.grid.geometry import Box
+from volseg.data.grid.intensities import reference_for
 from volseg.data.grid.nonzero import nonzero_box
 
 # Distance between sampled voxels, unless the scan's own are farther apart; thinner structures may be missed.
@@ -30,7 +31,9 @@ def body_box(volume: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
         (start, stop) along D, H and W, at least `MARGIN_MM` outside the body but inside the volume.
     """
     steps = [max(1, round(STEP_MM / spacing)) for spacing in spacing_mm]
-    sampled = volume[tuple(slice(None, None, step) for step in steps)].astype(np.float32, order="C")
+    sampled = volume[tuple(slice(None, None, step) for step in steps)]
+    low, high = float(sampled.min()), float(sampled.max())
+    sampled = reference_for(sampled, None, low, high - low).values(sampled)
     components = cc3d.connected_components(sampled > otsu_threshold(sampled), connectivity=26)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0

@@ -14,8 +14,9 @@ import torch
 from volseg.config import IGNORED, Channel, Plan
 from volseg.data.grid.body import body_box
 from volseg.data.grid.geometry import Box, Geometry, GridMap, map_to_network
+from volseg.data.grid.intensities import LARGE_OFFSET, PLAIN, Reference, mean_and_std, reference_for
 from volseg.data.grid.nonzero import filled_nonzero, nonzero_box
-from volseg.data.grid.resample import resample_nearest, resample_slabs, separate_axis, slabs
+from volseg.data.grid.resample import resample_nearest, resample_slabs, separate_axis
 from volseg.device import has_room
 from volseg.errors import InputError
 
@@ -29,7 +30,8 @@ def normaliser(
 ) -> Callable[[int, int], np.ndarray]:
     """A function that returns the normalised planes start to stop of a volume, (planes, H, W) float32.
 
-    Mean, standard deviation and range are those of the whole volume, even if planes are taken from a box in it.
+    Mean, standard deviation and range are those of the whole volume, even if planes are taken from a box in it. An
+    offset that float32 cannot hold is subtracted first, see `volseg.data.grid.intensities`; not with 'rgb' and 'none'.
 
     'zscore': subtract the mean, divide by the standard deviation of the volume (by 1 if the volume is constant).
     'zscore_nonzero': the same with mean and standard deviation inside `mask`; voxels outside it, which are 0, stay 0.
@@ -47,16 +49,19 @@ def normaliser(
     Raises:
         InputError: 'rgb' with intensities below 0 or above 255.
     """
-    shift, scale = map(np.float32, _shift_and_scale(channel, volume, mask))
+    reference, *numbers = _shift_and_scale(channel, volume, mask)
+    shift, scale = map(np.float32, numbers)
     cut = tuple(slice(*span) for span in box or ())
     part = volume[cut]
     within = mask[cut] if mask is not None and channel.normalisation == "zscore_nonzero" else None
 
     def normalise(start: int, stop: int) -> np.ndarray:
-        values = part[start:stop].astype(np.float32, order="C")
+        values = reference.values(part[start:stop])
         if channel.normalisation == "ct" and channel.clip is not None:
-            np.clip(values, *channel.clip, out=values)
+            np.clip(values, *(limit - reference.offset for limit in channel.clip), out=values)
         where = True if within is None else within[start:stop]
+        if within is not None and reference != PLAIN:
+            values[~where] = 0
         np.subtract(values, shift, out=values, where=where)
         np.divide(values, scale, out=values, where=where)
         return values
@@ -182,20 +187,27 @@ def _moved(box: Box, outer: Box) -> Box:
     return d, h, w
 
 
-def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
-    """The number to subtract from intensities, and the one to divide the difference by."""
+def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | None) -> tuple[Reference, float, float]:
+    """What intensities are relative to; the number to subtract then, and the one to divide the difference by."""
     match channel.normalisation:
         case "zscore" | "zscore_nonzero":
-            mean, std = _mean_and_std(volume, mask if channel.normalisation == "zscore_nonzero" else None)
-            return mean, _divisor(std)
+            within = mask if channel.normalisation == "zscore_nonzero" else None
+            mean, std = mean_and_std(volume, within)
+            reference = reference_for(volume, within, mean, std)
+            if reference != PLAIN:
+                mean, std = mean_and_std(volume, within, reference)
+            return reference, mean, _divisor(std)
         case "ct":
             # The validator of Channel requires both for this normalisation.
             assert channel.mean is not None
             assert channel.std is not None
-            return channel.mean, _divisor(channel.std)
+            if abs(channel.mean) > LARGE_OFFSET * channel.std:
+                return Reference(float(channel.mean)), 0.0, _divisor(channel.std)
+            return PLAIN, channel.mean, _divisor(channel.std)
         case "rescale":
-            low, high = float(volume.min()), float(volume.max())
-            return low, _divisor(high - low)
+            low, high = volume.min().item(), volume.max().item()
+            reference = reference_for(volume, None, float(low), float(high - low))
+            return reference, (low - reference.offset) / reference.unit, _divisor((high - low) / reference.unit)
         case "rgb":
             low, high = float(volume.min()), float(volume.max())
             if low < 0 or high > 255:
@@ -203,28 +215,10 @@ def _shift_and_scale(channel: Channel, volume: np.ndarray, mask: np.ndarray | No
                     f"Channel {channel.name!r} has intensities from {low:g} to {high:g}, expected those of an RGB "
                     "image, 0 to 255; give the 8-bit image."
                 )
-            return 0.0, 255.0
-    return 0.0, 1.0
+            return PLAIN, 0.0, 255.0
+    return PLAIN, 0.0, 1.0
 
 
 def _divisor(deviation: float) -> float:
     """`deviation`, or 1 for constant intensities. The threshold is tiny: a scan in SI units may lie below 1e-8."""
     return deviation if deviation > _SMALLEST_DIVISOR else 1.0
-
-
-def _mean_and_std(volume: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
-    """Mean and standard deviation of all voxels, or of those in the mask; 0 and 0 if the mask is empty.
-
-    In float64, plane by plane of the oriented volume, so that the result does not depend on the file's voxel order.
-    """
-    size = max(1, volume.size if mask is None else int(np.count_nonzero(mask)))
-
-    def values(planes: slice) -> np.ndarray:
-        return np.ascontiguousarray(volume[planes]) if mask is None else volume[planes][mask[planes]]
-
-    def square_sum(planes: slice) -> float:
-        return float(np.square(np.subtract(values(planes), mean, dtype=np.float64)).sum())
-
-    mean = sum(float(values(planes).sum(dtype=np.float64)) for planes in slabs(volume.shape)) / size
-    squares = (square_sum(planes) for planes in slabs(volume.shape))
-    return mean, float(np.sqrt(sum(squares) / size))

@@ -4,21 +4,23 @@ Rejected, with an InputError of one sentence that names the image:
 
     file       missing or empty; not in the format of its suffix; gzip-compressed without .gz, or the reverse; truncated
     array      not 3-D, or 4-D (I, J, K, C) with an unexpected C (trailing axes of size 1 are dropped);
-               no voxels; not real numbers (complex, colour, structured)
+               no voxels; not one real number per voxel (complex, colour, vectors)
     geometry   affine not finite or not affine; a spacing of zero; a singular affine
-    NIfTI      units of metres or microns; a pixdim in use that is not positive; sform and qform (both set)
-               with different handedness or with axes more than 45 degrees apart
-    image      NaN or infinite voxels; a constant image
+    NIfTI      units of metres or microns; a pixdim in use that is not positive; a qform in use that is not a rotation;
+               sform and qform (both set) with different handedness or with axes more than 45 degrees apart
+    image      NaN or infinite voxels, or values that float32 cannot hold; a constant image
     label      values that are not integers, negative, above 65535, or not among the expected ones
 
 Unusual but usable input is accepted with a warning that states the assumption:
 
     geometry   axes sheared, or oblique by more than 5 degrees: accepted, never resampled to straight axes;
                a spacing below 0.01 mm or above 20 mm, as if in a wrong unit: accepted unchanged
-    NIfTI      no units: millimetres; neither sform nor qform: RAS+ axes with pixdim's spacing;
-               sform and qform that differ: the sform
+    NIfTI      no units: millimetres, and no volume in mL; neither sform nor qform: RAS+ axes with pixdim's spacing;
+               sform and qform that differ, or a qform with numbers that are not finite: the sform; a code of a form
+               that NIfTI does not have: the form is not set
 
-A DICOM series has further requirements, see volseg.data.io.dicom.
+The other fields of a NIfTI or MGH header are checked by their readers, see volseg.data.io.readers. A DICOM series has
+further requirements, see volseg.data.io.dicom.
 """
 
 from collections.abc import Collection, Iterator
@@ -27,16 +29,23 @@ from typing import Any
 import numpy as np
 
 from volseg.data.grid.geometry import ras_order
+from volseg.data.io.formats import content_of
 from volseg.errors import InputError
 
 LARGEST_LABEL = 65535
 
 _GZIP_MAGIC = b"\x1f\x8b"
+# What a file is that merely lacks the compression which its suffix promises.
+_SAME_CONTENT = {".nii.gz": "a NIfTI file", ".mgz": "a FreeSurfer MGH file"}
 _OBLIQUE_DEGREES = 5.0
 # Finer spacings occur in microscopy, coarser ones in whole-body localisers at most; others are metres or microns.
 _PLAUSIBLE_MM = (0.01, 20.0)
 _SHEARED_COSINE = 1e-3
 _UNITS = {1: "metres", 3: "microns"}
+# The codes of an sform or qform that is set; 0 is not set.
+_CODES = range(1, 6)
+NO_UNIT = "the header has no spatial unit"
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def check_container(start: bytes, suffix: str, source: str) -> None:
@@ -45,50 +54,65 @@ def check_container(start: bytes, suffix: str, source: str) -> None:
         raise InputError(f"{source} is an empty file; copy it again.")
     zipped, named = start.startswith(_GZIP_MAGIC), suffix in (".nii.gz", ".mgz")
     if named and not zipped:
-        raise InputError(
-            f"{source} is not gzip-compressed despite its suffix {suffix}; rename it, or copy it again if corrupt."
-        )
+        what, remedy = content_of(start) or ("not gzip-compressed", "rename it, or copy it again if corrupt")
+        if what == _SAME_CONTENT[suffix]:
+            what, remedy = "not gzip-compressed", "rename it, or compress it"
+        raise InputError(f"{source} is {what} despite its suffix {suffix}; {remedy}.")
     if zipped and not named:
         raise InputError(f"{source} is gzip-compressed despite its suffix {suffix}; rename it.")
 
 
-def check_nifti(header: Any, pixdim: np.ndarray, source: str) -> tuple[np.ndarray, list[str]]:
+def wrong_content(start: bytes, expected: str, source: str) -> InputError:
+    """The error for a file that begins as another format than its suffix says, named where it is known."""
+    what, remedy = content_of(start) or ("", "convert it, or correct its suffix")
+    return InputError(f"{source} is not {expected}{f', but {what}' * bool(what)}; {remedy}.")
+
+
+def check_nifti(header: Any, source: str) -> tuple[np.ndarray, list[str], str]:
     """The affine of a NIfTI header, chosen by the rules of this module.
 
     Args:
-        header: nibabel NIfTI-1 or NIfTI-2 header.
-        pixdim: the three voxel sizes in the file; nibabel silently corrects invalid ones in `header`.
+        header: nibabel NIfTI-1 or NIfTI-2 header with the fields as stored, not corrected by nibabel.
         source: the image's name for messages.
 
     Returns:
-        4 x 4 float64 affine to RAS+ millimetres, which still has to pass `check_affine`, and warnings.
+        4 x 4 float64 affine to RAS+ millimetres, which still has to pass `check_affine`; warnings; and why the size in
+        millimetres is not stated. Empty with a unit: pixdim states the size even where neither form is set.
 
     Raises:
         InputError: a "NIfTI" requirement of this module is not met.
     """
-    warnings = []
-    unit = int(header["xyzt_units"]) & 7
-    if unit in _UNITS:
-        raise InputError(f"{source}: the header's spatial unit is {_UNITS[unit]}, expected millimetres; convert it.")
-    if unit != 2:
-        warnings.append("The header has no spatial unit; millimetres are assumed.")
-    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    warnings, unstated = _unit_warnings(header, source)
+    for name in ("sform", "qform"):
+        if (code := int(header[f"{name}_code"])) != 0 and not is_code(code):
+            warnings.append(f"The {name}_code {code} is none of NIfTI's codes, so the {name} is not used.")
+    has_sform, has_qform = is_code(header["sform_code"]), is_code(header["qform_code"])
+    pixdim = header["pixdim"][1:4].astype(np.float64)
     if (has_qform or not has_sform) and not (np.isfinite(pixdim) & (pixdim > 0)).all():
         raise InputError(
             f"{source}: the voxel sizes (pixdim) are {_by_axis(pixdim)}, expected positive numbers; fix the header."
         )
     if not has_sform and not has_qform:
         warnings.append("Neither sform nor qform is set, so the orientation is unknown; RAS+ axes are assumed.")
-        return np.diag([*pixdim, 1.0]), warnings
-    qform = _qform(header, source) if has_qform else None
+        return np.diag([*pixdim, 1.0]), warnings, unstated
     if not has_sform:
-        assert qform is not None
-        return qform, warnings
+        return _qform(header, source), warnings, unstated
     sform = np.array(header.get_sform(), dtype=np.float64)
-    if qform is not None:
+    if has_qform:
         check_affine(sform, source)
-        warnings += _compare_forms(sform, qform, source)
-    return sform, warnings
+        warnings += _compare_forms(sform, header, source)
+    return sform, warnings, unstated
+
+
+def is_code(code: Any) -> bool:
+    """Whether an sform_code or qform_code says that the form is set."""
+    return int(code) in _CODES
+
+
+def qfac_of(header: Any) -> int:
+    """The handedness of a NIfTI qform, which is pixdim[0]: -1, or 1 for 0 and above; 0 if it is something else."""
+    qfac = float(header["pixdim"][0])
+    return 1 if qfac >= 0 else -1 if qfac == -1 else 0
 
 
 def check_affine(affine: np.ndarray, source: str) -> list[str]:
@@ -105,9 +129,10 @@ def check_affine(affine: np.ndarray, source: str) -> list[str]:
         raise InputError(
             f"{source}: the affine is not a finite 4 x 4 matrix with last row 0 0 0 1, found {affine.tolist()}; fix it."
         )
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() == 0:
-        raise InputError(f"{source}: a spacing is zero, found {_by_axis(spacing)} mm; fix the header.")
+    with np.errstate(over="ignore"):
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.min() == 0 or not np.isfinite(spacing).all():
+        raise InputError(f"{source}: a spacing is zero or infinite, found {_by_axis(spacing)} mm; fix the header.")
     axes = affine[:3, :3] / spacing
     if abs(np.linalg.det(axes)) < 1e-4:
         raise InputError(f"{source}: the affine is singular; fix the header.")
@@ -138,9 +163,18 @@ def check_scan(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarra
             raise InputError(
                 f"{source} contains {count} NaN or infinite voxels", "replace them, for example by 0", "not finite"
             )
+        if max(-float(low), float(high)) > _FLOAT32_MAX:
+            raise InputError(
+                f"{source}: the values range from {low:g} to {high:g}, beyond {_FLOAT32_MAX:.2g}, the largest that "
+                "float32 and so a network can hold",
+                "replace them, or scale the image",
+                "too large",
+            )
         if low == high:
             raise InputError(
-                f"{source}: the image is constant (every voxel is {low})", "copy it again or leave it out", "constant"
+                f"{source}: the image is constant (every voxel is {low})",
+                "give another one, or leave it out",
+                "constant",
             )
     return volumes
 
@@ -223,36 +257,69 @@ def _volumes(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarray,
     """The (I, J, K) channels of an array, after the "array" checks."""
     size = " x ".join(str(size) for size in array.shape)
     if array.dtype.kind not in "biuf":
-        kind = "complex" if array.dtype.kind == "c" else "colour or structured" if array.dtype.names else "not numbers"
+        kind = f"complex ({array.dtype})" if array.dtype.kind == "c" else _structured(array.dtype)
         raise InputError(
-            f"{source}: the voxels are {kind} ({array.dtype}), expected one real number per voxel; convert them."
+            f"{source}: the voxels are {kind}, expected one real number per voxel; convert them, or give the scan that "
+            "they were made from."
         )
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0:
         raise InputError(f"{source} is empty: its size is {size}.")
     if array.ndim not in (3, 4):
-        raise InputError(f"{source} is {array.ndim}-D ({size}), expected a 3-D volume.")
+        several = ", several values per voxel such as vectors" if array.ndim > 4 else ""
+        raise InputError(f"{source} is {array.ndim}-D ({size}{several}), expected a 3-D volume.")
     found = 1 if array.ndim == 3 else array.shape[3]
     if found != channels:
+        several = "give one file per channel, or a 4-D file with exactly these channels"
         raise InputError(
             f"{source} is {array.ndim}-D ({size}) with {found} volume{'s' * (found > 1)}, expected {channels}; "
-            "give one file per channel, or a 4-D file with exactly these channels."
+            f"{'choose one with --volume N, or give it as a 3-D image' if channels == 1 else several}."
         )
     array = array.astype(np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("="), copy=False)
     return (array,) if array.ndim == 3 else tuple(array[..., channel] for channel in range(found))
 
 
+def _structured(dtype: np.dtype) -> str:
+    """Voxels that are no numbers, in words."""
+    names = "".join(dtype.names or ())
+    return f"in colour ({names})" if names in ("RGB", "RGBA") else f"not numbers ({dtype})"
+
+
+def _unit_warnings(header: Any, source: str) -> tuple[list[str], str]:
+    """Warnings about the unit, and why millimetres are not stated; rejects other units."""
+    unit = int(header["xyzt_units"]) & 7
+    if unit in _UNITS:
+        raise InputError(f"{source}: the header's spatial unit is {_UNITS[unit]}, expected millimetres; convert it.")
+    return ([], "") if unit == 2 else (["The header has no spatial unit; millimetres are assumed."], NO_UNIT)
+
+
 def _qform(header: Any, source: str) -> np.ndarray:
     """The affine of the qform."""
+    if reason := _not_finite(header):
+        raise InputError(f"{source}: the qform is not a rotation ({reason}); fix the header.")
+    signed = header.copy()
+    signed["pixdim"][0] = qfac_of(header)
     try:
-        return np.array(header.get_qform(), dtype=np.float64)
+        return np.array(signed.get_qform(), dtype=np.float64)
     except ValueError as error:
         raise InputError(f"{source}: the qform is not a rotation ({error}); fix the header.") from error
 
 
-def _compare_forms(sform: np.ndarray, qform: np.ndarray, source: str) -> list[str]:
+def _not_finite(header: Any) -> str:
+    """What in a qform is not a number, or a handedness that is none; empty if all is usable."""
+    names = [*(f"quatern_{axis}" for axis in "bcd"), *(f"qoffset_{axis}" for axis in "xyz")]
+    odd = [f"{name} is {float(header[name]):g}" for name in names if not np.isfinite(header[name])]
+    return ", ".join(
+        odd or ["" if qfac_of(header) else f"pixdim[0] is {float(header['pixdim'][0]):g}, expected 1 or -1"]
+    )
+
+
+def _compare_forms(sform: np.ndarray, header: Any, source: str) -> list[str]:
     """Reject forms with contradictory axes; a warning if they differ by more than rounding errors."""
+    if reason := _not_finite(header):
+        return [f"The qform is not a rotation ({reason}); the sform is used."]
+    qform = _qform(header, source)
     spacings = [np.linalg.norm(form[:3, :3], axis=0) for form in (sform, qform)]
     first, second = (form[:3, :3] / spacing for form, spacing in zip((sform, qform), spacings, strict=True))
     angle = max(_degrees(float(one @ two)) for one, two in zip(first.T, second.T, strict=True))

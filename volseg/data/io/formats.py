@@ -7,10 +7,45 @@ from volseg.files import access_to
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MGH_SUFFIXES = (".mgz", ".mgh")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+ITK_SUFFIXES = (*NRRD_SUFFIXES, ".mha", ".mhd")
 # Suffixes of DICOM files, which often have none of them.
 DICOM_SUFFIXES = (".dcm", ".ima")
 SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES + ITK_SUFFIXES
+
+# What other files begin with: how they are called, and what to do.
+_RENAME = "give it the suffix of its format"
+_CONTENTS = (
+    (b"\x1f\x8b", "gzip-compressed data", "decompress it once, or give it the suffix of its format"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed data", "decompress it"),
+    (b"BZh", "bzip2-compressed data", "decompress it"),
+    (b"\xfd7zXZ\0", "xz-compressed data", "decompress it"),
+    (b"PK\3\4", "a zip archive", "unpack it"),
+    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself with git lfs pull"),
+    (b"<!doctype html", "a web page", "download the file again"),
+    (b"<html", "a web page", "download the file again"),
+    (b"<?xml", "an XML document", _RENAME),
+    (b"NRRD", "an NRRD file", _RENAME),
+    (b"ObjectType", "a MetaImage file", _RENAME),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as MINC 2", "convert it to NIfTI"),
+    (b"CDF\1", "a NetCDF file, such as MINC 1", "convert it to NIfTI"),
+    (b"\x89PNG", "a PNG picture", "give the scan itself"),
+    (b"\xff\xd8\xff", "a JPEG picture", "give the scan itself"),
+    (b"\0\0\0\1", "a FreeSurfer MGH file", _RENAME),
+)
+
+
+def content_of(start: bytes) -> tuple[str, str] | None:
+    """What a file is by its first bytes, up to 544 of them, and what to do with it; None if they tell nothing."""
+    if start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0":
+        return "a NIfTI file", _RENAME
+    if begins_as_dicom(start):
+        return "a DICOM file", "give it the suffix .dcm, or give the folder of its series"
+    text = start.lstrip().lower()
+    found = (
+        content[1:] for content in _CONTENTS if start.startswith(content[0]) or text.startswith(content[0].lower())
+    )
+    return next(found, None)
 
 
 def image_suffix(path: Path) -> str | None:

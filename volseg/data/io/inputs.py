@@ -9,16 +9,16 @@ over several folders is one scan.
 import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from volseg.data.io.choice import ONLY, Choice
-from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, image_suffix, is_dicom, sibling, stem_of
-from volseg.errors import InputError, UsageError
-from volseg.files import access_to, folders_below, require_writable
+from volseg.data.io.folders import Found, absolute, name_of, scans_at
+from volseg.data.io.formats import SUFFIXES, image_suffix, sibling
+from volseg.errors import UsageError
+from volseg.files import access_to, require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +42,6 @@ class Case:
     paths: tuple[Path, ...]
     output_suffix: str
     choice: Choice = ONLY
-
-
-class _Found(NamedTuple):
-    """A scan at a path, and the name of its result."""
-
-    path: Path
-    choice: Choice
-    name: str
 
 
 def find_cases(
@@ -85,15 +77,15 @@ def find_cases(
     if not inputs:
         raise UsageError("Nothing to segment. Give a scan or a folder of scans.")
     # A scan may be given twice, for example by its path and by its folder.
-    given: dict[tuple[Path, Choice], _Found] = {}
+    given: dict[tuple[Path, Choice], Found] = {}
     for path in inputs:
         with access_to(path):
-            scans = _scans_at(path, choice)
+            scans = scans_at(path, choice)
         for scan in scans:
-            given.setdefault((_absolute(scan.path), scan.choice), scan)
-    folders: dict[Path, list[_Found]] = defaultdict(list)
-    for (absolute, _), scan in given.items():
-        folders[absolute.parent].append(scan)
+            given.setdefault((absolute(scan.path), scan.choice), scan)
+    folders: dict[Path, list[Found]] = defaultdict(list)
+    for (place, _), scan in given.items():
+        folders[place.parent].append(scan)
     return [case for scans in folders.values() for case in _cases_among(scans, len(channels))]
 
 
@@ -206,16 +198,16 @@ def _case_of_named(channels: Sequence[str], named: Mapping[str, Path], choice: C
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
         with access_to(path):
-            scans = _scans_at(path, choice)
+            scans = scans_at(path, choice)
         if [scan.path for scan in scans] != [path]:
             raise UsageError(f"--channel {channel}={path} is a folder of scans. Give one scan.")
-    return Case(_name(paths[0]), paths, _output_suffix(paths[0]), choice)
+    return Case(name_of(paths[0]), paths, _output_suffix(paths[0]), choice)
 
 
-def _cases_among(scans: list[_Found], channels: int) -> list[Case]:
+def _cases_among(scans: list[Found], channels: int) -> list[Case]:
     """The cases of one folder: by nnU-Net's file names if all scans have them, otherwise one for each scan."""
     scans = sorted(scans, key=lambda scan: scan.name)
-    sets: dict[str, dict[int, _Found]] = defaultdict(dict)
+    sets: dict[str, dict[int, Found]] = defaultdict(dict)
     for scan in scans:
         if match := NNUNET_CHANNEL.fullmatch(scan.name):
             sets[match[1]][int(match[2])] = scan
@@ -231,125 +223,8 @@ def _cases_among(scans: list[_Found], channels: int) -> list[Case]:
     return [_case(scan.name, [scan]) for scan in scans]
 
 
-def _case(name: str, scans: Sequence[_Found]) -> Case:
+def _case(name: str, scans: Sequence[Found]) -> Case:
     return Case(name, tuple(scan.path for scan in scans), _output_suffix(scans[0].path), scans[0].choice)
-
-
-def _scans_at(path: Path, choice: Choice) -> list[_Found]:
-    """The scan at `path`, or the scans in that folder."""
-    whole = [_Found(path, choice, _name(path))]
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Give a scan or a folder of scans.")
-    if path.is_file():
-        if _is_scan_file(path) or is_dicom(path):
-            return whole
-        raise InputError(
-            f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
-            "for a DICOM series give its folder."
-        )
-    if not path.is_dir():
-        raise InputError(f"{path} is neither a file nor a folder. Give a scan or a folder of scans.")
-    folders = _dicom_folders(path)
-    if choice.series is not None and folders:
-        return whole
-    scans = [_Found(entry, choice, _name(entry)) for entry in _visible(path) if _is_scan_file(entry)]
-    loose = folders.get(path, [])
-    if scans and len(loose) > 1:
-        raise InputError(
-            f"{path} contains {len(loose)} DICOM files (the first is {loose[0].name}) next to other scans (the first "
-            f"is {scans[0].path.name}). Move the DICOM files to a separate folder, or give each scan by its path."
-        )
-    if len(loose) == 1 and (scans or len(folders) > 1):
-        scans.append(_Found(loose[0], choice, _name(loose[0])))
-        del folders[path]
-    if not scans and not folders:
-        raise InputError(f"{path} holds no scan. Supported: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series.")
-    return scans + (whole if set(folders) == {path} else _series_in(path, folders, choice) if folders else [])
-
-
-def _dicom_folders(path: Path) -> dict[Path, list[Path]]:
-    """The DICOM files of each folder at and below `path` that has some, without hidden ones."""
-    found = {}
-    for folder, names in folders_below(path):
-        if any(part.startswith(".") for part in folder.relative_to(path).parts):
-            continue
-        entries = [folder / name for name in sorted(names) if not name.startswith(".") and name.upper() != "DICOMDIR"]
-        if files := [entry for entry in entries if _may_be_dicom(entry)]:
-            found[folder] = files
-    return found
-
-
-def _series_in(path: Path, folders: Mapping[Path, Sequence[Path]], choice: Choice) -> list[_Found]:
-    """The scans among folders of DICOM files: a folder each, but a series that is spread over several is one scan.
-
-    Raises:
-        InputError: files without SeriesInstanceUID lie next to or above those of other series.
-    """
-    from volseg.data.io.dicom.reader import series_uids  # noqa: PLC0415 - pydicom is loaded only where it is needed
-
-    stated = {folder: series_uids(files) for folder, files in folders.items()}
-    # Folders of reports or segmentations alone are no scans.
-    uids = {folder: own for folder, own in stated.items() if own is not None} or dict.fromkeys(stated, frozenset())
-    if len(set().union(*uids.values())) == 1 and all(own and "" not in own for own in uids.values()):
-        return [_Found(path, choice, _name(path))]
-    found: list[_Found] = []
-    for folder, own in uids.items():
-        others = {uid for other, theirs in uids.items() if other != folder for uid in theirs} - {""}
-        below = any(folder in other.parents for other in uids)
-        if not below and not own & others:
-            found.append(_Found(folder, choice, _name(folder)))
-        elif "" in own:
-            raise InputError(
-                f"{folder} contains DICOM files without SeriesInstanceUID next to those of other series, so they "
-                "cannot be told apart; move each series to a separate folder."
-            )
-        else:
-            found += [_Found(path, replace(choice, series=uid), _name(folder)) for uid in sorted(own)]
-    # A series in several folders is found in each; it has the name of the first.
-    first = {(scan.path, scan.choice): scan for scan in reversed(found)}
-    return _distinct_names(list(first.values()), path)
-
-
-def _distinct_names(scans: list[_Found], root: Path) -> list[_Found]:
-    """Scans whose names differ: those with one name get that of the folders around them, or a number."""
-    counts = Counter(scan.name for scan in scans)
-    named: list[_Found] = []
-    for scan in sorted(scans, key=lambda one: str(one.path)):
-        name = scan.name
-        if counts[name] > 1 and scan.path != root:
-            name = "_".join(scan.path.relative_to(root).parts)
-        elif counts[name] > 1:
-            name = f"{name}_{sum(other.name.startswith(f'{name}_') for other in named) + 1}"
-        named.append(scan._replace(name=name))
-    return named
-
-
-def _is_scan_file(path: Path) -> bool:
-    """Whether this is an image or zip file by its name."""
-    return path.is_file() and (image_suffix(path) is not None or path.suffix.lower() == ".zip")
-
-
-def _may_be_dicom(path: Path) -> bool:
-    """Whether this is a .dcm or .ima file, or a file without suffix or named by a UID that starts like DICOM."""
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        return False
-    if suffix in DICOM_SUFFIXES:
-        return True
-    if suffix and not suffix[1:].isdecimal():
-        return False
-    with open(path, "rb") as stream:
-        return begins_as_dicom(stream.read(132))
-
-
-def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder in sorted order, without hidden ones."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _name(scan: Path) -> str:
-    """The name of a scan without the suffix of its format."""
-    return stem_of(_absolute(scan))
 
 
 def _output_suffix(scan: Path) -> str:
@@ -361,8 +236,3 @@ def _output_suffix(scan: Path) -> str:
 def _real(path: Path) -> Path:
     """The path with its links resolved, whether or not it exists."""
     return Path(os.path.realpath(path))
-
-
-def _absolute(path: Path) -> Path:
-    """The absolute path without '..', links kept, so that '.' has a name and a linked scan keeps its own."""
-    return Path(os.path.abspath(path))

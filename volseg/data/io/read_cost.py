@@ -3,16 +3,17 @@
 import math
 import struct
 import sys
-import zipfile
 from pathlib import Path
 
 import nibabel as nib
 from isal import igzip
 
-from volseg.data.io.formats import ITK_SUFFIXES, image_suffix
+from volseg.data.io import itk_files
+from volseg.data.io.formats import ITK_SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers.stored import UNREADABLE
+from volseg.errors import InputError
 
-# DICOM may be rescaled: 2 bytes per voxel in the files become 4 in SimpleITK, plus 2 in a copy.
+# DICOM may be rescaled: 2 bytes per voxel in the files become 4, while the first 2, or 2 of a copy, are in memory.
 _DICOM_FACTOR = 3
 # (offset, magic bytes, header class).
 _FORMATS = (
@@ -20,8 +21,8 @@ _FORMATS = (
     (344, b"n+1\0", nib.Nifti1Header),
     (4, b"n+2\0", nib.Nifti2Header),
 )
-# Errors of SimpleITK and zipfile, in addition to those of reading.
-_CORRUPT = (*UNREADABLE, RuntimeError, struct.error, zipfile.BadZipFile)
+# Errors of volseg's own readers, in addition to those of nibabel.
+_CORRUPT = (*UNREADABLE, InputError, struct.error)
 
 
 def reading_bytes(path: Path) -> int:
@@ -31,25 +32,22 @@ def reading_bytes(path: Path) -> int:
         path: as for `volseg.data.io.reading.read_scan`.
 
     Returns:
-        For DICOM, which may be compressed, 3 times the size of the files. 0 for an unreadable file, which reading then
+        For DICOM, 3 times the size of the pixels without compression. 0 for an unreadable file, which reading then
         rejects.
     """
     path = Path(path)
     suffix = image_suffix(path)
     try:
-        if path.is_dir():
-            return _DICOM_FACTOR * sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if not path.is_file():
+        if not (path.is_file() or path.is_dir()):
             return 0
-        if path.suffix.lower() == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                return _DICOM_FACTOR * sum(member.file_size for member in archive.infolist())
-        if suffix is None:
-            return _DICOM_FACTOR * path.stat().st_size
-        if suffix in ITK_SUFFIXES:
-            from volseg.data.io.readers.itk import size_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+        if is_dicom(path):
+            from volseg.data.io.dicom.reader import stored_bytes  # noqa: PLC0415 - pydicom is loaded where it is needed
 
-            return size_of(path)
+            return _DICOM_FACTOR * stored_bytes(path)
+        if suffix is None:
+            return 0
+        if suffix in ITK_SUFFIXES:
+            return itk_files.memory_of(path)
         return _nibabel_bytes(path, suffix)
     except _CORRUPT:
         return 0
@@ -70,7 +68,9 @@ def _nibabel_bytes(path: Path, suffix: str) -> int:
         return 0
     voxels = math.prod(shape)
     # Unscaled values stay in memory until they are scaled or converted to native byte order.
-    if header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
-        return voxels * (size + max(size, 4))
+    slope, inter = header.get_slope_inter()
+    if (slope, inter) not in ((None, None), (1.0, 0.0)):
+        # A large offset needs 64 bits, and a copy in float32 to see that.
+        return voxels * (size + (12 if abs(inter) > 2**20 * abs(slope) else max(size, 4)))
     swapped = size > 1 and header.endianness != ("<" if sys.byteorder == "little" else ">")
     return voxels * size * (2 if swapped else 1)

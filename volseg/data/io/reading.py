@@ -1,7 +1,7 @@
 """Read images: voxels in the file's dtype and voxel order, their geometry in RAS+ millimetres, and warnings.
 
-NIfTI and FreeSurfer MGH are read with nibabel, NRRD, MetaImage and DICOM with SimpleITK. Every image passes the same
-checks (volseg.data.io.checks).
+NIfTI and FreeSurfer MGH are read with nibabel, DICOM with SimpleITK, NRRD and MetaImage by readers of our own. Every
+image passes the same checks (volseg.data.io.checks).
 """
 
 import contextlib
@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from isal import igzip
-from nibabel.arrayproxy import ArrayProxy
 
 from volseg.data.grid.geometry import Geometry
-from volseg.data.io.checks import check_affine, check_container, check_label, check_nifti, check_scan
+from volseg.data.io import itk_files
+from volseg.data.io.checks import check_affine, check_container, check_label, check_scan
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers import mgh, nifti
+from volseg.data.io.readers.nibabel_image import stored_from_nibabel
 from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
-from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO, scaled
+from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO
 from volseg.errors import GridError, InputError
 from volseg.files import access_to
 
@@ -33,7 +33,7 @@ class Scan:
 
     Args:
         channels: one (I, J, K) array per channel, in the file's dtype and native byte order; float32 if the file has a
-            scaling. Read-only: it may be the caller's memory.
+            scaling, or what holds a large offset. Read-only: it may be the caller's memory.
         geometry: of every channel.
         header: nibabel header of a NIfTI or MGH image, whose geometry fields results copy bit by bit; else None.
         source: its path or kind, for messages.
@@ -150,23 +150,9 @@ def scan_from_nibabel(image: Any, channels: int = 1) -> Scan:
     """Take a nibabel spatial image. Results of a NIfTI image keep its sform, qform and units.
 
     Raises:
-        InputError: it is corrupt, has no affine, or fails a requirement of volseg.data.io.checks.
+        InputError: it is corrupt, states no affine, or fails a requirement of volseg.data.io.checks.
     """
-    name = image.get_filename()
-    source = str(name) if name else "The nibabel image"
-    proxy = image.dataobj
-    with unreadable_as_input_error(source):
-        if isinstance(proxy, ArrayProxy):
-            array = scaled(np.asarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter))
-        else:
-            array = np.asarray(proxy)
-    if isinstance(image.header, nib.Nifti1Header):
-        affine, warnings = check_nifti(image.header, image.header["pixdim"][1:4].astype(np.float64), source)
-        return _as_scan(Stored(array, affine, image.header.copy(), source, warnings), channels)
-    if image.affine is None:
-        raise InputError(f"{source} has no affine; add one.")
-    header = image.header.copy() if isinstance(image, nib.MGHImage) else None
-    return _as_scan(Stored(array, np.array(image.affine, dtype=np.float64), header, source, []), channels)
+    return _as_scan(stored_from_nibabel(image), channels)
 
 
 def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
@@ -175,8 +161,9 @@ def scan_from_sitk(image: Any, channels: int = 1) -> Scan:
     Raises:
         InputError: it fails a requirement of volseg.data.io.checks.
     """
-    from volseg.data.io.readers.itk import voxels_of  # noqa: PLC0415 - SimpleITK is loaded only where it is needed
+    from volseg.data.io.readers.itk import check_kind, voxels_of  # noqa: PLC0415 - SimpleITK is loaded only where needed
 
+    check_kind(image, channels)
     return _as_scan(Stored(*voxels_of(image), None, "The SimpleITK image", []), channels)
 
 
@@ -222,13 +209,11 @@ def count_volumes(path: Path, choice: Choice = ONLY) -> int:
 def _read_file(path: Path, suffix: str | None) -> Stored:
     """Read a single file by its suffix."""
     if suffix in ITK_SUFFIXES:
-        from volseg.data.io.readers.itk import read_file, voxels_of  # noqa: PLC0415 - as above
-
-        return Stored(*voxels_of(read_file(path, str(suffix))), None, str(path), [])
+        return itk_files.load(path)
     if suffix is None:
         raise InputError(f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, or DICOM.")
     with unreadable_as_input_error(str(path)), open(path, "rb") as raw:
-        check_container(raw.read(2), suffix, str(path))
+        check_container(raw.read(544), suffix, str(path))
         raw.seek(0)
         compressed = suffix in (".nii.gz", ".mgz")
         opened: contextlib.AbstractContextManager[io.BufferedIOBase]

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
+from volseg.data.io import itk_files
 from volseg.data.io.checks import is_sheared
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, image_suffix
 from volseg.data.io.reading import Scan
@@ -46,7 +47,7 @@ def write_labels(labels: np.ndarray, scan: Scan, path: Path) -> None:
         labels = labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.uint16)
     with whole_file(path) as temporary:
         if suffix in ITK_SUFFIXES:
-            _write_itk(labels, scan, temporary, suffix)
+            _write_itk(labels, scan, temporary)
         else:
             image = _mgh_image(labels, scan) if suffix in MGH_SUFFIXES else _nifti_image(labels, scan)
             _write_nibabel(image, scan, temporary, suffix)
@@ -121,13 +122,13 @@ def _write_nibabel(image: Any, scan: Scan, path: Path, suffix: str) -> None:
     _verify(written.get_data_shape(), affine, scan)
 
 
-def _write_itk(labels: np.ndarray, scan: Scan, path: Path, suffix: str) -> None:
+def _write_itk(labels: np.ndarray, scan: Scan, path: Path) -> None:
     """Write a file and verify it by reading it again."""
-    from volseg.data.io.readers.itk import read_file, voxels_of, write_file  # noqa: PLC0415 - loaded only where it is needed
+    from volseg.data.io.readers.itk import write_file  # noqa: PLC0415 - loaded only where it is needed
 
     write_file(labels, scan.geometry.affine, path)
-    array, affine = voxels_of(read_file(path, suffix))
-    _verify(array.shape, affine, scan)
+    written = itk_files.load(path)
+    _verify(written.array.shape, written.affine, scan)
 
 
 def _verify(shape: tuple[int, ...], affine: np.ndarray, scan: Scan) -> None:

@@ -19,6 +19,7 @@ Messages contain no patient data.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from pydicom.uid import UID
 
 from volseg.data.io.choice import Choice
@@ -29,7 +30,7 @@ from volseg.data.io.dicom.mosaic import is_mosaic, unpacked
 from volseg.data.io.dicom.pixels import voxels
 from volseg.data.io.dicom.series import chosen_series, series_among
 from volseg.data.io.dicom.stack import stacked
-from volseg.data.io.dicom.values import text
+from volseg.data.io.dicom.values import number, text
 from volseg.data.io.dicom.volumes import volume_of, volumes_of
 from volseg.data.io.readers.stored import Stored
 from volseg.errors import InputError
@@ -71,6 +72,32 @@ def count_volumes(path: Path, choice: Choice) -> int:
     with files_of(path) as names:
         frames, _ = _frames(names, choice, str(path))
         return len(frames) if is_mosaic(frames) else len(volumes_of(frames, str(path))[0])
+
+
+def stored_bytes(path: Path) -> int:
+    """The bytes of all pixels without compression, from headers alone.
+
+    Raises:
+        InputError: a folder, .zip or DICOMDIR cannot be read.
+    """
+    with files_of(path) as names:
+        found = [read_header(file, name) for file, name in names.items()]
+    sizes = ("Rows", "Columns", "BitsAllocated")
+    return sum(
+        one.frames * int(np.prod([number(one.data, name) or 0 for name in sizes])) // 8
+        for one in found
+        if isinstance(one, Header)
+    )
+
+
+def series_in(path: Path) -> dict[str, str]:
+    """The series of a folder, .zip or DICOMDIR: "series NUMBER" (the UID where a number is there twice) and content."""
+    with files_of(path) as names:
+        found = [read_header(file, name) for file, name in names.items()]
+        series = series_among([one for one in found if isinstance(one, Header)])
+    numbers = [one.number for one in series]
+    keys = [one.number if numbers.count(one.number) == 1 else one.uid for one in series]
+    return {f"series {key}": f"{one.content}, UID {one.uid or 'absent'}" for key, one in zip(keys, series, strict=True)}
 
 
 def series_uids(files: Sequence[Path]) -> frozenset[str] | None:

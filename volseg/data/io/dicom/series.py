@@ -29,11 +29,16 @@ class Series(NamedTuple):
 
     def __str__(self) -> str:
         """A series in a few words without patient data."""
+        return f"number {self.number}: {self.content}"
+
+    @property
+    def content(self) -> str:
+        """Modality, description, images, size, spacing and echo time."""
         data = self.headers[0].data
         spacing = numbers(data, "PixelSpacing")
         echo = number(data, "EchoTime")
         parts = [
-            f"number {self.number}: {self.modality}",
+            self.modality,
             " ".join(text(data, "SeriesDescription").split()),
             f"{self.images} images of {count(data, 'Columns')} x {count(data, 'Rows')}",
             f"{spacing[-1]:g} x {spacing[0]:g} mm" if spacing else "",

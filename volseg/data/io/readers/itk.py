@@ -1,9 +1,8 @@
-"""NRRD and MetaImage files, and conversion from and to SimpleITK, which uses LPS+ coordinates and K, J, I order.
+"""Conversion from and to SimpleITK, which uses LPS+ coordinates and K, J, I order, and writing with it.
 
-Imported only when such an image is read or written, because importing SimpleITK is slow.
+Imported only when such an image is converted or written, because importing SimpleITK is slow.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import SimpleITK as sitk
 from volseg.data.grid.geometry import LPS_FROM_RAS
 from volseg.errors import InputError, ResourceError
 
-_READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
-
 # SimpleITK's C++ warnings go to standard error and bypass logging; volseg checks images itself.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+_LABEL_MAPS = (sitk.sitkLabelUInt8, sitk.sitkLabelUInt16, sitk.sitkLabelUInt32, sitk.sitkLabelUInt64)
 
 
 class _Voxels:
@@ -30,28 +29,28 @@ class _Voxels:
         self.__array_interface__ = interface
 
 
-def read_file(path: Path, suffix: str) -> sitk.Image:
-    """Read an NRRD or MetaImage file by its suffix.
+def check_kind(image: Any, channels: int) -> None:
+    """Reject a SimpleITK image whose voxels are not numbers, and another number of components than of channels.
+
+    SimpleITK ends the process if the voxels of a label map are asked for.
 
     Raises:
-        InputError: it is corrupt or not in the format of its suffix.
+        InputError: as above.
     """
-    try:
-        return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read: not {suffix}, corrupt or truncated; copy it again.") from error
-
-
-def size_of(path: Path) -> int:
-    """The peak memory in bytes of reading a file, computed from its header."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
-    size = int(math.prod(reader.GetSize()) * sitk.GetArrayViewFromImage(voxel).nbytes)
-    # MetaImage reads all compressed voxels before it decompresses them; NRRD decompresses them in chunks.
-    compressed = path.stat().st_size if path.suffix.lower() == ".mha" else size
-    return size + (compressed if compressed < size else 0)
+    kind = image.GetPixelIDTypeAsString()
+    if image.GetPixelID() in _LABEL_MAPS:
+        raise InputError(
+            f"The SimpleITK image is a label map ({kind}), a kind of image without voxels; convert it with "
+            "sitk.LabelMapToLabel, or give the scan that it was made from."
+        )
+    components = image.GetNumberOfComponentsPerPixel()
+    # A fourth dimension would come before the components. Vectors of a 2-D image would look like slices.
+    if components not in (1, channels) or (components > 1 and image.GetDimension() != 3):
+        raise InputError(
+            f"The SimpleITK image is {image.GetDimension()}-D with {components} components per voxel ({kind}), such as "
+            f"colour, expected 3-D with {channels}; give {'one component' if channels == 1 else 'these'}, see "
+            "sitk.VectorIndexSelectionCast."
+        )
 
 
 def voxels_of(image: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """The cache's compressed blocks against a plain memory-mapped .npy: size on disk, and the time to read a patch.
 
-    VOLSEG_DATA=DATA python benchmarks/cache_read.py [--repeats 50] [--record]
+    VOLSEG_DATA=DATA python benchmarks/data/cache_read.py [--repeats 50] [--record]
 
 The image is the CT case of `predict_vs_nnunet.py` (512 x 512 x 200 with noise, the hard case for compression), z-scored
 in float32; the labels are its voxels above one standard deviation. Patches lie at random positions. The files are in
@@ -10,6 +10,7 @@ DATA/wild/ct_torso_3mm.nii.gz.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,10 +20,13 @@ from typing import Any
 
 import nibabel
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from common.record import publish, record_options
 from common.results import Row, headline, ratio, rounded, table
-from data.scans import write_ct
 
+from data.scans import write_ct
 from volseg.data.cases.chunked_arrays import open_chunked, write_chunked
 
 PATCHES = (40, 128)

@@ -1,0 +1,1 @@
+"""Reading compared with other readers."""

@@ -10,9 +10,8 @@ from pathlib import Path, PurePath
 from shutil import copyfileobj
 
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 
-from volseg.data.io.dicom.values import items, texts
+from volseg.data.io.dicom.values import element, items, parsing, texts
 from volseg.data.io.formats import DICOM_SUFFIXES
 from volseg.errors import InputError, ResourceError
 from volseg.files import access_to, folders_below
@@ -60,12 +59,16 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _listed(path: Path) -> dict[Path, str]:
     """The files that a DICOMDIR lists."""
-    with access_to(path):
-        try:
-            records = items(dcmread(path), "DirectoryRecordSequence")
-        except (InvalidDicomError, EOFError, ValueError) as error:
-            raise InputError(f"{path} is not a readable DICOMDIR; give the folder of its files.") from error
-    parts = [texts(record, "ReferencedFileID") for record in records]
+    try:
+        with access_to(path), parsing(str(path)):
+            data = dcmread(path)
+            records = element(data, "DirectoryRecordSequence")
+            # pydicom takes what is there of a sequence that is cut short.
+            if records is not None and isinstance(records.value, bytes) and len(records.value) != records.length:
+                raise EOFError
+            parts = [texts(record, "ReferencedFileID") for record in items(data, "DirectoryRecordSequence")]
+    except InputError as error:
+        raise InputError(f"{path} is not a readable DICOMDIR; give the folder of its files.") from error
     files = {path.parent.joinpath(*one): "/".join(one) for one in parts if one}
     missing = [name for file, name in files.items() if not file.is_file()]
     if missing:

@@ -5,7 +5,7 @@ functional groups, shared or of one frame (DICOM PS3.3 C.7.6.16). Both become th
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,16 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from volseg.data.io.dicom.header import Header, has_groups
-from volseg.data.io.dicom.values import items, number, numbers, texts
+from volseg.data.io.dicom.values import (
+    count,
+    element,
+    items,
+    kind_of_value,
+    numbers,
+    only,
+    parsing,
+    texts,
+)
 from volseg.errors import InputError
 
 
@@ -25,13 +34,15 @@ class Attribute(NamedTuple):
     inner: str = ""
 
 
-_POSITION = Attribute("ImagePositionPatient", "PlanePositionSequence", "ImagePositionPatient")
-_ORIENTATION = Attribute("ImageOrientationPatient", "PlaneOrientationSequence", "ImageOrientationPatient")
-_SPACING = Attribute("PixelSpacing", "PixelMeasuresSequence", "PixelSpacing")
-_THICKNESS = Attribute("SliceThickness", "PixelMeasuresSequence", "SliceThickness")
-_BETWEEN = Attribute("SpacingBetweenSlices", "PixelMeasuresSequence", "SpacingBetweenSlices")
-_SLOPE = Attribute("RescaleSlope", "PixelValueTransformationSequence", "RescaleSlope")
-_INTERCEPT = Attribute("RescaleIntercept", "PixelValueTransformationSequence", "RescaleIntercept")
+_PLACES = {
+    "position": Attribute("ImagePositionPatient", "PlanePositionSequence", "ImagePositionPatient"),
+    "orientation": Attribute("ImageOrientationPatient", "PlaneOrientationSequence", "ImageOrientationPatient"),
+    "spacing": Attribute("PixelSpacing", "PixelMeasuresSequence", "PixelSpacing"),
+    "thickness": Attribute("SliceThickness", "PixelMeasuresSequence", "SliceThickness"),
+    "between": Attribute("SpacingBetweenSlices", "PixelMeasuresSequence", "SpacingBetweenSlices"),
+    "slope": Attribute("RescaleSlope", "PixelValueTransformationSequence", "RescaleSlope"),
+    "intercept": Attribute("RescaleIntercept", "PixelValueTransformationSequence", "RescaleIntercept"),
+}
 # What differs in another image of the same anatomy: frames that differ here are never slices of one volume.
 CONTRASTS = {
     "image type": Attribute("ImageType"),
@@ -57,6 +68,7 @@ CONTRASTS = {
     "kernel": Attribute("ConvolutionKernel", "CTReconstructionSequence", "ConvolutionKernel"),
     "frame of reference": Attribute("FrameOfReferenceUID"),
     "units": Attribute("Units"),
+    "rescale type": Attribute("RescaleType", "PixelValueTransformationSequence", "RescaleType"),
     "cardiac phase": Attribute("", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
     "respiratory phase": Attribute("", "RespiratorySynchronizationSequence", "NominalRespiratoryTriggerDelayTime"),
     "trigger delay": Attribute("NominalCardiacTriggerDelayTime"),
@@ -68,10 +80,18 @@ RUNS = {
     "frame time": Attribute("FrameReferenceTime", "FrameContentSequence", "FrameReferenceDateTime"),
     "temporal offset": Attribute("", "TemporalPositionSequence", "TemporalPositionTimeOffset"),
 }
+# Those of them that state when slices were measured: slices measured at one time lie apart, with others between them.
+TIMES = ("trigger time", "frame time", "temporal offset")
 # Dimensions whose index counts the slices (DICOM PS3.3 C.7.6.17): In-Stack Position Number, Image Position (Patient),
 # Slice Location and the plane positions.
 _SLICE_DIMENSIONS = (0x00209057, 0x00200032, 0x00201041, 0x00209113)
 _NUMERIC = ("echo time", "inversion time", "flip angle", "b value", "tube voltage", "cardiac phase", "trigger time")
+_ATTRIBUTES = _PLACES | CONTRASTS | RUNS
+# The attributes by the sequence of functional groups that holds them.
+_GROUPED = {
+    sequence: {name: one for name, one in _ATTRIBUTES.items() if one.sequence == sequence}
+    for sequence in {one.sequence for one in _ATTRIBUTES.values()} - {""}
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +125,7 @@ class Frame:
     @property
     def size(self) -> tuple[int, int]:
         """Columns and rows."""
-        return int(number(self.header.data, "Columns") or 0), int(number(self.header.data, "Rows") or 0)
+        return count(self.header.data, "Columns"), count(self.header.data, "Rows")
 
     @property
     def image_type(self) -> tuple[str, ...]:
@@ -118,81 +138,85 @@ def frames_of(header: Header) -> list[Frame]:
     """The frames of a file in stored order.
 
     Raises:
-        InputError: several frames without functional groups, or another number of groups than of frames.
+        InputError: several frames without functional groups, another number of groups than of frames, or groups that
+            cannot be read.
     """
-    if not has_groups(header):
-        if header.frames > 1:
-            raise InputError(
-                f"{header.path}: multi-frame DICOM without functional groups ({header.frames} frames) has no frame "
-                "positions; give a series of single slices."
-            )
-        return [_frame(header, 0, {}, {}, None)]
-    shared = next(iter(items(header.data, "SharedFunctionalGroupsSequence")), Dataset())
+    with parsing(str(header.path)):
+        stated = {name: _value(name, header.data, one.classic) for name, one in _ATTRIBUTES.items() if one.classic}
+        if not has_groups(header):
+            if header.frames > 1:
+                raise InputError(
+                    f"{header.path}: multi-frame DICOM without functional groups ({header.frames} frames) has no frame "
+                    "positions; give a series of single slices."
+                )
+            return [_frame(header, 0, stated)]
+        return _enhanced(header, stated)
+
+
+def _enhanced(header: Header, stated: dict[str, Any]) -> list[Frame]:
+    """The frames of an enhanced file.
+
+    What the groups of a frame state counts before the shared groups, and these before the dataset (`stated`).
+    """
     groups = items(header.data, "PerFrameFunctionalGroupsSequence")
     if len(groups) != header.frames:
         raise InputError(
             f"{header.path}: NumberOfFrames is {header.frames}, but there are functional groups of {len(groups)} "
             "frames; export the series again."
         )
-    common = _macros(shared)
+    shared = next(iter(items(header.data, "SharedFunctionalGroupsSequence")), Dataset())
+    stated = stated | _in_groups(_macros(shared))
+    # Files of several frames are volumes of their own unless they are parts of a concatenation (PS3.3 C.7.6.16.2.2.4).
+    stated["file"] = None if texts(header.data, "ConcatenationUID") else header.name
     dimensions = _other_dimensions(header.data)
-    return [_frame(header, k, _macros(group), common, dimensions) for k, group in enumerate(groups)]
+    frames = []
+    for k, group in enumerate(groups):
+        own = _macros(group)
+        frames.append(_frame(header, k, stated | _in_groups(own), _indices(own, dimensions)))
+    return frames
 
 
 def _macros(group: Dataset) -> dict[str, Dataset]:
     """The items of the functional groups by the keyword of their sequence."""
-    return {name: found[0] for name in _SEQUENCES if (found := items(group, name))}
+    return {name: found[0] for name in _GROUPED if (found := items(group, name))}
 
 
-_SEQUENCES = {one.sequence for one in (_POSITION, _ORIENTATION, _SPACING, _SLOPE, *CONTRASTS.values(), *RUNS.values())}
-_SEQUENCES -= {""}
+def _in_groups(groups: dict[str, Dataset]) -> dict[str, Any]:
+    """The values that functional groups state."""
+    found: dict[str, Any] = {}
+    for sequence, data in groups.items():
+        for name, one in _GROUPED[sequence].items():
+            if value := _value(name, data, one.inner):
+                found[name] = value
+    if direction := _direction(groups):
+        found["diffusion direction"] = direction
+    return found
 
 
-def _frame(
-    header: Header, index: int, own: dict[str, Dataset], shared: dict[str, Dataset], dimensions: list[int] | None
-) -> Frame:
-    """One frame, from its functional groups or, without `dimensions`, from the dataset."""
-    enhanced = dimensions is not None
+def _value(name: str, data: Dataset, attribute: str | int) -> Any:
+    """The numbers of a place, or what tells frames apart; None if it is absent."""
+    return (numbers(data, attribute) or None) if name in _PLACES else _mark(name, data, attribute)
 
-    def place(attribute: Attribute) -> tuple[Dataset, str | int] | None:
-        if not enhanced:
-            return (header.data, attribute.classic) if attribute.classic else None
-        group = own.get(attribute.sequence) or shared.get(attribute.sequence)
-        return None if group is None else (group, attribute.inner)
 
-    def values(attribute: Attribute) -> list[float]:
-        found = place(attribute)
-        return numbers(*found) if found else []
+def _frame(header: Header, index: int, stated: dict[str, Any], indices: dict[str, Hashable] | None = None) -> Frame:
+    """One frame from what is stated of it."""
 
-    def mark(name: str, attribute: Attribute) -> Hashable:
-        found = place(attribute) or ((header.data, attribute.classic) if attribute.classic else None)
-        return None if found is None else _mark(name, *found)
+    def marks(names: Iterable[str]) -> dict[str, Hashable]:
+        return {name: stated[name] for name in names if stated.get(name) is not None}
 
-    contrast = {name: mark(name, one) for name, one in CONTRASTS.items()}
-    if dimensions:
-        contrast |= _indices(own, dimensions)
-    if enhanced:
-        contrast["diffusion direction"] = _direction(own)
-    run = {name: mark(name, one) for name, one in RUNS.items()}
-    # Files of several frames are volumes of their own unless they are parts of a concatenation (PS3.3 C.7.6.16.2.2.4).
-    run["file"] = header.name if enhanced and not texts(header.data, "ConcatenationUID") else None
-    orientation = values(_ORIENTATION)
-    position = values(_POSITION)
-    between, thickness = values(_BETWEEN), values(_THICKNESS)
-    spacing = values(_SPACING)
-    slope, intercept = values(_SLOPE), values(_INTERCEPT)
+    orientation, position, spacing = stated.get("orientation"), stated.get("position"), stated.get("spacing")
     return Frame(
         header,
         index,
         np.array(position) if position else None,
-        np.array(orientation).reshape(2, 3).T if len(orientation) == 6 else None,
+        np.array(orientation).reshape(2, 3).T if orientation and len(orientation) == 6 else None,
         # Stated as the distance between rows, then between columns.
         tuple(reversed(spacing)) if spacing else None,
-        next(iter(between or thickness), None),
-        next(iter(slope), None),
-        next(iter(intercept), None),
-        {name: value for name, value in contrast.items() if value is not None},
-        {name: value for name, value in run.items() if value is not None},
+        only(stated.get("between") or stated.get("thickness") or ()),
+        only(stated.get("slope") or ()),
+        only(stated.get("intercept") or ()),
+        marks(CONTRASTS) | (indices or {}),
+        marks((*RUNS, "file")),
     )
 
 
@@ -200,14 +224,16 @@ def _mark(name: str, data: Dataset, attribute: str | int) -> Hashable:
     """A value that tells frames apart: numbers to 3 digits, because some scanners vary them in the last ones."""
     if name in _NUMERIC:
         return tuple(float(f"{value:.3g}") for value in numbers(data, attribute) if math.isfinite(value)) or None
-    return tuple(numbers(data, attribute) if _is_binary(data, attribute) else texts(data, attribute)) or None
+    if _is_binary(data, attribute):
+        # NaN, which some scanners write for "none", equals nothing.
+        return tuple(value if math.isfinite(value) else None for value in numbers(data, attribute)) or None
+    return tuple(texts(data, attribute)) or None
 
 
 def _is_binary(data: Dataset, attribute: str | int) -> bool:
     """Whether the value is stored in binary numbers, which have no text."""
-    tag = attribute if isinstance(attribute, int) else None
-    found = data.get_item(tag) if tag is not None else data.get_item(attribute)
-    return found is not None and found.VR in ("US", "SS", "UL", "SL", "FL", "FD")
+    found = element(data, attribute)
+    return found is not None and kind_of_value(found) in ("US", "SS", "UL", "SL", "FL", "FD")
 
 
 def _other_dimensions(data: Dataset) -> list[int]:
@@ -219,7 +245,7 @@ def _other_dimensions(data: Dataset) -> list[int]:
 def _pointer(item: Dataset) -> int | None:
     """The tag that a dimension counts."""
     found: Any = item.get("DimensionIndexPointer")
-    return None if found is None else int(found)
+    return int(found) if isinstance(found, int) else None
 
 
 def _indices(own: dict[str, Dataset], dimensions: list[int]) -> dict[str, Hashable]:
@@ -229,8 +255,8 @@ def _indices(own: dict[str, Dataset], dimensions: list[int]) -> dict[str, Hashab
     return {f"dimension {at + 1}": found[at] for at in dimensions if at < len(found)}
 
 
-def _direction(own: dict[str, Dataset]) -> Hashable:
+def _direction(groups: dict[str, Dataset]) -> Hashable:
     """The diffusion gradient of a frame."""
-    diffusion = own.get("MRDiffusionSequence")
+    diffusion = groups.get("MRDiffusionSequence")
     gradients = items(diffusion, "DiffusionGradientDirectionSequence") if diffusion is not None else ()
-    return tuple(numbers(gradients[0], "DiffusionGradientOrientation")) or None if gradients else None
+    return _mark("diffusion direction", gradients[0], "DiffusionGradientOrientation") if gradients else None

@@ -2,20 +2,23 @@
 
 import io
 import os
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from volseg.data.io.dicom.files import DICOMDIR, kind_of
-from volseg.data.io.dicom.values import element, number, text
+from volseg.data.io.dicom.values import element, number, parsing, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
 from volseg.files import access_to
@@ -30,11 +33,8 @@ _NO_SCANS = ("9.", "11.", "30", "66", "67", "68", "88.", "90.", "104.", "200.", 
 _FILE_SET = "1.2.840.10008.1.3.10"
 _PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _UNDEFINED = 0xFFFFFFFF
-# What pydicom raises on corrupt files.
-_CORRUPT = (
-    *(InvalidDicomError, BytesLengthException, EOFError, ValueError, KeyError, TypeError, AttributeError),
-    *(NotImplementedError, struct.error, zlib.error, OverflowError, RecursionError),
-)
+# Transfer syntaxes whose pixels are not compressed.
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,14 @@ class Header:
     pixels: bytes | None
     size: int
 
+    def among(self, source: str) -> str:
+        """The file and the input that it belongs to, for messages; one name where they are the same."""
+        return source if self.name in source else f"{source}: {self.name}"
+
     @property
     def encapsulated(self) -> bool:
         """Whether the pixels are compressed."""
-        return bool(UID(self.syntax).is_compressed) and self.syntax != DeflatedExplicitVRLittleEndian
+        return self.syntax not in _NATIVE
 
     @property
     def big_endian(self) -> bool:
@@ -123,8 +127,9 @@ def read_header(path: Path, name: str) -> Header | Unusable:
         size = os.fstat(stream.fileno()).st_size
         stream.seek(0)
         try:
-            found = _parsed(stream)
-        except _CORRUPT:
+            with parsing(name):
+                found = _parsed(stream)
+        except InputError:
             return Unusable(name, "its header is cut short or corrupt", sop_class=_class_in(path))
     data, place, pixels = found
     return _classified(path, name, data, place, pixels, size)
@@ -190,7 +195,7 @@ def _guessed_syntax(data: Dataset) -> str:
     implicit, little = data.original_encoding
     if not little:
         return str(ExplicitVRBigEndian)
-    return str(ImplicitVRLittleEndian) if implicit else "1.2.840.10008.1.2.1"
+    return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian)
 
 
 def _not_dicom(name: str, start: bytes) -> Unusable:

@@ -50,7 +50,7 @@ def unpacked(frames: Sequence[Frame], choice: Choice, source: str) -> tuple[np.n
     distance = number(frame.header.data, "SpacingBetweenSlices")
     side = int(np.ceil(np.sqrt(count))) if count else 0
     columns, rows = frame.size
-    if normal is None or not side or not distance or not distance > 0 or columns % side or rows % side:
+    if normal is None or not side or not 0 < (distance or 0) < np.inf or columns % side or rows % side:
         raise InputError(
             f"{source} is a Siemens mosaic (all slices as tiles of one image) and does not state the number, normal "
             "and distance of its slices (CSA header, SpacingBetweenSlices); convert it with dcm2niix."
@@ -70,7 +70,7 @@ def unpacked(frames: Sequence[Frame], choice: Choice, source: str) -> tuple[np.n
 
 def _stated_by_csa(frame: Frame) -> tuple[int, np.ndarray | None]:
     """The number of slices and their unit normal in LPS+; 0 and None where they are not stated."""
-    count = int(next(iter(_csa_numbers(frame.header.data, "NumberOfImagesInMosaic")), 0))
+    count = max(int(next(iter(_csa_numbers(frame.header.data, "NumberOfImagesInMosaic")), 0)), 0)
     normal = _csa_numbers(frame.header.data, "SliceNormalVector")
     if len(normal) != 3 or frame.axes is None:
         return count, None
@@ -100,6 +100,8 @@ def _numbers(content: bytes, name: bytes) -> list[float]:
         values = []
         for _ in range(items):
             length = _ITEM.unpack_from(content, at)[1]
+            if length < 0:
+                return []
             at += _ITEM.size
             values.append(content[at : at + length].split(b"\0")[0].strip())
             at += -(-length // 4) * 4

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from pydicom.uid import UID
 
 from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.values import number, text
@@ -48,7 +49,7 @@ def format_of(header: Header, source: str) -> PixelFormat:
     Raises:
         InputError: colour, an attribute that is absent or contradicts another, or fewer or more bytes than it states.
     """
-    where = f"{source}: {header.name}" if header.name not in source else source
+    where = header.among(source)
     stated = {name: number(header.data, name) for name in _NEEDED}
     photometric = text(header.data, "PhotometricInterpretation")
     if photometric and photometric not in _GREY:
@@ -80,11 +81,16 @@ def format_of(header: Header, source: str) -> PixelFormat:
 
 def _count(header: Header, form: PixelFormat, where: str) -> None:
     """Compare the bytes that the header promises with those that are there."""
+    if header.encapsulated != (header.length is None):
+        raise InputError(
+            f"{where}: PixelData is {'not ' * header.encapsulated}compressed, but the transfer syntax is "
+            f"{UID(header.syntax).name}; export the series again."
+        )
     if header.encapsulated:
         return
     needed = form.frame_bytes * header.frames
     # An even number of bytes is stored.
-    stated = header.length if header.length is not None else -1
+    stated = header.length or 0
     here = stated if header.offset is None else min(stated, header.size - header.offset)
     if here < needed:
         raise InputError(

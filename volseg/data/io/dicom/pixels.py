@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 from pydicom.dataset import Dataset
 
-from volseg.data.io.dicom.decode import decoded, is_lossy, pixel_bytes
+from volseg.data.io.dicom.decode import decoded, is_lossy, may_be_lossy, pixel_bytes
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.pixel_format import PixelFormat, format_of
-from volseg.data.io.dicom.values import element, items, number, numbers, text, texts
+from volseg.data.io.dicom.values import element, items, number, numbers, parsing, text
 from volseg.data.io.readers.streams import scaled
 from volseg.errors import InputError
 
 # Philips' private scale slope, next to which RescaleSlope gives the values that are displayed.
 _PHILIPS_SCALE = 0x2005100E
+# The private sequence that holds it in the functional groups of a frame.
+_PHILIPS_FRAME = 0x2005140F
 
 
 def voxels(slices: Sequence[Frame], source: str) -> tuple[np.ndarray, list[str]]:
@@ -24,13 +26,13 @@ def voxels(slices: Sequence[Frame], source: str) -> tuple[np.ndarray, list[str]]
     Raises:
         InputError: pixels are missing, corrupt, in colour, or their meaning is not stated.
     """
-    formats = {frame.header.name: format_of(frame.header, source) for frame in slices}
+    formats = {header: format_of(header, source) for header in dict.fromkeys(frame.header for frame in slices)}
     for frame in slices:
         _check_transform(frame, source)
     columns, rows = slices[0].size
     array, padded = np.empty((0, rows, columns), np.uint8), 0
     for k, frame in enumerate(slices):
-        form = formats[frame.header.name]
+        form = formats[frame.header]
         values = form.values(_words(frame, form, source))
         padded += _padding(frame.header.data, values, form)
         meant = _meant(frame, values, form, source)
@@ -56,13 +58,13 @@ def _words(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
     header = frame.header
     if header.encapsulated:
         if form.high != form.stored - 1:
-            raise InputError(f"{source}: {header.name}: HighBit {form.high} is not supported in compressed pixels.")
+            raise InputError(f"{header.among(source)}: HighBit {form.high} is not supported in compressed pixels.")
         # Pixels that are compressed are decoded with the sign extended.
         return decoded(frame, form, source).view(f"u{form.allocated // 8}")
     kind = np.dtype(f"{'>' if header.big_endian else '<'}u{form.allocated // 8}")
     content = pixel_bytes(header, frame.index * form.frame_bytes, form.frame_bytes, kind.itemsize)
     if len(content) != form.frame_bytes:
-        raise InputError(f"{source}: {header.name} ends before its last pixel; copy it again.")
+        raise InputError(f"{header.among(source)} ends before its last pixel; copy it again.")
     words = np.frombuffer(content, kind).reshape(form.rows, form.columns)
     return words.astype(kind.newbyteorder("="), copy=False)
 
@@ -70,8 +72,9 @@ def _words(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
 def _check_transform(frame: Frame, source: str) -> None:
     """Reject a modality transform that is not stated whole."""
     slope, intercept = frame.slope, frame.intercept
-    where = f"{source}: {frame.header.name}"
-    table = items(frame.header.data, "ModalityLUTSequence")
+    where = frame.header.among(source)
+    with parsing(where):
+        table = items(frame.header.data, "ModalityLUTSequence")
     if (slope is None) != (intercept is None):
         absent = "RescaleSlope" if slope is None else "RescaleIntercept"
         raise InputError(f"{where}: {absent} is absent, so the values have no meaning; export the series again.")
@@ -88,7 +91,7 @@ def _meant(frame: Frame, values: np.ndarray, form: PixelFormat, source: str) -> 
     """What the stored values of a frame mean: RescaleSlope and RescaleIntercept, or the table, applied."""
     table = items(frame.header.data, "ModalityLUTSequence")
     if table:
-        return _looked_up(table[0], values, form, f"{source}: {frame.header.name}")
+        return _looked_up(table[0], values, form, frame.header.among(source))
     slope, intercept = frame.slope, frame.intercept
     if slope is None or intercept is None or (slope, intercept) == (1.0, 0.0):
         return values
@@ -144,6 +147,15 @@ def _as_stored(value: float, form: PixelFormat) -> int:
     return int(value) - 2**16 if form.signed and value >= 2**15 else int(value)
 
 
+def _has_philips_scale(frame: Frame) -> bool:
+    """Whether Philips' own scale is stated for a frame, in the dataset or in its functional groups."""
+    data = frame.header.data
+    with parsing(frame.header.name):
+        groups = items(data, "PerFrameFunctionalGroupsSequence")
+        private = items(groups[frame.index], _PHILIPS_FRAME) if groups else ()
+        return any(element(one, _PHILIPS_SCALE) is not None for one in (data, *private))
+
+
 def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
     """What the record has to say about the values."""
     data, found = slices[0].header.data, []
@@ -151,9 +163,14 @@ def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
     plain = any(frame.slope is None and not items(frame.header.data, "ModalityLUTSequence") for frame in slices)
     if modality == "CT" and plain:
         found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as Hounsfield units.")
+    kinds = slices[0].contrast.get("rescale type", ())
+    if modality == "CT" and not plain and isinstance(kinds, tuple) and kinds not in ((), ("HU",)):
+        found.append(f"The CT values are in {kinds[0]} (RescaleType), not in Hounsfield units.")
+    if modality == "PT" and plain:
+        found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as activity.")
     if modality == "PT" and (units := text(data, "Units")) != "GML":
         found.append(f"The PET values are in {units or 'unstated units'} (Units), not in SUV.")
-    if texts(data, _PHILIPS_SCALE) and any(slope not in (None, 1.0) for slope, _ in scaling):
+    if _has_philips_scale(slices[0]) and any(slope not in (None, 1.0) for slope, _ in scaling):
         found.append(
             "Philips MR: RescaleSlope gives displayed values; the scanner's own scale (2005,100E) is not applied."
         )
@@ -161,4 +178,6 @@ def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
         found.append(f"{padded} pixels have the PixelPaddingValue, so nothing was measured there; they are kept.")
     if any(is_lossy(frame.header) for frame in slices):
         found.append("The pixels were compressed with loss (LossyImageCompression); intensities are approximate.")
+    elif any(may_be_lossy(frame.header) for frame in slices):
+        found.append("The pixels may have been compressed with loss; LossyImageCompression is absent.")
     return found

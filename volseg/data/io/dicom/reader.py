@@ -10,7 +10,8 @@ Requirements, in addition to those of volseg.data.io.checks on every image:
     place     every slice states PixelSpacing, ImageOrientationPatient and ImagePositionPatient; all have the same size,
               spacing and orientation; one slice per position, gaps within 10 % of their median, stacked along their
               normal within 0.5 degrees unless asked to `untilt` (`stack`)
-    pixels    grey values, as many bytes as stated, with a whole modality transform (`pixels`)
+    pixels    grey values, as many bytes as stated, with a whole modality transform (`pixels`); compressed frames are
+              whole, of the stated size, and decoded without a complaint (`decode`)
 
 Messages contain no patient data.
 """
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import UID
 
 from volseg.data.io.choice import Choice
 from volseg.data.io.dicom.files import files_of, kind_of
@@ -123,7 +125,9 @@ def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[F
 
 def _passed_over(unusable: Sequence[Unusable]) -> list[str]:
     """A warning that names objects which are no scans."""
-    objects = [one.kind for one in unusable if one.kind and one.kind != "DICOMDIR"]
+    # What is no slice though it cannot be read (`_reject_corrupt_slices`) has another SOP class, if any.
+    kinds = [one.kind or (UID(one.sop_class).name if one.reason and one.sop_class else "") for one in unusable]
+    objects = [kind.removesuffix(" Storage") for kind in kinds if kind and kind != "DICOMDIR"]
     counted = [f"{objects.count(kind)} {kind}" for kind in dict.fromkeys(objects)]
     return [f"Passed over, because they are no scans: {first_few(counted)}."] if counted else []
 
@@ -147,10 +151,15 @@ def _reject_corrupt_slices(unusable: Sequence[Unusable], headers: Sequence[Heade
     )
 
 
+def _is_class(uid: str) -> bool:
+    """Whether a UID is a SOP class of DICOM or of a vendor; one that was cut short or changed is none."""
+    return UID(uid).is_valid and (UID(uid).name != uid or not uid.startswith("1.2.840.10008."))
+
+
 def _may_be_slice(file: Unusable, classes: set[str], kinds: set[str]) -> bool:
     """Whether an unreadable file may be a slice, given the SOP classes and suffixes of the readable slices."""
     if file.sop_class:
         # Other objects have another SOP class. Without a readable slice, any class may be a slice.
-        return not classes or file.sop_class in classes
+        return not classes or any(one.startswith(file.sop_class) for one in classes) or not _is_class(file.sop_class)
     # A failed copy leaves a file that is empty or full of zeros.
     return not file.empty or kind_of(file.name) in kinds or kind_of(file.name) in (".dcm", ".ima")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from volseg.data.io.choice import Choice
 from volseg.data.io.dicom.header import Header
-from volseg.data.io.dicom.values import number, numbers, text, texts
+from volseg.data.io.dicom.values import count, number, numbers, text, texts
 from volseg.errors import InputError
 
 _SCREENSHOTS = "1.2.840.10008.5.1.4.1.1.7"
@@ -40,7 +40,7 @@ class Series(NamedTuple):
         parts = [
             self.modality,
             " ".join(text(data, "SeriesDescription").split()),
-            f"{self.images} images of {int(number(data, 'Columns') or 0)} x {int(number(data, 'Rows') or 0)}",
+            f"{self.images} images of {count(data, 'Columns')} x {count(data, 'Rows')}",
             f"{spacing[-1]:g} x {spacing[0]:g} mm" if spacing else "",
             f"echo time {echo:g} ms" if echo else "",
         ]

@@ -41,7 +41,7 @@ def stacked(frames: Sequence[Frame], source: str, untilt: bool) -> tuple[list[Fr
         check_place(frame, source)
     first = frames[0]
     spacing, axes = _spacing(first), _axes(first)
-    if not all(_alike(frame, first) for frame in frames):
+    if not _alike(frames):
         raise InputError(
             f"{source}: its {len(frames)} images differ in size, pixel spacing or orientation, like a localiser's; "
             "keep only the slices of one volume."
@@ -73,11 +73,11 @@ def normal_of(frame: Frame) -> np.ndarray:
 
 def check_place(frame: Frame, source: str) -> None:
     """Reject a slice whose position, orientation or spacing is not stated or makes no sense."""
-    where = f"{source}: {frame.header.name}" if frame.header.name not in source else source
-    if frame.position is None or frame.axes is None:
-        raise InputError(
-            f"{where}: slices lack ImagePositionPatient or ImageOrientationPatient; export the series again."
-        )
+    where = frame.header.among(source)
+    if frame.position is None:
+        raise InputError(f"{where}: slices lack ImagePositionPatient; export the series again.")
+    if frame.axes is None:
+        raise InputError(f"{where}: slices lack ImageOrientationPatient (6 numbers); export the series again.")
     if frame.position.shape != (3,) or not np.isfinite(frame.position).all():
         raise InputError(
             f"{where}: ImagePositionPatient is {_listed(frame.position)}, expected 3 numbers; export the series again."
@@ -111,12 +111,13 @@ def _check_spacing(frame: Frame, where: str) -> None:
     )
 
 
-def _alike(frame: Frame, first: Frame) -> bool:
-    """Whether two checked slices have the same size, spacing and orientation."""
+def _alike(frames: Sequence[Frame]) -> bool:
+    """Whether checked slices have the same size, spacing and orientation."""
+    axes, spacing = np.array([_axes(frame) for frame in frames]), np.array([frame.spacing_mm for frame in frames])
     return (
-        frame.size == first.size
-        and np.allclose(_axes(frame), _axes(first), atol=1e-3)
-        and np.allclose(_spacing(frame), _spacing(first), rtol=1e-3)
+        len({frame.size for frame in frames}) == 1
+        and np.allclose(axes, axes[0], atol=1e-3)
+        and np.allclose(spacing, spacing[0], rtol=1e-3)
     )
 
 

@@ -6,17 +6,47 @@ accepts.
 
 import math
 import struct
-from collections.abc import Sequence
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
+from volseg.errors import InputError
+
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
 _BINARY["US or SS"] = "H"
+# What pydicom raises on corrupt files.
+_CORRUPT = (
+    *(InvalidDicomError, BytesLengthException, EOFError, ValueError, KeyError, TypeError, AttributeError),
+    *(NotImplementedError, struct.error, zlib.error, OverflowError, RecursionError),
+)
+
+
+@contextmanager
+def parsing(where: str) -> Iterator[None]:
+    """Report what pydicom raises while it parses a corrupt header, without its warnings.
+
+    Odd values are judged here, by their bytes; the warnings would reach the console, or be raised as errors. The filter
+    stays, because a filter that is taken back would change those of other threads.
+    """
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
+    try:
+        yield
+    except InputError:
+        raise
+    except (*_CORRUPT, OSError) as error:
+        # An error of the operating system has a number; pydicom's own has none.
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise InputError(f"{where}: its header is cut short or corrupt; copy it again.") from error
 
 
 @cache
@@ -54,28 +84,43 @@ def numbers(data: Dataset, name: str | int) -> list[float]:
     found = element(data, name)
     if found is None:
         return []
-    kind = found.VR or _known_kind(found.tag)
+    kind = kind_of_value(found)
     if kind in _BINARY and isinstance(found.value, bytes):
         return _unpacked(found.value, _BINARY[kind], found.is_little_endian)
     return [_number(part) for part in texts(data, name)]
 
 
 def number(data: Dataset, name: str | int) -> float | None:
-    """The first value of a number; None if it is absent or empty."""
-    return next(iter(numbers(data, name)), None)
+    """The value of a number; None if it is absent or empty, NaN if there are several."""
+    return only(numbers(data, name))
 
 
-def items(data: Dataset, name: str) -> Sequence[Dataset]:
+def only(values: Sequence[float]) -> float | None:
+    """The one value that is stated; None if there is none, NaN if there are several."""
+    return None if not values else values[0] if len(values) == 1 else math.nan
+
+
+def count(data: Dataset, name: str | int) -> int:
+    """A number that counts something; 0 if it is absent or no whole number."""
+    found = number(data, name)
+    return int(found) if found is not None and found.is_integer() else 0
+
+
+def items(data: Dataset, name: str | int) -> Sequence[Dataset]:
     """The items of a sequence; none if it is absent or no sequence."""
-    if tag_of(name) not in data:
+    tag = tag_of(name) if isinstance(name, str) else BaseTag(name)
+    if tag not in data:
         return ()
-    value = data[tag_of(name)].value
+    value = data[tag].value
     return value if value and not isinstance(value, bytes | str) else ()
 
 
-def _known_kind(tag: BaseTag) -> str:
+def kind_of_value(found: Any) -> str:
+    """The value representation of an element: the dictionary's where it is implicit or was lost (UN)."""
+    if found.VR not in (None, "UN"):
+        return str(found.VR)
     try:
-        return str(dictionary_VR(tag))
+        return str(dictionary_VR(found.tag))
     except KeyError:
         return "UN"
 
@@ -90,6 +135,7 @@ def _unpacked(value: bytes, code: str, little: bool) -> list[float]:
 
 def _number(value: str) -> float:
     try:
-        return float(value)
+        # Python alone takes an underscore as part of a number.
+        return math.nan if "_" in value else float(value)
     except ValueError:
         return math.nan

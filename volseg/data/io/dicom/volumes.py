@@ -10,16 +10,20 @@ from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+
 from volseg.data.io.choice import Choice
-from volseg.data.io.dicom.frames import Frame
+from volseg.data.io.dicom.frames import TIMES, Frame
 from volseg.data.io.dicom.stack import SAME_PLACE_MM, check_place, height, normal_of
-from volseg.data.io.dicom.values import number, text
+from volseg.data.io.dicom.values import count, text
 from volseg.errors import InputError
 from volseg.text import first_few
 
 _LOCALISERS = ("LOCALIZER", "SCOUT", "LOCALISER")
 # Differences that are named in messages at most.
 _NAMED = 3
+# The smallest gap between slices that lie beside each other, as a fraction of their thickness.
+_FITS = 0.9
 
 
 class Volume(NamedTuple):
@@ -102,10 +106,8 @@ def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
 def _check_concatenation(frames: Sequence[Frame], source: str) -> None:
     """Reject a volume in several files (DICOM PS3.3 C.7.6.16.2.2.4) if not all are there."""
     for uid in {text(frame.header.data, "ConcatenationUID") for frame in frames} - {""}:
-        headers = {
-            frame.header.name: frame.header for frame in frames if text(frame.header.data, "ConcatenationUID") == uid
-        }
-        total = max(int(number(one.data, "InConcatenationTotalNumber") or 0) for one in headers.values())
+        headers = {frame.header for frame in frames if text(frame.header.data, "ConcatenationUID") == uid}
+        total = max(count(one.data, "InConcatenationTotalNumber") for one in headers)
         if total and len(headers) != total:
             raise InputError(
                 f"{source} holds {len(headers)} of the {total} files of one volume (a concatenation); add the missing "
@@ -130,7 +132,8 @@ def _by_run(volume: Volume) -> list[Volume]:
         for frame in volume.frames:
             parts.setdefault(frame.run.get(name), []).append(frame)
         heights = [sorted(height(frame, normal) for frame in part) for part in parts.values()]
-        if len(parts) > 1 and _overlap(heights):
+        timed = name in TIMES and _apart(heights, volume.frames[0].thickness_mm)
+        if len(parts) > 1 and _overlap(heights) and not timed:
             found = [Volume(part, volume.differs | {name: value}) for value, part in parts.items()]
             return [one for part in found for one in _by_run(part)]
     return [volume]
@@ -142,6 +145,13 @@ def _overlap(parts: list[list[float]]) -> bool:
         return False
     ordered = sorted((part[0], part[-1]) for part in parts)
     return any(after[0] <= before[1] + SAME_PLACE_MM for before, after in pairwise(ordered))
+
+
+def _apart(parts: list[list[float]], thickness: float | None) -> bool:
+    """Whether all slices of several parts fit beside each other, as those of one volume do."""
+    gaps = np.diff(sorted(height for part in parts for height in part))
+    # Two volumes at places between each other would overlap, as their slices are thicker than the gaps.
+    return thickness is not None and thickness > 0 and bool(gaps.min(initial=np.inf) >= _FITS * thickness)
 
 
 def _order(value: Hashable) -> tuple[int, float, str]:

@@ -154,7 +154,8 @@ def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
     """Slope 0 means that there is no scaling, and so does one that is not a number, which nibabel writes."""
     if slope == 0 or math.isnan(slope):
         return array
-    if not math.isfinite(slope) or not math.isfinite(inter):
+    # Below the smallest normal number of float32 a slope leaves nothing of the values.
+    if not math.isfinite(slope) or not math.isfinite(inter) or abs(slope) < np.finfo(np.float32).tiny:
         raise NonsenseError
     return array if (slope, inter) == (1, 0) else array.astype(np.float64) * slope + inter
 

@@ -174,9 +174,9 @@ def test_rescaling_of_each_slice(tmp_path, kind):
         ("2", "", "RescaleIntercept is absent"),
         (None, "-1024", "RescaleSlope is absent"),
         ("0", "0", "RescaleSlope is 0 and RescaleIntercept 0, expected finite numbers and no slope of 0"),
-        ("nan", "0", "RescaleSlope is nan"),
-        ("1,5", "0", "RescaleSlope is nan"),
-        ("1\\2", "0", "RescaleSlope is nan"),
+        ("nan", "0", "RescaleSlope is not one number"),
+        ("1,5", "0", "RescaleSlope is not one number"),
+        ("1\\2", "0", "RescaleSlope is not one number"),
         ("1", "inf", "RescaleIntercept inf"),
     ],
 )
@@ -299,7 +299,7 @@ def test_pixel_padding_is_counted_and_kept(tmp_path, kind):
 
 def resized(data, size):
     content = data["PixelData"].value
-    return put(data, "PixelData", (content + bytes(max(size, 0)))[: len(content) + size], "OW")
+    return put(data, "PixelData", (content + b"\1" * max(size, 0))[: len(content) + size], "OW")
 
 
 @KINDS
@@ -311,6 +311,16 @@ def test_another_number_of_bytes(tmp_path, kind, change, why):
     resized(made[2] if kind is classic else made, change)
     with pytest.raises(InputError, match=why):
         read(write_all(tmp_path, made if isinstance(made, list) else [made]))
+
+
+@KINDS
+def test_zeros_after_the_pixels_are_fill(tmp_path, kind):
+    made = kind(ARRAY)
+    data = made[2] if kind is classic else made
+    put(data, "PixelData", data["PixelData"].value + bytes(6), "OW")
+    scan = read(write_all(tmp_path, made if isinstance(made, list) else [made]))
+    np.testing.assert_array_equal(scan.channels[0], ARRAY)
+    assert "PixelData has up to 6 more bytes than pixels, all zero; they are not used." in scan.warnings
 
 
 @pytest.mark.parametrize(

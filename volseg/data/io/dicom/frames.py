@@ -45,6 +45,7 @@ _PLACES = {
 }
 # What differs in another image of the same anatomy: frames that differ here are never slices of one volume.
 CONTRASTS = {
+    "modality": Attribute("Modality"),
     "image type": Attribute("ImageType"),
     "frame type": Attribute("", "MRImageFrameTypeSequence", "FrameType"),
     "CT frame type": Attribute("", "CTImageFrameTypeSequence", "FrameType"),
@@ -134,26 +135,27 @@ class Frame:
         return tuple(part for one in types if isinstance(one, tuple) for part in one if isinstance(part, str))
 
 
-def frames_of(header: Header) -> list[Frame]:
-    """The frames of a file in stored order.
+def frames_of(header: Header, source: str) -> list[Frame]:
+    """The frames of a file in stored order; `source` names the series in messages.
 
     Raises:
         InputError: several frames without functional groups, another number of groups than of frames, or groups that
             cannot be read.
     """
-    with parsing(str(header.path)):
+    where = header.among(source)
+    with parsing(where):
         stated = {name: _value(name, header.data, one.classic) for name, one in _ATTRIBUTES.items() if one.classic}
         if not has_groups(header):
             if header.frames > 1:
                 raise InputError(
-                    f"{header.path}: multi-frame DICOM without functional groups ({header.frames} frames) has no frame "
+                    f"{where}: multi-frame DICOM without functional groups ({header.frames} frames) has no frame "
                     "positions; give a series of single slices."
                 )
             return [_frame(header, 0, stated)]
-        return _enhanced(header, stated)
+        return _enhanced(header, stated, where)
 
 
-def _enhanced(header: Header, stated: dict[str, Any]) -> list[Frame]:
+def _enhanced(header: Header, stated: dict[str, Any], where: str) -> list[Frame]:
     """The frames of an enhanced file.
 
     What the groups of a frame state counts before the shared groups, and these before the dataset (`stated`).
@@ -161,7 +163,7 @@ def _enhanced(header: Header, stated: dict[str, Any]) -> list[Frame]:
     groups = items(header.data, "PerFrameFunctionalGroupsSequence")
     if len(groups) != header.frames:
         raise InputError(
-            f"{header.path}: NumberOfFrames is {header.frames}, but there are functional groups of {len(groups)} "
+            f"{where}: NumberOfFrames is {header.frames}, but there are functional groups of {len(groups)} "
             "frames; export the series again."
         )
     shared = next(iter(items(header.data, "SharedFunctionalGroupsSequence")), Dataset())

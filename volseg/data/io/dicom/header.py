@@ -18,7 +18,7 @@ from pydicom.uid import (
 )
 
 from volseg.data.io.dicom.files import DICOMDIR, kind_of
-from volseg.data.io.dicom.values import element, number, parsing, text
+from volseg.data.io.dicom.values import element, number, parsing, shown, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
 from volseg.files import access_to
@@ -86,7 +86,9 @@ class Header:
         """
         found = number(self.data, "NumberOfFrames")
         if found is not None and not (found >= 1 and float(found).is_integer()):
-            raise InputError(f"{self.name}: NumberOfFrames is {found:g}, expected 1 or more; export the file again.")
+            raise InputError(
+                f"{self.name}: NumberOfFrames is {shown(found)}, expected 1 or more; export the file again."
+            )
         return int(found or 1)
 
     @property

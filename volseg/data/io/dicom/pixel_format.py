@@ -1,6 +1,6 @@
 """How the pixels of a file are stored, and whether all of them are there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.uid import UID
@@ -8,6 +8,7 @@ from pydicom.uid import UID
 from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.values import number, text
 from volseg.errors import InputError
+from volseg.files import access_to
 
 # Attributes that say how pixels are stored (DICOM PS3.3 C.7.6.3). All are required; none has a default.
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
@@ -17,7 +18,10 @@ _ALLOCATED = (8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How one frame is stored: `stored` bits, the highest of which is number `high` of `allocated` ones."""
+    """How one frame is stored: `stored` bits, the highest of which is number `high` of `allocated` ones.
+
+    `spare` is the number of zeros that follow the pixels of the file.
+    """
 
     rows: int
     columns: int
@@ -25,6 +29,7 @@ class PixelFormat:
     stored: int
     high: int
     signed: bool
+    spare: int = 0
 
     @property
     def frame_bytes(self) -> int:
@@ -75,19 +80,18 @@ def format_of(header: Header, source: str) -> PixelFormat:
     if signed not in (0, 1):
         raise InputError(f"{where}: PixelRepresentation is {signed}, expected 0 (unsigned) or 1 (signed).")
     found = PixelFormat(rows, columns, allocated, stored, high, bool(signed))
-    _count(header, found, where)
-    return found
+    return replace(found, spare=_count(header, found, where))
 
 
-def _count(header: Header, form: PixelFormat, where: str) -> None:
-    """Compare the bytes that the header promises with those that are there."""
+def _count(header: Header, form: PixelFormat, where: str) -> int:
+    """Compare the bytes that the header promises with those that are there; the number of zeros behind them."""
     if header.encapsulated != (header.length is None):
         raise InputError(
             f"{where}: PixelData is {'not ' * header.encapsulated}compressed, but the transfer syntax is "
             f"{UID(header.syntax).name}; export the series again."
         )
     if header.encapsulated:
-        return
+        return 0
     needed = form.frame_bytes * header.frames
     # An even number of bytes is stored.
     stated = header.length or 0
@@ -97,8 +101,22 @@ def _count(header: Header, form: PixelFormat, where: str) -> None:
             f"{where} is cut short: {header.frames} x {form.rows} x {form.columns} pixels of {form.allocated} bits are "
             f"{needed} bytes, found {max(here, 0)}; copy it again."
         )
-    if stated > needed + needed % 2:
+    spare = stated - needed - needed % 2
+    # Some writers fill up a block with zeros. Other bytes are pixels, so the stated sizes are wrong.
+    if spare > 0 and (spare >= form.frame_bytes or any(_bytes_after(header, needed))):
         raise InputError(
             f"{where}: PixelData has {stated} bytes, but NumberOfFrames x Rows x Columns ({header.frames} x "
             f"{form.rows} x {form.columns}) of {form.allocated} bits are {needed}; export the series again."
         )
+    return max(spare, 0)
+
+
+def _bytes_after(header: Header, start: int) -> bytes:
+    """The bytes of uncompressed PixelData from `start`."""
+    if header.pixels is not None:
+        return header.pixels[start:]
+    assert header.offset is not None
+    assert header.length is not None
+    with access_to(header.path), open(header.path, "rb") as stream:
+        stream.seek(header.offset + start)
+        return stream.read(header.length - start)

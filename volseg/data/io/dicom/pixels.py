@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 from volseg.data.io.dicom.decode import decoded, is_lossy, may_be_lossy, pixel_bytes
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.pixel_format import PixelFormat, format_of
-from volseg.data.io.dicom.values import element, items, number, numbers, parsing, text
+from volseg.data.io.dicom.values import element, items, number, numbers, parsing, shown, text
 from volseg.data.io.readers.streams import scaled
 from volseg.errors import InputError
 
@@ -40,7 +40,9 @@ def voxels(slices: Sequence[Frame], source: str) -> tuple[np.ndarray, list[str]]
         array[k] = meant
     if array.dtype in (np.int32, np.int64) and array.min() >= -(2**15) and array.max() < 2**15:
         array = array.astype(np.int16)
-    return array.transpose(2, 1, 0), _warnings(slices, padded)
+    spare = max(form.spare for form in formats.values())
+    filled = [f"PixelData has up to {spare} more bytes than pixels, all zero; they are not used."] if spare else []
+    return array.transpose(2, 1, 0), _warnings(slices, padded) + filled
 
 
 def _with_room(array: np.ndarray, kind: np.dtype, filled: int, count: int) -> np.ndarray:
@@ -82,8 +84,8 @@ def _check_transform(frame: Frame, source: str) -> None:
         raise InputError(f"{where} has a Modality LUT Sequence and a RescaleSlope, expected one of them.")
     if slope is not None and intercept is not None and not (np.isfinite((slope, intercept)).all() and slope):
         raise InputError(
-            f"{where}: RescaleSlope is {slope:g} and RescaleIntercept {intercept:g}, expected finite numbers and no "
-            "slope of 0; export the series again."
+            f"{where}: RescaleSlope is {shown(slope)} and RescaleIntercept {shown(intercept)}, expected finite "
+            "numbers and no slope of 0; export the series again."
         )
 
 

@@ -119,7 +119,7 @@ def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[F
         what = f"no DICOM images but {first_few(objects)}" if objects else "no DICOM images"
         raise InputError(f"{source} contains {what}; give the folder of one DICOM series.")
     series, warnings = chosen_series(series_among(headers), choice, source)
-    frames = [frame for header in series.headers for frame in frames_of(header)]
+    frames = [frame for header in series.headers for frame in frames_of(header, source)]
     return frames, _passed_over(unusable) + warnings
 
 

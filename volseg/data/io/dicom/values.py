@@ -100,6 +100,11 @@ def only(values: Sequence[float]) -> float | None:
     return None if not values else values[0] if len(values) == 1 else math.nan
 
 
+def shown(value: float) -> str:
+    """A number in a message; NaN stands for text that is no number, and for several numbers."""
+    return "not one number" if math.isnan(value) else f"{value:g}"
+
+
 def count(data: Dataset, name: str | int) -> int:
     """A number that counts something; 0 if it is absent or no whole number."""
     found = number(data, name)

@@ -117,11 +117,17 @@ def _check_concatenation(frames: Sequence[Frame], source: str) -> None:
 
 def _by_contrast(volume: Volume) -> list[Volume]:
     names = {name for frame in volume.frames for name in frame.contrast}
-    varying = sorted(name for name in names if len({frame.contrast.get(name) for frame in volume.frames}) > 1)
+    varying = sorted(name for name in names if len(_values(volume, name)) > 1)
     groups: dict[tuple[Hashable, ...], list[Frame]] = {}
     for frame in volume.frames:
         groups.setdefault(tuple(frame.contrast.get(name) for name in varying), []).append(frame)
     return [Volume(frames, dict(zip(varying, values, strict=True))) for values, frames in groups.items()]
+
+
+def _values(volume: Volume, name: str) -> set[Hashable]:
+    """The values of a contrast; slices without a rescaling have no type of it, which tells nothing."""
+    found = {frame.contrast.get(name) for frame in volume.frames}
+    return found - {None} if name == "rescale type" else found
 
 
 def _by_run(volume: Volume) -> list[Volume]:

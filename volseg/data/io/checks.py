@@ -41,6 +41,8 @@ _SAME_CONTENT = {".nii.gz": "a NIfTI file", ".mgz": "a FreeSurfer MGH file"}
 _OBLIQUE_DEGREES = 5.0
 # Finer spacings occur in microscopy, coarser ones in whole-body localisers at most; others are metres or microns.
 _PLAUSIBLE_MM = (0.01, 20.0)
+# Below it, dividing by a spacing may overflow.
+_ZERO_MM = 1e-100
 _UNITS = {1: "metres", 3: "microns"}
 # The codes of an sform or qform that is set; 0 is not set.
 _CODES = range(1, 6)
@@ -131,7 +133,7 @@ def check_affine(affine: np.ndarray, source: str) -> list[str]:
         )
     with np.errstate(over="ignore"):
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() == 0 or not np.isfinite(spacing).all():
+    if spacing.min() < _ZERO_MM or not np.isfinite(spacing).all():
         raise InputError(f"{source}: a spacing is zero or infinite, found {_by_axis(spacing)} mm; fix the header.")
     axes = affine[:3, :3] / spacing
     if abs(np.linalg.det(axes)) < 1e-4:
@@ -320,6 +322,12 @@ def _compare_forms(sform: np.ndarray, header: Any, source: str) -> list[str]:
     if reason := _not_finite(header):
         return [f"The qform is not a rotation ({reason}); the sform is used."]
     qform = _qform(header, source)
+    with np.errstate(all="ignore"):
+        return _differences(sform, qform, source)
+
+
+def _differences(sform: np.ndarray, qform: np.ndarray, source: str) -> list[str]:
+    """Reject or describe the differences of two affines; a spacing of 0 or a place at 1e300 differs from any other."""
     spacings = [np.linalg.norm(form[:3, :3], axis=0) for form in (sform, qform)]
     first, second = (form[:3, :3] / spacing for form, spacing in zip((sform, qform), spacings, strict=True))
     angle = max(_degrees(float(one @ two)) for one, two in zip(first.T, second.T, strict=True))

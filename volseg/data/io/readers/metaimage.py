@@ -299,7 +299,8 @@ def _directions(matrix: np.ndarray, header: _Header) -> np.ndarray:
     """The directions of the first three axes as columns of length 1."""
     if matrix.shape[0] > 3 and (matrix[3, :3].any() or matrix[:3, 3].any()):
         raise InputError(f"{header.source}: 'TransformMatrix' mixes time into the axes of space; fix the header.")
-    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
         found = " ".join(f"{length:g}" for length in lengths)
         raise InputError(

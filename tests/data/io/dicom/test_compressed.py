@@ -137,11 +137,26 @@ def test_frames_in_several_fragments(tmp_path, syntax):
     assert_volume(read(write_all(tmp_path / "s", made, syntax=syntax)), array, AFFINE)
 
 
-def test_fragments_that_no_table_assigns_to_frames(tmp_path):
+def test_fragments_without_a_table_belong_to_the_frame_that_begins_before_them(tmp_path):
     array = smooth()
     made = compressed(enhanced(array), array, JPEG2000Lossless, fragments_per_frame=3, has_bot=False)
+    assert_volume(read(write(made[0], tmp_path / "a.dcm", syntax=JPEG2000Lossless)), array, AFFINE)
+
+
+def test_fragments_that_nothing_assigns_to_frames(tmp_path):
+    array = smooth()
+    made = compressed(enhanced(array), array, RLELossless, fragments_per_frame=3, has_bot=False)
     with pytest.raises(InputError, match="NumberOfFrames is 4, but there are 12 compressed fragments"):
-        read(write(made[0], tmp_path / "a.dcm", syntax=JPEG2000Lossless))
+        read(write(made[0], tmp_path / "a.dcm", syntax=RLELossless))
+
+
+@KINDS
+def test_bytes_after_the_end_of_a_stream_are_fill(tmp_path, kind):
+    array = smooth()
+    made = compressed(kind(array), array, JPEG2000Lossless)
+    frames = list(generate_fragments(made[-1].PixelData))[1:]
+    with_frames(made[-1], [frame + b"fill" for frame in frames])
+    assert_volume(read(write_all(tmp_path, made, syntax=JPEG2000Lossless)), array, AFFINE)
 
 
 @KINDS

@@ -334,3 +334,14 @@ def test_a_dicomdir_cut_at_any_byte_never_gives_fewer_slices(tmp_path):
             read(path)
     path.write_bytes(content[:end])
     assert_volume(read(path), ARRAY, AFFINE)
+
+
+def test_a_secondary_capture_in_the_series_is_set_aside(tmp_path):
+    """Such as a dose sheet, which has no position."""
+    folder = write_all(tmp_path, classic(ARRAY))
+    sheet = classic(ARRAY[..., :1], SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ImagePositionPatient=None)[0]
+    sheet.SOPInstanceUID = "1.2.3.99"
+    write(sheet, folder / "sheet.dcm")
+    scan = read(folder)
+    assert_volume(scan, ARRAY)
+    assert "Secondary captures of the series are set aside: 1." in scan.warnings

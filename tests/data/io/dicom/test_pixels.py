@@ -198,6 +198,17 @@ def test_modality_lut(tmp_path):
     assert_volume(read(write_kind(tmp_path, classic, ARRAY, ModalityLUTSequence=table(entries))), entries[ARRAY])
 
 
+def test_modality_lut_in_big_endian_order(tmp_path):
+    entries = np.random.default_rng(4).integers(0, 2**16, 60)
+    lut = table(entries)
+    put(lut[0], "LUTData", np.array(entries, ">u2").tobytes(), "OW")
+    made = classic(ARRAY, ModalityLUTSequence=lut)
+    for data in made:
+        put(data, "PixelData", np.frombuffer(data["PixelData"].value, "<u2").astype(">u2").tobytes(), "OW")
+    folder = write_all(tmp_path, made, syntax=BIG)
+    assert_volume(read(folder), entries[ARRAY])
+
+
 def test_modality_lut_with_a_signed_first_value_and_ends(tmp_path):
     """Values before the first entry have that entry, those after the last have the last."""
     entries = 1000 - np.arange(20)

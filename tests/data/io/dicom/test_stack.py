@@ -227,9 +227,34 @@ def test_a_single_slice_uses_its_thickness(tmp_path, kind):
     folder = write_kind(tmp_path, kind, ARRAY[..., :1])
     scan = read(folder)
     np.testing.assert_allclose(scan.geometry.spacing_mm, (*SPACING[:2], 9))
-    warning = "Single slice: its thickness is used as spacing. If it is one slice of a series, give its folder."
+    warning = (
+        "Single slice: 9 mm (SpacingBetweenSlices, else SliceThickness) is used as spacing. If it is one slice of a "
+        "series, give its folder."
+    )
     assert scan.warnings == (warning,)
     assert read(next(folder.iterdir())).geometry == scan.geometry
+
+
+@KINDS
+@pytest.mark.parametrize(("first", "then", "off"), [(1.985, 2.015, 2.25), (1.9, 2.1, 5.0)])
+def test_slices_that_drift_off_the_grid(tmp_path, kind, first, then, off):
+    """Each gap alone is nearly even."""
+    half = round(off / (2 - first))
+    places = np.concatenate([[0], np.cumsum([first] * half + [then] * half)])
+    positions = ORIGIN + places[:, None] * [0, 0, 1]
+    array = np.arange(6 * len(places), dtype=np.int16).reshape(2, 3, -1)
+    with pytest.raises(InputError, match=rf"not evenly spaced: slice {half + 1} lies {off:.2f} mm beside the grid"):
+        read(write_kind(tmp_path, kind, array, positions=positions))
+
+
+@KINDS
+def test_slices_a_little_beside_the_grid_give_a_warning(tmp_path, kind):
+    places = np.array([0, 2.9, 5.8, 8.9, 12.0])
+    scan = read(write_kind(tmp_path, kind, ARRAY, positions=ORIGIN + places[:, None] * [0, 0, 1]))
+    assert scan.warnings == ("Gaps between slices vary from 2.900 to 3.100 mm; their mean is used.",)
+    uneven = np.array([0, 2.75, 5.5, 8.75, 12.0])
+    scan = read(write_kind(tmp_path / "b", kind, ARRAY, positions=ORIGIN + uneven[:, None] * [0, 0, 1]))
+    assert "The slices lie up to 0.50 mm beside the evenly spaced grid." in scan.warnings
 
 
 @KINDS

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
@@ -135,10 +136,15 @@ def _frame_bytes(header: Header, index: int, where: str) -> bytes:
             stream.seek(offset)
             parts.append(stream.read(length))
     content = b"".join(parts)
-    ended = header.syntax == RLELossless or content.rstrip(b"\0\xff").endswith(_END_OF_IMAGE)
-    if not ended:
-        raise InputError(f"{where} is cut short: a compressed frame has no end; copy it again.")
-    return content
+    if header.syntax == RLELossless:
+        return content
+    # Within a stream no data look like its end marker; some writers fill up after it.
+    end = content.rfind(_END_OF_IMAGE)
+    if end < 0:
+        raise InputError(
+            f"{where}: a compressed frame has no end marker, so it may be cut short; copy it again, or export it again."
+        )
+    return content[: end + len(_END_OF_IMAGE)]
 
 
 # Frames are decoded one by one, but all fragments are found at once.
@@ -154,7 +160,10 @@ def _fragments(header: Header, where: str) -> list[list[tuple[int, int]]]:
             found.append((stream.tell(), length))
             stream.seek(length, 1)
         if start[:4] != _END or not found:
-            raise InputError(f"{where} is cut short: its compressed pixels have no end; copy it again.")
+            raise InputError(
+                f"{where} ends without the delimiter that follows compressed pixels, so it may be cut short; copy it "
+                "again, or export it again."
+            )
         # The first fragment is the basic offset table.
         (offset, length), *own = found
         stream.seek(offset)
@@ -168,15 +177,20 @@ def _fragments(header: Header, where: str) -> list[list[tuple[int, int]]]:
             f"{where}: NumberOfFrames is {header.frames}, but there are {sum(begins)} compressed images; export it "
             "again."
         )
-    return _by_frame(own, table, header.frames, where)
+    return _by_frame(own, begins, table, header.frames, where)
 
 
-def _by_frame(own: list[tuple[int, int]], table: bytes, frames: int, where: str) -> list[list[tuple[int, int]]]:
-    """The fragments of each frame: all of an only frame, one each, or as the basic offset table states."""
+def _by_frame(
+    own: list[tuple[int, int]], begins: list[bool], table: bytes, frames: int, where: str
+) -> list[list[tuple[int, int]]]:
+    """The fragments of each frame: all of an only frame, one each, as the basic offset table or their begins state."""
     if frames == 1:
         return [own]
     if len(own) == frames:
         return [[one] for one in own]
+    if not table and sum(begins) == frames and begins[0]:
+        firsts = [*np.flatnonzero(begins), len(own)]
+        return [own[first:stop] for first, stop in pairwise(firsts)]
     if len(table) != 4 * frames or not own:
         raise InputError(
             f"{where}: NumberOfFrames is {frames}, but there are {len(own)} compressed fragments; export it again."

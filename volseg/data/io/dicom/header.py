@@ -73,6 +73,11 @@ class Header:
         return self.syntax not in _NATIVE
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it is a secondary capture, such as a screenshot or a dose sheet."""
+        return self.sop_class.startswith(f"{_STORAGE}7")
+
+    @property
     def big_endian(self) -> bool:
         """Whether the pixels are in big-endian byte order."""
         return self.syntax == str(ExplicitVRBigEndian)

@@ -85,6 +85,11 @@ def format_of(header: Header, source: str) -> PixelFormat:
 
 def _count(header: Header, form: PixelFormat, where: str) -> int:
     """Compare the bytes that the header promises with those that are there; the number of zeros behind them."""
+    if not UID(header.syntax).is_transfer_syntax:
+        raise InputError(
+            f"{where}: the transfer syntax {header.syntax}, which the standard does not have, is not supported; store "
+            "it uncompressed, for example with dcmconv or gdcmconv."
+        )
     if header.encapsulated != (header.length is None):
         raise InputError(
             f"{where}: PixelData is {'not ' * header.encapsulated}compressed, but the transfer syntax is "

@@ -93,7 +93,7 @@ def _meant(frame: Frame, values: np.ndarray, form: PixelFormat, source: str) -> 
     """What the stored values of a frame mean: RescaleSlope and RescaleIntercept, or the table, applied."""
     table = items(frame.header.data, "ModalityLUTSequence")
     if table:
-        return _looked_up(table[0], values, form, frame.header.among(source))
+        return _looked_up(table[0], values, form, frame.header.big_endian, frame.header.among(source))
     slope, intercept = frame.slope, frame.intercept
     if slope is None or intercept is None or (slope, intercept) == (1.0, 0.0):
         return values
@@ -116,7 +116,7 @@ def _holds(kind: type[np.signedinteger], ends: Sequence[int]) -> bool:
     return min(ends) >= limits.min and max(ends) <= limits.max
 
 
-def _looked_up(table: Dataset, values: np.ndarray, form: PixelFormat, where: str) -> np.ndarray:
+def _looked_up(table: Dataset, values: np.ndarray, form: PixelFormat, big_endian: bool, where: str) -> np.ndarray:
     """The values of a Modality LUT (DICOM PS3.3 C.11.1.1): stored values before its first entry have that entry."""
     stated = numbers(table, "LUTDescriptor")
     found = element(table, "LUTData")
@@ -125,9 +125,11 @@ def _looked_up(table: Dataset, values: np.ndarray, form: PixelFormat, where: str
     count, first, bits = int(stated[0]) or 2**16, int(stated[1]), int(stated[2])
     if form.signed and first >= 2**15:
         first -= 2**16
-    content = found.value if isinstance(found.value, bytes) else np.array(found.value, "<u2").tobytes()
+    kind = ">u2" if big_endian else "<u2"
+    content = found.value if isinstance(found.value, bytes) else np.array(found.value, kind).tobytes()
     narrow = bits <= 8 and len(content) < 2 * count
-    entries = np.frombuffer(content[: len(content) // 2 * 2], "u1" if narrow else "<u2")
+    words = np.frombuffer(content[: len(content) // 2 * 2], kind)
+    entries = words.astype("<u2").view("u1") if narrow else words
     if len(entries) < count:
         raise InputError(f"{where}: the Modality LUT has {len(entries)} of its {count} entries; export it again.")
     meant: np.ndarray = entries[np.clip(values.astype(np.int64) - first, 0, count - 1)]

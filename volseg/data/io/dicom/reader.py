@@ -119,8 +119,17 @@ def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[F
         what = f"no DICOM images but {first_few(objects)}" if objects else "no DICOM images"
         raise InputError(f"{source} contains {what}; give the folder of one DICOM series.")
     series, warnings = chosen_series(series_among(headers), choice, source)
-    frames = [frame for header in series.headers for frame in frames_of(header, source)]
-    return frames, _passed_over(unusable) + warnings
+    slices, pictures = _without_pictures(series.headers)
+    frames = [frame for header in slices for frame in frames_of(header, source)]
+    return frames, _passed_over(unusable) + warnings + pictures
+
+
+def _without_pictures(headers: list[Header]) -> tuple[list[Header], list[str]]:
+    """The images of a series without secondary captures, such as dose sheets, if there are others; and a warning."""
+    kept = [header for header in headers if not header.is_picture]
+    if not kept or len(kept) == len(headers):
+        return headers, []
+    return kept, [f"Secondary captures of the series are set aside: {len(headers) - len(kept)}."]
 
 
 def _passed_over(unusable: Sequence[Unusable]) -> list[str]:

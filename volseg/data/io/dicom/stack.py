@@ -19,6 +19,10 @@ _UNEVEN, _UNEVEN_WARNED = 0.1, 0.01
 _TILT_DEGREES = 0.5
 # Largest cosine between rows and columns, and largest deviation of their lengths from 1.
 _SKEWED, _LENGTH = 1e-3, 1e-2
+# No scanner is so large.
+_FAR_MM = 1e9
+# Fraction of the slice distance by which a slice may lie beside the even grid: more is rejected, or warned of.
+_OFF, _OFF_WARNED = 0.5, 0.1
 # Millimetres within which two slices lie at one place.
 SAME_PLACE_MM = 1e-3
 
@@ -50,7 +54,10 @@ def stacked(frames: Sequence[Frame], source: str, untilt: bool) -> tuple[list[Fr
     slices = sorted(frames, key=lambda frame: height(frame, normal))
     if len(slices) == 1:
         step = _thickness(first, source) * normal
-        warnings = ["Single slice: its thickness is used as spacing. If it is one slice of a series, give its folder."]
+        warnings = [
+            f"Single slice: {_thickness(first, source):g} mm (SpacingBetweenSlices, else SliceThickness) is used as "
+            "spacing. If it is one slice of a series, give its folder."
+        ]
     else:
         step, warnings = _step(np.array([frame.position for frame in slices]), normal, source, untilt)
     lps = np.eye(4)
@@ -78,12 +85,13 @@ def check_place(frame: Frame, source: str) -> None:
         raise InputError(f"{where}: slices lack ImagePositionPatient; export the series again.")
     if frame.axes is None:
         raise InputError(f"{where}: slices lack ImageOrientationPatient (6 numbers); export the series again.")
-    if frame.position.shape != (3,) or not np.isfinite(frame.position).all():
+    if frame.position.shape != (3,) or not (np.abs(frame.position) < _FAR_MM).all():
         raise InputError(
             f"{where}: ImagePositionPatient is {_listed(frame.position)}, expected 3 numbers; export the series again."
         )
-    lengths = np.linalg.norm(frame.axes, axis=0)
-    if not np.isfinite(frame.axes).all() or np.abs(lengths - 1).max() > _LENGTH:
+    # Components above 1 have no length to compute, which might overflow; NaN fails the comparison as well.
+    lengths = np.linalg.norm(frame.axes, axis=0) if (np.abs(frame.axes) < 2).all() else np.zeros(2)
+    if np.abs(lengths - 1).max() > _LENGTH:
         raise InputError(
             f"{where}: ImageOrientationPatient is {_listed(frame.axes.T.ravel())}, expected two directions of length "
             "1; export the series again."
@@ -147,7 +155,7 @@ def _step(positions: np.ndarray, normal: np.ndarray, source: str, untilt: bool) 
         raise InputError(_uneven(gaps, typical, source))
     extent = positions[-1] - positions[0]
     step = extent / (len(positions) - 1)
-    _check_line(positions, step, normal, typical, source)
+    off = _distance_from_grid(positions, step, normal, typical, source)
     across = extent - (extent @ normal) * normal
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(across), extent @ normal)))
     if tilt > _TILT_DEGREES and not untilt:
@@ -158,6 +166,8 @@ def _step(positions: np.ndarray, normal: np.ndarray, source: str, untilt: bool) 
     warnings = []
     if uneven.max() > _UNEVEN_WARNED * typical:
         warnings.append(f"Gaps between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm; their mean is used.")
+    if off > _OFF_WARNED * typical:
+        warnings.append(f"The slices lie up to {off:.2f} mm beside the evenly spaced grid.")
     return step, warnings
 
 
@@ -177,8 +187,14 @@ def _uneven(gaps: np.ndarray, typical: float, source: str) -> str:
     )
 
 
-def _check_line(positions: np.ndarray, step: np.ndarray, normal: np.ndarray, typical: float, source: str) -> None:
-    """Reject slices whose corners do not lie on one line, so that no grid holds them."""
+def _distance_from_grid(
+    positions: np.ndarray, step: np.ndarray, normal: np.ndarray, typical: float, source: str
+) -> float:
+    """The largest distance along the normal, mm, of a slice from its place in the grid.
+
+    Raises:
+        InputError: it is more than half a slice distance, or slices do not lie on one line, so that no grid holds them.
+    """
     expected = positions[0] + np.arange(len(positions))[:, None] * step
     away = positions - expected
     sideways = np.linalg.norm(away - (away @ normal)[:, None] * normal, axis=1)
@@ -188,6 +204,14 @@ def _check_line(positions: np.ndarray, step: np.ndarray, normal: np.ndarray, typ
             f"{source}: slice {at + 1} is shifted by {sideways[at]:.2f} mm in its plane against the others "
             "(ImagePositionPatient), so the slices are no stack; export the series again."
         )
+    along = np.abs(away @ normal)
+    if along.max() > _OFF * typical:
+        raise InputError(
+            f"{source}: its {len(positions)} slices are not evenly spaced: slice {int(along.argmax()) + 1} lies "
+            f"{along.max():.2f} mm beside the grid of the mean slice distance; reconstruct it with one slice distance, "
+            "or convert it with a tool that resamples the slices."
+        )
+    return float(along.max())
 
 
 def _thickness(frame: Frame, source: str) -> float:

@@ -201,7 +201,10 @@ def test_a_lone_object_is_rejected_by_name(tmp_path, sop_class, name):
     for given in (file, tmp_path):
         with pytest.raises(InputError) as caught:
             read(given)
-        assert str(caught.value) == f"{given} contains no DICOM images but {name}; give the folder of one DICOM series."
+        assert str(caught.value) == (
+            f"{given} contains no scan but DICOM of another kind ({name}); give the folder of the series that it "
+            "belongs to."
+        )
 
 
 @pytest.mark.parametrize("empty", [False, True])

@@ -30,6 +30,8 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 # Beginnings of storage classes that belong to a scan but are none: waveforms, presentation states, raw data,
 # registrations, segmentations, parametric maps, reports, key objects, documents, radiotherapy.
 _NO_SCANS = ("9.", "11.", "30", "66", "67", "68", "88.", "90.", "104.", "200.", "481.")
+# Classes that older dictionaries lack.
+_NEW_KINDS = {"66.7": "Label Map Segmentation", "66.8": "Height Map Segmentation"}
 _FILE_SET = "1.2.840.10008.1.3.10"
 _PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _UNDEFINED = 0xFFFFFFFF
@@ -142,6 +144,12 @@ def read_header(path: Path, name: str) -> Header | Unusable:
     return _classified(path, name, data, place, pixels, size)
 
 
+def kind_of_object(sop_class: str) -> str:
+    """The kind of a DICOM object in words, such as "Segmentation"."""
+    name = str(UID(sop_class).name).removesuffix(" Storage")
+    return _NEW_KINDS.get(sop_class.removeprefix(_STORAGE), "DICOM object") if name == sop_class else name
+
+
 def has_groups(header: Header) -> bool:
     """Whether its frames have functional groups: enhanced and legacy-converted enhanced images."""
     return element(header.data, "PerFrameFunctionalGroupsSequence") is not None
@@ -183,7 +191,7 @@ def _classified(
     if sop_class == _FILE_SET or name.upper().endswith(DICOMDIR):
         return Unusable(name, kind="DICOMDIR", sop_class=sop_class)
     if short != sop_class and short.startswith(_NO_SCANS):
-        return Unusable(name, kind=UID(sop_class).name.removesuffix(" Storage"), sop_class=sop_class)
+        return Unusable(name, kind=kind_of_object(sop_class), sop_class=sop_class)
     if place is None and pixels is None:
         return Unusable(name, "it ends before its pixels, or has none", sop_class=sop_class)
     syntax = text(data.file_meta, "TransferSyntaxUID") or _guessed_syntax(data)

@@ -169,7 +169,7 @@ def _warnings(slices: Sequence[Frame], padded: int) -> list[str]:
         found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as Hounsfield units.")
     kinds = slices[0].contrast.get("rescale type", ())
     if modality == "CT" and not plain and isinstance(kinds, tuple) and kinds not in ((), ("HU",)):
-        found.append(f"The CT values are in {kinds[0]} (RescaleType), not in Hounsfield units.")
+        found.append(f"RescaleType of the CT is {kinds[0]}, so its values may not be Hounsfield units.")
     if modality == "PT" and plain:
         found.append("RescaleSlope and RescaleIntercept are absent; the stored values are taken as activity.")
     if modality == "PT" and (units := text(data, "Units")) != "GML":

@@ -116,8 +116,13 @@ def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[F
     _reject_corrupt_slices(unusable, headers, source)
     if not headers:
         objects = sorted({one.kind for one in unusable if one.kind})
-        what = f"no DICOM images but {first_few(objects)}" if objects else "no DICOM images"
-        raise InputError(f"{source} contains {what}; give the folder of one DICOM series.")
+        if objects:
+            raise InputError(
+                f"{source} contains no scan but DICOM of another kind ({first_few(objects)}); give the folder of the "
+                "series that it belongs to."
+            )
+        zipped = "unpack it if it holds other scans, or " if source.lower().endswith(".zip") else ""
+        raise InputError(f"{source} contains no DICOM images; {zipped}give the folder of one DICOM series.")
     series, warnings = chosen_series(series_among(headers), choice, source)
     slices, pictures = _without_pictures(series.headers)
     frames = [frame for header in slices for frame in frames_of(header, source)]

@@ -5,6 +5,7 @@ never from SliceThickness, except for a single slice.
 """
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 
@@ -59,6 +60,7 @@ def stacked(frames: Sequence[Frame], source: str, untilt: bool) -> tuple[list[Fr
             "spacing. If it is one slice of a series, give its folder."
         ]
     else:
+        _check_places(slices, normal, source)
         step, warnings = _step(np.array([frame.position for frame in slices]), normal, source, untilt)
     lps = np.eye(4)
     lps[:3, :2] = axes * spacing
@@ -140,15 +142,24 @@ def _spacing(frame: Frame) -> np.ndarray:
     return np.array(frame.spacing_mm, dtype=np.float64)
 
 
+def _check_places(slices: Sequence[Frame], normal: np.ndarray, source: str) -> None:
+    """Reject sorted slices of which several lie at one place."""
+    distinct = 1 + int((np.diff([height(frame, normal) for frame in slices]) > SAME_PLACE_MM).sum())
+    if distinct == len(slices):
+        return
+    folders = sorted({str(PurePath(frame.header.name).parent) for frame in slices})
+    remedy = "keep one image per position"
+    if len(folders) > 1:
+        remedy = f"they lie in {first_few(folders)}, which share one SeriesInstanceUID, so give one of these folders"
+    raise InputError(
+        f"{source}: {len(slices)} images lie at {distinct} positions, so the series is 4-D (time, echoes) or contains "
+        f"duplicates, and nothing states which belong together; {remedy}."
+    )
+
+
 def _step(positions: np.ndarray, normal: np.ndarray, source: str, untilt: bool) -> tuple[np.ndarray, list[str]]:
     """The vector from one slice to the next, computed from sorted positions (K, 3), and warnings."""
     gaps = np.diff(positions @ normal)
-    distinct = 1 + int((gaps > SAME_PLACE_MM).sum())
-    if distinct < len(positions):
-        raise InputError(
-            f"{source}: {len(positions)} images lie at {distinct} positions, so the series is 4-D (time, echoes) or "
-            "contains duplicates, and nothing states which belong together; keep one image per position."
-        )
     typical = float(np.median(gaps))
     uneven = np.abs(gaps - typical)
     if uneven.max() > _UNEVEN * typical:

@@ -72,6 +72,8 @@ def test_a_series_is_chosen_by_number_or_uid(segmenter, study, series):
     result = segmenter(study, series=series)
     np.testing.assert_array_equal(result.scan.channels[0], volume(2))
     assert result.scan.warnings == ()
+    assert result.record["series"] == {"uid": "1.2.4", "number": "4", "modality": "MR"}
+    assert "volume" not in result.record
 
 
 def test_the_only_series_of_the_model_is_taken_and_the_record_says_so(segmenter, study):
@@ -103,6 +105,7 @@ def test_all_volumes_have_a_result_each(segmenter, tmp_path):
         labels = np.asarray(nibabel.load(tmp_path / "out" / f"a_t{seed}.nii.gz").dataobj)
         np.testing.assert_array_equal(labels, segmenter((volume(seed), AFFINE)).labels)
         assert one.record is not None
+        assert one.record["volume"] == seed
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "first", "1.5"])

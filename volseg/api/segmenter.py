@@ -243,6 +243,7 @@ class Segmenter:
             "mirror_axes": list(windows.mirror_axes),
             "crop": plan.crop if self.crop == "none" else self.crop,
             "postprocessing": cleaned,
+            **opened.chosen,
             **_untilted(opened),
             "seconds": {
                 "read": round(read_seconds, 4),

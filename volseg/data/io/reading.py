@@ -6,8 +6,8 @@ image passes the same checks (volseg.data.io.checks).
 
 import contextlib
 import io
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Scan:
         source: its path or kind, for messages.
         warnings: assumptions made when reading, one sentence each.
         unstated: why no volume in mL can be given, see `volseg.data.io.readers.stored.Stored`; empty if it can.
+        chosen: which series and volume of its path it is, for the record; see `Stored`.
         untilt: whether its slices are tilted, and the network shall see them upright, see `volseg.data.grid.shear`.
             Channels and geometry are as stored all the same.
     """
@@ -50,6 +51,7 @@ class Scan:
     source: str
     warnings: tuple[str, ...]
     unstated: str = ""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
     untilt: bool = False
 
 
@@ -106,7 +108,7 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
     geometry = Geometry(label.shape, stored.affine)
     if like is not None:
         _require_geometry(geometry, like, stored.source, "the image or reference it belongs to")
-    return Scan((label,), geometry, stored.header, stored.source, tuple(warnings), stored.unstated)
+    return Scan((label,), geometry, stored.header, stored.source, tuple(warnings), stored.unstated, stored.chosen)
 
 
 def compare_grids(path: Path, reference: Path, whose: str) -> None:
@@ -177,7 +179,7 @@ def _as_scan(stored: Stored, channels: int) -> Scan:
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     volumes = check_scan(stored.array, channels, stored.source)
     geometry = Geometry(volumes[0].shape, stored.affine)
-    return Scan(volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated)
+    return Scan(volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated, stored.chosen)
 
 
 def made_upright(scan: Scan) -> Scan:
@@ -256,7 +258,7 @@ def _one_volume(stored: Stored, number: int) -> Stored:
         size = " x ".join(map(str, stored.array.shape))
         raise InputError(f"{stored.source} ({size}) has no volume {number}; give a number from 1 to {count}.")
     array = stored.array if stored.array.ndim == 3 else stored.array[..., number - 1]
-    return stored._replace(array=array)
+    return stored._replace(array=array, chosen={**stored.chosen, "volume": number})
 
 
 def _require_readable(path: Path) -> None:

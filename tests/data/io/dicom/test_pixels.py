@@ -381,5 +381,5 @@ def test_pixels_in_floating_point_are_named(tmp_path, kind):
     for data in made if isinstance(made, list) else [made]:
         del data.PixelData
         data.add_new("FloatPixelData", "OF", ARRAY.astype("<f4").tobytes())
-    with pytest.raises(InputError, match="DICOM of another kind .image of FloatPixelData"):
+    with pytest.raises(InputError, match=r"DICOM of another kind \(image of FloatPixelData"):
         read(write_all(tmp_path, made if isinstance(made, list) else [made]))

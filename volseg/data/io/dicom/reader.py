@@ -28,7 +28,7 @@ from volseg.data.io.dicom.frames import Frame, frames_of
 from volseg.data.io.dicom.header import Header, Unusable, read_header
 from volseg.data.io.dicom.mosaic import is_mosaic, unpacked
 from volseg.data.io.dicom.pixels import voxels
-from volseg.data.io.dicom.series import chosen_series, series_among
+from volseg.data.io.dicom.series import Series, chosen_series, series_among
 from volseg.data.io.dicom.stack import stacked
 from volseg.data.io.dicom.values import number, text
 from volseg.data.io.dicom.volumes import volume_of, volumes_of
@@ -53,14 +53,16 @@ def read_dicom(path: Path, choice: Choice) -> Stored:
     """
     source = str(path)
     with files_of(path) as names:
-        frames, warnings = _frames(names, choice, source)
+        frames, warnings, series = _frames(names, choice, source)
+        chosen = {"series": series.record} | ({} if choice.volume is None else {"volume": choice.volume})
         if is_mosaic(frames):
             array, affine, more = unpacked(frames, choice, source)
-            return Stored(array, affine, None, source, warnings + more)
+            return Stored(array, affine, None, source, warnings + more, chosen=chosen)
         volume, about = volume_of(frames, choice, source)
         slices, affine, stack_warnings = stacked(volume.frames, source, choice.untilt)
         array, value_warnings = voxels(slices, source)
-        return Stored(array, affine, None, source, [*warnings, *about, *stack_warnings, *value_warnings])
+        found = [*warnings, *about, *stack_warnings, *value_warnings]
+        return Stored(array, affine, None, source, found, chosen=chosen)
 
 
 def count_volumes(path: Path, choice: Choice) -> int:
@@ -70,7 +72,7 @@ def count_volumes(path: Path, choice: Choice) -> int:
         InputError: as `read_dicom`.
     """
     with files_of(path) as names:
-        frames, _ = _frames(names, choice, str(path))
+        frames, _, _ = _frames(names, choice, str(path))
         return len(frames) if is_mosaic(frames) else len(volumes_of(frames, str(path))[0])
 
 
@@ -108,8 +110,8 @@ def series_uids(files: Sequence[Path]) -> frozenset[str] | None:
     return frozenset(text(one.data, "SeriesInstanceUID") for one in found if isinstance(one, Header))
 
 
-def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[Frame], list[str]]:
-    """The frames of the series that is meant, among files given with their names for messages, and warnings."""
+def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[Frame], list[str], Series]:
+    """The frames of the series that is meant, among files given with their names for messages, warnings, the series."""
     found = [read_header(path, name) for path, name in names.items()]
     headers = [one for one in found if isinstance(one, Header)]
     unusable = [one for one in found if isinstance(one, Unusable)]
@@ -126,7 +128,7 @@ def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[F
     series, warnings = chosen_series(series_among(headers), choice, source)
     slices, pictures = _without_pictures(series.headers)
     frames = [frame for header in slices for frame in frames_of(header, source)]
-    return frames, _passed_over(unusable) + warnings + pictures
+    return frames, _passed_over(unusable) + warnings + pictures, series
 
 
 def _without_pictures(headers: list[Header]) -> tuple[list[Header], list[str]]:

@@ -47,6 +47,11 @@ class Series(NamedTuple):
         return ", ".join(part for part in parts if part)
 
     @property
+    def record(self) -> dict[str, str]:
+        """What the record of a result says of it, without patient data."""
+        return {"uid": self.uid, "number": self.number, "modality": self.modality}
+
+    @property
     def images(self) -> int:
         """The number of its frames."""
         return sum(header.frames for header in self.headers)

@@ -1,7 +1,8 @@
 """What every reader returns, and the errors that a corrupt file raises in libraries."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class Stored(NamedTuple):
         warnings: assumptions made when reading, one sentence each.
         unstated: why its size in millimetres is a convention and no statement of the file, so that no volume in mL
             can be given; empty if the file states it.
+        chosen: what was read where a place may hold more, for the record: the "series" of DICOM and the "volume".
     """
 
     array: np.ndarray
@@ -47,6 +49,7 @@ class Stored(NamedTuple):
     source: str
     warnings: list[str]
     unstated: str = ""
+    chosen: Mapping[str, Any] = MappingProxyType({})
 
 
 @contextlib.contextmanager

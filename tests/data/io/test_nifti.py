@@ -120,8 +120,60 @@ class TestOffset:
         """A type of 8 bits fits into the file of 16 bits, but would be another volume."""
         rejected(file_of(tmp_path, gz=gz, datatype=2), "bitpix is 16, but datatype 2 has 8 bits")
 
-    def test_bytes_after_the_voxels_are_fine_with_a_whole_header(self, tmp_path, gz):
-        read_right(file_of(tmp_path, nifti(VOXELS).to_bytes() + b"more", gz))
+    @pytest.mark.parametrize("more", [b"more", bytes(1), bytes(40), bytes(240), bytes(10_000), bytes(9) + b"x"])
+    def test_other_bytes_after_the_voxels_and_zeros_are_not_used(self, tmp_path, gz, more):
+        words = f"{len(more)} byte{'s' * (len(more) > 1)} after the voxels are not used."
+        read_right(file_of(tmp_path, nifti(VOXELS).to_bytes() + more, gz), words)
+
+    @pytest.mark.parametrize(
+        ("more", "dim"),
+        [
+            (b"", (3, 5, 4, 5, 1, 1, 1, 1)),  # a slice less than there is
+            (b"", (3, 5, 4, 2, 1, 1, 1, 1)),
+            (b"", (3, 5, 3, 6, 1, 1, 1, 1)),
+            (b"", (2, 5, 4, 6, 1, 1, 1, 1)),  # the others are not read
+            (VOXELS.tobytes(), (3, 5, 4, 6, 2, 1, 1, 1)),
+            (VOXELS[..., :1].tobytes(), (3, 5, 4, 6, 1, 1, 1, 1)),
+            (VOXELS[:1].tobytes(), (3, 5, 4, 6, 1, 1, 1, 1)),
+            (bytes(120) + b"x", (3, 5, 4, 6, 1, 1, 1, 1)),  # half as many
+            (bytes(2**22) + b"x" + bytes(80), (3, 5, 4, 6, 1, 1, 1, 1)),
+            (VOXELS.tobytes(), (4, 5, 4, 3, 2, 1, 1, 1)),
+        ],
+    )
+    def test_voxels_that_the_header_leaves_out_are_rejected(self, tmp_path, gz, more, dim):
+        path = file_of(tmp_path, nifti(VOXELS).to_bytes() + more, gz, dim=dim)
+        declared = 2 * int(np.prod(dim[1 : dim[0] + 1]))
+        message = rejected(path, f"declares {declared} bytes of voxels, found {240 + len(more)}, so its sizes")
+        assert "copy it again" not in message
+
+    def test_a_narrower_type_than_that_of_the_voxels_is_rejected(self, tmp_path, gz):
+        path = file_of(tmp_path, gz=gz, datatype=2, bitpix=8)
+        rejected(path, "declares 120 bytes of voxels, found 240, so its sizes or its type are wrong; fix the header")
+
+
+@pytest.mark.parametrize("more", [b"g", b"garbage", b"garbage" * 10, b"\n", bytes(600) + b"x", b"\x1f"])
+@pytest.mark.parametrize("edge", [4, 500])
+def test_other_bytes_after_a_gzip_stream_are_named(tmp_path, more, edge):
+    voxels = np.random.default_rng(0).integers(0, 999, (edge, edge, 9), np.int16)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(nifti(voxels).to_bytes(), 1) + more)
+    assert "copy" not in rejected(path, "other bytes follow the end of the gzip stream; remove them")
+
+
+@pytest.mark.parametrize("end", ["length", "checksum", "cut", "member"])
+def test_a_damaged_end_of_a_gzip_stream_is_not_called_other_bytes(tmp_path, end):
+    whole = gzip.compress(nifti(VOXELS).to_bytes())
+    contents = {
+        "length": whole[:-4] + b"\1\2\3\4",
+        "checksum": whole[:-8] + b"\1\2\3\4" + whole[-4:],
+        "cut": whole[:-5],
+        "member": whole + whole[:-9],
+    }
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(contents[end])
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        read_scan(path)
+    assert "other bytes" not in str(caught.value)
 
 
 class TestFields:

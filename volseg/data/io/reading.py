@@ -144,11 +144,10 @@ def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) ->
 def _as_array(value: Any, dtype: type | None, what: str, expected: str) -> np.ndarray:
     """A value as an array, not copied if it is one already."""
     try:
-        found = np.asarray(value)
         # NumPy would drop the imaginary part.
-        if dtype is not None and found.dtype.kind == "c":
+        if dtype is not None and np.iscomplexobj(value):
             raise TypeError("it is complex")
-        return np.asarray(found, dtype=dtype)
+        return np.asarray(value, dtype=dtype)
     # PyTorch raises RuntimeError for a tensor that requires a gradient.
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).split(". ")[0].rstrip(".")

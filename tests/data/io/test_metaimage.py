@@ -370,6 +370,12 @@ class TestOtherFiles:
         message = refused(meta_file(tmp_path / "d.mhd", b"", changes), "s001.raw, does not exist")
         assert "copy" not in message
 
+    @pytest.mark.parametrize("size", [10**6, 10**17])
+    def test_a_header_size_beyond_the_file_is_named(self, tmp_path, size):
+        (tmp_path / "v.raw").write_bytes(RAW)
+        path = meta_file(tmp_path / "a.mhd", b"", {"HeaderSize": str(size), "ElementDataFile": "v.raw"})
+        assert "truncated" not in refused(path, f"begin after {size} bytes, but the file ends before")
+
     @pytest.mark.parametrize("name", [".\\v.raw", "sub\\v.raw", ".\\sub\\v.raw", "sub\\..\\v.raw"])
     def test_separators_of_windows(self, tmp_path, name):
         (tmp_path / "sub").mkdir()

@@ -176,6 +176,25 @@ def test_a_damaged_end_of_a_gzip_stream_is_not_called_other_bytes(tmp_path, end)
     assert "other bytes" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("at", "value"), [(176, 1e300), (176, -1e308), (184, 1e300), (112, 1e300), (400, 1e200), (400, 1e300)]
+)
+@pytest.mark.parametrize("pixdim", [1.0, 0.0])
+def test_huge_numbers_of_nifti_2_are_judged_without_a_word_of_numpy(tmp_path, at, value, pixdim):
+    """In scl_slope, scl_inter, pixdim and srow, which float32 could not hold; pixdim 0 is supplied from the sform."""
+    content = bytearray(nifti(VOXELS, version=2).to_bytes())
+    struct.pack_into("<2i", content, 344, 0, 1)
+    struct.pack_into("<3d", content, 112, pixdim, 1, 1)
+    struct.pack_into("<d", content, 176, 1)
+    struct.pack_into("<d", content, at, value)
+    path = file_of(tmp_path, content)
+    if at == 112:
+        np.testing.assert_array_equal(read_scan(path).channels[0], VOXELS)
+    else:
+        rejected(path, "")
+
+
 class TestFields:
     @pytest.mark.parametrize("size", [0, -1, 540, 348 << 8])
     def test_the_size_of_the_header_is_not_used(self, tmp_path, size):

@@ -93,7 +93,8 @@ def _require_room(file: Path, body: Body, count: int, source: str) -> None:
         "ascii": 2 * count - 1,
         "hex": 2 * needed,
     }[body.encoding]
-    there = max(0, file.stat().st_size - body.start)
+    if (there := file.stat().st_size - body.start) < 0:
+        raise _skipped(f"{body.start} bytes", file, source)
     _require_not_compressed(file, body, there - needed, source)
     if there < max(1, least):
         what = "" if body.encoding == "raw" else f" in encoding {body.encoding}"

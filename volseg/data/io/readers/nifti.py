@@ -56,6 +56,8 @@ _DTYPES: dict[int, Any] = {
     128: _COLOUR,
     2304: [*_COLOUR, ("A", "u1")],
 }
+# The smallest normal number of float32. As a plain number: NumPy would compare in float32, which overflows.
+_SMALLEST_SLOPE = float(np.finfo(np.float32).tiny)
 _REJECTED = {0: "not stated", 1: "one bit", 1536: "float128", 2048: "complex of 256 bits"}
 
 
@@ -96,7 +98,9 @@ def usable_header(header: Any, affine: np.ndarray) -> Any:
     usable = header.copy()
     sizes = usable["pixdim"][1:4].astype(np.float64)
     sound = np.isfinite(sizes) & (sizes > 0)
-    usable["pixdim"][1:4] = np.where(sound, sizes, np.linalg.norm(affine[:3, :3], axis=0))
+    # An affine that overflows is rejected later.
+    with np.errstate(over="ignore", invalid="ignore"):
+        usable["pixdim"][1:4] = np.where(sound, sizes, np.linalg.norm(affine[:3, :3], axis=0))
     usable["pixdim"][0] = qfac_of(header) or 1
     for name in ("sform_code", "qform_code"):
         usable[name] = int(header[name]) if is_code(header[name]) else 0
@@ -176,7 +180,7 @@ def _scaling(header: Any, source: str) -> tuple[float, float]:
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     # A slope below the smallest normal number leaves nothing of the values; it is mostly one in another byte order.
-    if not (math.isfinite(slope) and math.isfinite(inter)) or abs(slope) < np.finfo(np.float32).tiny:
+    if not (math.isfinite(slope) and math.isfinite(inter)) or abs(slope) < _SMALLEST_SLOPE:
         raise InputError(
             f"{source}: the values are scaled by scl_slope {slope:g} and scl_inter {inter:g}, expected finite numbers "
             "and a slope that keeps differences; fix the header."

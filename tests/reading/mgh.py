@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reading.parts import affine_of, odd_lengths, odd_values
+from tests.reading.parts import affine_of, left_out, odd_lengths, odd_values
 from tests.reading.right import REFUSED, SHORT, Doubts, NonsenseError, Right
 from tests.reading.volume import Volume
 
@@ -17,6 +17,7 @@ FIELDS = np.dtype([
     ("delta", ">f4", 3), ("axes", ">f4", (3, 3)), ("centre", ">f4", 3),
 ])  # fmt: skip
 FIRST = 284
+PARAMETERS = 20
 # 10 came with FreeSurfer 7 and is not known to all.
 DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 # Where goodRASFlag is 0: x (-1, 0, 0), y (0, 0, -1), z (0, 1, 0), 1 mm, the centre at 0.
@@ -72,6 +73,13 @@ def _meaning(record: Any, data: bytes) -> Right:
         return SHORT
     if int(record["frames"]) != 1:
         raise NonsenseError
+    spare = data[FIRST + count * dtype.itemsize :]
+    # 20 bytes of parameters may follow, and then tags, whose numbers are small.
+    tags = spare[PARAMETERS:]
+    tagged = 0 < int.from_bytes(tags[:4], "big") < 100
+    slices = any(left_out(size, sizes, dtype.itemsize) for size in (len(spare), len(tags)))
+    if tags and not tagged and any(spare) and slices:
+        raise NonsenseError
     voxels = np.frombuffer(data, dtype, count, FIRST).reshape(sizes, order="F")
     doubts = Doubts(refusable=odd_values(voxels) or int(record["type"]) == 10)
     good = int(record["good"])
@@ -86,4 +94,6 @@ def _meaning(record: Any, data: bytes) -> Right:
         axes, centre = CORONAL, np.zeros(3)
     doubts.refusable |= odd_lengths(np.linalg.norm(axes, axis=0))
     affine = affine_of(axes, centre - axes @ (np.array(sizes) / 2))
+    if not tagged:
+        doubts.about_spare(tags)
     return doubts.right(Volume(voxels, affine))

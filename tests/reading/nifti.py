@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reading.parts import odd_lengths, odd_values
+from tests.reading.parts import left_out, odd_lengths, odd_values
 from tests.reading.right import REFUSED, SHORT, Doubts, NonsenseError, Right
 from tests.reading.volume import Volume
 
@@ -113,7 +113,9 @@ def _meaning(record: Any, data: bytes, version: int, order: str) -> Right:
         return SHORT
     if math.prod(shape[3:]) != 1:
         raise NonsenseError
-    shape = shape[:3]
+    shape, spare = shape[:3], data[offset + math.prod(shape) * dtype.itemsize :]
+    if any(spare) and left_out(len(spare), shape, dtype.itemsize):
+        raise NonsenseError
     array = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape, order="F")
     voxels = _scaled(array, float(record["scl_slope"]), float(record["scl_inter"]))
     doubts.refusable |= odd_values(voxels)
@@ -128,6 +130,7 @@ def _meaning(record: Any, data: bytes, version: int, order: str) -> Right:
             volumes.append(Volume(voxels, scaled))
         else:
             volumes.append(Volume(voxels, spacing=tuple(unit * one for one in spacing)))
+    doubts.about_spare(spare)
     return doubts.right(*volumes)
 
 

@@ -53,6 +53,12 @@ def array_of(data: bytes, dtype: np.dtype, shape: tuple[int, ...], doubts: Doubt
     return voxels
 
 
+def left_out(spare: int, shape: tuple[int, ...], itemsize: int) -> bool:
+    """Whether so many bytes after the voxels may be voxels that the header left out: half, or slices along any axis."""
+    size = math.prod(shape) * itemsize
+    return spare >= size / 2 or any(spare * edge % size == 0 for edge in shape)
+
+
 def odd_values(voxels: np.ndarray) -> bool:
     """Whether a volume may be refused: a constant one, or values beyond float32. NaN and infinity have to be."""
     if not np.isfinite(voxels.astype(np.float64)).all():

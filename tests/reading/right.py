@@ -37,6 +37,11 @@ class Doubts:
         self.warn += words
         self.refusable = True
 
+    def about_spare(self, spare: bytes) -> None:
+        """Bytes after the voxels, which are said, or a part of something else that is in doubt."""
+        if spare and not self.warn:
+            self.about("after the voxels")
+
     def right(self, *volumes: Volume) -> Right:
         return Right(volumes, tuple(self.warn), whole=not self.refusable)
 

@@ -370,6 +370,34 @@ class TestOtherFiles:
         message = refused(meta_file(tmp_path / "d.mhd", b"", changes), "s001.raw, does not exist")
         assert "copy" not in message
 
+    @pytest.mark.parametrize("size", [10**6, 10**17])
+    def test_a_header_size_beyond_the_file_is_named(self, tmp_path, size):
+        (tmp_path / "v.raw").write_bytes(RAW)
+        path = meta_file(tmp_path / "a.mhd", b"", {"HeaderSize": str(size), "ElementDataFile": "v.raw"})
+        assert "truncated" not in refused(path, f"begin after {size} bytes, but the file ends before")
+
+    @pytest.mark.parametrize("name", [".\\v.raw", "sub\\v.raw", ".\\sub\\v.raw", "sub\\..\\v.raw"])
+    def test_separators_of_windows(self, tmp_path, name):
+        (tmp_path / "sub").mkdir()
+        for folder in (tmp_path, tmp_path / "sub"):
+            (folder / "v.raw").write_bytes(RAW)
+        path = meta_file(tmp_path / "a.mhd", b"", {"ElementDataFile": name})
+        assert_is_the_volume(path)
+        # Elsewhere a backslash may be a letter of the name, which goes first.
+        (tmp_path / name).write_bytes(RAW[:-2])
+        refused(path, "truncated", "found 418")
+
+    @pytest.mark.parametrize("name", [".\\no.raw", "C:\\data\\v.raw"])
+    def test_a_missing_file_is_named_as_the_header_does(self, tmp_path, name):
+        (tmp_path / "v.raw").write_bytes(RAW)
+        refused(meta_file(tmp_path / "a.mhd", b"", {"ElementDataFile": name}), f"{name}, does not exist")
+
+    def test_numbered_files_with_separators_of_windows(self, tmp_path):
+        (tmp_path / "sub").mkdir()
+        for k, at in enumerate(range(0, len(RAW), len(RAW) // 5)):
+            (tmp_path / "sub" / f"s{k}.raw").write_bytes(RAW[at : at + len(RAW) // 5])
+        assert_is_the_volume(meta_file(tmp_path / "a.mhd", b"", {"ElementDataFile": "sub\\s%d.raw 0 4 1"}))
+
     def test_a_folder_is_no_file_of_voxels(self, tmp_path):
         (tmp_path / "v.raw").mkdir()
         refused(meta_file(tmp_path / "a.mhd", b"", {"ElementDataFile": "v.raw"}), "v.raw, is not a file")

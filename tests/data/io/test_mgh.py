@@ -154,3 +154,58 @@ def test_no_file_that_is_cut_is_read(tmp_path, gz):
             path.write_bytes(whole[:end])
             with pytest.raises(InputError, match=re.escape(str(path))):
                 read_scan(path)
+
+
+# What FreeSurfer writes after the voxels: TR, flip angle, TE, TI and the field of view, then tags.
+PARAMETERS = struct.pack(">5f", 2300, 0.16, 2.98, 900, 256)
+COMMAND = struct.pack(">iq", 3, 14) + b"mri_convert a\0"
+TRANSFORM = struct.pack(">iq", 31, 6) + b"a.xfm\0"
+TAGS = {
+    "none": b"",
+    "command": COMMAND,
+    "transform": TRANSFORM + COMMAND,
+    "long": struct.pack(">iq", 3, 480) + b"x" * 480,
+    "old transform": struct.pack(">ii", 30, 6) + b"a.xfm\0",
+    "colours": struct.pack(">4i", 1, -2, 14, 8) + b"LUT.txt\0" + bytes(range(200)),
+    "old colours": struct.pack(">3i", 1, 14, 8) + b"LUT.txt\0" + bytes(range(200)),
+}
+
+
+def followed(folder, more, gz, dims=(5, 4, 6, 1)):
+    """A file of VOXELS with other bytes after them."""
+    content = file_of(folder, dims=dims).read_bytes()[: 284 + VOXELS.nbytes] + more
+    path = folder / ("b.mgz" if gz else "b.mgh")
+    path.write_bytes(gzip.compress(content) if gz else content)
+    return path
+
+
+@pytest.mark.parametrize("gz", [False, True])
+class TestTheEnd:
+    @pytest.mark.parametrize("name", TAGS)
+    def test_parameters_and_tags_are_not_voxels(self, tmp_path, gz, name):
+        scan = read_scan(followed(tmp_path, PARAMETERS + TAGS[name], gz))
+        np.testing.assert_array_equal(scan.channels[0], VOXELS)
+        assert not any("after the voxels" in warning for warning in scan.warnings)
+
+    @pytest.mark.parametrize("more", [bytes(40), bytes(1000), PARAMETERS + b"other", PARAMETERS + bytes(5)])
+    def test_zeros_and_other_bytes_are_not_used(self, tmp_path, gz, more):
+        scan = read_scan(followed(tmp_path, more, gz))
+        np.testing.assert_array_equal(scan.channels[0], VOXELS)
+        assert f"{len(more)} bytes after the voxels are not used." in scan.warnings
+
+    @pytest.mark.parametrize("end", [b"", PARAMETERS])
+    @pytest.mark.parametrize("dims", [(5, 4, 5, 1), (5, 4, 2, 1), (5, 3, 6, 1), (4, 4, 6, 1), (5, 4, 1, 3)])
+    def test_voxels_that_the_header_leaves_out_are_rejected(self, tmp_path, gz, dims, end):
+        declared, found = 2 * int(np.prod(dims)), 240 + len(end)
+        path = followed(tmp_path, end, gz, dims)
+        rejected(path, f"declares {declared} bytes of voxels, found {found}, so its sizes or its type are wrong")
+
+    def test_a_second_volume_that_is_not_declared_is_rejected(self, tmp_path, gz):
+        rejected(followed(tmp_path, PARAMETERS + VOXELS.tobytes(), gz), "declares 240 bytes of voxels, found 500")
+
+
+@pytest.mark.parametrize("more", [b"garbage", b"garbage" * 10])
+def test_other_bytes_after_a_gzip_stream_are_named(tmp_path, more):
+    path = file_of(tmp_path, True)
+    path.write_bytes(path.read_bytes() + more)
+    rejected(path, "other bytes follow the end of the gzip stream; remove them")

@@ -120,8 +120,79 @@ class TestOffset:
         """A type of 8 bits fits into the file of 16 bits, but would be another volume."""
         rejected(file_of(tmp_path, gz=gz, datatype=2), "bitpix is 16, but datatype 2 has 8 bits")
 
-    def test_bytes_after_the_voxels_are_fine_with_a_whole_header(self, tmp_path, gz):
-        read_right(file_of(tmp_path, nifti(VOXELS).to_bytes() + b"more", gz))
+    @pytest.mark.parametrize("more", [b"more", bytes(1), bytes(40), bytes(240), bytes(10_000), bytes(9) + b"x"])
+    def test_other_bytes_after_the_voxels_and_zeros_are_not_used(self, tmp_path, gz, more):
+        words = f"{len(more)} byte{'s' * (len(more) > 1)} after the voxels are not used."
+        read_right(file_of(tmp_path, nifti(VOXELS).to_bytes() + more, gz), words)
+
+    @pytest.mark.parametrize(
+        ("more", "dim"),
+        [
+            (b"", (3, 5, 4, 5, 1, 1, 1, 1)),  # a slice less than there is
+            (b"", (3, 5, 4, 2, 1, 1, 1, 1)),
+            (b"", (3, 5, 3, 6, 1, 1, 1, 1)),
+            (b"", (2, 5, 4, 6, 1, 1, 1, 1)),  # the others are not read
+            (VOXELS.tobytes(), (3, 5, 4, 6, 2, 1, 1, 1)),
+            (VOXELS[..., :1].tobytes(), (3, 5, 4, 6, 1, 1, 1, 1)),
+            (VOXELS[:1].tobytes(), (3, 5, 4, 6, 1, 1, 1, 1)),
+            (bytes(120) + b"x", (3, 5, 4, 6, 1, 1, 1, 1)),  # half as many
+            (bytes(2**22) + b"x" + bytes(80), (3, 5, 4, 6, 1, 1, 1, 1)),
+            (VOXELS.tobytes(), (4, 5, 4, 3, 2, 1, 1, 1)),
+        ],
+    )
+    def test_voxels_that_the_header_leaves_out_are_rejected(self, tmp_path, gz, more, dim):
+        path = file_of(tmp_path, nifti(VOXELS).to_bytes() + more, gz, dim=dim)
+        declared = 2 * int(np.prod(dim[1 : dim[0] + 1]))
+        message = rejected(path, f"declares {declared} bytes of voxels, found {240 + len(more)}, so its sizes")
+        assert "copy it again" not in message
+
+    def test_a_narrower_type_than_that_of_the_voxels_is_rejected(self, tmp_path, gz):
+        path = file_of(tmp_path, gz=gz, datatype=2, bitpix=8)
+        rejected(path, "declares 120 bytes of voxels, found 240, so its sizes or its type are wrong; fix the header")
+
+
+@pytest.mark.parametrize("more", [b"g", b"garbage", b"garbage" * 10, b"\n", bytes(600) + b"x", b"\x1f"])
+@pytest.mark.parametrize("edge", [4, 500])
+def test_other_bytes_after_a_gzip_stream_are_named(tmp_path, more, edge):
+    voxels = np.random.default_rng(0).integers(0, 999, (edge, edge, 9), np.int16)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(nifti(voxels).to_bytes(), 1) + more)
+    assert "copy" not in rejected(path, "other bytes follow the end of the gzip stream; remove them")
+
+
+@pytest.mark.parametrize("end", ["length", "checksum", "cut", "member"])
+def test_a_damaged_end_of_a_gzip_stream_is_not_called_other_bytes(tmp_path, end):
+    whole = gzip.compress(nifti(VOXELS).to_bytes())
+    contents = {
+        "length": whole[:-4] + b"\1\2\3\4",
+        "checksum": whole[:-8] + b"\1\2\3\4" + whole[-4:],
+        "cut": whole[:-5],
+        "member": whole + whole[:-9],
+    }
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(contents[end])
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        read_scan(path)
+    assert "other bytes" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("at", "value"), [(176, 1e300), (176, -1e308), (184, 1e300), (112, 1e300), (400, 1e200), (400, 1e300)]
+)
+@pytest.mark.parametrize("pixdim", [1.0, 0.0])
+def test_huge_numbers_of_nifti_2_are_judged_without_a_word_of_numpy(tmp_path, at, value, pixdim):
+    """In scl_slope, scl_inter, pixdim and srow, which float32 could not hold; pixdim 0 is supplied from the sform."""
+    content = bytearray(nifti(VOXELS, version=2).to_bytes())
+    struct.pack_into("<2i", content, 344, 0, 1)
+    struct.pack_into("<3d", content, 112, pixdim, 1, 1)
+    struct.pack_into("<d", content, 176, 1)
+    struct.pack_into("<d", content, at, value)
+    path = file_of(tmp_path, content)
+    if at == 112:
+        np.testing.assert_array_equal(read_scan(path).channels[0], VOXELS)
+    else:
+        rejected(path, {176: "infinite voxels", 184: "beyond 3.4e+38", 400: "a spacing is zero or infinite"}[at])
 
 
 class TestFields:

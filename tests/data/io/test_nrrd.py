@@ -430,6 +430,22 @@ class TestOtherFiles:
         assert_is_the_volume(nrrd_file(tmp_path / "a.nhdr", b"", {"data file": name}))
         assert_is_the_volume(nrrd_file(tmp_path / "b.nhdr", b"", {"datafile": str(tmp_path / name)}))
 
+    @pytest.mark.parametrize("encoding", ["raw", "gzip", "ascii", "hex"])
+    @pytest.mark.parametrize(
+        ("field", "count"), [("byte skip", 10**6), ("byte skip", 10**17), ("line skip", 10**6), ("line skip", 10**17)]
+    )
+    def test_a_skip_beyond_the_file_is_named(self, tmp_path, encoding, field, count):
+        (tmp_path / "v").write_bytes(ENCODED[encoding])
+        path = nrrd_file(tmp_path / "a.nhdr", b"", {"data file": "v", "encoding": encoding, field: str(count)})
+        words = f"the voxels in v begin after {count} {field.split()[0]}s, but the file ends before; fix the header"
+        assert "truncated" not in refused(path, words)
+
+    def test_separators_of_windows(self, tmp_path):
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "v.raw").write_bytes(RAW)
+        assert_is_the_volume(nrrd_file(tmp_path / "a.nhdr", b"", {"data file": ".\\sub\\v.raw"}))
+        assert_is_the_volume(nrrd_file(tmp_path / "b.nhdr", b"", {"data file": "LIST 3\nsub\\v.raw"}))
+
     def test_compressed(self, tmp_path):
         (tmp_path / "v.raw.gz").write_bytes(ENCODED["gzip"])
         assert_is_the_volume(nrrd_file(tmp_path / "a.nhdr", b"", {"data file": "v.raw.gz", "encoding": "gzip"}))

@@ -110,3 +110,10 @@ class TestNibabel:
     def test_pairs_begin_at_byte_0(self, tmp_path):
         nib.save(nib.Nifti1Pair(ramp(), STRAIGHT, nifti(ramp()).header), tmp_path / "a.img")
         np.testing.assert_array_equal(as_scan(nib.load(tmp_path / "a.img"), 1).channels[0], ramp())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [complex, np.complex64])
+def test_a_complex_affine_is_rejected_before_numpy_drops_a_part_of_it(kind):
+    with pytest.raises(InputError, match=r"affine cannot be made from a ndarray \(it is complex\); give a 4 x 4"):
+        as_scan((ramp(), STRAIGHT.astype(kind)), 1)

@@ -99,3 +99,15 @@ def test_nan_stays_where_it_is():
     found = scaled(array, 2.0, 1e9)
     assert np.isnan(found).sum() == 1
     assert np.isnan(found[1, 2, 3])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [*KINDS, np.float16, np.float64])
+@pytest.mark.parametrize(
+    "scaling", [(1.0, 1e300), (1e300, 0.0), (1e300, -1e300), (1.5, 1e39), (1e38, 1e38), (1.0, -1e308)]
+)
+def test_scalings_beyond_float32_are_computed_without_a_word(kind, scaling):
+    """What is not finite, and what float32 cannot hold, is rejected later."""
+    found = scaled(ramp((3, 4, 5), kind), *scaling)
+    assert found.dtype in (np.float32, np.float64)
+    assert not (np.abs(found.astype(np.longdouble)) < 1e30).all()

@@ -146,6 +146,9 @@ def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) ->
 def _as_array(value: Any, dtype: type | None, what: str, expected: str) -> np.ndarray:
     """A value as an array, not copied if it is one already."""
     try:
+        # NumPy would drop the imaginary part.
+        if dtype is not None and np.iscomplexobj(value):
+            raise TypeError("it is complex")
         return np.asarray(value, dtype=dtype)
     # PyTorch raises RuntimeError for a tensor that requires a gradient.
     except (ValueError, TypeError, RuntimeError) as error:
@@ -244,11 +247,8 @@ def _read_file(path: Path, suffix: str | None) -> Stored:
         with opened as stream:
             largest = path.stat().st_size * (LARGEST_GZIP_RATIO if compressed else 1)
             load = mgh.load if suffix in MGH_SUFFIXES else nifti.load
-            stored = load(stream, largest, str(path))
-            # To the end of the stream, where gzip has its checksum.
-            while compressed and stream.read(2**20):
-                pass
-    return stored
+            # Each reads to the end of the stream, where gzip has its checksum.
+            return load(stream, largest, str(path))
 
 
 def _one_volume(stored: Stored, number: int) -> Stored:

@@ -6,6 +6,7 @@ from typing import IO, Any
 
 import numpy as np
 from isal import isal_zlib
+from isal.isal_zlib import IsalError
 
 # How `isal_zlib.decompressobj` names the two wrappers of deflate.
 _GZIP, _ZLIB = 31, 15
@@ -36,6 +37,20 @@ def decoded(raw: IO[bytes], encoding: str, dtype: np.dtype) -> Any:
     if encoding == "ascii":
         return TextStream(raw, dtype)
     return _HexStream(raw)
+
+
+def is_whole_gzip(raw: IO[bytes]) -> bool:
+    """Whether a file begins with a gzip stream that is whole, whatever follows it."""
+    raw.seek(0)
+    stream = _DeflateStream(raw, _GZIP)
+    try:
+        while stream.read(_PIECE):
+            pass
+    except TrailingBytesError:
+        return True
+    except (EOFError, IsalError):
+        return False
+    return True
 
 
 class _Stream(io.RawIOBase):

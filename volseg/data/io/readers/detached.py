@@ -14,7 +14,7 @@ import numpy as np
 from isal.isal_zlib import IsalError
 
 from volseg.data.io.readers.decoding import TextStream, TrailingBytesError, decoded
-from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO
+from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO, are_voxels, more_than_declared, not_used
 from volseg.data.io.readers.textheader import GZIP_MAGIC, shown
 from volseg.errors import InputError
 from volseg.files import access_to
@@ -93,7 +93,8 @@ def _require_room(file: Path, body: Body, count: int, source: str) -> None:
         "ascii": 2 * count - 1,
         "hex": 2 * needed,
     }[body.encoding]
-    there = max(0, file.stat().st_size - body.start)
+    if (there := file.stat().st_size - body.start) < 0:
+        raise _skipped(f"{body.start} bytes", file, source)
     _require_not_compressed(file, body, there - needed, source)
     if there < max(1, least):
         what = "" if body.encoding == "raw" else f" in encoding {body.encoding}"
@@ -121,7 +122,7 @@ def _read_part(raw: IO[bytes], file: Path, body: Body, voxels: np.ndarray, sourc
     view = memoryview(voxels.view(np.uint8).data)
     found = 0
     try:
-        stream = _at_first_voxel(raw, body, len(view))
+        stream = _at_first_voxel(raw, file, body, len(view), source)
         while found < len(view) and (count := stream.readinto(view[found : found + _CHUNK])):
             found += count
         spare = _count_spare(stream, raw, len(view)) if found == len(view) else 0
@@ -149,24 +150,38 @@ def _read_part(raw: IO[bytes], file: Path, body: Body, voxels: np.ndarray, sourc
     return warnings
 
 
-def _at_first_voxel(raw: IO[bytes], body: Body, needed: int) -> Any:
+def _at_first_voxel(raw: IO[bytes], file: Path, body: Body, needed: int, source: str) -> Any:
     """A stream of decoded bytes that begins at the first voxel."""
     raw.seek(body.start)
     for _ in range(body.lines):
-        raw.readline()
+        if not raw.readline():
+            raise _skipped(f"{body.lines} lines", file, source)
+    first, end = raw.tell(), raw.seek(0, io.SEEK_END)
     if body.skip < 0:
-        first = raw.tell()
-        if raw.seek(0, io.SEEK_END) - first < needed:
+        if end - first < needed:
             raise EOFError
         raw.seek(-needed, io.SEEK_END)
         return raw
     if body.encoding in ("raw", "ascii", "hex"):
-        raw.seek(body.skip, io.SEEK_CUR)
+        if first + body.skip > end:
+            raise _skipped(f"{body.skip} bytes", file, source)
+        raw.seek(first + body.skip)
         return raw if body.encoding == "raw" else decoded(raw, body.encoding, body.dtype)
+    raw.seek(first)
     stream, left = decoded(raw, body.encoding, body.dtype), body.skip
     while left and (skipped := len(stream.read(min(left, _CHUNK)))):
         left -= skipped
+    if left:
+        raise _skipped(f"{body.skip} bytes", file, source)
     return stream
+
+
+def _skipped(what: str, file: Path, source: str) -> InputError:
+    """The error for more bytes or lines before the voxels than there are."""
+    return InputError(
+        f"{source}: the header says that the voxels{_inside(file, source)} begin after {what}, but the file ends "
+        "before; fix the header."
+    )
 
 
 def _count_spare(stream: Any, raw: IO[bytes], most: int) -> int:
@@ -184,20 +199,16 @@ def _count_spare(stream: Any, raw: IO[bytes], most: int) -> int:
 def _judge_spare(spare: int, voxels: np.ndarray, file: Path, body: Body, source: str) -> list[str]:
     """A warning for bytes after the voxels, which may be padding; an error if they may be voxels themselves.
 
-    They may be if they are a whole number of slices along an axis, whose size is then too small in the header, or at
-    least half as many as the voxels; not where the header states which bytes of a larger file are meant.
+    Not where the header states which bytes of a larger file are meant.
     """
     if not spare:
         return []
-    slices = (voxels.nbytes // size for size in body.shape if size <= voxels.size)
     part_is_meant = body.skip > 0 or (body.start > 0 and str(file) != source)
-    if not part_is_meant and (2 * spare >= voxels.nbytes or any(spare % one == 0 for one in slices)):
+    if not part_is_meant and are_voxels(spare, body.shape, voxels.size, body.dtype):
         at_least = "at least " if body.encoding != "raw" and spare > voxels.nbytes else ""
-        raise InputError(
-            f"{source}: the header declares {voxels.nbytes} bytes of voxels, found {at_least}{voxels.nbytes + spare}"
-            f"{_inside(file, source)}, so its sizes or its type are wrong; fix the header."
-        )
-    return [f"{spare} byte{'s' * (spare > 1)} after the voxels{_inside(file, source)} are not used."]
+        found = f"{at_least}{voxels.nbytes + spare}{_inside(file, source)}"
+        raise more_than_declared(voxels.nbytes, found, source)
+    return [not_used(spare, _inside(file, source))]
 
 
 def _truncated(needed: int, found: str, file: Path, source: str) -> InputError:

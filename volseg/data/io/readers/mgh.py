@@ -10,6 +10,8 @@ What its header says, and what is done where it says nothing or nonsense:
     delta        three positive voxel sizes in mm
     Mdc          three unit vectors at right angles, the directions of the axes
     Pxyz_c       the place of the middle of the image; NaN is rejected, as in Mdc
+    the end      parameters of the scan and tags may follow the voxels, and are not used. Bytes that are neither are
+                 rejected if they may be voxels (`volseg.data.io.readers.streams.are_voxels`); else a warning
 """
 
 import io
@@ -21,7 +23,15 @@ import numpy as np
 
 from volseg.data.io.checks import wrong_content
 from volseg.data.io.readers.stored import Stored
-from volseg.data.io.readers.streams import voxels
+from volseg.data.io.readers.streams import (
+    Spare,
+    are_voxels,
+    gzip_followed_by_nothing,
+    more_than_declared,
+    not_used,
+    spare_after,
+    voxels,
+)
 from volseg.errors import InputError
 
 # Where the voxels begin.
@@ -31,6 +41,12 @@ _DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 _REJECTED = {2: "MRI_LONG", 5: "bitmap", 6: "tensor", 7: "complex", 8: "double", 9: "RGB colour"}
 # Unit vectors and right angles may be off by this much; FreeSurfer stores them in float32.
 _TOLERANCE = 1e-3
+# After the voxels: TR, flip angle, TE, TI and the field of view, then tags.
+_PARAMETERS = 20
+# FreeSurfer's tags are numbered up to 44 (tags.h). A length of 8 bytes follows, except for a colour table, where its
+# version or its number of entries does, and for an old transform, whose length has 4 bytes.
+_LARGEST_TAG, _COLOURS, _OLD_TRANSFORM = 99, 1, 30
+_COLOURS_VERSION, _MOST_COLOURS = 2**32 - 2, 2**20
 # Why sizes are unstated, and the warning.
 NO_RAS = "goodRASFlag is not set"
 _ASSUMED = (
@@ -52,7 +68,18 @@ class _Header(NamedTuple):
 
 def load(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     """Read an open file of at most `largest` bytes."""
-    fields = _fields(stream.read(_OFFSET), source)
+    with gzip_followed_by_nothing(stream, source):
+        fields = _fields(stream.read(_OFFSET), source)
+        array, warnings = _voxels(stream, fields, largest, source)
+    header = _header(fields)
+    affine = np.array(header.get_affine(), dtype=np.float64)
+    if not fields.good:
+        warnings.append(_ASSUMED)
+    return Stored(array, affine, header, source, warnings, "" if fields.good else NO_RAS)
+
+
+def _voxels(stream: io.BufferedIOBase, fields: _Header, largest: int, source: str) -> tuple[np.ndarray, list[str]]:
+    """The voxels of a header that is sound, and a warning of what follows them."""
     if min(fields.dims) < 1:
         raise InputError(
             f"{source}: its size (dims) is {' x '.join(map(str, fields.dims))}, expected positive numbers; fix the "
@@ -66,11 +93,28 @@ def load(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
         )
     if fields.good:
         _check_placement(fields, source)
-    header = _header(fields)
     shape = fields.dims if fields.dims[3] > 1 else fields.dims[:3]
-    array = voxels(stream, shape, np.dtype(_DTYPES[fields.kind]), _OFFSET, largest, source)
-    affine = np.array(header.get_affine(), dtype=np.float64)
-    return Stored(array, affine, header, source, [] if fields.good else [_ASSUMED], "" if fields.good else NO_RAS)
+    dtype = np.dtype(_DTYPES[fields.kind])
+    array = voxels(stream, shape, dtype, _OFFSET, largest, source)
+    spare = spare_after(stream, _OFFSET + array.nbytes)
+    if spare.size <= _PARAMETERS or _has_tags(spare):
+        return array, []
+    # Slices that were left out come before the parameters, where a file has them.
+    sizes = (spare.size, spare.size - _PARAMETERS)
+    if not spare.blank and any(are_voxels(size, shape, array.size, dtype) for size in sizes):
+        raise more_than_declared(array.nbytes, str(array.nbytes + spare.size), source)
+    return array, [not_used(spare.size)]
+
+
+def _has_tags(spare: Spare) -> bool:
+    """Whether tags follow the parameters of the scan: the first one has a number and a length that fits."""
+    tag, short, low = (
+        int.from_bytes(spare.first[at : at + 4], "big") for at in range(_PARAMETERS, _PARAMETERS + 12, 4)
+    )
+    if tag == _COLOURS:
+        return short == _COLOURS_VERSION or 0 < short <= _MOST_COLOURS
+    length = short if tag == _OLD_TRANSFORM else (short << 32) + low
+    return 0 < tag <= _LARGEST_TAG and length <= spare.size - _PARAMETERS
 
 
 def is_placed(start: bytes) -> bool:

@@ -12,6 +12,8 @@ What is done where a field says nothing or nonsense (units and grid: `volseg.dat
     extensions   not used; a warning if their sizes do not fit before vox_offset
     scl_slope    0 or NaN: values as stored; infinite or below 1.2e-38: rejected, like a scl_inter that is not finite
                  beside a slope
+    the end      bytes after the voxels: rejected if they may be voxels that dim, or a wrong datatype, leaves out
+                 (`volseg.data.io.readers.streams.are_voxels`); others, and zeros, are not used, with a warning
     others       dim_info, intent, cal, slice, toffset and texts: not used
 """
 
@@ -24,7 +26,15 @@ import numpy as np
 
 from volseg.data.io.checks import check_nifti, is_code, qfac_of, wrong_content
 from volseg.data.io.readers.stored import Stored
-from volseg.data.io.readers.streams import scaled, voxels
+from volseg.data.io.readers.streams import (
+    are_voxels,
+    gzip_followed_by_nothing,
+    more_than_declared,
+    not_used,
+    scaled,
+    spare_after,
+    voxels,
+)
 from volseg.errors import InputError
 
 # Bytes after the header that say whether extensions follow; in a single file they are always there.
@@ -46,6 +56,8 @@ _DTYPES: dict[int, Any] = {
     128: _COLOUR,
     2304: [*_COLOUR, ("A", "u1")],
 }
+# The smallest normal number of float32. As a plain number: NumPy would compare in float32, which overflows.
+_SMALLEST_SLOPE = float(np.finfo(np.float32).tiny)
 _REJECTED = {0: "not stated", 1: "one bit", 1536: "float128", 2048: "complex of 256 bits"}
 
 
@@ -66,13 +78,15 @@ class _Layout(NamedTuple):
 
 def load(stream: io.BufferedIOBase, largest: int, source: str) -> Stored:
     """Read an open file of at most `largest` bytes; not compressed, of exactly so many."""
-    start = stream.read(nib.Nifti2Header.sizeof_hdr + _FLAGS)
-    header = _header(start, source)
-    layout = _layout(header, source)
-    slope, inter = _scaling(header, source)
-    affine, warnings, unstated = check_nifti(header, source)
-    warnings += layout.warnings + _extension_warnings(stream, header, layout.offset)
-    values = scaled(_fitting(stream, layout, largest, source), slope, inter)
+    with gzip_followed_by_nothing(stream, source):
+        header = _header(stream.read(nib.Nifti2Header.sizeof_hdr + _FLAGS), source)
+        layout = _layout(header, source)
+        slope, inter = _scaling(header, source)
+        affine, warnings, unstated = check_nifti(header, source)
+        warnings += layout.warnings + _extension_warnings(stream, header, layout.offset)
+        array = _fitting(stream, layout, largest, source)
+        warnings += _spare_warnings(stream, layout, array.nbytes, source)
+    values = scaled(array, slope, inter)
     return Stored(values, affine, usable_header(header, affine), source, warnings, unstated)
 
 
@@ -84,7 +98,9 @@ def usable_header(header: Any, affine: np.ndarray) -> Any:
     usable = header.copy()
     sizes = usable["pixdim"][1:4].astype(np.float64)
     sound = np.isfinite(sizes) & (sizes > 0)
-    usable["pixdim"][1:4] = np.where(sound, sizes, np.linalg.norm(affine[:3, :3], axis=0))
+    # An affine that overflows is rejected later.
+    with np.errstate(over="ignore", invalid="ignore"):
+        usable["pixdim"][1:4] = np.where(sound, sizes, np.linalg.norm(affine[:3, :3], axis=0))
     usable["pixdim"][0] = qfac_of(header) or 1
     for name in ("sform_code", "qform_code"):
         usable[name] = int(header[name]) if is_code(header[name]) else 0
@@ -164,7 +180,7 @@ def _scaling(header: Any, source: str) -> tuple[float, float]:
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     # A slope below the smallest normal number leaves nothing of the values; it is mostly one in another byte order.
-    if not (math.isfinite(slope) and math.isfinite(inter)) or abs(slope) < np.finfo(np.float32).tiny:
+    if not (math.isfinite(slope) and math.isfinite(inter)) or abs(slope) < _SMALLEST_SLOPE:
         raise InputError(
             f"{source}: the values are scaled by scl_slope {slope:g} and scl_inter {inter:g}, expected finite numbers "
             "and a slope that keeps differences; fix the header."
@@ -193,6 +209,14 @@ def _fitting(stream: io.BufferedIOBase, layout: _Layout, largest: int, source: s
             "either; fix the header."
         ) from error
     return array
+
+
+def _spare_warnings(stream: io.BufferedIOBase, layout: _Layout, size: int, source: str) -> list[str]:
+    """A warning for bytes after the voxels; an error if they may be voxels, which zeros, being fill, are not."""
+    spare = spare_after(stream, layout.offset + size)
+    if not spare.blank and are_voxels(spare.size, layout.shape, math.prod(layout.shape), layout.dtype):
+        raise more_than_declared(size, str(size + spare.size), source)
+    return [not_used(spare.size)] if spare.size else []
 
 
 def _extension_warnings(stream: io.BufferedIOBase, header: Any, offset: int) -> list[str]:

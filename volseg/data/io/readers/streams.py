@@ -1,19 +1,24 @@
-"""Voxels from the bytes of a file, counted: an array is filled whole, or reading fails."""
+"""Voxels from the bytes of a file, counted: an array is filled whole, or reading fails; what follows is judged."""
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from gzip import BadGzipFile
+from typing import Any, NamedTuple
 
 import numpy as np
 from isal import igzip
 
+from volseg.data.io.readers.decoding import is_whole_gzip
 from volseg.errors import InputError
 
 # The highest compression ratio of deflate. A header that declares more is corrupt, and no memory is allocated for it.
 LARGEST_GZIP_RATIO = 1032
 # Bytes decompressed at a time.
 _CHUNK = 1 << 22
+# The beginning of what follows the voxels, which tells its kind.
+_FIRST = 64
 # Up to this ratio of magnitude to range, each rounding in float32 is below a millionth of the range: 2**24 / 10**6.
 _FLOAT32_RATIO = 16.0
 # Integer types for large whole numbers, in the order of preference.
@@ -21,6 +26,75 @@ _WHOLE = tuple(np.dtype(kind) for kind in ("i4", "u4", "i8", "u8"))
 # Whole numbers up to here are exact in float32 and float64.
 _FLOAT32_WHOLE = 2**24
 _FLOAT64_WHOLE = 2**53
+
+
+class Spare(NamedTuple):
+    """What follows the voxels of a file.
+
+    Args:
+        size: in bytes.
+        first: its first bytes.
+        blank: whether all of it is zeros, as fill is.
+    """
+
+    size: int
+    first: bytes
+    blank: bool
+
+
+@contextlib.contextmanager
+def gzip_followed_by_nothing(stream: io.BufferedIOBase, source: str) -> Iterator[None]:
+    """Name the reason if reading fails because other bytes follow the end of a gzip stream, which is whole.
+
+    Raises:
+        InputError: they do.
+    """
+    try:
+        yield
+    except (EOFError, BadGzipFile) as error:
+        if isinstance(stream, igzip.IGzipFile) and is_whole_gzip(stream.fileobj):
+            raise InputError(f"{source}: other bytes follow the end of the gzip stream; remove them.") from error
+        raise
+
+
+def spare_after(stream: io.BufferedIOBase, end: int) -> Spare:
+    """All that follows byte `end`, where the voxels end; the checksum of gzip is compared on the way."""
+    stream.seek(end)
+    first = stream.read(_FIRST)
+    size, blank = len(first), not any(first)
+    while chunk := stream.read(_CHUNK):
+        size += len(chunk)
+        blank = blank and chunk.count(0) == len(chunk)
+    return Spare(size, first, blank)
+
+
+def are_voxels(spare: int, shape: tuple[int, ...], count: int, dtype: np.dtype) -> bool:
+    """Whether bytes after voxels may be voxels themselves, which the header left out.
+
+    They may be if they are a whole number of slices along an axis, whose size is then too small in the header, or at
+    least half as many as the voxels.
+
+    Args:
+        spare: their number.
+        shape: of the image.
+        count: of the voxels before them, which may be a part of the image.
+        dtype: of a voxel.
+    """
+    size = count * dtype.itemsize
+    return 2 * spare >= size or any(spare % (size // edge) == 0 for edge in shape if edge <= count)
+
+
+def more_than_declared(declared: int, found: str, source: str) -> InputError:
+    """The error for a file with more voxels than the header declares."""
+    return InputError(
+        f"{source}: the header declares {declared} bytes of voxels, found {found}, so its sizes or its type are wrong; "
+        "fix the header."
+    )
+
+
+def not_used(spare: int, where: str = "") -> str:
+    """The warning of bytes after the voxels."""
+    return f"{spare} byte{'s' * (spare > 1)} after the voxels{where} are not used."
 
 
 def voxels(
@@ -94,7 +168,9 @@ def scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
         return _linear(array, slope, inter, np.float32)
     kinds = [kind for kind in _WHOLE if whole and _holds(kind, ends)]
     values = _whole(array, factor, term, kinds[0]) if kinds else _linear(array, slope, inter, np.float64)
-    narrow = values.astype(np.float32)
+    # Beyond float32, values become infinite here, and so differ.
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
     # Larger whole numbers would be compared after rounding.
     return narrow if magnitude <= _FLOAT64_WHOLE and np.array_equal(narrow, values) else values
 

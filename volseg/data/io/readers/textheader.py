@@ -166,5 +166,13 @@ def require_files(found: int, sizes: tuple[int, ...], axes: int | None, field: s
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """A file as a header names it, with the bytes of a name that is not UTF-8."""
-    return folder / os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    """A file as a header names it, with the bytes of a name that is not UTF-8.
+
+    Programs on Windows separate folders by backslashes, which elsewhere are letters of a name: they count as
+    separators if the file is there under that name only.
+    """
+    literal = folder / os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    if "\\" not in name or os.path.lexists(literal):
+        return literal
+    other = folder / os.fsdecode(name.replace("\\", "/").encode("utf-8", "surrogateescape"))
+    return other if os.path.exists(other) else literal

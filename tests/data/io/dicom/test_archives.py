@@ -32,7 +32,7 @@ def zipped(folder, path):
 def test_hidden_files_and_folders_are_never_read(tmp_path, hidden, in_zip):
     """Hidden slices at other places of the same series."""
     folder = series(tmp_path / "s")
-    moved = stack(5) + [0, 0, 15]
+    moved = stack(5) + np.array([0, 0, 15])
     for number, data in enumerate(classic(ARRAY, positions=moved)):
         data.SOPInstanceUID = f"1.2.99.{number}"
         write(data, folder / f"{hidden}{number}.dcm")
@@ -94,6 +94,14 @@ def test_names_in_a_zip_that_are_not_in_the_stated_encoding(tmp_path):
         read(path)
 
 
+def message_of(path):
+    try:
+        read(path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def test_errors_of_a_corrupt_zip_have_a_reason(tmp_path):
     path = zipped(series(tmp_path / "s"), tmp_path / "a.zip")
     content = path.read_bytes()
@@ -103,11 +111,7 @@ def test_errors_of_a_corrupt_zip_have_a_reason(tmp_path):
         for place in generator.integers(0, len(content), 6):
             changed[place] = generator.integers(256)
         path.write_bytes(changed)
-        try:
-            read(path)
-        except InputError as error:
-            assert "()" not in str(error)
-    path.write_bytes(b"\x1f\x8b" + content)
+        assert "()" not in message_of(path)
     path.write_bytes(b"\x1f\x8b not a zip")
     with pytest.raises(InputError, match=r"is not a \.zip file but gzip-compressed data; decompress it"):
         read(path)

@@ -107,7 +107,7 @@ def _in_any_case(folder: Path, parts: list[str], entries: dict[Path, dict[str, s
         if not (folder / part).exists() and folder.is_dir():
             if folder not in entries:
                 entries[folder] = {name.lower(): name for name in sorted(os.listdir(folder))}
-            part = entries[folder].get(part.lower(), part)  # noqa: PLW2901 - the name as it is there
+            part = entries[folder].get(part.lower(), part)
         folder = folder / part
     return folder
 

@@ -22,6 +22,17 @@ _LONG, _LAST = 100, 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def given_path(path: str | Path) -> Path:
+    """The path that the user gave.
+
+    Raises:
+        UsageError: it is an empty text, which `Path` would take for the current folder.
+    """
+    if not str(path):
+        raise UsageError("An empty path was given. Give a file or a folder; '.' is the current folder.")
+    return Path(path)
+
+
 @contextmanager
 def access_to(path: str | Path) -> Iterator[None]:
     """Turn an error of the operating system while a path is inspected or read into one sentence.

@@ -55,6 +55,17 @@ def test_a_zip_within_a_zip_is_rejected(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_other_scans_in_a_zip_are_not_passed_over(tmp_path, alone):
+    path = tmp_path / "a.zip"
+    if not alone:
+        zipped(series(tmp_path / "s"), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more/b.nii.gz", b"")
+    with pytest.raises(InputError, match=r"contains scans that are not DICOM: more/b\.nii\.gz; unpack it and give"):
+        read(path)
+
+
 def changed_zip(folder, path, offset, value):
     """A .zip with other bytes at an offset of the central directory's entries and, 2 bytes before, of the files'."""
     zipped(folder, path)
@@ -112,9 +123,20 @@ def test_errors_of_a_corrupt_zip_have_a_reason(tmp_path):
             changed[place] = generator.integers(256)
         path.write_bytes(changed)
         assert "()" not in message_of(path)
-    path.write_bytes(b"\x1f\x8b not a zip")
-    with pytest.raises(InputError, match=r"is not a \.zip file but gzip-compressed data; decompress it"):
-        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x1f\x8b not a zip", r"not a \.zip file but gzip-compressed data; decompress it"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(99), r"not a \.zip file but of another kind; unpack it and give the folder"),
+        (b"", r"not a readable \.zip file \(it is empty\); copy it again"),
+    ],
+)
+def test_other_files_named_zip(tmp_path, content, reason):
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match=reason):
+        read(tmp_path / "a.zip")
 
 
 def test_a_dicomdir_in_upper_case_beside_files_in_lower_case(tmp_path):

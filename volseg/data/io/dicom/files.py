@@ -14,7 +14,7 @@ from typing import IO
 from pydicom import dcmread
 
 from volseg.data.io.dicom.values import element, items, parsing, texts
-from volseg.data.io.formats import DICOM_SUFFIXES, content_of
+from volseg.data.io.formats import DICOM_SUFFIXES, content_of, image_suffix
 from volseg.errors import InputError, ResourceError
 from volseg.files import access_to, folders_below, is_hidden
 from volseg.text import first_few
@@ -137,12 +137,15 @@ def _reject_unusable(members: list[zipfile.ZipInfo], path: Path) -> None:
     """Reject a .zip that is too large, or has files that cannot be extracted, or are archives themselves."""
     total = sum(member.file_size for member in members)
     inner = [member.filename for member in members if member.filename.lower().endswith(".zip")]
+    scans = [member.filename for member in members if image_suffix(Path(member.filename))]
     if total > LARGEST_ZIP_BYTES:
         reason = f"unpacks to {total / 2**30:.1f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.1f} are accepted"
     elif any(member.flag_bits & _ENCRYPTED for member in members):
         reason = "is encrypted"
     elif inner:
         reason = f"contains a .zip within the .zip: {first_few(inner)}"
+    elif scans:
+        reason = f"contains scans that are not DICOM: {first_few(scans)}"
     elif methods := [method for member in members if (method := _unknown_method(member))]:
         reason = f"is compressed by a method that is not supported here ({methods[0]})"
     else:
@@ -195,9 +198,13 @@ def _unzipping(path: Path) -> Iterator[None]:
     except _CORRUPT as error:
         with access_to(path), open(path, "rb") as stream:
             start = stream.read(544)
-        if not start.startswith(b"PK") and (content := content_of(start)):
-            raise InputError(f"{path} is not a .zip file but {content[0]}; {content[1]}.") from error
-        reason = str(error) or "it ends within a file"
+        if start and not start.startswith(b"PK"):
+            content, advice = content_of(start) or (
+                "of another kind",
+                "unpack it and give the folder, or copy it again",
+            )
+            raise InputError(f"{path} is not a .zip file but {content}; {advice}.") from error
+        reason = "it is empty" if not start else str(error).rstrip(".") or "it ends within a file"
         raise InputError(
             f"{path} is not a readable .zip file ({reason}); copy it again, or unpack it and give the folder."
         ) from error

@@ -22,6 +22,17 @@ _LONG, _LAST = 100, 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def given_path(path: str | Path) -> Path:
+    """The path that the user gave.
+
+    Raises:
+        UsageError: it is an empty text, which `Path` would take for the current folder.
+    """
+    if not str(path):
+        raise UsageError("An empty path was given. Give a file or a folder; '.' is the current folder.")
+    return Path(path)
+
+
 @contextmanager
 def access_to(path: str | Path) -> Iterator[None]:
     """Turn an error of the operating system while a path is inspected or read into one sentence.
@@ -196,7 +207,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def folders_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and its sub-folders, also linked ones, each once, with the names of their files.
+    """A folder and its sub-folders, also linked ones, each once, with the names of their files; without hidden ones.
 
     Raises:
         OSError: one of them cannot be read.
@@ -208,7 +219,13 @@ def folders_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     seen: set[str] = set()
     for parent, names, files in os.walk(folder, onerror=fail, followlinks=True):
         # A link may lead to a folder above it.
-        fresh = [name for name in sorted(names) if os.path.realpath(os.path.join(parent, name)) not in seen]
+        shown = [name for name in sorted(names) if not is_hidden(name)]
+        fresh = [name for name in shown if os.path.realpath(os.path.join(parent, name)) not in seen]
         seen |= {os.path.realpath(os.path.join(parent, name)) for name in fresh} | {os.path.realpath(parent)}
         names[:] = fresh
-        yield Path(parent), files
+        yield Path(parent), [name for name in files if not is_hidden(name)]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's data by its name: it begins with a dot, or macOS put it there."""
+    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"

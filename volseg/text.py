@@ -3,6 +3,9 @@
 import logging
 from collections.abc import Mapping, Sequence
 
+# What begins a line of a list in a message.
+LISTED = "\n  "
+
 
 def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") -> str:
     """The first items of a list for a message, and how many more there are: "a, b and 3 more"."""
@@ -34,6 +37,11 @@ def printable(text: object) -> str:
     return "".join(one if one.isprintable() else _code(ord(one)) for one in str(text))
 
 
+def printable_lines(message: object) -> str:
+    """A message as `printable` text that keeps its list: lines of their own, which begin with two blanks."""
+    return LISTED.join(map(printable, str(message).split(LISTED)))
+
+
 def _code(number: int) -> str:
     """A character as in a Python string; a byte of a file name that is not UTF-8 as that byte."""
     if 0xDC80 <= number <= 0xDCFF:
@@ -45,9 +53,9 @@ def _code(number: int) -> str:
 
 
 class OneLine(logging.Formatter):
-    """A log line with `printable` messages; tracebacks keep their lines."""
+    """A log line with `printable` messages; lists and tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in logging
         """The line without a traceback."""
-        record.message = printable(record.message)
+        record.message = printable_lines(record.message)
         return super().formatMessage(record)

@@ -11,6 +11,8 @@ from tests.data.images import write_series
 from tests.pipeline import blob, write_model
 from volseg import Segmenter, predict
 from volseg.cli import app
+from volseg.data.io.choice import Choice
+from volseg.data.io.read_cost import reading_bytes
 from volseg.errors import InputError, UsageError
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
@@ -108,7 +110,79 @@ def test_all_volumes_have_a_result_each(segmenter, tmp_path):
         assert one.record["volume"] == seed
 
 
-@pytest.mark.parametrize("wrong", [0, -1, "first", "1.5"])
+def test_a_bad_scan_does_not_stop_the_volumes_of_others(model, segmenter, tmp_path):
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "b.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.stack([volume(1), volume(2)], axis=-1), AFFINE), path)
+    (tmp_path / "in" / "a.nii.gz").write_bytes(path.read_bytes()[:500])
+    bad, *good = predict(tmp_path / "in", segmenter, tmp_path / "out", volume="all")
+    assert (bad.name, type(bad.error)) == ("a", InputError)
+    assert [one.name for one in good if one.record] == ["b_t1", "b_t2"]
+    with pytest.raises(InputError, match=r"cut short|corrupt"):
+        predict(tmp_path / "in" / "a.nii.gz", segmenter, tmp_path / "alone", volume="all")
+    arguments = ["predict", tmp_path / "in", "--model", model, "--output", tmp_path / "more", "--volume", "all"]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"])
+    assert done.exit_code == 3, done.output
+
+
+def test_an_image_of_five_dimensions_has_no_numbered_volumes(segmenter, tmp_path):
+    image = np.stack([volume(1), volume(2)], axis=-1)[:, :, :, None]
+    nibabel.save(nibabel.Nifti1Image(image, AFFINE), tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"\(20 x 24 x 18 x 1 x 2\) has 5 dimensions, so its volumes have no single"):
+        segmenter(tmp_path / "a.nii.gz", volume=2)
+    (one,) = predict(tmp_path / "a.nii.gz", segmenter, tmp_path / "out", volume="all")
+    assert "20 x 24 x 18 x 1 x 2" in str(one.error)
+
+
+@pytest.mark.parametrize("wrong", ["all", "2", 1.0, True, 0, -3, [1]])
+def test_a_call_takes_the_number_of_a_volume(segmenter, tmp_path, wrong):
+    with pytest.raises(UsageError, match=r"^volume is .*\. Give the number of a volume, from 1; volseg\.predict takes"):
+        segmenter(tmp_path / "a.nii", volume=wrong)
+
+
+@pytest.mark.parametrize("wrong", [True, 1.5, "", " ", [3]])
+def test_a_series_is_a_uid_or_a_number(segmenter, tmp_path, wrong):
+    for call in (segmenter, lambda path, series: predict(path, segmenter, tmp_path / "out", series=series)):
+        with pytest.raises(UsageError, match="Give a SeriesInstanceUID or the number of a series"):
+            call(tmp_path, series=wrong)
+
+
+def test_numbers_of_numpy_are_numbers(segmenter, tmp_path):
+    path = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.stack([volume(1), volume(2)], axis=-1), AFFINE), path)
+    np.testing.assert_array_equal(segmenter(path, volume=np.int64(2)).scan.channels[0], volume(2))
+
+
+def test_an_empty_path_is_not_the_current_folder(segmenter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = (
+        lambda: segmenter(""),
+        lambda: predict("", segmenter, "out"),
+        lambda: predict(["a.nii", ""], segmenter, "out"),
+        lambda: predict(None, segmenter, "out", channels={"image": ""}),
+        lambda: predict("a.nii", segmenter, ""),
+    )
+    (tmp_path / "a.nii").touch()
+    for call in calls:
+        with pytest.raises(UsageError, match="An empty path was given"):
+            call()
+
+
+def test_another_modality_than_the_models_is_a_warning(segmenter, study):
+    result = segmenter(study, series=5)
+    assert "The scan is CT, but the model takes MR." in result.record["warnings"]
+
+
+def test_memory_is_that_of_the_chosen_series(study):
+    one = 3 * volume(1).size * 2
+    assert reading_bytes(study, Choice(series="3")) == one
+    assert reading_bytes(study) == 0
+    for file in study.glob("1.2.4-*"):
+        file.unlink()
+    assert reading_bytes(study, Choice(modality="MR")) == one
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "first", "1.5", 1.0, True])
 def test_a_volume_is_a_number_or_all(segmenter, tmp_path, wrong):
     with pytest.raises(UsageError, match=f"--volume is {wrong}. Give the number of a volume, from 1, or all."):
         predict(tmp_path, segmenter, tmp_path / "out", volume=wrong)

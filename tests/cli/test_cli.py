@@ -63,13 +63,35 @@ def test_one_bad_case_of_several_ends_with_3_and_the_others_are_done(tmp_path, m
     ]  # fmt: skip
 
 
-def test_a_bad_case_of_several_is_reported_at_once_and_again_at_the_end(tmp_path, model, scans):
+def test_a_bad_case_of_several_is_reported_once_and_named_at_the_end(tmp_path, model, scans):
     (scans / "torn.nii.gz").rename(scans / "a_torn.nii.gz")
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", "--device", "cpu")
-    lines = [line for line in result.stderr.splitlines() if "a_torn:" in line]
-    assert len(lines) == 2
-    assert " ERROR a_torn: " in lines[0]
-    assert lines[1].startswith("Error: a_torn: ")
+    lines = result.stderr.splitlines()
+    assert [line[: len("Error: a_torn: ")] for line in lines if "a_torn:" in line] == ["Error: a_torn: "]
+    assert lines[-1].endswith(" ERROR 1 of 3 cases failed: a_torn")
+
+
+def test_the_exit_code_if_all_of_several_cases_fail(tmp_path, model, scans):
+    for name in ("scan1", "scan2"):
+        (scans / f"{name}.nii.gz").write_bytes((scans / "torn.nii.gz").read_bytes())
+    result = run("predict", scans, "--model", model, "--output", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 2
+    assert result.stderr.count("Error: ") == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", ""),
+        ("predict", "", "--model", "hippocampus", "--output", "out"),
+        ("predict", "scan1.nii.gz", "--model", "hippocampus", "--output", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(monkeypatch, scans, arguments):
+    monkeypatch.chdir(scans)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Error: An empty path was given. Give a file or a folder" in result.stderr
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

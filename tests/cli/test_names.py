@@ -203,6 +203,16 @@ def test_log_lines_are_one_line_and_tracebacks_keep_theirs():
     assert rest[0].startswith("Traceback")
 
 
+def test_lists_of_a_message_keep_their_lines(terminal):
+    message = f"a.zip contains 2 DICOM series:\n  number 3: {ODD}\n  number 4: CT"
+    shown = ["a.zip contains 2 DICOM series:", f"  number 3: {SHOWN_ODD}", "  number 4: CT"]
+    record = logging.LogRecord("volseg", logging.ERROR, "", 0, "%s", (message,), None)
+    assert OneLine("%(message)s").format(record).split("\n") == shown
+    console.show_error(InputError(message))
+    text = terminal.getvalue().replace("\x1b[31m", "").replace("\x1b[0m", "")
+    assert text.splitlines() == [f"Error: {shown[0]}", *shown[1:]]
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -14,7 +14,7 @@ from volseg.data.io.inputs import Case, find_cases
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.reading import read_stored
 from volseg.errors import InputError, UsageError
-from volseg.files import access_to, read_json_lines, sha256_of
+from volseg.files import access_to, given_path, read_json_lines, sha256_of
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
@@ -27,7 +27,7 @@ _KINDS = "an image, a DICOM series, a model or a run folder"
 _DATASET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: str | Path) -> dict[str, Any]:
     """Describe a run folder, a model file, a bundled model or an image; the key "what" names its kind.
 
     A bundled name means that model, as for `volseg predict`, even if a file or folder has this name. Only a run folder
@@ -35,7 +35,9 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: `path` does not exist, or is none of these.
+        UsageError: it is empty.
     """
+    path = given_path(path)
     if is_run(path):
         return _describe_run(path)
     if path.suffix == ".safetensors" or str(path) in bundled_models():

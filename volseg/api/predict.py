@@ -10,12 +10,13 @@ from typing import Any
 from volseg.api.outputs import OutputFormat, find_format, format_names
 from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
-from volseg.data.io.choice import Choice
+from volseg.data.io.choice import chosen
 from volseg.data.io.formats import sibling
 from volseg.data.io.inputs import Case, by_volume, find_cases, plan_outputs
 from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
 from volseg.errors import Stopped, UsageError, VolsegError
+from volseg.files import given_path
 from volseg.progress import Progress, silent
 
 PROBABILITIES = ".probabilities.npy"
@@ -139,13 +140,13 @@ def predict(
     segmenter = _loaded(model, options)
     names = tuple(one.name for one in segmenter.card.plan.channels)
     paths = [inputs] if isinstance(inputs, str | Path) else inputs or []
-    named = {name: Path(path) for name, path in channels.items()} if channels else None
-    choice = Choice(None if series is None else str(series), _volume_number(volume), untilt=untilt)
-    cases = find_cases([Path(path) for path in paths], names, named, choice)
+    named = {name: given_path(path) for name, path in channels.items()} if channels else None
+    choice = chosen(series, _volume_number(volume), untilt)
+    cases = find_cases([given_path(path) for path in paths], names, named, choice)
     if volume == "all":
-        cases = [one for case in cases for one in by_volume(case, count_volumes(case.paths[0], case.choice))]
+        cases = [one for case in cases for one in _volumes_of(case, len(cases) == 1)]
     extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
-    jobs = plan_outputs(cases, Path(output), overwrite, skip_existing, extra_suffixes)
+    jobs = plan_outputs(cases, given_path(output), overwrite, skip_existing, extra_suffixes)
     outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
     return Predictions(jobs, len(cases) - len(jobs), outcomes)
 
@@ -161,6 +162,20 @@ def _volume_number(volume: int | str | None) -> int | None:
     if not str(volume).isdecimal() or int(volume) < 1:
         raise UsageError(f"--volume is {volume}. Give the number of a volume, from 1, or all.")
     return int(volume)
+
+
+def _volumes_of(case: Case, alone: bool) -> list[Case]:
+    """The volumes of a case; one that cannot be read stays a case, so that it fails and the others do not.
+
+    Raises:
+        InputError: the only case cannot be read.
+    """
+    try:
+        return by_volume(case, count_volumes(case.paths[0], case.choice))
+    except VolsegError:
+        if alone:
+            raise
+        return [case]
 
 
 def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:

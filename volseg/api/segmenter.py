@@ -21,13 +21,13 @@ from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
 from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
 from volseg.data.io.any_scan import as_scan
-from volseg.data.io.choice import ONLY, Choice
+from volseg.data.io.choice import ONLY, Choice, chosen
 from volseg.data.io.inputs import Case
 from volseg.data.io.read_cost import reading_bytes
 from volseg.data.io.reading import Scan
 from volseg.device import choose_device, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError
-from volseg.files import sha256_of
+from volseg.files import given_path, sha256_of
 from volseg.inference.budget import (
     MemoryEstimate,
     parse_size,
@@ -187,21 +187,22 @@ class Segmenter:
 
         Raises:
             InputError: the scan cannot be used; see `volseg.data.io.checks` for the requirements.
+            UsageError: an empty path, or a series or volume that is no number.
             ResourceError: memory is not enough.
         """
         where = probabilities if isinstance(probabilities, bool | None) else Path(probabilities)
-        choice = Choice(None if series is None else str(series), volume, untilt=untilt)
-        return self._segment(*self._open(scan, choice), progress, where)
+        return self._segment(*self._open(scan, chosen(series, volume, untilt)), progress, where)
 
     def _open(self, scan: Any, choice: Choice = ONLY) -> Opened:
         """The scan in memory, and the seconds it took to read."""
         limit_threads_after_fork()
         started = time.perf_counter()
-        paths = scan.paths if isinstance(scan, Case) else [Path(scan)] if isinstance(scan, str | Path) else []
+        paths = scan.paths if isinstance(scan, Case) else [given_path(scan)] if isinstance(scan, str | Path) else []
+        choice = replace(scan.choice if isinstance(scan, Case) else choice, modality=self._modality)
         if self.max_memory is not None and paths:
-            require_room(sum(map(reading_bytes, paths)), self.max_memory, str(paths[0]))
+            require_room(sum(reading_bytes(path, choice) for path in paths), self.max_memory, str(paths[0]))
         with memory_errors("reading the scan"):
-            opened = as_scan(scan, len(self.card.plan.channels), replace(choice, modality=self._modality))
+            opened = as_scan(scan, len(self.card.plan.channels), choice)
         return opened, time.perf_counter() - started
 
     def _segment(

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from volseg.errors import INTERRUPTED, SHOWN, DatasetError, OtherProcessError, ResourceError, VolsegError
 from volseg.progress import Progress
-from volseg.text import OneLine, printable
+from volseg.text import OneLine, printable, printable_lines
 
 LINE_SECONDS = 15.0
 # The width of tables in a file or a pipe, where rich would assume 80 columns and wrap them.
@@ -99,7 +99,7 @@ def progress_bar() -> Iterator[Progress]:
 def show_error(error: object) -> None:
     """Print an error as one sentence on standard error, and the problems of a dataset as a table below it."""
     if not isinstance(error, DatasetError):
-        error_console.print(Text.assemble(("Error:", "red"), " ", printable(error)), soft_wrap=True)
+        error_console.print(Text.assemble(("Error:", "red"), " ", printable_lines(error)), soft_wrap=True)
         return
     error_console.print(Text.assemble(("Error:", "red"), " ", printable(error.heading)), soft_wrap=True)
     error_console.print(_table(None, ("case", "problem", "found", "what to do"), error.problems[:SHOWN]))

@@ -53,7 +53,7 @@ def ensemble(
 @app.command()
 @guarded
 def info(
-    path: Annotated[Path, typer.Argument(help="a model, an image or a run folder")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="a model, an image or a run folder")],
     *,
     as_json: Json = False,
 ) -> int:

@@ -1,7 +1,6 @@
 """volseg predict."""
 
 import logging
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from volseg.cli.app import Device, Json, Overwrite, app
 from volseg.cli.console import guarded, progress_bar, show_error, show_json, show_table
 from volseg.errors import Stopped, UsageError
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 @guarded
 def predict(
     inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT...", help="scans, DICOM folders or zips, or folders of scans")
+        list[str] | None, typer.Argument(metavar="INPUT...", help="scans, DICOM folders or zips, or folders of scans")
     ] = None,
     *,
     model: Annotated[str, typer.Option(help="a bundled name (hippocampus) or a model file")],
-    output: Annotated[Path, typer.Option(help="a file for one scan, else a folder")],
+    output: Annotated[str, typer.Option(metavar="PATH", help="a file for one scan, else a folder")],
     channel: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH, once per channel of the model, instead of INPUT")
     ] = None,
@@ -74,26 +74,26 @@ def predict(
     return _report(done, as_json)
 
 
-def _named(channels: list[str] | None) -> dict[str, Path] | None:
+def _named(channels: list[str] | None) -> dict[str, str] | None:
     """--channel NAME=PATH as a mapping."""
     pairs = [text.partition("=") for text in channels or []]
     for name, separator, path in pairs:
         if not (name and separator and path):
             raise UsageError(f"--channel {name}{separator}{path} is not NAME=PATH.")
-    named = {name: Path(path) for name, _, path in pairs}
+    named = {name: path for name, _, path in pairs}
     if len(named) < len(pairs):
         raise UsageError("--channel names a channel twice. Give each channel of the model once.")
     return named or None
 
 
 def _collect(predictions: Any, overwrite: bool) -> list[Any]:
-    """All outcomes; the error of one case of several is logged at once."""
+    """All outcomes; the error of one case of several is shown at once."""
     done = []
     try:
         for outcome in predictions:
             done.append(outcome)
             if outcome.error and len(predictions) > 1:
-                logger.error("%s: %s", outcome.name, outcome.error)
+                show_error(f"{outcome.name}: {outcome.error}")
     except Stopped as stop:
         # With --overwrite, new results cannot be told from old ones.
         how = "Run the same command again." if overwrite else "Resume with the same command and --skip-existing."
@@ -118,11 +118,15 @@ def _report(done: list[Any], as_json: bool) -> int:
         ]
         if rows:
             show_table("Volumes", ("case", "label", "voxels", "mL", "flags"), rows)
-    for outcome in failed:
-        show_error(f"{outcome.name}: {outcome.error}" if len(done) > 1 else outcome.error)
     if not failed:
         return 0
-    return 3 if len(done) > 1 else int(failed[0].error.exit_code)
+    if len(done) > 1:
+        logger.error("%d of %d cases failed: %s", len(failed), len(done), first_few([one.name for one in failed]))
+    else:
+        show_error(failed[0].error)
+    if len(failed) < len(done):
+        return 3
+    return int(failed[0].error.exit_code)
 
 
 def _about_scan(record: dict[str, Any]) -> list[str]:

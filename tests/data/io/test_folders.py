@@ -82,6 +82,84 @@ def test_folders_of_one_name_have_the_name_of_the_folders_around_them(tmp_path: 
     assert [case.name for case in find_cases([tmp_path / "all"], ONE)] == ["p1_SE0", "p2_SE0"]
 
 
+def test_if_one_scan_needs_the_folders_in_its_name_all_have_them(tmp_path: Path) -> None:
+    for number, place in enumerate(("p1/s1", "p2/s1", "p1/s2")):
+        series(tmp_path / place, uid=f"1.2.3.{number}")
+    assert [case.name for case in find_cases([tmp_path], ONE)] == ["p1_s1", "p1_s2", "p2_s1"]
+
+
+def test_names_of_folders_that_meet_are_numbered(tmp_path: Path) -> None:
+    for number, place in enumerate(("A_1", "A/1", "B/1")):
+        series(tmp_path / place, uid=f"1.2.3.{number}")
+    assert [case.name for case in find_cases([tmp_path], ONE)] == ["A_1_1", "A_1_2", "B_1"]
+
+
+@pytest.mark.parametrize("top", [[], ["a.nii.gz"]])
+def test_scans_in_subfolders_are_named_where_they_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, top: list[str]
+) -> None:
+    series(tmp_path / "pat1" / "dicom")
+    series(tmp_path / "pat2" / "dicom", uid="1.2.3.5")
+    for name in [*top, "pat3/scan.nii.gz", "pat4/slices.zip", "pat5/.hidden.nii.gz", ".trash/b.nii.gz"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert len(find_cases([tmp_path], ONE)) == 2 + len(top)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Passed over in {tmp_path}, because only DICOM is looked for in sub-folders: pat3/scan.nii.gz, "
+        "pat4/slices.zip. Give them, or their folders."
+    ]
+
+
+def test_a_chosen_series_passes_over_other_scans_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series(tmp_path / "s")
+    (tmp_path / "a.nii").touch()
+    (case,) = find_cases([tmp_path], ONE, choice=Choice(series="7"))
+    np.testing.assert_array_equal(read(case), WHOLE)
+    assert "because a series is chosen: a.nii." in caplog.text
+
+
+@pytest.mark.parametrize("hidden", [".b", ".Trash", "__MACOSX"])
+def test_finding_and_reading_agree_on_hidden_folders(tmp_path: Path, hidden: str) -> None:
+    series(tmp_path / "study", slice(0, 3))
+    series(tmp_path / "study" / hidden, slice(3, 6))
+    (case,) = find_cases([tmp_path / "study"], ONE)
+    np.testing.assert_array_equal(read(case), WHOLE[:, :, :3])
+
+
+LOCALISER = {"0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}
+CAPTURE = {"0008_0016": "1.2.840.10008.5.1.4.1.1.7", "0008_0060": "OT"}
+
+
+@pytest.mark.parametrize(("tags", "reason"), [(LOCALISER, "localiser"), (CAPTURE, "secondary capture")])
+def test_a_localiser_in_a_folder_of_its_own_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tags: dict[str, str], reason: str
+) -> None:
+    series(tmp_path / "1_loc", slice(0, 4), "1.2.3.5", **tags)
+    series(tmp_path / "3_t1", **{"0008_0008": "DERIVED\\PRIMARY"})
+    (case,) = find_cases([tmp_path], ONE)
+    assert case.name == "3_t1"
+    np.testing.assert_array_equal(read(case), WHOLE)
+    assert f"Set aside in {tmp_path}, where there are other series: 1_loc ({reason})." in caplog.text
+
+
+def test_a_localiser_alone_or_below_a_series(tmp_path: Path) -> None:
+    series(tmp_path / "study" / "loc", slice(0, 4), "1.2.3.5", **LOCALISER)
+    (alone,) = find_cases([tmp_path / "study"], ONE)
+    assert read(alone).shape == (3, 4, 4)
+    series(tmp_path / "study", **{"0008_0008": "DERIVED\\PRIMARY"})
+    (case,) = find_cases([tmp_path / "study"], ONE)
+    assert case.name == "study"
+    np.testing.assert_array_equal(read(case), WHOLE)
+
+
+def test_the_rest_of_a_series_beside_a_localiser(tmp_path: Path) -> None:
+    series(tmp_path / "a", slice(0, 3))
+    series(tmp_path / "b", slice(3, 6))
+    series(tmp_path / "loc", slice(0, 4), "1.2.3.5", **LOCALISER)
+    (case,) = find_cases([tmp_path], ONE)
+    np.testing.assert_array_equal(read(case), WHOLE)
+
+
 def test_series_without_a_uid_beside_each_other_are_rejected(tmp_path: Path) -> None:
     for folder in (tmp_path / "study", tmp_path / "study" / "sub"):
         series(folder)

@@ -209,7 +209,7 @@ def test_inputs_or_named_channels(tmp_path: Path) -> None:
         (["scan.jpg"], "scan.jpg", r"scan.jpg has no supported image format. Supported: .*\.nii\.gz.*\.zip"),
         (["empty/"], "empty", "empty holds no scan"),
         (["results/a.json", "results/a.png"], "results", "results holds no scan"),
-        (["deep/er/a.nii.gz"], "deep", "deep holds no scan"),
+        (["deep/er/a.nii.gz"], "deep", r"deep holds no scan itself; its sub-folders hold 1: er/a\.nii\.gz\. Give"),
         (
             ["mix/a.nii", "mix/1.dcm", "mix/2.dcm"],
             "mix",
@@ -244,7 +244,7 @@ def test_a_pipe_is_not_a_scan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("call", "closed", "given"),
-    [("stat", "folder/a.nii", "folder/a.nii"), ("listdir", "folder", "folder"), ("scandir", "folder", ".")],
+    [("stat", "folder/a.nii", "folder/a.nii"), ("scandir", "folder", "folder"), ("scandir", "folder", ".")],
 )
 def test_an_unreadable_folder_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, closed: str, given: str

@@ -19,6 +19,7 @@ from volseg.data.io.reading import (
     scan_from_sitk,
 )
 from volseg.errors import InputError, UsageError
+from volseg.files import given_path
 
 
 def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
@@ -40,7 +41,7 @@ def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
     if isinstance(scan, Case):
         return read_channels(scan.paths, channels, replace(scan.choice, modality=choice.modality))
     if isinstance(scan, str | Path):
-        return read_scan(Path(scan), channels, choice)
+        return read_scan(given_path(scan), channels, choice)
     if choice.series is not None or choice.volume is not None:
         raise UsageError("series and volume choose within a file. Give one volume as an array or image.")
     found = _from_object(scan, channels)

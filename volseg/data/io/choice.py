@@ -1,6 +1,9 @@
 """Which volume of an input is meant, where it holds several."""
 
 from dataclasses import dataclass
+from numbers import Integral
+
+from volseg.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,24 @@ class Choice:
 
 # Nothing was chosen.
 ONLY = Choice()
+
+
+def chosen(series: object, volume: object, untilt: bool) -> Choice:
+    """What was chosen by the options series and volume.
+
+    Args:
+        series: a text, a whole number, or None.
+        volume: a whole number from 1, or None.
+        untilt: see `Choice`.
+
+    Raises:
+        UsageError: another type, an empty text, or a number below 1.
+    """
+    named = isinstance(series, str | Integral) and not isinstance(series, bool) and str(series).strip()
+    if series is not None and not named:
+        raise UsageError(f"--series is {series!r}. Give a SeriesInstanceUID or the number of a series.")
+    if volume is not None and (not isinstance(volume, Integral) or isinstance(volume, bool) or volume < 1):
+        raise UsageError(
+            f"volume is {volume!r}. Give the number of a volume, from 1; volseg.predict takes volume='all' as well."
+        )
+    return Choice(None if series is None else str(series), None if volume is None else int(volume), untilt=untilt)

@@ -3,10 +3,12 @@
 Scans are found by file names, and by a file's first bytes if its name does not tell whether it is DICOM.
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,9 @@ from volseg.data.io.choice import Choice
 from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, image_suffix, is_dicom, stem_of
 from volseg.errors import InputError
 from volseg.files import folders_below
+from volseg.text import first_few
+
+logger = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
@@ -25,23 +30,33 @@ class Found(NamedTuple):
 
 
 def scans_at(path: Path, choice: Choice) -> list[Found]:
-    """The scan at `path`, or the scans in that folder."""
-    whole = [Found(path, choice, name_of(path))]
+    """The scan at `path`, or the scans in that folder; those that are passed over are named in the log."""
     if not path.exists():
         raise InputError(f"{path} does not exist. Give a scan or a folder of scans.")
-    if path.is_file():
-        if _is_scan_file(path) or is_dicom(path):
-            return whole
-        raise InputError(
-            f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
-            "for a DICOM series give its folder."
-        )
-    if not path.is_dir():
+    if path.is_dir():
+        return _scans_in(path, choice)
+    if not path.is_file():
         raise InputError(f"{path} is neither a file nor a folder. Give a scan or a folder of scans.")
-    folders = _dicom_folders(path)
-    if choice.series is not None and folders:
-        return whole
-    scans = [Found(entry, choice, name_of(entry)) for entry in _visible(path) if _is_scan_file(entry)]
+    if _is_scan_file(path) or is_dicom(path):
+        return [_found(path, choice)]
+    raise InputError(
+        f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, .zip of a DICOM series, .dcm; "
+        "for a DICOM series give its folder."
+    )
+
+
+def _scans_in(path: Path, choice: Choice) -> list[Found]:
+    """The scans in a folder: its image files, and the DICOM series in it and below it."""
+    folders, files = _contents(path)
+    scans = [_found(entry, choice) for entry in files if entry.parent == path]
+    deeper = [entry for entry in files if entry.parent != path]
+    if not scans and not folders:
+        raise InputError(_nothing_in(path, deeper))
+    by_series = choice.series is not None and folders
+    if by_series:
+        _name_passed_over(path, "because a series is chosen", files)
+        return [_found(path, choice)]
+    _name_passed_over(path, "because only DICOM is looked for in sub-folders", deeper)
     loose = folders.get(path, [])
     if scans and len(loose) > 1:
         raise InputError(
@@ -49,23 +64,41 @@ def scans_at(path: Path, choice: Choice) -> list[Found]:
             f"is {scans[0].path.name}). Move the DICOM files to a separate folder, or give each scan by its path."
         )
     if len(loose) == 1 and (scans or len(folders) > 1):
-        scans.append(Found(loose[0], choice, name_of(loose[0])))
+        scans.append(_found(loose[0], choice))
         del folders[path]
-    if not scans and not folders:
-        raise InputError(f"{path} holds no scan. Supported: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series.")
-    return scans + (whole if set(folders) == {path} else _series_in(path, folders, choice) if folders else [])
+    if set(folders) == {path}:
+        return [*scans, _found(path, choice)]
+    return scans + (_series_in(path, folders, choice) if folders else [])
 
 
-def _dicom_folders(path: Path) -> dict[Path, list[Path]]:
-    """The DICOM files of each folder at and below `path` that has some, without hidden ones."""
-    found = {}
+def _found(path: Path, choice: Choice) -> Found:
+    return Found(path, choice, name_of(path))
+
+
+def _contents(path: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """What lies at and below `path`, without hidden files: the DICOM files of each folder, and the other scans."""
+    folders, others = {}, []
     for folder, names in folders_below(path):
-        if any(part.startswith(".") for part in folder.relative_to(path).parts):
-            continue
-        entries = [folder / name for name in sorted(names) if not name.startswith(".") and name.upper() != "DICOMDIR"]
+        entries = [folder / name for name in sorted(names) if name.upper() != "DICOMDIR"]
         if files := [entry for entry in entries if _may_be_dicom(entry)]:
-            found[folder] = files
-    return found
+            folders[folder] = files
+        others += [entry for entry in entries if _is_scan_file(entry)]
+    return folders, others
+
+
+def _nothing_in(path: Path, deeper: Sequence[Path]) -> str:
+    """Why a folder cannot be segmented that holds no scan, or has some only in its sub-folders."""
+    if not deeper:
+        return f"{path} holds no scan. Supported: {', '.join(SUFFIXES)}, .zip or folder of a DICOM series."
+    names = first_few([entry.relative_to(path) for entry in deeper])
+    return f"{path} holds no scan itself; its sub-folders hold {len(deeper)}: {names}. Give these, or their folders."
+
+
+def _name_passed_over(path: Path, why: str, files: Sequence[Path]) -> None:
+    """Log which scans of a folder are not read."""
+    if files:
+        named = first_few([entry.relative_to(path) for entry in files])
+        logger.warning("Passed over in %s, %s: %s. Give them, or their folders.", path, why, named)
 
 
 def _series_in(path: Path, folders: Mapping[Path, Sequence[Path]], choice: Choice) -> list[Found]:
@@ -76,41 +109,70 @@ def _series_in(path: Path, folders: Mapping[Path, Sequence[Path]], choice: Choic
     """
     from volseg.data.io.dicom.reader import series_uids  # noqa: PLC0415 - pydicom is loaded only where it is needed
 
-    stated = {folder: series_uids(files) for folder, files in folders.items()}
+    stated = {folder: series_uids(files, choice) for folder, files in folders.items()}
     # Folders of reports or segmentations alone are no scans.
-    uids = {folder: own for folder, own in stated.items() if own is not None} or dict.fromkeys(stated, frozenset())
-    if len(set().union(*uids.values())) == 1 and all(own and "" not in own for own in uids.values()):
-        return [Found(path, choice, name_of(path))]
-    found: list[Found] = []
+    images = {folder: own for folder, own in stated.items() if own is not None} or {folder: {} for folder in stated}
+    uids = _without_aside(images, path)
+    whole = len(set().union(*uids.values())) == 1 and all(own and "" not in own for own in uids.values())
+    if whole and len(uids) == len(images):
+        return [_found(path, choice)]
+    found: dict[tuple[Path, Choice], Path] = {}
     for folder, own in uids.items():
         others = {uid for other, theirs in uids.items() if other != folder for uid in theirs} - {""}
-        below = any(folder in other.parents for other in uids)
+        below = any(folder in other.parents for other in images)
         if not below and not own & others:
-            found.append(Found(folder, choice, name_of(folder)))
+            found[folder, choice] = folder
         elif "" in own:
             raise InputError(
                 f"{folder} contains DICOM files without SeriesInstanceUID next to those of other series, so they "
                 "cannot be told apart; move each series to a separate folder."
             )
         else:
-            found += [Found(path, replace(choice, series=uid), name_of(folder)) for uid in sorted(own)]
-    # A series in several folders is found in each; it has the name of the first.
-    first = {(scan.path, scan.choice): scan for scan in reversed(found)}
-    return _distinct_names(list(first.values()), path)
+            for uid in sorted(own):
+                # A series in several folders is found in each; it has the name of the first.
+                found.setdefault((path, replace(choice, series=uid)), folder)
+    return _distinct_names(found, path)
 
 
-def _distinct_names(scans: list[Found], root: Path) -> list[Found]:
-    """Scans whose names differ: those with one name get that of the folders around them, or a number."""
-    counts = Counter(scan.name for scan in scans)
-    named: list[Found] = []
-    for scan in sorted(scans, key=lambda one: str(one.path)):
-        name = scan.name
-        if counts[name] > 1 and scan.path != root:
-            name = "_".join(scan.path.relative_to(root).parts)
-        elif counts[name] > 1:
-            name = f"{name}_{sum(other.name.startswith(f'{name}_') for other in named) + 1}"
-        named.append(scan._replace(name=name))
-    return named
+def _without_aside(images: Mapping[Path, Mapping[str, str]], path: Path) -> dict[Path, frozenset[str]]:
+    """The SeriesInstanceUIDs in each folder, without the localisers and the like if there are other series.
+
+    Args:
+        images: the series in each folder, and why they cannot be meant, see `volseg.data.io.dicom.reader.series_uids`.
+        path: of all folders, for the message.
+    """
+    reasons: dict[str, str] = {}
+    for own in images.values():
+        reasons |= {uid: reason or reasons.get(uid, "") for uid, reason in own.items()}
+    if all(reasons.values()):
+        return {folder: frozenset(own) for folder, own in images.items()}
+    kept = {folder: frozenset(uid for uid in own if not reasons[uid]) for folder, own in images.items()}
+    aside = [folder for folder, own in images.items() if own and not kept[folder]]
+    if aside:
+        named = [f"{folder.relative_to(path)} ({reasons[next(iter(images[folder]))]})" for folder in aside]
+        logger.warning("Set aside in %s, where there are other series: %s.", path, first_few(named))
+    return {folder: own for folder, own in kept.items() if folder not in aside}
+
+
+def _distinct_names(places: Mapping[tuple[Path, Choice], Path], root: Path) -> list[Found]:
+    """Scans with names of their own: of their folders, or, if two of these are equal, of all folders below `root`.
+
+    Args:
+        places: the folder that a scan, given by path and choice, is named after.
+        root: of all folders.
+    """
+    names = {scan: name_of(folder) for scan, folder in places.items()}
+    if len(set(names.values())) < len(set(places.values())):
+        names = {scan: "_".join(places[scan].relative_to(root).parts) or name for scan, name in names.items()}
+    counts, used = Counter(names.values()), set(names.values())
+    found = []
+    for scan in sorted(names, key=lambda one: (str(one[0]), one[1].series or "")):
+        name = names[scan]
+        if counts[name] > 1:
+            name = next(numbered for k in count(1) if (numbered := f"{names[scan]}_{k}") not in used)
+            used.add(name)
+        found.append(Found(*scan, name))
+    return found
 
 
 def _is_scan_file(path: Path) -> bool:
@@ -129,11 +191,6 @@ def _may_be_dicom(path: Path) -> bool:
         start = stream.read(132)
     # Without the magic of DICOM, a file is taken for a slice only if it has no suffix, or is named by a UID.
     return start[128:] == b"DICM" or ((not suffix or suffix[1:].isdecimal()) and begins_as_dicom(start))
-
-
-def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder in sorted order, without hidden ones."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def name_of(scan: Path) -> str:

@@ -9,6 +9,7 @@ import nibabel as nib
 from isal import igzip
 
 from volseg.data.io import itk_files
+from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.formats import ITK_SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers.stored import UNREADABLE
 from volseg.errors import InputError
@@ -25,15 +26,16 @@ _FORMATS = (
 _CORRUPT = (*UNREADABLE, InputError, struct.error)
 
 
-def reading_bytes(path: Path) -> int:
+def reading_bytes(path: Path, choice: Choice = ONLY) -> int:
     """The peak memory in bytes of reading a scan, which may be more than its voxels take afterwards.
 
     Args:
         path: as for `volseg.data.io.reading.read_scan`.
+        choice: which series of DICOM is read.
 
     Returns:
-        For DICOM, 3 times the size of the pixels without compression. 0 for an unreadable file, which reading then
-        rejects.
+        For DICOM, 3 times the size of the series' pixels without compression. 0 for what reading rejects, such as
+        an unreadable file.
     """
     path = Path(path)
     suffix = image_suffix(path)
@@ -43,7 +45,7 @@ def reading_bytes(path: Path) -> int:
         if is_dicom(path):
             from volseg.data.io.dicom.reader import stored_bytes  # noqa: PLC0415 - pydicom is loaded where it is needed
 
-            return _DICOM_FACTOR * stored_bytes(path)
+            return _DICOM_FACTOR * stored_bytes(path, choice)
         if suffix is None:
             return 0
         if suffix in ITK_SUFFIXES:

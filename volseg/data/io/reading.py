@@ -229,7 +229,9 @@ def count_volumes(path: Path, choice: Choice = ONLY) -> int:
         from volseg.data.io.dicom.reader import count_volumes as of_series  # noqa: PLC0415 - as above
 
         return of_series(path, choice)
-    return int(np.prod(read_stored(path).array.shape[3:]))
+    shape = read_stored(path).array.shape
+    # An image of more dimensions is rejected with the reason when it is read.
+    return shape[3] if len(shape) == 4 else 1
 
 
 def _read_file(path: Path, suffix: str | None) -> Stored:
@@ -254,8 +256,13 @@ def _read_file(path: Path, suffix: str | None) -> Stored:
 def _one_volume(stored: Stored, number: int) -> Stored:
     """Volume `number`, from 1, of a 4-D image."""
     count = int(np.prod(stored.array.shape[3:]))
-    if stored.array.ndim > 4 or not 1 <= number <= count:
-        size = " x ".join(map(str, stored.array.shape))
+    size = " x ".join(map(str, stored.array.shape))
+    if stored.array.ndim > 4:
+        raise InputError(
+            f"{stored.source} ({size}) has {stored.array.ndim} dimensions, so its volumes have no single number; give "
+            "a 3-D or 4-D image."
+        )
+    if not 1 <= number <= count:
         raise InputError(f"{stored.source} ({size}) has no volume {number}; give a number from 1 to {count}.")
     array = stored.array if stored.array.ndim == 3 else stored.array[..., number - 1]
     return stored._replace(array=array, chosen={**stored.chosen, "volume": number})

@@ -293,11 +293,13 @@ def test_corrupt_zip_is_rejected(tmp_path):
 def test_full_temporary_folder_is_reported(tmp_path, monkeypatch):
     path = zipped(series(tmp_path / "s"), tmp_path / "a.zip")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(file, mode):
+        if mode == "wb":
+            raise OSError(28, "No space left on device")
+        return open(file, mode)
 
-    monkeypatch.setattr(files, "copyfileobj", full)
-    with pytest.raises(ResourceError, match="No space left"):
+    monkeypatch.setattr(files, "open", full, raising=False)
+    with pytest.raises(ResourceError, match=r"to the temporary folder \(TMPDIR\): No space left on device\. Free"):
         read(path)
 
 

@@ -130,6 +130,6 @@ def test_an_odd_series_number_is_no_fault(tmp_path, number):
 def test_series_uids_of_files(tmp_path):
     folder = two_series(tmp_path, SOPClassUID=MR)
     names = sorted(folder.rglob("*.dcm"))
-    assert series_uids(names) == {"1.2.3.4", "1.2.3.5"}
+    assert series_uids(names) == {"1.2.3.4": "", "1.2.3.5": ""}
     (tmp_path / "note.dcm").write_text("nothing")
-    assert series_uids([tmp_path / "note.dcm"]) == frozenset()
+    assert series_uids([tmp_path / "note.dcm"]) == {}

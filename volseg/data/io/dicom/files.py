@@ -1,23 +1,37 @@
 """The files of an input: a file, a folder with its sub-folders, a .zip, or the files that a DICOMDIR lists."""
 
+import lzma
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from shutil import copyfileobj
+from typing import IO
 
 from pydicom import dcmread
 
 from volseg.data.io.dicom.values import element, items, parsing, texts
-from volseg.data.io.formats import DICOM_SUFFIXES
+from volseg.data.io.formats import DICOM_SUFFIXES, content_of, image_suffix
 from volseg.errors import InputError, ResourceError
-from volseg.files import access_to, folders_below
+from volseg.files import access_to, folders_below, is_hidden
+from volseg.text import first_few
 
 LARGEST_ZIP_BYTES = 16 * 2**30
 DICOMDIR = "DICOMDIR"
+# Methods of compression by their numbers in a .zip (PKWARE, APPNOTE.TXT 6.3.10, section 4.4.5).
+_METHODS = {
+    1: "shrink", 6: "implode", 9: "deflate64", 10: "implode", 12: "bzip2", 14: "lzma", 93: "zstd", 94: "mp3", 95: "xz",
+    96: "jpeg", 97: "wavpack", 98: "ppmd",
+}  # fmt: skip
+# What zipfile raises for damaged archives.
+_CORRUPT = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, RuntimeError
+)  # fmt: skip
+_ENCRYPTED, _PATCHED = 0x1 | 0x40, 0x20
+_BLOCK = 2**20
 
 
 @contextmanager
@@ -69,7 +83,9 @@ def _listed(path: Path) -> dict[Path, str]:
             parts = [texts(record, "ReferencedFileID") for record in items(data, "DirectoryRecordSequence")]
     except InputError as error:
         raise InputError(f"{path} is not a readable DICOMDIR; give the folder of its files.") from error
-    files = {path.parent.joinpath(*one): "/".join(one) for one in parts if one}
+    entries: dict[Path, dict[str, str]] = {}
+    with access_to(path):
+        files = {_in_any_case(path.parent, one, entries): "/".join(one) for one in parts if one}
     missing = [name for file, name in files.items() if not file.is_file()]
     if missing:
         raise InputError(
@@ -79,27 +95,116 @@ def _listed(path: Path) -> dict[Path, str]:
     return files
 
 
+def _in_any_case(folder: Path, parts: list[str], entries: dict[Path, dict[str, str]]) -> Path:
+    """A path below a folder, even if letters there are upper case instead of lower case, as some systems copy a CD.
+
+    Args:
+        folder: of the DICOMDIR.
+        parts: its folders and its name.
+        entries: the names in each folder by their lower case, as far as they are known.
+    """
+    for part in parts:
+        if not (folder / part).exists() and folder.is_dir():
+            if folder not in entries:
+                entries[folder] = {name.lower(): name for name in sorted(os.listdir(folder))}
+            part = entries[folder].get(part.lower(), part)
+        folder = folder / part
+    return folder
+
+
 def _unpacked(path: Path, folder: Path) -> dict[Path, str]:
     """Extract the files of a .zip into one folder as numbers; the archive's own names are used only in messages."""
     names = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            total = sum(member.file_size for member in members)
-            if total > LARGEST_ZIP_BYTES:
-                raise InputError(
-                    f"{path} unpacks to {total / 2**30:.1f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.1f} are accepted; "
-                    "unpack it and give the folder."
-                )
-            if any(member.flag_bits & 1 for member in members):
-                raise InputError(f"{path} is encrypted; unpack it and give the folder.")
-            for number, member in enumerate(members):
-                extracted = folder / f"{number:06}"
-                names[extracted] = member.filename
-                with archive.open(member) as stream, open(extracted, "wb") as file:
-                    copyfileobj(stream, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise InputError(f"{path} is not a readable .zip file ({error}); copy it again.") from error
-    except OSError as error:
-        raise ResourceError(f"Could not unpack {path} to {folder}: {error.strerror or error}.") from error
+    with access_to(path):
+        open(path, "rb").close()
+    with _unzipping(path), zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if _is_meant(member)]
+        _reject_unusable(members, path)
+        for number, member in enumerate(members):
+            extracted = folder / f"{number:06}"
+            names[extracted] = member.filename
+            with archive.open(member) as stream:
+                _write_blocks(_blocks_of(stream), extracted, path)
     return names
+
+
+def _is_meant(member: zipfile.ZipInfo) -> bool:
+    """Whether an entry of a .zip is a file that is not hidden."""
+    return not member.is_dir() and not any(map(is_hidden, PurePath(member.filename).parts))
+
+
+def _reject_unusable(members: list[zipfile.ZipInfo], path: Path) -> None:
+    """Reject a .zip that is too large, or has files that cannot be extracted, or are archives themselves."""
+    total = sum(member.file_size for member in members)
+    inner = [member.filename for member in members if member.filename.lower().endswith(".zip")]
+    scans = [member.filename for member in members if image_suffix(Path(member.filename))]
+    if total > LARGEST_ZIP_BYTES:
+        reason = f"unpacks to {total / 2**30:.1f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.1f} are accepted"
+    elif any(member.flag_bits & _ENCRYPTED for member in members):
+        reason = "is encrypted"
+    elif inner:
+        reason = f"contains a .zip within the .zip: {first_few(inner)}"
+    elif scans:
+        reason = f"contains scans that are not DICOM: {first_few(scans)}"
+    elif methods := [method for member in members if (method := _unknown_method(member))]:
+        reason = f"is compressed by a method that is not supported here ({methods[0]})"
+    else:
+        return
+    raise InputError(f"{path} {reason}; unpack it and give the folder.")
+
+
+def _unknown_method(member: zipfile.ZipInfo) -> str:
+    """How a file is compressed, if it cannot be extracted here; else empty."""
+    if member.flag_bits & _PATCHED:
+        return "patched data"
+    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        return ""
+    return _METHODS.get(member.compress_type, f"number {member.compress_type}")
+
+
+def _blocks_of(stream: IO[bytes]) -> Iterator[bytes]:
+    """The content of a file in a .zip."""
+    try:
+        while block := stream.read(_BLOCK):
+            yield block
+    # As bz2 calls corrupt data; the caller takes an OSError for one of the temporary folder.
+    except OSError as error:
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+def _write_blocks(blocks: Iterator[bytes], target: Path, path: Path) -> None:
+    """Write a file of the .zip at `path` to the temporary folder."""
+    try:
+        with open(target, "wb") as file:
+            file.writelines(blocks)
+    except OSError as error:
+        raise ResourceError(
+            f"Could not unpack {path} to the temporary folder (TMPDIR): {error.strerror or error}. Free some space "
+            "there, set TMPDIR to another folder, or unpack it and give the folder."
+        ) from error
+
+
+@contextmanager
+def _unzipping(path: Path) -> Iterator[None]:
+    """Turn the errors of zipfile into one sentence."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} says that its file names are UTF-8, but they are not; unpack it and give the folder."
+        ) from error
+    except NotImplementedError as error:
+        raise InputError(f"{path} needs a newer unzip program ({error}); unpack it and give the folder.") from error
+    except _CORRUPT as error:
+        with access_to(path), open(path, "rb") as stream:
+            start = stream.read(544)
+        if start and not start.startswith(b"PK"):
+            content, advice = content_of(start) or (
+                "of another kind",
+                "unpack it and give the folder, or copy it again",
+            )
+            raise InputError(f"{path} is not a .zip file but {content}; {advice}.") from error
+        reason = "it is empty" if not start else str(error).rstrip(".") or "it ends within a file"
+        raise InputError(
+            f"{path} is not a readable .zip file ({reason}); copy it again, or unpack it and give the folder."
+        ) from error

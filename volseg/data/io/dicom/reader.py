@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import UID
 
-from volseg.data.io.choice import Choice
+from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.dicom.files import files_of, kind_of
 from volseg.data.io.dicom.frames import Frame, frames_of
 from volseg.data.io.dicom.header import Header, Unusable, read_header
 from volseg.data.io.dicom.mosaic import is_mosaic, unpacked
 from volseg.data.io.dicom.pixels import voxels
-from volseg.data.io.dicom.series import Series, chosen_series, series_among
+from volseg.data.io.dicom.series import Series, chosen_series, reason_aside, series_among
 from volseg.data.io.dicom.stack import stacked
 from volseg.data.io.dicom.values import number, text
 from volseg.data.io.dicom.volumes import volume_of, volumes_of
@@ -54,6 +54,7 @@ def read_dicom(path: Path, choice: Choice) -> Stored:
     source = str(path)
     with files_of(path) as names:
         frames, warnings, series = _frames(names, choice, source)
+        warnings += _other_modality(frames[0], choice)
         chosen = {"series": series.record} | ({} if choice.volume is None else {"volume": choice.volume})
         if is_mosaic(frames):
             array, affine, more = unpacked(frames, choice, source)
@@ -76,19 +77,21 @@ def count_volumes(path: Path, choice: Choice) -> int:
         return len(frames) if is_mosaic(frames) else len(volumes_of(frames, str(path))[0])
 
 
-def stored_bytes(path: Path) -> int:
-    """The bytes of all pixels without compression, from headers alone.
+def stored_bytes(path: Path, choice: Choice = ONLY) -> int:
+    """The bytes of all pixels of the series that is meant, without compression, from headers alone.
 
     Raises:
-        InputError: a folder, .zip or DICOMDIR cannot be read.
+        InputError: a folder, .zip or DICOMDIR cannot be read, or it is not clear which series is meant.
     """
     with files_of(path) as names:
         found = [read_header(file, name) for file, name in names.items()]
+    headers = [one for one in found if isinstance(one, Header)]
+    if not headers:
+        return 0
     sizes = ("Rows", "Columns", "BitsAllocated")
     return sum(
         one.frames * int(np.prod([number(one.data, name) or 0 for name in sizes])) // 8
-        for one in found
-        if isinstance(one, Header)
+        for one in chosen_series(series_among(headers), choice, str(path))[0].headers
     )
 
 
@@ -102,12 +105,18 @@ def series_in(path: Path) -> dict[str, str]:
     return {f"series {key}": f"{one.content}, UID {one.uid or 'absent'}" for key, one in zip(keys, series, strict=True)}
 
 
-def series_uids(files: Sequence[Path]) -> frozenset[str] | None:
-    """The SeriesInstanceUID of the images among files, empty for one that states none; None for other objects alone."""
+def series_uids(files: Sequence[Path], choice: Choice = ONLY) -> dict[str, str] | None:
+    """The series of the images among files; None for other objects alone.
+
+    Returns:
+        By SeriesInstanceUID, empty for files that state none: why it cannot be meant where there are other series;
+        empty if it can.
+    """
     found = [read_header(file, file.name) for file in files]
     if all(isinstance(one, Unusable) and one.kind for one in found):
         return None
-    return frozenset(text(one.data, "SeriesInstanceUID") for one in found if isinstance(one, Header))
+    series = series_among([one for one in found if isinstance(one, Header)])
+    return {one.uid: reason_aside(one, choice) if one.uid else "" for one in series}
 
 
 def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[Frame], list[str], Series]:
@@ -137,6 +146,14 @@ def _without_pictures(headers: list[Header]) -> tuple[list[Header], list[str]]:
     if not kept or len(kept) == len(headers):
         return headers, []
     return kept, [f"Secondary captures of the series are set aside: {len(headers) - len(kept)}."]
+
+
+def _other_modality(frame: Frame, choice: Choice) -> list[str]:
+    """A warning for a scan of another modality than the model takes."""
+    stated = text(frame.header.data, "Modality")
+    if not stated or choice.modality in (None, stated):
+        return []
+    return [f"The scan is {stated}, but the model takes {choice.modality}."]
 
 
 def _passed_over(unusable: Sequence[Unusable]) -> list[str]:

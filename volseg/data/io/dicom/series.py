@@ -89,17 +89,17 @@ def chosen_series(found: Sequence[Series], choice: Choice, source: str) -> tuple
         raise InputError(f"{source} has {len(wanted)} series of number {choice.series}; choose one by its UID: {uids}.")
     if len(found) == 1:
         return found[0], _unnamed(found[0])
-    left = [one for one in found if not _reason_aside(one, choice)]
+    left = [one for one in found if not reason_aside(one, choice)]
     if len(left) != 1:
         raise InputError(
             f"{source} contains {len(found)} DICOM series; choose one with --series NUMBER or UID (series= in Python), "
             f"or give one folder per series:{listed}"
         )
-    aside = "; ".join(f"{one} ({_reason_aside(one, choice)})" for one in found if one is not left[0])
+    aside = "; ".join(f"{one} ({reason_aside(one, choice)})" for one in found if one is not left[0])
     return left[0], [f"Series {left[0].number} is taken; set aside: {aside}.", *_unnamed(left[0])]
 
 
-def _reason_aside(series: Series, choice: Choice) -> str:
+def reason_aside(series: Series, choice: Choice) -> str:
     """Why a series cannot be meant where there are others; empty if it can."""
     types = series.image_types
     if types & {"LOCALIZER", "SCOUT", "LOCALISER"}:

@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 from volseg.data.io.choice import Choice
 from volseg.data.io.dicom.header import Header
-from volseg.data.io.dicom.values import count, number, numbers, text, texts
+from volseg.data.io.dicom.values import count, described, number, numbers, printable, text, texts
 from volseg.errors import InputError
 
+# What images share that are slices of one scan though each has a SeriesInstanceUID of its own.
+_SHARED = ("SeriesNumber", "StudyInstanceUID", "Modality", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing")
 _SCREENSHOTS = "1.2.840.10008.5.1.4.1.1.7"
 
 
 class Series(NamedTuple):
-    """The images of one series; `uid` is empty if the files state none."""
+    """The images of one series; `uid` is empty if the files state none, and the first if every image has its own."""
 
     uid: str
     headers: list[Header]
@@ -20,12 +22,17 @@ class Series(NamedTuple):
     @property
     def number(self) -> str:
         """SeriesNumber, "?" if it is not stated."""
-        return text(self.headers[0].data, "SeriesNumber") or "?"
+        return _plain(text(self.headers[0].data, "SeriesNumber")) or "?"
+
+    @property
+    def uids(self) -> set[str]:
+        """The SeriesInstanceUIDs of its images."""
+        return {text(header.data, "SeriesInstanceUID") for header in self.headers}
 
     @property
     def modality(self) -> str:
         """Modality, "?" if it is not stated."""
-        return text(self.headers[0].data, "Modality") or "?"
+        return printable(text(self.headers[0].data, "Modality")) or "?"
 
     def __str__(self) -> str:
         """A series in a few words without patient data."""
@@ -39,7 +46,7 @@ class Series(NamedTuple):
         echo = number(data, "EchoTime")
         parts = [
             self.modality,
-            " ".join(text(data, "SeriesDescription").split()),
+            described(data, "SeriesDescription"),
             f"{self.images} images of {count(data, 'Columns')} x {count(data, 'Rows')}",
             f"{spacing[-1]:g} x {spacing[0]:g} mm" if spacing else "",
             f"echo time {echo:g} ms" if echo else "",
@@ -58,13 +65,48 @@ class Series(NamedTuple):
 
 
 def series_among(headers: Sequence[Header]) -> list[Series]:
-    """The series in the order of their numbers; files without SeriesInstanceUID are told apart by study and number."""
+    """The series in the order of their numbers.
+
+    Some anonymisers write one SeriesInstanceUID into all files, so that study and patient tell series apart too; files
+    without one are told apart by study, patient and number. Images that have a SeriesInstanceUID each, as some scanners
+    write them, are one series if all else agrees.
+    """
     found: dict[Hashable, Series] = {}
     for header in headers:
         uid = text(header.data, "SeriesInstanceUID")
-        place = uid or (text(header.data, "StudyInstanceUID"), text(header.data, "SeriesNumber"))
+        place = (uid, "" if uid else text(header.data, "SeriesNumber"), *_owner(header))
         found.setdefault(place, Series(uid, [])).headers.append(header)
-    return sorted(found.values(), key=lambda one: (number(one.headers[0].data, "SeriesNumber") or 0, one.uid))
+    joined = _joined(list(found.values()))
+    return sorted(joined, key=lambda one: (number(one.headers[0].data, "SeriesNumber") or 0, one.uid))
+
+
+def _owner(header: Header) -> tuple[str, str]:
+    """Study and patient."""
+    return text(header.data, "StudyInstanceUID"), text(header.data, "PatientID")
+
+
+def _joined(found: Sequence[Series]) -> list[Series]:
+    """The series, with those of one image each joined where they differ in place alone."""
+    groups: dict[Hashable, list[Series]] = {}
+    for one in found:
+        groups.setdefault(_likeness(one) or id(one), []).append(one)
+    joined: list[Series] = []
+    for group in groups.values():
+        places = {tuple(texts(one.headers[0].data, "ImagePositionPatient")) for one in group}
+        if len(places) == len(group):
+            joined.append(Series(group[0].uid, [header for one in group for header in one.headers]))
+        else:
+            joined.extend(group)
+    return joined
+
+
+def _likeness(series: Series) -> Hashable:
+    """What series of one image that are slices of one scan share; None for other series."""
+    header = series.headers[0]
+    stated = [tuple(texts(header.data, name)) for name in _SHARED]
+    if not series.uid or len(series.headers) > 1 or header.frames > 1 or not all(stated):
+        return None
+    return (*stated, *_owner(header), header.sop_class, described(header.data, "SeriesDescription"))
 
 
 def chosen_series(found: Sequence[Series], choice: Choice, source: str) -> tuple[Series, list[str]]:
@@ -73,15 +115,19 @@ def chosen_series(found: Sequence[Series], choice: Choice, source: str) -> tuple
     Raises:
         InputError: several are left, or the chosen one does not exist.
     """
-    listed = "".join(f"\n  {one}" for one in found)
+    numbers = [one.number for one in found]
+    listed = "".join(
+        f"\n  {one}" + (f", UID {printable(one.uid) or 'absent'}" if numbers.count(one.number) > 1 else "")
+        for one in found
+    )
+    listed += _shared_uids(found)
     if choice.series is not None:
-        wanted = [one for one in found if choice.series in (one.uid, one.number)]
+        wanted = [one for one in found if choice.series in one.uids or _plain(choice.series) == one.number]
         if len(wanted) == 1:
             return wanted[0], _unnamed(wanted[0])
         if not wanted:
             raise InputError(f"{source} has no series {choice.series}; choose one of its {len(found)} series:{listed}")
-        uids = ", ".join(one.uid for one in wanted)
-        raise InputError(f"{source} has {len(wanted)} series of number {choice.series}; choose one by its UID: {uids}.")
+        raise InputError(_ambiguous(wanted, choice.series, source))
     if len(found) == 1:
         return found[0], _unnamed(found[0])
     left = [one for one in found if not _reason_aside(one, choice)]
@@ -92,6 +138,28 @@ def chosen_series(found: Sequence[Series], choice: Choice, source: str) -> tuple
         )
     aside = "; ".join(f"{one} ({_reason_aside(one, choice)})" for one in found if one is not left[0])
     return left[0], [f"Series {left[0].number} is taken; set aside: {aside}.", *_unnamed(left[0])]
+
+
+def _plain(value: str) -> str:
+    """A series number without leading zeros; other texts as they are, without control characters."""
+    return str(int(value)) if value.isascii() and value.isdigit() else printable(value)
+
+
+def _ambiguous(wanted: Sequence[Series], chosen: str, source: str) -> str:
+    """The sentence about a choice that fits several series."""
+    uids = [printable(one.uid) for one in wanted]
+    if len(set(uids)) == len(uids):
+        return f"{source} has {len(uids)} series of number {chosen}; choose one by its UID: {', '.join(uids)}."
+    return f"{source} has {len(uids)} series {chosen}{_shared_uids(wanted)}"
+
+
+def _shared_uids(found: Sequence[Series]) -> str:
+    """A sentence about series with one SeriesInstanceUID, which no choice tells apart; empty if there are none."""
+    uids = [one.uid for one in found if one.uid]
+    most = max(map(uids.count, uids), default=0)
+    if most < 2:
+        return ""
+    return f"; one SeriesInstanceUID in {most} studies or patients: give the folder of one of them."
 
 
 def _reason_aside(series: Series, choice: Choice) -> str:
@@ -109,7 +177,12 @@ def _reason_aside(series: Series, choice: Choice) -> str:
 
 
 def _unnamed(series: Series) -> list[str]:
-    """A warning for files without SeriesInstanceUID."""
+    """A warning for files without SeriesInstanceUID, or with one each."""
+    if len(series.uids) > 1:
+        return [
+            f"Every image has a SeriesInstanceUID of its own, as some scanners write; the {series.images} images of "
+            f"series {series.number} are taken as one series."
+        ]
     if series.uid:
         return []
     return [f"SeriesInstanceUID is absent; the {series.images} images are taken as one series."]

@@ -104,11 +104,9 @@ def test_series_of_one_image_that_are_no_slices_of_one_scan(tmp_path, name, valu
         read(write_all(tmp_path, classic(ARRAY, change=change)))
 
 
-@pytest.mark.parametrize(
-    ("charset", "stored"), [("ISO_IR 192", "Schädel\x07".encode()), ("ISO_IR 100", "Schädel".encode("latin-1"))]
-)
-def test_descriptions_in_their_character_set(tmp_path, charset, stored):
-    folder = two_series(tmp_path, SpecificCharacterSet=charset, SeriesDescription=stored)
+@pytest.mark.parametrize("charset", ["ISO_IR 192", "ISO_IR 100", "GB18030"])
+def test_descriptions_in_their_character_set(tmp_path, charset):
+    folder = two_series(tmp_path, SpecificCharacterSet=charset, SeriesDescription="Schädel\x07")
     with pytest.raises(InputError, match=r"number 8: MR, Schädel") as caught:
         read(folder)
     assert all(line.isprintable() for line in str(caught.value).split("\n"))

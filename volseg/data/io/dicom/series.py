@@ -1,6 +1,8 @@
-"""The series among DICOM files, and which of them is meant."""
+"""The series among DICOM files, which of them is meant, copies of its files, and their order in time."""
 
-from collections.abc import Hashable, Sequence
+import filecmp
+import re
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from volseg.data.io.choice import Choice
@@ -10,6 +12,8 @@ from volseg.errors import InputError
 
 # What images share that are slices of one scan though each has a SeriesInstanceUID of its own.
 _SHARED = ("SeriesNumber", "StudyInstanceUID", "Modality", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing")
+# In what the files of one SOPInstanceUID may be the same.
+SAME_FILE, SAME_PIXELS = "same file", "same SOPInstanceUID, place and pixels"
 _SCREENSHOTS = "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -186,3 +190,46 @@ def _unnamed(series: Series) -> list[str]:
     if series.uid:
         return []
     return [f"SeriesInstanceUID is absent; the {series.images} images are taken as one series."]
+
+
+def sameness(first: Header, second: Header) -> str:
+    """In what two files of one SOPInstanceUID are the same; empty if their pixels differ."""
+    if filecmp.cmp(first.path, second.path, shallow=False):
+        return SAME_FILE
+    return SAME_PIXELS if first.syntax == second.syntax and _pixels(first) == _pixels(second) else ""
+
+
+def _pixels(header: Header) -> bytes:
+    """The stored pixels of a file, to its end if no length is stated."""
+    if header.offset is None:
+        return header.pixels or b""
+    with open(header.path, "rb") as stream:
+        stream.seek(header.offset)
+        return stream.read(-1 if header.length is None else header.length)
+
+
+def in_time(headers: dict[str, Header]) -> dict[str, int]:
+    """The place of each file in time, then by InstanceNumber, then by the numbers in its name."""
+    keys: list[Callable[[Header], Hashable]] = [
+        lambda one: _time(one, "AcquisitionDateTime", ""),
+        lambda one: _time(one, "AcquisitionDate", "AcquisitionTime"),
+        lambda one: _time(one, "ContentDate", "ContentTime"),
+        lambda one: count(one.data, "InstanceNumber") or None,
+    ]
+    stated = [
+        values for key in keys if None not in (values := {name: key(one) for name, one in headers.items()}).values()
+    ]
+
+    def place(name: str) -> tuple[list[Hashable], list[tuple[int, str]]]:
+        pieces = re.findall(r"(\d+)|(\D+)", headers[name].name)
+        return [values[name] for values in stated], [(int(digits or -1), other) for digits, other in pieces]
+
+    return {name: at for at, name in enumerate(sorted(headers, key=place))}
+
+
+def _time(header: Header, date: str, time: str) -> tuple[str, float] | None:
+    """Date and time; None if the time is absent or no number."""
+    day = text(header.data, date)
+    clock = text(header.data, time) if time else day[8:]
+    found = re.match(r"\d+(\.\d*)?", clock)
+    return (day[:8], float(found[0])) if found else None

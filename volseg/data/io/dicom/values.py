@@ -118,7 +118,7 @@ def described(data: Dataset, name: str) -> str:
 def _decoded(value: bytes, encodings: list[str]) -> str:
     """A text in the first encoding, or in that which its escape sequences name."""
     if b"\x1b" in value and len(encodings) > 1:
-        return decode_bytes(value, encodings, {0x5C})
+        return str(decode_bytes(value, encodings, {0x5C}))
     return value.decode(next(iter(encodings), "latin-1"), "replace")
 
 

@@ -48,9 +48,9 @@ CLASSIC = {
     "contrast volume": ("ContrastBolusVolume", "10", "20"),
     "slice thickness": ("SliceThickness", "8", "9"),
     "reconstruction method": ("ReconstructionMethod", "FBP", "OSEM"),
-    "filter": ("FilterType", "HEAD FILTER", "BODY FILTER"),
+    "filter": ("FilterType", "BODY FILTER", "HEAD FILTER"),
     "SUV type": ("SUVType", "BW", "LBM"),
-    "decay correction": ("DecayCorrection", "START", "ADMIN"),
+    "decay correction": ("DecayCorrection", "ADMIN", "START"),
     "corrections": ("CorrectedImage", "DECY\\ATTN", "DECY"),
     "photometric interpretation": ("PhotometricInterpretation", "MONOCHROME1", "MONOCHROME2"),
 }
@@ -62,7 +62,7 @@ ENHANCED = {
     "frame type": ("FrameType", "ORIGINAL\\PRIMARY\\M", "ORIGINAL\\PRIMARY\\P"),
     "complex component": ("ComplexImageComponent", "MAGNITUDE", "PHASE"),
     "label": ("ASLContext", "CONTROL", "LABEL"),
-    "velocity direction": ("VelocityEncodingDirection", FD((1.0, 0, 0)), FD((0, 1.0, 0))),
+    "velocity direction": ("VelocityEncodingDirection", FD((0, 1.0, 0)), FD((1.0, 0, 0))),
     "largest velocity": ("VelocityEncodingMaximumValue", FD(100.0), FD(200.0)),
     "reconstruction": ("ReconstructionAlgorithm", "FILTER_BACK_PROJ", "ITERATIVE"),
     "contrast administered": ("ContrastBolusAgentAdministered", "NO", "YES"),
@@ -81,8 +81,8 @@ def two(folder, kind, attribute, first, second, positions=SAME):
         if kind is enhanced:
             stated[attribute] = value
         else:
-            kind, creator = PRIVATE.get(attribute, (None, None))
-            put(stated, attribute, value, kind)
+            representation, creator = PRIVATE.get(attribute, (None, None))
+            put(stated, attribute, value, representation)
             if creator:
                 put(stated, attribute & 0xFFFF0000 | 0x10, creator, "LO")
 

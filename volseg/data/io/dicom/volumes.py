@@ -211,10 +211,10 @@ def _tuple(value: Hashable) -> tuple[Hashable, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def _parts(volume: Volume) -> list[Volume]:
-    """A volume, or its parts if something else than hard contrasts separates them."""
-    names = sorted({name for frame in volume.frames for name in (*frame.contrast, *frame.run)})
-    groups = {name: _groups(volume, name) for name in names}
+def _parts(volume: Volume, settled: tuple[str, ...] = ()) -> list[Volume]:
+    """A volume, or its parts if something else than hard contrasts or what is `settled` separates them."""
+    names = {name for frame in volume.frames for name in (*frame.contrast, *frame.run)} - set(settled)
+    groups = {name: _groups(volume, name) for name in sorted(names)}
     varying = {name: found for name, found in groups.items() if len(found) > 1}
     notes = list(volume.notes)
     for separate in (_repeating, _ranked, _separated):
@@ -223,7 +223,8 @@ def _parts(volume: Volume) -> list[Volume]:
             notes += [note] if note else []
             if parts:
                 made = [Volume(part, volume.differs | {name: value}, tuple(notes)) for value, part in parts.items()]
-                return [one for part in made for one in _parts(part)]
+                done = (*settled, name, *(_ORDERED if separate is _ranked else ()))
+                return [one for part in made for one in _parts(part, done)]
     return [Volume(volume.frames, volume.differs, tuple(notes))]
 
 

@@ -222,9 +222,11 @@ def test_a_concatenation_of_unknown_length(tmp_path):
     assert scan.warnings[0].startswith("Nothing states how many files the volume has")
 
 
-def dimensions(folder, index, pointer=0x00189074):
+def dimensions(folder, index, pointer=0x00189074, positions=None):
     made = enhanced(
-        ARRAY, change=lambda k, stated: stated.update(DimensionIndexValues=np.array(index(k), "<u4").tobytes())
+        ARRAY,
+        positions,
+        change=lambda k, stated: stated.update(DimensionIndexValues=np.array(index(k), "<u4").tobytes()),
     )
     named = [put(Dataset(), "DimensionIndexPointer", one) for one in (0x00209057, pointer)]
     made.DimensionIndexSequence = Sequence(named)
@@ -236,6 +238,18 @@ def test_a_dimension_that_counts_the_slices_anew(tmp_path, pointer):
     scan = read(dimensions(tmp_path, lambda k: (k + 1, 8 - k), pointer))
     assert_volume(scan, ARRAY, AFFINE)
     assert scan.warnings == ()
+
+
+def test_a_dimension_that_counts_places_where_images_repeat(tmp_path):
+    file = dimensions(tmp_path, lambda k: (1, k % 4 + 1), 0x00200013, np.tile(stack(4), (2, 1)))
+    with pytest.raises(InputError, match="8 images lie at 4 positions"):
+        read(file)
+
+
+def test_a_dimension_that_counts_all_frames_orders_them_in_time(tmp_path):
+    file = dimensions(tmp_path, lambda k: (1, k + 1), positions=np.tile(stack(4), (2, 1)))
+    for number in (1, 2):
+        assert_volume(read(file, volume=number), ARRAY[..., 4 * number - 4 : 4 * number], affine_of(stack(4)))
 
 
 # Elements in blocks of their creators, and of others.

@@ -8,7 +8,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -155,6 +155,24 @@ def only(values: Sequence[float]) -> float | None:
 def shown(value: float) -> str:
     """A number in a message; NaN stands for text that is no number, and for several numbers."""
     return "not one number" if math.isnan(value) else f"{value:g}"
+
+
+def order_of(value: Hashable) -> tuple[int, float, str]:
+    """A key that sorts numbers by value, before texts; what is absent comes first."""
+    first = value[0] if isinstance(value, tuple) and value else value
+    if first is None:
+        return (0, 0.0, "")
+    try:
+        return (1, float(first), "")  # type: ignore[arg-type]
+    except ValueError:
+        return (2, 0.0, str(value))
+
+
+def shown_mark(value: Hashable) -> str:
+    """A value in a message."""
+    parts = value if isinstance(value, tuple) else (value,)
+    shown = (f"{one:g}" if isinstance(one, float) else printable(str(one)) for one in parts)
+    return "none" if value is None else "\\".join(shown)
 
 
 def count(data: Dataset, name: str | int) -> int:

@@ -17,7 +17,7 @@ from volseg.data.io.dicom.frames import DIMENSION, INEXACT, RUNS, TIMES, Frame
 from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.series import SAME_FILE, SAME_PIXELS, in_time, sameness
 from volseg.data.io.dicom.stack import SAME_PLACE_MM, check_place, height, normal_of
-from volseg.data.io.dicom.values import number, numbers, printable, text
+from volseg.data.io.dicom.values import number, numbers, order_of, shown_mark, text
 from volseg.errors import InputError
 from volseg.text import first_few
 
@@ -50,7 +50,7 @@ class Volume(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        named = [f"{name} {_shown(value)}" for name, value in self.differs.items()]
+        named = [f"{name} {shown_mark(value)}" for name, value in self.differs.items()]
         return f"{first_few(named, _NAMED)}, {len(self.frames)} images" if named else f"{len(self.frames)} images"
 
 
@@ -91,7 +91,7 @@ def volumes_of(frames: Sequence[Frame], source: str) -> tuple[list[Volume], list
     files = in_time({str(frame.run["file"]): frame.header for frame in kept if "file" in frame.run})
 
     def place(one: Volume) -> list[tuple[int, float, str]]:
-        return [_order(files[str(value)] if name == "file" else value) for name, value in one.differs.items()]
+        return [order_of(files[str(value)] if name == "file" else value) for name, value in one.differs.items()]
 
     ordered = sorted(found, key=place)
     least = min((gap for one in ordered if (gap := _gap(one))), default=0.0)
@@ -214,7 +214,8 @@ def _tuple(value: Hashable) -> tuple[Hashable, ...]:
 def _parts(volume: Volume, settled: tuple[str, ...] = ()) -> list[Volume]:
     """A volume, or its parts if something else than hard contrasts or what is `settled` separates them."""
     names = {name for frame in volume.frames for name in (*frame.contrast, *frame.run)} - set(settled)
-    groups = {name: _groups(volume, name) for name in sorted(names)}
+    ordered = sorted(names, key=lambda name: (name == "file" or name in RUNS, name))
+    groups = {name: _groups(volume, name) for name in ordered}
     varying = {name: found for name, found in groups.items() if len(found) > 1}
     notes = list(volume.notes)
     for separate in (_repeating, _ranked, _separated):
@@ -259,7 +260,9 @@ def _ranked(volume: Volume, name: str, groups: _Groups) -> _Found:
     if not (name in _ORDERED or name.startswith(DIMENSION)) or _turned(groups):
         return None, ""
     normal = normal_of(volume.frames[0])
-    valued = [(height(frame, normal), _order(value), value, frame) for value, part in groups.items() for frame in part]
+    valued = [
+        (height(frame, normal), order_of(value), value, frame) for value, part in groups.items() for frame in part
+    ]
     valued.sort(key=lambda one: one[:2])
     starts = [0, *(np.flatnonzero(np.diff([one[0] for one in valued]) > SAME_PLACE_MM) + 1), len(valued)]
     places = [sorted(valued[start:end], key=lambda one: one[1]) for start, end in pairwise(starts)]
@@ -292,12 +295,14 @@ def _judge_run(volume: Volume, name: str, parts: list[np.ndarray]) -> str | None
 
 def _judge_contrast(volume: Volume, name: str, parts: list[np.ndarray]) -> str | None:
     """The same of slices that differ in a soft contrast."""
-    single = max(map(len, parts)) == 1
+    single = all(part[-1] - part[0] <= SAME_PLACE_MM for part in parts) and not _overlap(parts, False)
     note = f"{name[0].upper()}{name[1:]} differs between slices of the volume."
+    if single and name.startswith(DIMENSION):
+        return ""
     if not _even(volume.frames):
         return None
     if single:
-        return "" if name.startswith(DIMENSION) else note
+        return note
     if name in _PARTS and (not _overlap(parts, False) or _apart(volume.frames, parts)):
         return f"{name[0].upper()}{name[1:]} differs between slices that make one even stack; they are one volume."
     stacks = [part for part in parts if len(part) > 1]
@@ -378,21 +383,3 @@ def _gap(volume: Volume) -> float:
     """The median gap of a volume, mm; 0 for a single slice."""
     heights = _heights(volume.frames, normal_of(volume.frames[0]))
     return float(np.median(np.diff(heights))) if len(heights) > 1 else 0.0
-
-
-def _order(value: Hashable) -> tuple[int, float, str]:
-    """A key that sorts numbers by value, before texts; what is absent comes first."""
-    first = value[0] if isinstance(value, tuple) and value else value
-    if first is None:
-        return (0, 0.0, "")
-    try:
-        return (1, float(first), "")  # type: ignore[arg-type]
-    except ValueError:
-        return (2, 0.0, str(value))
-
-
-def _shown(value: Hashable) -> str:
-    """A value in a message."""
-    parts = value if isinstance(value, tuple) else (value,)
-    shown = (f"{one:g}" if isinstance(one, float) else printable(str(one)) for one in parts)
-    return "none" if value is None else "\\".join(shown)

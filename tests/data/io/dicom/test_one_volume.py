@@ -71,7 +71,7 @@ def test_what_varies_between_the_slices_of_one_volume(tmp_path, name):
 IN_TURN = ["image type", "frame of reference", "acquisition", "stacks in turn"]
 
 
-@pytest.mark.parametrize("thickness", ["6", None, "0"])
+@pytest.mark.parametrize("thickness", ["6", None, "0", "1.5"])
 @pytest.mark.parametrize("name", IN_TURN)
 def test_slices_in_turn_that_do_not_fit_beside_each_other(tmp_path, name, thickness):
     """Two stacks half a slice apart, or of slices whose thickness is unknown."""
@@ -156,6 +156,28 @@ def test_a_volume_with_gaps_that_the_others_have_not(tmp_path):
     assert read(folder, volume=2).warnings == (
         "Gaps of 9 mm, 3 mm in another volume of the series: slices of this volume may be missing.",
     )
+
+
+def test_a_volume_of_fewer_slices_than_the_others(tmp_path):
+    places = np.concatenate([stack(5), stack(3)])
+    folder = write_all(
+        tmp_path, classic(ARRAY, places, change=lambda k, data: put(data, "EchoTime", str(9 + k // 5 * 9)))
+    )
+    assert read(folder, volume=1).warnings == ()
+    assert read(folder, volume=2).warnings == (
+        "3 images, 5 in another volume of the series: slices of this volume may be missing.",
+    )
+
+
+def test_two_concatenations_at_one_place_are_two_volumes(tmp_path):
+    concatenation(tmp_path / "a", (1, 2))
+    for k in range(2):
+        stated = {"ConcatenationUID": "1.2.8", "InConcatenationNumber": k + 1}
+        made = enhanced(ARRAY[..., 2 * k : 2 * k + 2] + 100, stack(8)[2 * k : 2 * k + 2], InstanceNumber="5", **stated)
+        made.SOPInstanceUID = f"1.2.3.5.{k}"
+        write(made, tmp_path / "b" / f"{k}.dcm")
+    for number in (1, 2):
+        assert_volume(read(tmp_path, volume=number), ARRAY[..., :4] + 100 * (number - 1), affine_of(stack(4)))
 
 
 def test_a_rescaling_of_some_slices_is_warned_of(tmp_path):

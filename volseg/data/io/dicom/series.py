@@ -14,6 +14,8 @@ from volseg.errors import InputError
 _SHARED = ("SeriesNumber", "StudyInstanceUID", "Modality", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing")
 # In what the files of one SOPInstanceUID may be the same.
 SAME_FILE, SAME_PIXELS = "same file", "same SOPInstanceUID, place and pixels"
+# Series of one image each, such as the planes of a localiser, that are no scan.
+_FEW = 3
 _SCREENSHOTS = "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -124,7 +126,7 @@ def chosen_series(found: Sequence[Series], choice: Choice, source: str) -> tuple
         f"\n  {one}" + (f", UID {printable(one.uid) or 'absent'}" if numbers.count(one.number) > 1 else "")
         for one in found
     )
-    listed += _shared_uids(found)
+    listed += _shared_uids(found) or _single_images(found)
     if choice.series is not None:
         wanted = [one for one in found if choice.series in one.uids or _plain(choice.series) == one.number]
         if len(wanted) == 1:
@@ -164,6 +166,13 @@ def _shared_uids(found: Sequence[Series]) -> str:
     if most < 2:
         return ""
     return f"; one SeriesInstanceUID in {most} studies or patients: give the folder of one of them."
+
+
+def _single_images(found: Sequence[Series]) -> str:
+    """A sentence about many series of one image; empty if there are others."""
+    if len(found) <= _FEW or any(one.images > 1 for one in found):
+        return ""
+    return "\nEvery image has a SeriesInstanceUID of its own, as some scanners write; give the slices of one volume."
 
 
 def _reason_aside(series: Series, choice: Choice) -> str:

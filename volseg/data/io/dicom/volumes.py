@@ -24,9 +24,9 @@ from volseg.text import first_few
 _LOCALISERS = ("LOCALIZER", "SCOUT", "LOCALISER")
 # Differences that are named in messages at most.
 _NAMED = 3
-# The smallest gap between slices that lie beside each other, as a fraction of their thickness, and the largest one
-# where none is missing.
-_FITS, _WIDE = 0.9, 1.75
+# The smallest and largest gap between slices of several parts that lie beside each other, as a fraction of their
+# thickness, and the largest one where none is missing.
+_FITS, _LOOSE, _WIDE = 0.9, 1.5, 1.75
 # Deviation of a gap from the stated one or the mean, as a fraction.
 _EVEN = 0.1
 # Difference of directions, or of spacings as a fraction, of slices that are parallel.
@@ -95,7 +95,8 @@ def volumes_of(frames: Sequence[Frame], source: str) -> tuple[list[Volume], list
 
     ordered = sorted(found, key=place)
     least = min((gap for one in ordered if (gap := _gap(one))), default=0.0)
-    return [_judged(one, least) for one in ordered], [*warnings, *copies, *unknown]
+    most = max((len(one.frames) for one in ordered), default=0)
+    return [_judged(one, least, most) for one in ordered], [*warnings, *copies, *unknown]
 
 
 def _without_localisers(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
@@ -346,7 +347,7 @@ def _apart(frames: Sequence[Frame], parts: Sequence[np.ndarray]) -> bool:
     if thickness is None or gaps.min(initial=np.inf) <= SAME_PLACE_MM:
         return False
     stated = between is not None and bool(np.all(np.abs(gaps - between) <= _EVEN * between))
-    return stated or bool(gaps.min() >= _FITS * thickness)
+    return stated or bool(gaps.min() >= _FITS * thickness and gaps.max() <= _LOOSE * thickness)
 
 
 def _thickness(frame: Frame) -> float | None:
@@ -364,8 +365,8 @@ def _even(frames: Sequence[Frame]) -> bool:
     return bool(mean @ normal > SAME_PLACE_MM and np.linalg.norm(steps - mean, axis=1).max() <= _EVEN * (mean @ normal))
 
 
-def _judged(volume: Volume, least: float) -> Volume:
-    """A volume with warnings of slices that may be missing, given the least gap of all, and of absent rescaling."""
+def _judged(volume: Volume, least: float, most: int) -> Volume:
+    """A volume with warnings, given the least gap and the most slices of all: of missing slices, and of rescaling."""
     notes = list(volume.notes)
     gap, thickness = _gap(volume), _thickness(volume.frames[0])
     missing = "slices of this volume may be missing"
@@ -373,6 +374,8 @@ def _judged(volume: Volume, least: float) -> Volume:
         notes.append(f"Gaps of {gap:.3g} mm, slices are {thickness:.3g} mm thick: {missing}.")
     elif gap and gap > _WIDE * least:
         notes.append(f"Gaps of {gap:.3g} mm, {least:.3g} mm in another volume of the series: {missing}.")
+    elif len(volume.frames) < most:
+        notes.append(f"{len(volume.frames)} images, {most} in another volume of the series: {missing}.")
     without = sum(frame.slope is None and frame.intercept is None for frame in volume.frames)
     if 0 < without < len(volume.frames):
         notes.append(f"RescaleSlope/RescaleIntercept is absent in {without} of {len(volume.frames)} slices.")

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.data.images import ramp
-from tests.data.io.dicom.writers import CT, MR, affine_of, assert_volume, classic, enhanced, read, stack, write_all
+from tests.data.io.dicom.writers import CT, MR, affine_of, assert_volume, classic, enhanced, put, read, stack, write_all
 from volseg.data.io.choice import Choice
 from volseg.data.io.dicom.reader import count_volumes, series_uids
 from volseg.errors import InputError
@@ -55,6 +55,74 @@ def test_a_number_that_fits_two_series(tmp_path):
     with pytest.raises(InputError, match=r"2 series of number 7; choose one by its UID: 1\.2\.3\.4, 1\.2\.3\.5"):
         read(folder, series="7")
     assert_volume(read(folder, series="1.2.3.5"), OTHER)
+
+
+@pytest.mark.parametrize("owner", [{"PatientID": "Doe-2"}, {"StudyInstanceUID": "1.2.9"}])
+def test_one_uid_in_two_studies_or_patients(tmp_path, owner):
+    """Slices that would fit on top of the others: some anonymisers write one UID into all files."""
+    above = classic(ramp((3, 4, 2)), stack(7)[5:], **owner)
+    folder = write_all(tmp_path, [*classic(ARRAY, PatientID="Doe-1"), *above])
+    for chosen in ({}, {"series": "7"}, {"series": "1.2.3.4"}):
+        with pytest.raises(
+            InputError, match="one SeriesInstanceUID in 2 studies or patients: give the folder"
+        ) as caught:
+            read(folder, **chosen)
+        assert "Doe" not in str(caught.value)
+
+
+def own_uids(k, data):
+    data.SeriesInstanceUID = f"1.2.3.{k + 1}"
+
+
+def test_a_series_uid_for_each_slice(tmp_path):
+    made = classic(ARRAY, change=own_uids, SeriesDescription="AX T1")
+    folder = write_all(tmp_path, made)
+    for chosen in ({}, {"series": "7"}, {"series": "1.2.3.4"}):
+        scan = read(folder, **chosen)
+        assert_volume(scan, ARRAY, AFFINE)
+        assert scan.warnings[0].startswith(
+            "Every image has a SeriesInstanceUID of its own, as some scanners write; the 5"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ImagePositionPatient", "0\\0\\0"),
+        ("SeriesDescription", ["a", "b", "c", "d", "e"]),
+        ("StudyInstanceUID", ["1.1", "1.2", "1.3", "1.4", "1.5"]),
+        ("PixelSpacing", ["1\\1", "2\\2", "3\\3", "4\\4", "5\\5"]),
+        ("SeriesNumber", None),
+    ],
+)
+def test_series_of_one_image_that_are_no_slices_of_one_scan(tmp_path, name, value):
+    def change(k, data):
+        own_uids(k, data)
+        put(data, name, value[k] if isinstance(value, list) else value)
+
+    with pytest.raises(
+        InputError, match=r"(?s)contains 5 DICOM series.*\nEvery image has a SeriesInstanceUID of its own"
+    ):
+        read(write_all(tmp_path, classic(ARRAY, change=change)))
+
+
+@pytest.mark.parametrize("charset", ["ISO_IR 192", "ISO_IR 100", "GB18030"])
+def test_descriptions_in_their_character_set(tmp_path, charset):
+    folder = two_series(tmp_path, SpecificCharacterSet=charset, SeriesDescription="Schädel\x07")
+    with pytest.raises(InputError, match=r"number 8: MR, Schädel") as caught:
+        read(folder)
+    assert all(line.isprintable() for line in str(caught.value).split("\n"))
+
+
+def test_leading_zeros_of_a_series_number(tmp_path):
+    folder = two_series(tmp_path, SeriesNumber="08")
+    for number in ("8", "08", "008"):
+        assert_volume(read(folder, series=number), OTHER)
+
+
+def test_series_of_one_number_are_listed_with_their_uids(tmp_path):
+    with pytest.raises(InputError, match=r"(?s)number 7: MR, 5 .* mm, UID 1\.2\.3\.4\n.*UID 1\.2\.3\.5$"):
+        read(two_series(tmp_path, SeriesNumber="007"))
 
 
 @pytest.mark.parametrize("series", ["9", "1.2.3", ""])

@@ -43,6 +43,16 @@ CLASSIC = {
     "stack": ("StackID", "1", "2"),
     "frame of reference": ("FrameOfReferenceUID", "1.2.8", "1.2.9"),
     "GE image type": (0x0043102F, "0", "1"),
+    "series number": ("SeriesNumber", "3", "4"),
+    "contrast agent": ("ContrastBolusAgent", None, "Gd"),
+    "contrast volume": ("ContrastBolusVolume", "10", "20"),
+    "slice thickness": ("SliceThickness", "8", "9"),
+    "reconstruction method": ("ReconstructionMethod", "FBP", "OSEM"),
+    "filter": ("FilterType", "BODY FILTER", "HEAD FILTER"),
+    "SUV type": ("SUVType", "BW", "LBM"),
+    "decay correction": ("DecayCorrection", "ADMIN", "START"),
+    "corrections": ("CorrectedImage", "DECY\\ATTN", "DECY"),
+    "photometric interpretation": ("PhotometricInterpretation", "MONOCHROME1", "MONOCHROME2"),
 }
 ENHANCED = {
     "echo time": ("EffectiveEchoTime", FD(2.5), FD(7.5)),
@@ -51,11 +61,16 @@ ENHANCED = {
     "b value": ("DiffusionBValue", FD(0.0), FD(1000.0)),
     "frame type": ("FrameType", "ORIGINAL\\PRIMARY\\M", "ORIGINAL\\PRIMARY\\P"),
     "complex component": ("ComplexImageComponent", "MAGNITUDE", "PHASE"),
+    "label": ("ASLContext", "CONTROL", "LABEL"),
+    "velocity direction": ("VelocityEncodingDirection", FD((0, 1.0, 0)), FD((1.0, 0, 0))),
+    "largest velocity": ("VelocityEncodingMaximumValue", FD(100.0), FD(200.0)),
+    "reconstruction": ("ReconstructionAlgorithm", "FILTER_BACK_PROJ", "ITERATIVE"),
+    "contrast administered": ("ContrastBolusAgentAdministered", "NO", "YES"),
 }
 KINDS = [(classic, name, *one) for name, one in CLASSIC.items()] + [
     (enhanced, name, *one) for name, one in ENHANCED.items()
 ]
-PRIVATE = {0x0019100C: "IS", 0x0043102F: "SS"}
+PRIVATE = {0x0019100C: ("IS", "SIEMENS MR HEADER"), 0x0043102F: ("SS", "GEMS_PARM_01")}
 
 
 def two(folder, kind, attribute, first, second, positions=SAME):
@@ -66,14 +81,20 @@ def two(folder, kind, attribute, first, second, positions=SAME):
         if kind is enhanced:
             stated[attribute] = value
         else:
-            put(stated, attribute, value, PRIVATE.get(attribute))
+            representation, creator = PRIVATE.get(attribute, (None, None))
+            put(stated, attribute, value, representation)
+            if creator:
+                put(stated, attribute & 0xFFFF0000 | 0x10, creator, "LO")
 
     made = kind(BOTH, positions, change=change)
     return write_all(folder, made if isinstance(made, list) else [made])
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("kind", "name", "attribute", "first", "second"), KINDS)
+@pytest.mark.parametrize(
+    ("kind", "name", "attribute", "first", "second", "place"),
+    # Stacks beside each other may be one volume.
+    [(*one, place) for one in KINDS for place in PLACES if (one[1], place) != ("stack", "above")],
+)
 def test_what_never_differs_within_a_volume(tmp_path, kind, name, attribute, first, second, place):
     folder = two(tmp_path, kind, attribute, first, second, PLACES[place])
     with pytest.raises(InputError, match=rf"4-D, with 2 volumes \(1: {name} .*, 4 images; 2: {name} .*--volume N"):

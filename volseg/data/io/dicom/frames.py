@@ -19,19 +19,32 @@ from volseg.data.io.dicom.values import (
     items,
     kind_of_value,
     numbers,
+    numbers_of,
     only,
     parsing,
-    texts,
+    private_blocks,
+    private_element,
+    tag_of,
+    text,
+    texts_of,
 )
 from volseg.errors import InputError
 
 
 class Attribute(NamedTuple):
-    """An attribute by its keyword or tag in a classic file, and by sequence and keyword in functional groups."""
+    """An attribute by its keyword in a classic file, and by sequence and keyword in functional groups."""
 
-    classic: str | int
+    classic: str
     sequence: str = ""
     inner: str = ""
+
+
+class Private(NamedTuple):
+    """A private attribute: the tag in the first block of its group, its creator, and its value representation."""
+
+    tag: int
+    creator: str
+    kind: str
 
 
 _PLACES = {
@@ -43,36 +56,62 @@ _PLACES = {
     "slope": Attribute("RescaleSlope", "PixelValueTransformationSequence", "RescaleSlope"),
     "intercept": Attribute("RescaleIntercept", "PixelValueTransformationSequence", "RescaleIntercept"),
 }
-# What differs in another image of the same anatomy: frames that differ here are never slices of one volume.
+_VELOCITY, _CONTRAST, _TYPES = "MRVelocityEncodingSequence", "ContrastBolusUsageSequence", "MRImageFrameTypeSequence"
+# What differs in another image of the same anatomy: frames that differ here are slices of several volumes, unless they
+# differ in something soft (`volumes`).
 CONTRASTS = {
     "modality": Attribute("Modality"),
+    "series number": Attribute("SeriesNumber"),
     "image type": Attribute("ImageType"),
-    "frame type": Attribute("", "MRImageFrameTypeSequence", "FrameType"),
+    "frame type": Attribute("", _TYPES, "FrameType"),
     "CT frame type": Attribute("", "CTImageFrameTypeSequence", "FrameType"),
     "PET frame type": Attribute("", "PETFrameTypeSequence", "FrameType"),
-    "complex component": Attribute("ComplexImageComponent", "MRImageFrameTypeSequence", "ComplexImageComponent"),
-    "Philips image type": Attribute(0x20051011),
-    "GE image type": Attribute(0x0043102F),
+    "complex component": Attribute("ComplexImageComponent", _TYPES, "ComplexImageComponent"),
+    "photometric interpretation": Attribute("PhotometricInterpretation"),
     "stack": Attribute("StackID", "FrameContentSequence", "StackID"),
+    "slice thickness": _PLACES["thickness"],
     "time point": Attribute("TemporalPositionIdentifier", "FrameContentSequence", "TemporalPositionIndex"),
     "echo time": Attribute("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
     "echo": Attribute("EchoNumbers"),
     "inversion time": Attribute("InversionTime", "MRModifierSequence", "InversionTimes"),
     "flip angle": Attribute("FlipAngle", "MRTimingAndRelatedParametersSequence", "FlipAngle"),
     "b value": Attribute("DiffusionBValue", "MRDiffusionSequence", "DiffusionBValue"),
-    "Siemens b value": Attribute(0x0019100C),
-    "Philips b value": Attribute(0x20011003),
-    "GE b value": Attribute(0x00431039),
     "diffusion direction": Attribute("DiffusionGradientOrientation", "MRDiffusionSequence", "DiffusionDirectionality"),
-    "Siemens diffusion direction": Attribute(0x0019100E),
+    "label": Attribute("", "MRArterialSpinLabelingSequence", "ASLContext"),
+    "velocity direction": Attribute("VelocityEncodingDirection", _VELOCITY, "VelocityEncodingDirection"),
+    "least velocity": Attribute("VelocityEncodingMinimumValue", _VELOCITY, "VelocityEncodingMinimumValue"),
+    "largest velocity": Attribute("VelocityEncodingMaximumValue", _VELOCITY, "VelocityEncodingMaximumValue"),
+    "contrast agent": Attribute("ContrastBolusAgent"),
+    "contrast route": Attribute("ContrastBolusRoute"),
+    "contrast volume": Attribute("ContrastBolusVolume"),
+    "contrast phase": Attribute("", _CONTRAST, "ContrastBolusAgentPhase"),
+    "contrast administered": Attribute("", _CONTRAST, "ContrastBolusAgentAdministered"),
     "tube voltage": Attribute("KVP", "CTXRayDetailsSequence", "KVP"),
     "kernel": Attribute("ConvolutionKernel", "CTReconstructionSequence", "ConvolutionKernel"),
+    "reconstruction": Attribute("ReconstructionAlgorithm", "CTReconstructionSequence", "ReconstructionAlgorithm"),
+    "reconstruction method": Attribute("ReconstructionMethod"),
+    "image filter": Attribute("ImageFilter", "CTReconstructionSequence", "ImageFilter"),
+    "filter": Attribute("FilterType"),
     "frame of reference": Attribute("FrameOfReferenceUID"),
     "units": Attribute("Units"),
+    "SUV type": Attribute("SUVType"),
+    "decay correction": Attribute("DecayCorrection"),
+    "attenuation correction": Attribute("AttenuationCorrectionMethod"),
+    "corrections": Attribute("CorrectedImage"),
     "rescale type": Attribute("RescaleType", "PixelValueTransformationSequence", "RescaleType"),
     "cardiac phase": Attribute("", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
     "respiratory phase": Attribute("", "RespiratorySynchronizationSequence", "NominalRespiratoryTriggerDelayTime"),
     "trigger delay": Attribute("NominalCardiacTriggerDelayTime"),
+}
+# The same in elements of manufacturers, which mean this in the block of their creator alone.
+PRIVATE_CONTRASTS = {
+    "Philips image type": Private(0x20050011, "Philips MR Imaging DD 001", "CS"),
+    "GE image type": Private(0x0043002F, "GEMS_PARM_01", "SS"),
+    "Siemens b value": Private(0x0019000C, "SIEMENS MR HEADER", "IS"),
+    "Philips b value": Private(0x20010003, "Philips Imaging DD 001", "FL"),
+    # Its first value; the others are of another meaning.
+    "GE b value": Private(0x00430039, "GEMS_PARM_01", "IS"),
+    "Siemens diffusion direction": Private(0x0019000E, "SIEMENS MR HEADER", "FD"),
 }
 # What may also differ between the slices of one volume, which are then scanned in parts or one after the other.
 RUNS = {
@@ -83,16 +122,25 @@ RUNS = {
 }
 # Those of them that state when slices were measured: slices measured at one time lie apart, with others between them.
 TIMES = ("trigger time", "frame time", "temporal offset")
+# Numbers that scanners vary in their last digits.
+INEXACT = (
+    *("echo time", "inversion time", "flip angle", "tube voltage", "slice thickness", "contrast volume"),
+    *("b value", "Siemens b value", "Philips b value", "GE b value", "least velocity", "largest velocity"),
+)
+_NUMERIC = (*INEXACT, "cardiac phase", "respiratory phase", "trigger delay", "trigger time", "series number")
 # Dimensions whose index counts the slices (DICOM PS3.3 C.7.6.17): In-Stack Position Number, Image Position (Patient),
 # Slice Location and the plane positions.
 _SLICE_DIMENSIONS = (0x00209057, 0x00200032, 0x00201041, 0x00209113)
-_NUMERIC = ("echo time", "inversion time", "flip angle", "b value", "tube voltage", "cardiac phase", "trigger time")
 _ATTRIBUTES = _PLACES | CONTRASTS | RUNS
 # The attributes by the sequence of functional groups that holds them.
 _GROUPED = {
     sequence: {name: one for name, one in _ATTRIBUTES.items() if one.sequence == sequence}
     for sequence in {one.sequence for one in _ATTRIBUTES.values()} - {""}
 }
+# The names of the attributes by the tags that dimensions count.
+_BY_TAG = {int(tag_of(one.inner)): name for name, one in (CONTRASTS | RUNS).items() if one.inner}
+# The name of an index in another dimension, before its number.
+DIMENSION = "dimension"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +156,7 @@ class Frame:
         thickness_mm: stated distance to the next slice, or thickness; None if absent.
         slope: RescaleSlope, None if absent.
         intercept: RescaleIntercept, None if absent.
-        contrast: what never differs within one volume.
+        contrast: what differs between volumes.
         run: what may differ within one volume.
     """
 
@@ -144,7 +192,9 @@ def frames_of(header: Header, source: str) -> list[Frame]:
     """
     where = header.among(source)
     with parsing(where):
-        stated = {name: _value(name, header.data, one.classic) for name, one in _ATTRIBUTES.items() if one.classic}
+        stated = {
+            name: _value(name, element(header.data, one.classic)) for name, one in _ATTRIBUTES.items() if one.classic
+        } | _private(header.data)
         if not has_groups(header):
             if header.frames > 1:
                 raise InputError(
@@ -169,13 +219,23 @@ def _enhanced(header: Header, stated: dict[str, Any], where: str) -> list[Frame]
     shared = next(iter(items(header.data, "SharedFunctionalGroupsSequence")), Dataset())
     stated = stated | _in_groups(_macros(shared))
     # Files of several frames are volumes of their own unless they are parts of a concatenation (PS3.3 C.7.6.16.2.2.4).
-    stated["file"] = None if texts(header.data, "ConcatenationUID") else header.name
+    stated["file"] = text(header.data, "ConcatenationUID") or header.name
     dimensions = _other_dimensions(header.data)
     frames = []
     for k, group in enumerate(groups):
         own = _macros(group)
-        frames.append(_frame(header, k, stated | _in_groups(own), _indices(own, dimensions)))
+        found = stated | _in_groups(own)
+        frames.append(_frame(header, k, found, _indices(own, dimensions, found)))
     return frames
+
+
+def _private(data: Dataset) -> dict[str, Any]:
+    """What the private elements of a file state."""
+    blocks = private_blocks(data)
+    return {
+        name: _value(name, private_element(data, one.tag, one.kind, blocks.get((one.tag >> 16, one.creator), [])))
+        for name, one in PRIVATE_CONTRASTS.items()
+    }
 
 
 def _macros(group: Dataset) -> dict[str, Dataset]:
@@ -188,16 +248,16 @@ def _in_groups(groups: dict[str, Dataset]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for sequence, data in groups.items():
         for name, one in _GROUPED[sequence].items():
-            if value := _value(name, data, one.inner):
+            if value := _value(name, element(data, one.inner)):
                 found[name] = value
     if direction := _direction(groups):
         found["diffusion direction"] = direction
     return found
 
 
-def _value(name: str, data: Dataset, attribute: str | int) -> Any:
-    """The numbers of a place, or what tells frames apart; None if it is absent."""
-    return (numbers(data, attribute) or None) if name in _PLACES else _mark(name, data, attribute)
+def _value(name: str, found: Any) -> Any:
+    """The numbers of a place, or what tells frames apart, in an element; None if it is absent."""
+    return (numbers_of(found) or None) if name in _PLACES else _mark(name, found)
 
 
 def _frame(header: Header, index: int, stated: dict[str, Any], indices: dict[str, Hashable] | None = None) -> Frame:
@@ -217,31 +277,35 @@ def _frame(header: Header, index: int, stated: dict[str, Any], indices: dict[str
         only(stated.get("between") or stated.get("thickness") or ()),
         only(stated.get("slope") or ()),
         only(stated.get("intercept") or ()),
-        marks(CONTRASTS) | (indices or {}),
+        marks((*CONTRASTS, *PRIVATE_CONTRASTS)) | (indices or {}),
         marks((*RUNS, "file")),
     )
 
 
-def _mark(name: str, data: Dataset, attribute: str | int) -> Hashable:
-    """A value that tells frames apart: numbers to 3 digits, because some scanners vary them in the last ones."""
+def _mark(name: str, found: Any) -> Hashable:
+    """A value that tells frames apart."""
+    if found is None:
+        return None
     if name in _NUMERIC:
-        return tuple(float(f"{value:.3g}") for value in numbers(data, attribute) if math.isfinite(value)) or None
-    if _is_binary(data, attribute):
+        values = numbers_of(found)[: 1 if name == "GE b value" else None]
+        if any(map(math.isfinite, values)) or name != "series number":
+            return tuple(value for value in values if math.isfinite(value)) or None
+    if kind_of_value(found) in ("US", "SS", "UL", "SL", "FL", "FD"):
         # NaN, which some scanners write for "none", equals nothing.
-        return tuple(value if math.isfinite(value) else None for value in numbers(data, attribute)) or None
-    return tuple(texts(data, attribute)) or None
+        return tuple(value if math.isfinite(value) else None for value in numbers_of(found)) or None
+    # Some scanners write the name of one kernel in capitals and not.
+    return tuple(one.upper() if name == "kernel" else one for one in texts_of(found)) or None
 
 
-def _is_binary(data: Dataset, attribute: str | int) -> bool:
-    """Whether the value is stored in binary numbers, which have no text."""
-    found = element(data, attribute)
-    return found is not None and kind_of_value(found) in ("US", "SS", "UL", "SL", "FL", "FD")
+def _other_dimensions(data: Dataset) -> dict[int, str]:
+    """The dimension indices that count something else than slices, with the name of what they count if it has one.
 
-
-def _other_dimensions(data: Dataset) -> list[int]:
-    """The dimension indices that count something else than slices; none are known without the names of dimensions."""
+    None are known without the names of dimensions.
+    """
     named = [_pointer(item) for item in items(data, "DimensionIndexSequence")]
-    return [at for at, tag in enumerate(named) if tag is not None and tag not in _SLICE_DIMENSIONS]
+    return {
+        at: _BY_TAG.get(tag, "") for at, tag in enumerate(named) if tag is not None and tag not in _SLICE_DIMENSIONS
+    }
 
 
 def _pointer(item: Dataset) -> int | None:
@@ -250,15 +314,19 @@ def _pointer(item: Dataset) -> int | None:
     return int(found) if isinstance(found, int) else None
 
 
-def _indices(own: dict[str, Dataset], dimensions: list[int]) -> dict[str, Hashable]:
-    """The indices of a frame in the dimensions that tell volumes apart."""
+def _indices(own: dict[str, Dataset], dimensions: dict[int, str], stated: dict[str, Any]) -> dict[str, Hashable]:
+    """The indices of a frame in the dimensions that may tell volumes apart; none where what they count is stated."""
     content = own.get("FrameContentSequence")
     found = numbers(content, "DimensionIndexValues") if content is not None else []
-    return {f"dimension {at + 1}": found[at] for at in dimensions if at < len(found)}
+    return {
+        f"{DIMENSION} {at + 1}": found[at]
+        for at, name in dimensions.items()
+        if at < len(found) and stated.get(name) is None
+    }
 
 
 def _direction(groups: dict[str, Dataset]) -> Hashable:
     """The diffusion gradient of a frame."""
     diffusion = groups.get("MRDiffusionSequence")
     gradients = items(diffusion, "DiffusionGradientDirectionSequence") if diffusion is not None else ()
-    return _mark("diffusion direction", gradients[0], "DiffusionGradientOrientation") if gradients else None
+    return _mark("diffusion direction", element(gradients[0], "DiffusionGradientOrientation")) if gradients else None

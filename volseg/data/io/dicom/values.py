@@ -8,12 +8,14 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from pydicom.charset import decode_bytes, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
@@ -62,9 +64,34 @@ def element(data: Dataset, name: str | int) -> Any:
     return data.get_item(tag_of(name) if isinstance(name, str) else BaseTag(name))
 
 
+def private_blocks(data: Dataset) -> dict[tuple[int, str], list[int]]:
+    """The blocks of private elements by group and creator (DICOM PS3.5 7.8.1)."""
+    found: dict[tuple[int, str], list[int]] = {}
+    for tag in data.keys():  # noqa: SIM118 - a dataset iterates over converted elements
+        if tag.group % 2 and 0x10 <= tag.element <= 0xFF:
+            found.setdefault((tag.group, text(data, tag)), []).append(tag.element)
+    return found
+
+
+def private_element(data: Dataset, tag: int, kind: str, blocks: list[int]) -> Any:
+    """A private element in one of the blocks of its creator, not converted; None if it is absent.
+
+    `tag` counts from the start of its block; `kind` is its value representation where the file has none.
+    """
+    there = [element(data, tag & 0xFFFF00FF | block << 8) for block in blocks]
+    found = next((one for one in there if one is not None), None)
+    if isinstance(found, RawDataElement) and found.VR in (None, "UN"):
+        return found._replace(VR=kind)
+    return found
+
+
 def texts(data: Dataset, name: str | int) -> list[str]:
     """The values of a text, UID or number written as text; none if it is absent or empty."""
-    found = element(data, name)
+    return texts_of(element(data, name))
+
+
+def texts_of(found: Any) -> list[str]:
+    """The values of an element as text; none if it is absent (None) or empty."""
     value = found.value if found is not None else None
     if isinstance(value, bytes):
         value = value.decode("latin-1")
@@ -79,15 +106,40 @@ def text(data: Dataset, name: str | int) -> str:
     return next(iter(texts(data, name)), "")
 
 
+def described(data: Dataset, name: str) -> str:
+    """The first value of a text in its character set, in one line without control characters."""
+    found = element(data, name)
+    value = found.value if found is not None else None
+    if isinstance(value, bytes):
+        value = _decoded(value, [python_encoding.get(one, "latin-1") for one in texts(data, "SpecificCharacterSet")])
+    return printable(str(value or "").split("\\")[0])
+
+
+def _decoded(value: bytes, encodings: list[str]) -> str:
+    """A text in the first encoding, or in that which its escape sequences name."""
+    if b"\x1b" in value and len(encodings) > 1:
+        return str(decode_bytes(value, encodings, {0x5C}))
+    return value.decode(next(iter(encodings), "latin-1"), "replace")
+
+
+def printable(value: str) -> str:
+    """A text of a file in one line, without control characters."""
+    return " ".join("".join(one if one.isprintable() else " " for one in value).split())
+
+
 def numbers(data: Dataset, name: str | int) -> list[float]:
     """The values of a number; none if it is absent or empty, NaN for what is no number."""
-    found = element(data, name)
+    return numbers_of(element(data, name))
+
+
+def numbers_of(found: Any) -> list[float]:
+    """The values of an element as numbers; none if it is absent (None) or empty, NaN for what is no number."""
     if found is None:
         return []
     kind = kind_of_value(found)
     if kind in _BINARY and isinstance(found.value, bytes):
         return _unpacked(found.value, _BINARY[kind], found.is_little_endian)
-    return [_number(part) for part in texts(data, name)]
+    return [_number(part) for part in texts_of(found)]
 
 
 def number(data: Dataset, name: str | int) -> float | None:
@@ -103,6 +155,24 @@ def only(values: Sequence[float]) -> float | None:
 def shown(value: float) -> str:
     """A number in a message; NaN stands for text that is no number, and for several numbers."""
     return "not one number" if math.isnan(value) else f"{value:g}"
+
+
+def order_of(value: Hashable) -> tuple[int, float, str]:
+    """A key that sorts numbers by value, before texts; what is absent comes first."""
+    first = value[0] if isinstance(value, tuple) and value else value
+    if first is None:
+        return (0, 0.0, "")
+    try:
+        return (1, float(first), "")  # type: ignore[arg-type]
+    except ValueError:
+        return (2, 0.0, str(value))
+
+
+def shown_mark(value: Hashable) -> str:
+    """A value in a message."""
+    parts = value if isinstance(value, tuple) else (value,)
+    shown = (f"{one:g}" if isinstance(one, float) else printable(str(one)) for one in parts)
+    return "none" if value is None else "\\".join(shown)
 
 
 def count(data: Dataset, name: str | int) -> int:

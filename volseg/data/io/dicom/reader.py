@@ -148,14 +148,6 @@ def _without_pictures(headers: list[Header]) -> tuple[list[Header], list[str]]:
     return kept, [f"Secondary captures of the series are set aside: {len(headers) - len(kept)}."]
 
 
-def _other_modality(frame: Frame, choice: Choice) -> list[str]:
-    """A warning for a scan of another modality than the model takes."""
-    stated = text(frame.header.data, "Modality")
-    if not stated or choice.modality in (None, stated):
-        return []
-    return [f"The scan is {stated}, but the model takes {choice.modality}."]
-
-
 def _passed_over(unusable: Sequence[Unusable]) -> list[str]:
     """A warning that names objects which are no scans."""
     # What is no slice though it cannot be read (`_reject_corrupt_slices`) has another SOP class, if any.
@@ -163,6 +155,14 @@ def _passed_over(unusable: Sequence[Unusable]) -> list[str]:
     objects = [kind.removesuffix(" Storage") for kind in kinds if kind and kind != "DICOMDIR"]
     counted = [f"{objects.count(kind)} {kind}" for kind in dict.fromkeys(objects)]
     return [f"Passed over, because they are no scans: {first_few(counted)}."] if counted else []
+
+
+def _other_modality(frame: Frame, choice: Choice) -> list[str]:
+    """A warning for a scan of another modality than the model takes."""
+    stated = text(frame.header.data, "Modality")
+    if not stated or choice.modality in (None, stated):
+        return []
+    return [f"The scan is {stated}, but the model takes {choice.modality}."]
 
 
 def _reject_corrupt_slices(unusable: Sequence[Unusable], headers: Sequence[Header], source: str) -> None:

@@ -199,6 +199,16 @@ def test_the_options_of_the_command_line(model, study, tmp_path):
     assert case["warnings"] == []
 
 
+def test_info_describes_a_chosen_series_and_volume(study, tmp_path):
+    shown = CliRunner().invoke(app, ["info", str(study), "--json", "--series", "4"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["maximum"] == volume(2).max()
+    path = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.stack([volume(1), volume(2)], axis=-1), AFFINE), path)
+    shown = CliRunner().invoke(app, ["info", str(path), "--json", "--volume", "2"])
+    assert json.loads(shown.stdout)["maximum"] == volume(2).max()
+
+
 def test_a_folder_of_several_series_is_listed_by_info(study):
     shown = CliRunner().invoke(app, ["info", str(study), "--json"])
     assert shown.exit_code == 0, shown.output

@@ -101,7 +101,7 @@ def test_warnings_equal_those_of_predict(tmp_path, affine, words):
 
 def test_several_volumes_need_a_model_with_as_many_channels(tmp_path):
     found = described(save(nifti(ramp((3, 4, 5, 2))), tmp_path / "scan.nii.gz"))
-    assert found["warnings"] == "It holds 2 volumes, so it needs a model with 2 channels."
+    assert found["warnings"] == "It holds 2 volumes, so it needs a model with 2 channels, or --volume."
     assert found["refused_by_predict"] is None
 
 
@@ -126,7 +126,7 @@ def test_a_folder_is_described_by_its_only_scan(tmp_path):
     with pytest.raises(InputError) as rejected:
         describe(tmp_path)
     first = tmp_path / "also.nii.gz"
-    assert str(rejected.value) == f"{tmp_path} is a folder of 2 scans; give one of them, such as {first}."
+    assert str(rejected.value) == f"{tmp_path} is a folder of 2 scans; give one of them: {first}, {path}."
 
 
 def test_the_folder_of_a_dicom_series_is_one_image(tmp_path):

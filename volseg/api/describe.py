@@ -9,6 +9,7 @@ import numpy as np
 from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_scan
+from volseg.data.io.choice import Choice, chosen
 from volseg.data.io.formats import is_dicom
 from volseg.data.io.inputs import Case, find_cases
 from volseg.data.io.readers.stored import Stored
@@ -18,6 +19,7 @@ from volseg.files import access_to, given_path, read_json_lines, sha256_of
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
+from volseg.text import first_few
 from volseg.training.run_folder import is_run
 
 MIB = 2**20
@@ -27,15 +29,23 @@ _KINDS = "an image, a DICOM series, a model or a run folder"
 _DATASET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
-def describe(path: str | Path) -> dict[str, Any]:
+def describe(
+    path: str | Path, series: str | int | None = None, volume: int | None = None, untilt: bool = False
+) -> dict[str, Any]:
     """Describe a run folder, a model file, a bundled model or an image; the key "what" names its kind.
 
     A bundled name means that model, as for `volseg predict`, even if a file or folder has this name. Only a run folder
     of that name takes precedence, because `volseg train` describes the run it has finished.
 
+    Args:
+        path: of a folder or file, or a bundled name.
+        series: as for `volseg.predict`, like the two that follow; they matter for images only.
+        volume: see `series`.
+        untilt: see `series`.
+
     Raises:
         InputError: `path` does not exist, or is none of these.
-        UsageError: it is empty.
+        UsageError: it is empty, or an option has an invalid value.
     """
     path = given_path(path)
     if is_run(path):
@@ -49,7 +59,8 @@ def describe(path: str | Path) -> dict[str, Any]:
             f"There is no file or folder {path}, and no bundled model of that name "
             f"({', '.join(bundled_models())}); give {_KINDS}."
         )
-    return _describe_image(_scan_in(path) if is_folder else Case("", (path,), ""))
+    choice = chosen(series, volume, untilt)
+    return _describe_image(_scan_in(path, choice) if is_folder else Case("", (path,), "", choice))
 
 
 def profile_document(config: Path | None, model: str | None) -> dict[str, Any]:
@@ -139,7 +150,7 @@ def _members_text(card: ModelCard) -> str:
     return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)
 
 
-def _scan_in(folder: Path) -> Case:
+def _scan_in(folder: Path, choice: Choice) -> Case:
     """The scan of a folder: the folder itself if it is a DICOM series, else the only scan in it.
 
     Raises:
@@ -148,11 +159,13 @@ def _scan_in(folder: Path) -> Case:
     if any(all((folder / name).is_dir() for name in names) for names in _DATASET_FOLDERS):
         raise InputError(f"{folder} is a training dataset; use 'volseg plan {folder}' for it, or give {_KINDS}.")
     try:
-        scans = find_cases([folder], ("scan",))
+        scans = find_cases([folder], ("scan",), choice=choice)
     except InputError as error:
         raise InputError(f"{folder} is not {_KINDS}: {error}") from error
     if len(scans) > 1:
-        raise InputError(f"{folder} is a folder of {len(scans)} scans; give one of them, such as {scans[0].paths[0]}.")
+        series = [f" --series {scan.choice.series}" if scan.choice.series else "" for scan in scans]
+        listed = first_few([f"{scan.paths[0]}{one}" for scan, one in zip(scans, series, strict=True)])
+        raise InputError(f"{folder} is a folder of {len(scans)} scans; give one of them: {listed}.")
     return scans[0]
 
 
@@ -201,7 +214,7 @@ def _check_as_predict(stored: Stored) -> tuple[Geometry | None, list[str], str |
     except InputError as error:
         return geometry, warnings, str(error)
     if channels > 1:
-        warnings.append(f"It holds {channels} volumes, so it needs a model with {channels} channels.")
+        warnings.append(f"It holds {channels} volumes, so it needs a model with {channels} channels, or --volume.")
     return geometry, warnings, None
 
 

@@ -55,12 +55,17 @@ def ensemble(
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="a model, an image or a run folder")],
     *,
+    series: Annotated[
+        str | None, typer.Option(metavar="UID|NUMBER", help="which DICOM series, where an image holds several")
+    ] = None,
+    volume: Annotated[int | None, typer.Option(metavar="N", help="which volume of a 4-D image, from 1")] = None,
+    untilt: Annotated[bool, typer.Option("--untilt", help="accept CT with gantry tilt, as predict does")] = False,
     as_json: Json = False,
 ) -> int:
     """Describe a model, an image or a run folder."""
     from volseg.api.describe import describe
 
-    show_description(describe(path), as_json)
+    show_description(describe(path, series, volume, untilt), as_json)
     return 0
 
 

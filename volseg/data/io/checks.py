@@ -276,7 +276,7 @@ def _volumes(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarray,
         several = "give one file per channel, or a 4-D file with exactly these channels"
         raise InputError(
             f"{source} is {array.ndim}-D ({size}) with {found} volume{'s' * (found > 1)}, expected {channels}; "
-            f"{'choose one with --volume N, or give it as a 3-D image' if channels == 1 else several}."
+            f"{'choose one with --volume N, take --volume all, or give a 3-D image' if channels == 1 else several}."
         )
     array = array.astype(np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("="), copy=False)
     return (array,) if array.ndim == 3 else tuple(array[..., channel] for channel in range(found))

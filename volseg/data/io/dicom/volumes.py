@@ -37,17 +37,12 @@ _SAME = 0.01
 _RAMPED = ("flip angle", "inversion time")
 # What may be stated by some slices alone, of parts that make one even stack.
 _STATED_BY_SOME = "frame of reference"
-_SOFT = (
-    *_RAMPED,
-    _STATED_BY_SOME,
-    "slice thickness",
-    "series number",
-    "cardiac phase",
-    "respiratory phase",
-    "trigger delay",
-)
+# What is stated wrongly now and then: other values of single slices tell nothing.
+_LOOSELY_STATED = ("slice thickness", "series number")
+_PHASES = ("cardiac phase", "respiratory phase", "trigger delay")
+_SOFT = (*_RAMPED, _STATED_BY_SOME, *_LOOSELY_STATED, *_PHASES)
 # What orders the frames of one place in time.
-_ORDERED = (*TIMES, "cardiac phase", "respiratory phase", "trigger delay")
+_ORDERED = (*TIMES, *_PHASES)
 
 
 class Volume(NamedTuple):
@@ -310,12 +305,12 @@ def _judge_contrast(volume: Volume, name: str, parts: list[np.ndarray]) -> str |
         return ""
     if not _even(volume.frames):
         return None
-    if single:
+    stacks = [part for part in parts if len(part) > 1]
+    if single or (name in _LOOSELY_STATED and len(stacks) < 2):
         return note
     stated = {frame.contrast.get(name) for frame in volume.frames} - {None}
     if name == _STATED_BY_SOME and len(stated) == 1 and (not _overlap(parts, False) or _apart(volume.frames, parts)):
         return f"{name[0].upper()}{name[1:]} differs between slices that make one even stack; they are one volume."
-    stacks = [part for part in parts if len(part) > 1]
     if name in _RAMPED and len(parts) > 2 and not _overlap(stacks, len(stacks) < 2):
         return note
     return None

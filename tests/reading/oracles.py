@@ -36,7 +36,7 @@ def by_sitk(files: Sequence[Path]) -> Volume:
         else:
             reader = sitk.ImageSeriesReader()
             names = reader.GetGDCMSeriesFileNames(str(files[0].parent))
-            # Only those that were asked for, in the order of their places.
+            # Only the wanted ones, in the order of their places.
             chosen = [name for name in names if Path(name) in set(files)]
             reader.SetFileNames(chosen)
             image = reader.Execute()

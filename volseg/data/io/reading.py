@@ -1,7 +1,7 @@
 """Read images: voxels in the file's dtype and voxel order, their geometry in RAS+ millimetres, and warnings.
 
-NIfTI and FreeSurfer MGH are read with nibabel, DICOM with SimpleITK, NRRD and MetaImage by readers of our own. Every
-image passes the same checks (volseg.data.io.checks).
+Each format has a reader of its own headers (volseg.data.io.readers, volseg.data.io.dicom). Every image passes the same
+checks (volseg.data.io.checks).
 """
 
 import contextlib

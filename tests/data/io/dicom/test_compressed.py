@@ -282,7 +282,7 @@ def test_pixels_that_contradict_the_transfer_syntax(tmp_path, kind):
 
 @LOSSLESS
 def test_bytes_missing_in_the_middle_of_a_stream(tmp_path, capfd, syntax):
-    """The decoder of JPEG goes on with invented pixels, and says so on the console alone."""
+    """The decoder of JPEG continues with invented pixels, and says so on the console alone."""
     array = smooth(shape=(32, 24, 1))
     made = classic(array)
     content = encoded(np.ascontiguousarray(array[:, :, 0].T), syntax)

@@ -84,13 +84,7 @@ def pixel_bytes(header: Header, start: int, count: int, word: int) -> bytes:
     swapped = header.big_endian and header.word_pixels and word == 1
     # Bytes that were written as words of 16 bits in big-endian order.
     first, more = (start - start % 2, count + 2) if swapped else (start, count)
-    if header.pixels is not None:
-        content = header.pixels[first : first + more]
-    else:
-        assert header.offset is not None
-        with access_to(header.path), open(header.path, "rb") as stream:
-            stream.seek(header.offset + first)
-            content = stream.read(more)
+    content = header.stored(first, more)
     if not swapped:
         return content
     even = np.frombuffer(content[: len(content) // 2 * 2], "<u2").byteswap().tobytes()
@@ -252,7 +246,7 @@ def _check_stream(content: bytes, form: PixelFormat) -> None:
 
 @contextmanager
 def _complaints_raised(path: Path) -> Iterator[None]:
-    """Raise what the decoder of JPEG writes to the console: it goes on with invented pixels after each of these lines.
+    """Raise what the decoder of JPEG writes to the console: after each such line it continues with invented pixels.
 
     Other lines, which another thread may have written at that moment, go where they should.
 

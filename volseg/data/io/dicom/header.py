@@ -74,6 +74,21 @@ class Header:
         """Whether the pixels are compressed."""
         return self.syntax not in _NATIVE
 
+    def stored(self, start: int = 0, count: int = -1) -> bytes:
+        """Bytes of PixelData from `start`, to its end or, if compressed, that of the file; fewer than `count` if cut.
+
+        Raises:
+            InputError: the system denies access to the file.
+        """
+        if self.pixels is not None:
+            return self.pixels[start:] if count < 0 else self.pixels[start : start + count]
+        assert self.offset is not None
+        if count < 0 and self.length is not None:
+            count = max(self.length - start, 0)
+        with access_to(self.path), open(self.path, "rb") as stream:
+            stream.seek(self.offset + start)
+            return stream.read(count)
+
     @property
     def is_picture(self) -> bool:
         """Whether it is a secondary capture, such as a screenshot or a dose sheet."""

@@ -8,7 +8,6 @@ from pydicom.uid import UID
 from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.values import number, text
 from volseg.errors import InputError
-from volseg.files import access_to
 
 # Attributes that say how pixels are stored (DICOM PS3.3 C.7.6.3). All are required; none has a default.
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
@@ -108,20 +107,9 @@ def _count(header: Header, form: PixelFormat, where: str) -> int:
         )
     spare = stated - needed - needed % 2
     # Some writers fill up a block with zeros. Other bytes are pixels, so the stated sizes are wrong.
-    if spare > 0 and (spare >= form.frame_bytes or any(_bytes_after(header, needed))):
+    if spare > 0 and (spare >= form.frame_bytes or any(header.stored(needed))):
         raise InputError(
             f"{where}: PixelData has {stated} bytes, but NumberOfFrames x Rows x Columns ({header.frames} x "
             f"{form.rows} x {form.columns}) of {form.allocated} bits are {needed}; export the series again."
         )
     return max(spare, 0)
-
-
-def _bytes_after(header: Header, start: int) -> bytes:
-    """The bytes of uncompressed PixelData from `start`."""
-    if header.pixels is not None:
-        return header.pixels[start:]
-    assert header.offset is not None
-    assert header.length is not None
-    with access_to(header.path), open(header.path, "rb") as stream:
-        stream.seek(header.offset + start)
-        return stream.read(header.length - start)

@@ -32,6 +32,7 @@ from volseg.data.io.dicom.series import Series, chosen_series, reason_aside, ser
 from volseg.data.io.dicom.stack import stacked
 from volseg.data.io.dicom.values import number, text
 from volseg.data.io.dicom.volumes import volume_of, volumes_of
+from volseg.data.io.formats import DICOM_SUFFIXES
 from volseg.data.io.readers.stored import Stored
 from volseg.errors import InputError
 from volseg.text import first_few
@@ -84,8 +85,7 @@ def stored_bytes(path: Path, choice: Choice = ONLY) -> int:
         InputError: a folder, .zip or DICOMDIR cannot be read, or it is not clear which series is meant.
     """
     with files_of(path) as names:
-        found = [read_header(file, name) for file, name in names.items()]
-    headers = [one for one in found if isinstance(one, Header)]
+        headers, _ = _headers(names)
     if not headers:
         return 0
     sizes = ("Rows", "Columns", "BitsAllocated")
@@ -98,8 +98,8 @@ def stored_bytes(path: Path, choice: Choice = ONLY) -> int:
 def series_in(path: Path) -> dict[str, str]:
     """The series of a folder, .zip or DICOMDIR: "series NUMBER" (the UID where a number is there twice) and content."""
     with files_of(path) as names:
-        found = [read_header(file, name) for file, name in names.items()]
-        series = series_among([one for one in found if isinstance(one, Header)])
+        headers, _ = _headers(names)
+    series = series_among(headers)
     numbers = [one.number for one in series]
     keys = [one.number if numbers.count(one.number) == 1 else one.uid for one in series]
     return {f"series {key}": f"{one.content}, UID {one.uid or 'absent'}" for key, one in zip(keys, series, strict=True)}
@@ -112,18 +112,21 @@ def series_uids(files: Sequence[Path], choice: Choice = ONLY) -> dict[str, str] 
         By SeriesInstanceUID, empty for files that state none: why it cannot be meant where there are other series;
         empty if it can.
     """
-    found = [read_header(file, file.name) for file in files]
-    if all(isinstance(one, Unusable) and one.kind for one in found):
+    headers, unusable = _headers({file: file.name for file in files})
+    if not headers and all(one.kind for one in unusable):
         return None
-    series = series_among([one for one in found if isinstance(one, Header)])
-    return {one.uid: reason_aside(one, choice) if one.uid else "" for one in series}
+    return {one.uid: reason_aside(one, choice) if one.uid else "" for one in series_among(headers)}
+
+
+def _headers(names: dict[Path, str]) -> tuple[list[Header], list[Unusable]]:
+    """The headers of images among files given with their names for messages, and the other files."""
+    found = [read_header(path, name) for path, name in names.items()]
+    return [one for one in found if isinstance(one, Header)], [one for one in found if isinstance(one, Unusable)]
 
 
 def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[Frame], list[str], Series]:
     """The frames of the series that is meant, among files given with their names for messages, warnings, the series."""
-    found = [read_header(path, name) for path, name in names.items()]
-    headers = [one for one in found if isinstance(one, Header)]
-    unusable = [one for one in found if isinstance(one, Unusable)]
+    headers, unusable = _headers(names)
     _reject_corrupt_slices(unusable, headers, source)
     if not headers:
         objects = sorted({one.kind for one in unusable if one.kind})
@@ -195,4 +198,4 @@ def _may_be_slice(file: Unusable, classes: set[str], kinds: set[str]) -> bool:
         # Other objects have another SOP class. Without a readable slice, any class may be a slice.
         return not classes or any(one.startswith(file.sop_class) for one in classes) or not _is_class(file.sop_class)
     # A failed copy leaves a file that is empty or full of zeros.
-    return not file.empty or kind_of(file.name) in kinds or kind_of(file.name) in (".dcm", ".ima")
+    return not file.empty or kind_of(file.name) in kinds or kind_of(file.name) in DICOM_SUFFIXES

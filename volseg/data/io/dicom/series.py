@@ -12,6 +12,8 @@ from volseg.errors import InputError
 
 # What images share that are slices of one scan though each has a SeriesInstanceUID of its own.
 _SHARED = ("SeriesNumber", "StudyInstanceUID", "Modality", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing")
+# Values of ImageType.
+LOCALISERS = {"LOCALIZER", "SCOUT", "LOCALISER"}
 # In what the files of one SOPInstanceUID may be the same.
 SAME_FILE, SAME_PIXELS = "same file", "same SOPInstanceUID, place and pixels"
 # Series of one image each, such as the planes of a localiser, that are no scan.
@@ -182,7 +184,7 @@ def _single_images(found: Sequence[Series]) -> str:
 def reason_aside(series: Series, choice: Choice) -> str:
     """Why a series cannot be meant where there are others; empty if it can."""
     types = series.image_types
-    if types & {"LOCALIZER", "SCOUT", "LOCALISER"}:
+    if types & LOCALISERS:
         return "localiser"
     if all(header.is_picture for header in series.headers):
         return "secondary capture"
@@ -209,16 +211,7 @@ def sameness(first: Header, second: Header) -> str:
     """In what two files of one SOPInstanceUID are the same; empty if their pixels differ."""
     if filecmp.cmp(first.path, second.path, shallow=False):
         return SAME_FILE
-    return SAME_PIXELS if first.syntax == second.syntax and _pixels(first) == _pixels(second) else ""
-
-
-def _pixels(header: Header) -> bytes:
-    """The stored pixels of a file, to its end if no length is stated."""
-    if header.offset is None:
-        return header.pixels or b""
-    with open(header.path, "rb") as stream:
-        stream.seek(header.offset)
-        return stream.read(-1 if header.length is None else header.length)
+    return SAME_PIXELS if first.syntax == second.syntax and first.stored() == second.stored() else ""
 
 
 def in_time(headers: dict[str, Header]) -> dict[str, int]:

@@ -15,13 +15,12 @@ import numpy as np
 from volseg.data.io.choice import Choice
 from volseg.data.io.dicom.frames import DIMENSION, INEXACT, RUNS, TIMES, Frame
 from volseg.data.io.dicom.header import Header
-from volseg.data.io.dicom.series import SAME_FILE, SAME_PIXELS, in_time, sameness
+from volseg.data.io.dicom.series import LOCALISERS, SAME_FILE, SAME_PIXELS, in_time, sameness
 from volseg.data.io.dicom.stack import SAME_PLACE_MM, check_place, height, normal_of
 from volseg.data.io.dicom.values import number, numbers, order_of, shown_mark, text
 from volseg.errors import InputError
 from volseg.text import first_few
 
-_LOCALISERS = ("LOCALIZER", "SCOUT", "LOCALISER")
 # Differences that are named in messages at most.
 _NAMED = 3
 # The smallest and largest gap between slices of several parts that lie beside each other, as a fraction of their
@@ -104,7 +103,7 @@ def volumes_of(frames: Sequence[Frame], source: str) -> tuple[list[Volume], list
 
 def _without_localisers(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
     """The frames that are no localisers, if there are any."""
-    kept = [frame for frame in frames if not set(frame.image_type) & set(_LOCALISERS)]
+    kept = [frame for frame in frames if not set(frame.image_type) & LOCALISERS]
     if not kept or len(kept) == len(frames):
         return list(frames), []
     count = len(frames) - len(kept)

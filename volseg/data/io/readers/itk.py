@@ -33,7 +33,7 @@ class _Voxels:
 def check_kind(image: Any, channels: int) -> None:
     """Reject a SimpleITK image whose voxels are not numbers, and another number of components than of channels.
 
-    SimpleITK ends the process if the voxels of a label map are asked for.
+    SimpleITK aborts the process when it reads the voxels of a label map.
 
     Raises:
         InputError: as above.

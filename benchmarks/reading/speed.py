@@ -1,6 +1,6 @@
 """Reading scans with this checkout and another one: a classic CT series, and NIfTI with and without compression.
 
-    python benchmarks/read_speed.py --against CHECKOUT [--slices 500] [--repeats 5] [--record]
+    python benchmarks/reading/speed.py --against CHECKOUT [--slices 500] [--repeats 5] [--record]
 
 Each reading is a process of its own, the two checkouts in turn, after one that is not counted; files are in the page
 cache. Shown are the medians of the seconds of `read_scan` alone, and the peak memory of the process. The series is 512
@@ -18,11 +18,14 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from common.record import CHECKOUT, publish, record_options
 from common.results import Row, headline, ratio, rounded, table
 from common.sides import run_command
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from volseg.data.io.reading import read_scan
 

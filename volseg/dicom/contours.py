@@ -9,6 +9,7 @@ Points are (i, j), continuous indices of columns and rows; whole numbers are cen
 """
 
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +31,11 @@ class Outline(NamedTuple):
         label: its value.
         contours: each (N, 2), N >= 3, without its first point at the end; outer ones run from i to j, holes the other
             way round.
-        own_holes: whether some of them are holes, to be combined with the others by exclusive or.
     """
 
     slice: int
     label: int
     contours: list[np.ndarray]
-    own_holes: bool
 
 
 def outlines(labels: np.ndarray, values: Collection[int], keyhole: bool = True) -> Iterator[Outline]:
@@ -59,7 +58,7 @@ def outlines(labels: np.ndarray, values: Collection[int], keyhole: bool = True) 
                 polygons = [[_joined(rings)] for rings in polygons]
             corner = (box[1].start, box[0].start)
             contours = [_without_straight_points(ring) + corner for rings in polygons for ring in rings]
-            yield Outline(k, label, contours, len(contours) > len(polygons))
+            yield Outline(k, label, contours)
 
 
 def _polygons(mask: np.ndarray) -> list[list[np.ndarray]]:
@@ -68,7 +67,7 @@ def _polygons(mask: np.ndarray) -> list[list[np.ndarray]]:
     at = (np.arange(size, dtype=np.float64) - 1 for size in reversed(padded.shape))
     generator = contour_generator(*at, padded, name="serial", fill_type=FillType.OuterOffset)
     return [
-        [points[start : stop - 1] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+        [points[start : stop - 1] for start, stop in pairwise(offsets)]
         for points, offsets in zip(*generator.filled(*_LEVELS), strict=True)
     ]
 

@@ -62,6 +62,8 @@ def structure_set(labels: np.ndarray, about: About, xor: bool = False) -> Datase
         for one, colour in zip(about.labels, label_colours(about.labels), strict=True)
     ]
     describe(data, STRUCTURE_SET, source, about.identity, about.model)
+    # Structure sets have a date of their own instead (PS3.3 A.19.3).
+    del data.ContentDate, data.ContentTime
     return data
 
 
@@ -121,12 +123,8 @@ def _contours(label: Label, colour: Colour, found: list[Outline], source: Source
     """The contours of a region, numbered from 1, each with its image."""
     made = Dataset()
     made.ReferencedROINumber, made.ROIDisplayColor = label.value, list(colour)
-    # XOR is a type of contours of its own, which all contours of a region share.
-    kind = "CLOSEDPLANAR_XOR" if any(one.own_holes for one in found) else "CLOSED_PLANAR"
     items = [
-        _contour(_in_patient(points, one.slice, source), images[one.slice], kind)
-        for one in found
-        for points in one.contours
+        _contour(_in_patient(points, one.slice, source), images[one.slice]) for one in found for points in one.contours
     ]
     for number, item in enumerate(items, start=1):
         item.ContourNumber = number
@@ -135,11 +133,12 @@ def _contours(label: Label, colour: Colour, found: list[Outline], source: Source
     return made
 
 
-def _contour(points: np.ndarray, image: Dataset, kind: str) -> Dataset:
+def _contour(points: np.ndarray, image: Dataset) -> Dataset:
     """A contour (N, 3) LPS+ mm."""
     made = Dataset()
     made.ContourImageSequence = Sequence([image])
-    made.ContourGeometricType = kind
+    # Holes of their own have a type too, CLOSEDPLANAR_XOR, but readers that are older than it drop such contours.
+    made.ContourGeometricType = "CLOSED_PLANAR"
     made.NumberOfContourPoints = len(points)
     made.add(_decimal_strings("ContourData", points))
     return made

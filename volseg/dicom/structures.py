@@ -5,7 +5,7 @@ from itertools import groupby
 from operator import attrgetter
 
 import numpy as np
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
@@ -151,13 +151,12 @@ def _in_patient(points: np.ndarray, k: int, source: Source) -> np.ndarray:
     return placed
 
 
-def _decimal_strings(name: str, values: np.ndarray) -> RawDataElement:
-    """Numbers as a DS, as bytes: objects of pydicom for each of millions would take minutes."""
+def _decimal_strings(name: str, values: np.ndarray) -> DataElement:
+    """Numbers as a DS that is text already: an object of pydicom for each of millions takes a minute and a gigabyte."""
     # Adding 0 turns -0 into 0.
     rounded = np.round(values, _DECIMALS).ravel() + 0.0
-    content = "\\".join([f"{value:.{_DECIMALS}f}" for value in rounded.tolist()]).encode()
-    content += b" " * (len(content) % 2)
-    return RawDataElement(tag_of(name), "DS", len(content), content, 0, True, True)
+    content = "\\".join([f"{value:.{_DECIMALS}f}" for value in rounded.tolist()])
+    return DataElement(tag_of(name), "DS", content, already_converted=True)
 
 
 def _line(text: str, length: int) -> str:

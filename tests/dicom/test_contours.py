@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from matplotlib.path import Path
 from skimage.draw import polygon2mask

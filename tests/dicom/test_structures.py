@@ -3,18 +3,23 @@
 import shutil
 import subprocess
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 from matplotlib.path import Path as Polygon
 
+import volseg
 from tests.data.io.dicom import writers
+from tests.pipeline import write_model
+from volseg.api.outputs import find_format
 from volseg.config import Label
 from volseg.dicom.about import About
 from volseg.dicom.identity import identity_of
 from volseg.dicom.objects import write
 from volseg.dicom.source import source_of
 from volseg.dicom.structures import structure_set
+from volseg.errors import InputError, UsageError
 from volseg.report.colours import label_colours
 
 SAGITTAL = np.array([[0.0, 1, 0], [0, 0, -1]]).T
@@ -269,11 +274,14 @@ def test_more_than_255_labels(tmp_path):
 
 def test_a_source_without_a_frame_of_reference_gets_a_derived_one(tmp_path):
     _, scan, labels = series(tmp_path / "series", phantom(), FrameOfReferenceUID=None)
-    subject = about(scan, labels)
-    data = written(tmp_path / "x.dcm", labels, subject)
-    derived = subject.identity.uid("frame of reference")
-    assert data.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID == derived
-    assert {one.ReferencedFrameOfReferenceUID for one in data.StructureSetROISequence} == {derived}
+    found = set()
+    for name in ("a", "b"):
+        data = written(tmp_path / name, labels, about(scan, labels))
+        found |= {data.FrameOfReferenceUID, data.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID}
+        found |= {one.ReferencedFrameOfReferenceUID for one in data.StructureSetROISequence}
+    (uid,) = found
+    assert uid.startswith("2.25.")
+    assert uid.is_valid
 
 
 def test_uids_of_the_source_stay_whoever_made_them(tmp_path):
@@ -310,6 +318,29 @@ def test_private_attributes_and_pixels_are_not_copied(tmp_path):
     assert not [one for one in data.iterall() if one.tag.is_private]
     assert "PixelData" not in data
     assert "Rows" not in data
+
+
+def test_predicting_writes_a_structure_set_with_the_options_of_the_format(tmp_path):
+    folder, _, _ = series(tmp_path / "series", phantom((24, 22, 20)))
+    model = write_model(tmp_path / "m.safetensors")
+    (done,) = volseg.predict(folder, model, tmp_path / "out", to=["nifti", "rtstruct:xor"], device="cpu")
+    data = pydicom.dcmread(tmp_path / "out" / "series.rtstruct.dcm")
+    assert "XOR" in data.StructureSetROISequence[0].ROIDescription
+    assert [one.ROIName for one in data.StructureSetROISequence] == ["ball", "rod"]
+    labels = np.asarray(nibabel.load(done.output).dataobj)
+    assert len(np.unique(labels)) > 1
+    scan = writers.read(folder)
+    assert_same(filled(data, folder, labels.shape), expected(labels, scan))
+
+
+def test_only_dicom_series_have_structure_sets(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(phantom().astype(np.int16), np.eye(4)), tmp_path / "scan.nii.gz")
+    model = write_model(tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="no DICOM"):
+        volseg.Segmenter.load(model, device="cpu")(tmp_path / "scan.nii.gz").save(tmp_path / "x.dcm", to="rtstruct")
+    assert not (tmp_path / "x.dcm").exists()
+    with pytest.raises(UsageError, match="has no option 'holes'; it has xor"):
+        find_format("rtstruct:holes")
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy (Debian's dicom3tools) is not installed")

@@ -16,6 +16,8 @@ RING = np.pad(np.zeros((2, 3), dtype=bool), 2, constant_values=True)
 NESTED = np.array([[min(i, j, 10 - i, 10 - j) % 2 == 0 for j in range(11)] for i in range(11)])
 # Holes above each other, beside each other and touching at a corner.
 SIEVE = np.array([[not (i % 2 and j % 2) for j in range(9)] for i in range(7)])
+# One connected part with hundreds of holes, as of a network that is unsure everywhere.
+NOISE = np.random.default_rng(0).random((70, 60)) < 0.8
 CHESS = np.indices((6, 7)).sum(axis=0) % 2 == 0
 
 
@@ -65,6 +67,7 @@ def crosses(ring):
 @example(mask=NESTED)
 @example(mask=SIEVE)
 @example(mask=CHESS)
+@example(mask=NOISE)
 @example(mask=np.ones((5, 8), dtype=bool))
 def test_filling_gives_the_mask_back(mask, keyhole):
     contours = contours_of(mask, keyhole)

@@ -81,43 +81,52 @@ def _polygons(mask: np.ndarray) -> list[list[np.ndarray]]:
 def _joined(rings: list[np.ndarray]) -> np.ndarray:
     """One ring from an outer one and its holes, by bridges of no width.
 
-    Each hole is joined from its top (smallest j) straight up to the ring above it, which is the outer one or a hole
-    whose top is higher, and so joined already.
+    Each hole is joined from its top (smallest j) straight up to the next ring there: the outer one, or a hole whose top
+    is higher. An edge has one bridge at most, so each hole changes the successors of two points.
     """
-    joined, *holes = rings
-    for hole in sorted(holes, key=lambda ring: (ring[:, 1].min(), ring[ring[:, 1].argmin(), 0])):
-        joined = _with_hole(joined, hole)
-    return joined
+    if len(rings) == 1:
+        return rings[0]
+    points = np.concatenate(rings)
+    bounds = np.cumsum([0, *map(len, rings)])
+    after = np.arange(1, len(points) + 1)
+    after[bounds[1:] - 1] = bounds[:-1]
+    edges, columns, rows = _crossings(points, points[after])
+    place = np.zeros(len(points), dtype=np.intp)
+    place[edges] = np.arange(len(edges))
+    # A hole passes its top towards smaller i, so that the edge before its top is the one on the column's side.
+    before = np.argsort(after)
+    tops = [start + points[start:stop, 1].argmin() for start, stop in pairwise(bounds[1:])]
+    ends = place[before[tops]]
+    # Columns are sorted by j: what comes before an edge is the first one above it.
+    feet = ends - 1
+    upper = np.stack([columns[ends], rows[feet]], axis=1)
+    lower = np.stack([columns[ends], rows[ends]], axis=1)
+    down, turn, back, up = len(points) + np.arange(4 * len(tops)).reshape(4, -1)
+    after = np.concatenate([after, turn, after[edges[ends]], up, after[edges[feet]]])
+    after[edges[feet]], after[edges[ends]] = down, back
+    return np.concatenate([points, upper, lower, lower, upper])[_walk(after)]
 
 
-def _with_hole(ring: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """A ring with a hole joined to it: to the hole, around it, back, and on."""
-    column = hole[hole[:, 1].argmin(), 0] + _BESIDE
-    edge, top = _highest(*_crossings(hole, column))
-    edges, rows = _crossings(ring, column)
-    above = rows < top
-    at, foot = _lowest(edges[above], rows[above])
-    start, end = np.array([[column, foot]]), np.array([[column, top]])
-    around = np.concatenate([end, hole[edge + 1 :], hole[: edge + 1], end])
-    return np.concatenate([ring[: at + 1], start, around, start, ring[at + 1 :]])
+def _crossings(points: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The edges that bridges can meet, by the index of their first points, with i and j where they do; sorted by both.
+
+    An edge of an iso-line lies between the centres of four pixels, so a bridge crosses it if it begins at a whole i.
+    """
+    left = np.minimum(points[:, 0], ends[:, 0])
+    edges = np.flatnonzero((left % 1 == 0) & (points[:, 0] != ends[:, 0]))
+    columns = left[edges] + _BESIDE
+    (i, j), (to_i, to_j) = points[edges].T, ends[edges].T
+    rows = j + (columns - i) / (to_i - i) * (to_j - j)
+    order = np.lexsort((rows, columns))
+    return edges[order], columns[order], rows[order]
 
 
-def _crossings(ring: np.ndarray, column: float) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of a ring, by the index of their first points, that cross i = column, and the j where they do."""
-    ends = np.roll(ring, -1, axis=0)
-    edges = np.flatnonzero((ring[:, 0] < column) != (ends[:, 0] < column))
-    (i, j), (to_i, to_j) = ring[edges].T, ends[edges].T
-    return edges, j + (column - i) / (to_i - i) * (to_j - j)
-
-
-def _highest(edges: np.ndarray, rows: np.ndarray) -> tuple[int, float]:
-    """The crossing of the smallest j."""
-    return int(edges[rows.argmin()]), float(rows.min())
-
-
-def _lowest(edges: np.ndarray, rows: np.ndarray) -> tuple[int, float]:
-    """The crossing of the largest j."""
-    return int(edges[rows.argmax()]), float(rows.max())
+def _walk(after: np.ndarray) -> list[int]:
+    """The way from point 0 back to it."""
+    successors, way = after.tolist(), [0]
+    while at := successors[way[-1]]:
+        way.append(at)
+    return way
 
 
 def _without_straight_points(ring: np.ndarray) -> np.ndarray:

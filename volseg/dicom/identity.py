@@ -22,7 +22,7 @@ from volseg.version import __version__
 NO_DATE, NO_TIME = "19000101", "000000"
 _DATES = ("Content", "Acquisition", "Series", "Study")
 # Libraries that decide on bytes of the objects.
-_WRITERS = ("pydicom", "highdicom")
+_WRITERS = ("pydicom", "highdicom", "contourpy")
 
 
 @dataclass(frozen=True)

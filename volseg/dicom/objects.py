@@ -87,7 +87,7 @@ def describe(data: Dataset, kind: Kind, source: Source, identity: Identity, mode
             delattr(data, name)
     for item in data.get("ContributingEquipmentSequence", ()):
         item.pop("ContributionDateTime", None)
-    _replace_made_up(data, identity)
+    _replace_made_up(data, source, identity)
     _choose_character_set(data, source)
 
 
@@ -133,14 +133,16 @@ def _copy(name: str, header: Dataset, data: Dataset, required: bool) -> None:
         data.add(DataElement(tag, dictionary_VR(tag), None))
 
 
-def _replace_made_up(data: Dataset, identity: Identity) -> None:
-    """Replace UIDs that a library has made up, the same one everywhere by the same."""
-    known: dict[str, str] = {}
+def _replace_made_up(data: Dataset, source: Source, identity: Identity) -> None:
+    """Replace UIDs that a library has made up, the same one everywhere by the same; but for those of the source."""
+    stated = {source.study_uid, source.series_uid, source.frame_of_reference_uid}
+    stated.update(one.instance for one in source.references)
+    known = {uid: uid for uid in stated}
     for part in _datasets(data):
         for tag in [tag for tag in part.keys() if _kind_of(tag) == "UI"]:  # noqa: SIM118 - not converted
             value = str(part[tag].value)
             if value.startswith(_MADE_UP):
-                part[tag].value = known.setdefault(value, identity.uid("made up", str(len(known))))
+                part[tag].value = known.setdefault(value, identity.uid("made up", str(len(known) - len(stated))))
 
 
 def _kind_of(tag: BaseTag) -> str:

@@ -15,6 +15,8 @@ from volseg.config import CodedName, Label
 
 PRIVATE_SCHEME = "99VOLSEG"
 PRIVATE_SCHEME_NAME = "Labels of segmentation models by their names"
+# Parts of the spine and their number of vertebrae; a sixth lumbar one has no code.
+_SPINE = (("C", 7), ("T", 12), ("L", 5))
 # Names of structures by the keyword of their code in pydicom. Those that come in pairs may have a side.
 _PAIRED = {
     "Kidney": ("kidney",),
@@ -108,11 +110,7 @@ _SINGLE = {
     "OpticChiasm": ("optic chiasm",),
     **{
         f"{level}Vertebra": (f"vertebrae {level.lower()}", f"vertebra {level.lower()}", f"{level.lower()} vertebra")
-        for level in (
-            *(f"C{n}" for n in range(1, 8)),
-            *(f"T{n}" for n in range(1, 13)),
-            *(f"L{n}" for n in range(1, 6)),
-        )
+        for level in (f"{part}{number}" for part, last in _SPINE for number in range(1, last + 1))
     },
 }
 # Alterations; after the name of a structure they lie in it: liver tumour.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from volseg.data.io.dicom.values import text
+from volseg.dicom.image.pixels import in_file_order
 from volseg.dicom.source import Source
 from volseg.dicom.uids import derived_uid
 from volseg.version import __version__
@@ -65,10 +66,8 @@ def identity_of(source: Source, model_sha256: str, options: Mapping[str, Any], l
         "versions": [__version__, *map(version, _WRITERS)],
     }
     digest.update(json.dumps(about, sort_keys=True).encode())
-    kind = "<u1" if labels.dtype == np.uint8 else "<u2"
-    for k in range(labels.shape[2]):
-        # Slice by slice, so that no second array of the scan's size is needed.
-        digest.update(np.ascontiguousarray(labels[:, :, k].T, dtype=kind).data)
+    pixels = in_file_order(labels)
+    digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).data)
     return Identity(digest.hexdigest(), *_when(source))
 
 

@@ -24,9 +24,10 @@ from pydicom.valuerep import format_number_as_ds
 from volseg.config import Label
 from volseg.dicom.about import About
 from volseg.dicom.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_NAME, codes_of
-from volseg.dicom.frames import Frames, binary_frames, labelmap_frames, per_frame
+from volseg.dicom.image.frames import Frames, binary_frames, labelmap_frames, per_frame
+from volseg.dicom.image.pixels import in_file_order
+from volseg.dicom.image.references import put_references
 from volseg.dicom.objects import Kind, describe, one_line
-from volseg.dicom.references import put_references
 from volseg.dicom.source import Source
 from volseg.errors import InputError
 from volseg.report.colours import label_colours
@@ -69,8 +70,7 @@ def segmentation(labels: np.ndarray, about: About, labelmap: bool = False, empty
     describe(made, kind, about.source, about.identity, about.model)
     put_references(made, about.source)
     _put_geometry(made, about.source)
-    # (K, J, I): the order of pixels in the file.
-    slices = np.ascontiguousarray(labels.transpose(2, 1, 0))
+    slices = in_file_order(labels)
     frames = (
         labelmap_frames(slices, made.BitsAllocated, empty_frames)
         if labelmap

@@ -8,7 +8,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
-from volseg.dicom.references import derivation
+from volseg.dicom.image.references import derivation
 from volseg.dicom.source import Source
 
 # Frames of one bit are packed without gaps, so that eight of them end at a whole byte whatever their size is.

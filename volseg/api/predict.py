@@ -270,14 +270,15 @@ def _write(
         return Prediction(case, output, error=outcome.error)
     try:
         with memory_errors("writing the result"):
-            outcome.result.save(output)
+            result = outcome.result.with_warnings(formats)
+            result.save(output)
             for one in formats:
-                _write_format(one, outcome.result, output)
+                _write_format(one, result, output)
     except VolsegError as error:
         if probabilities:
             probabilities.unlink(missing_ok=True)
         return Prediction(case, output, error=error)
-    return Prediction(case, output, record=outcome.result.record)
+    return Prediction(case, output, record=result.record)
 
 
 def _write_format(output: OutputFormat, result: Result, labels: Path) -> None:

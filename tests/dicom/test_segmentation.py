@@ -9,11 +9,10 @@ from pathlib import Path
 import highdicom
 import nibabel
 import numpy as np
-import pydicom
 import pytest
 
-from tests.data.io.dicom.writers import CT, ENHANCED_MR, MR, ROTATED, affine_of, classic, enhanced, stack
-from tests.dicom.results import KIDNEY, LABELS, OTHER, SHA256, about, frames, made, series, some_labels, written
+from tests.data.io.dicom.writers import ENHANCED_MR, MR, ROTATED, affine_of, classic, enhanced, stack
+from tests.dicom.results import KIDNEY, LABELS, SHA256, about, frames, made, series, some_labels, written
 from volseg.config import Label
 from volseg.dicom import segmentation as module
 from volseg.dicom.image.frames import binary_frames
@@ -67,7 +66,7 @@ def test_frames_hold_the_segments_at_the_positions_of_the_slices(tmp_path, optio
     assert_frames(data, expected_frames(labels, what.source.positions, {1: [1], 2: [7]}))
 
 
-@pytest.mark.parametrize("shape", [(6, 5, 4), (8, 8, 3), (3, 1, 5), (7, 3, 9), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(6, 5, 4), (8, 8, 3), (3, 1, 5), (7, 3, 9), (2, 1, 1)])
 def test_bits_are_packed_without_gaps_whatever_the_size_of_a_slice(tmp_path, shape):
     labels = np.random.default_rng(1).integers(0, 3, shape).astype(np.uint8)
     labels[0, 0, 0] = 1
@@ -84,8 +83,8 @@ def test_a_label_map_keeps_the_values(tmp_path):
     assert (data.SOPClassUID, data.SegmentationType, data.BitsAllocated) == (module.LABELMAP.sop_class, "LABELMAP", 8)
     assert [one.SegmentNumber for one in data.SegmentSequence] == [0, 1, 7]
     planes = {place: plane for _, place, plane in frames(data)}
-    assert planes.keys() == {tuple(place) for place in stack(4)[1:3]}
-    assert all(np.array_equal(planes[tuple(stack(4)[k])], labels[:, :, k].T) for k in (1, 2))
+    assert planes.keys() == {tuple(place) for place in stack(4)[1:]}
+    assert all(np.array_equal(planes[tuple(stack(4)[k])], labels[:, :, k].T) for k in (1, 2, 3))
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(255, 8), (256, 16), (40000, 16)])
@@ -125,7 +124,7 @@ def test_regions_in_a_label_map_are_as_stored_and_say_so(tmp_path):
     assert data.SegmentsOverlap == "NO"
     words = data.SegmentSequence[1].SegmentDescription
     assert words == "Voxels of value 1 in the label image, part of a region that is the values 1, 2"
-    assert np.array_equal(data.pixel_array.transpose(2, 1, 0), labels[:, :, 1:3])
+    assert np.array_equal(data.pixel_array.transpose(2, 1, 0), labels[:, :, 1:])
 
 
 def test_a_label_without_voxels_is_a_segment_without_frames(tmp_path):
@@ -148,7 +147,7 @@ def test_a_single_label_names_its_segment_in_each_frame(tmp_path):
 def test_dimension_indices_count_segments_and_slices_with_labels(tmp_path):
     data = made(tmp_path)
     found = [list(one.FrameContentSequence[0].DimensionIndexValues) for one in data.PerFrameFunctionalGroupsSequence]
-    assert found == [[1, 1], [1, 2], [2, 2]]
+    assert found == [[1, 1], [1, 2], [2, 1], [2, 2], [2, 3]]
 
 
 def test_segments_say_what_they_are_and_who_made_them(tmp_path):
@@ -222,11 +221,9 @@ def test_geometry_and_frame_of_reference_are_those_of_the_source(tmp_path):
     )
     assert list(map(float, measures.PixelSpacing)) == [0.75, 0.5]
     assert float(measures.SpacingBetweenSlices) == pytest.approx(3)
-    assert (data.FrameOfReferenceUID, data.StudyInstanceUID, data.PositionReferenceIndicator) == (
-        "1.2.9",
-        "1.2.3",
-        None,
-    )
+    assert (data.FrameOfReferenceUID, data.StudyInstanceUID) == ("1.2.9", "1.2.3")
+    assert not data.PositionReferenceIndicator
+    assert not data.ContentCreatorName
 
 
 def test_tilted_slices_lie_apart_along_their_normal(tmp_path):
@@ -312,37 +309,29 @@ def test_dcmqi_reads_the_same_voxels_and_colours(tmp_path, options):
     listed = [one for group in document["segmentAttributes"] for one in group if one["labelID"]]
     for one, (label, colour) in zip(listed, zip(LABELS, label_colours(LABELS), strict=True), strict=True):
         assert one["SegmentLabel"] == label.name
-        assert np.abs(np.subtract(one["recommendedDisplayRGBValue"], colour)).max() <= 2
+        assert np.abs(np.subtract(one["recommendedDisplayRGBValue"], colour)).max() <= 1
+    values = np.array([0, 1, 7] if options is BINARY else range(8))
     seen = np.zeros_like(labels)
-    for path in out.glob("*.nii"):
+    for path in out.glob("*.nii.gz"):
         image = nibabel.load(path)
         index = np.argwhere(np.asanyarray(image.dataobj))
         there = np.linalg.inv(affine) @ image.affine @ np.c_[index, np.ones(len(index))].T
         np.testing.assert_allclose(there, np.rint(there), atol=1e-3)
-        stored = np.asanyarray(image.dataobj)[tuple(index.T)]
-        values = {1: 1, 2: 7} if options is BINARY else {1: 1, 7: 7}
-        number = int(path.stem.split("-")[0]) if len(np.unique(stored)) == 1 else None
-        seen[tuple(np.rint(there[:3]).astype(int))] = (
-            values[number] if number in values and set(stored) == {1} else [values[int(one)] for one in stored]
-        )
+        seen[tuple(np.rint(there[:3]).astype(int))] = values[np.asanyarray(image.dataobj)[tuple(index.T)]]
     assert np.array_equal(seen, labels)
+
+
+STUDY = {"PatientID": "P", "StudyID": "S", "StudyDate": "20200101", "StudyTime": "120000"}
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
 @pytest.mark.parametrize("kind", [classic, enhanced])
 @pytest.mark.parametrize("labels", [LABELS, (KIDNEY,), REGIONS], ids=["two", "one", "regions"])
 def test_dciodvfy_finds_nothing_but_our_own_scheme(tmp_path, kind, labels):
-    values = [label.value for label in labels]
-    made(
-        tmp_path,
-        some_labels(values=values),
-        labels,
-        kind=kind,
-        sop_class=None or (CT if kind is classic else ENHANCED_MR),
-    )
+    made(tmp_path, some_labels(values=[label.value for label in labels]), labels, kind=kind, **STUDY)
     found = subprocess.run(["dciodvfy", tmp_path / "seg.dcm"], capture_output=True, text=True, check=False)
     lines = {line for line in found.stderr.splitlines() if line.strip() not in ("", "Segmentation")}
+    # The program knows the schemes of the standard; one that begins with 99 is private (PS3.3 8.2).
     own = "Warning - Unrecognized defined term <99VOLSEG> for value 1 of attribute <Coding Scheme Designator>"
-    assert lines <= {own}
-    assert pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence[0].SegmentLabel == labels[0].name
-    assert OTHER in LABELS
+    assert found.returncode == 0
+    assert lines == ({own} if labels != (KIDNEY,) else set())

@@ -116,6 +116,8 @@ def _modules(about: About, kind: Kind, segments: list[SegmentDescription]) -> Da
         content_description=one_line(f"Labels of {about.model}"),
         omit_empty_frames=False,
     )
+    # Required, if only empty; no person made it.
+    made.ContentCreatorName = None
     # Without the tables that highdicom keeps of the frames, which are replaced.
     return Dataset(made)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pydicom.charset import convert_encodings, decode_bytes, encode_string
+from pydicom.charset import convert_encodings, decode_bytes, encode_string, python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -195,13 +195,11 @@ def _texts(data: Dataset) -> Iterator[str]:
 
 
 def _holds(value: str, stated: list[str]) -> bool:
-    """Whether a text survives in a character set."""
-    try:
-        encodings = convert_encodings(stated)
-        return all(decode_bytes(encode_string(one, encodings), encodings, set()) == one for one in value.split("="))
-    # A character set that does not exist.
-    except LookupError:
+    """Whether a character set exists and a text survives in it."""
+    if not all(one in python_encoding for one in stated):
         return False
+    encodings = convert_encodings(stated)
+    return all(decode_bytes(encode_string(one, encodings), encodings, set()) == one for one in value.split("="))
 
 
 def _shortened(text: str, end: str) -> str:

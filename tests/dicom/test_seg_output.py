@@ -63,6 +63,13 @@ def test_an_unknown_option_is_refused():
         find_format("dicom-seg:labelmaps")
 
 
+def test_two_formats_of_one_file_are_refused_before_any_work(tmp_path, model):
+    found = predict(series(tmp_path / "series"), tmp_path / "out", model, "--to", "nifti,dicom-seg,dicom-seg:labelmap")
+    assert found.exit_code == 2
+    assert "dicom-seg and dicom-seg:labelmap write the same file, .seg.dcm" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_found_is_no_segmentation(tmp_path):
     result = result_of(tmp_path / "series", np.zeros((6, 5, 4), dtype=np.uint8))
     with pytest.raises(InputError, match="no label was found, and a DICOM Segmentation cannot be empty"):

@@ -188,13 +188,17 @@ def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
     """The output formats, without the label image, in order.
 
     Raises:
-        UsageError: a format does not exist, or the label image is not among them.
+        UsageError: a format does not exist, two write the same file, or the label image is not among them.
     """
     names = [name.strip() for name in to.split(",")] if isinstance(to, str) else list(to)
     found = {name: find_format(name) for name in [*names, *(["preview"] if preview else [])]}
     if "nifti" not in found:
         raise UsageError(f"The output formats are {', '.join(names)}, but nifti, the label image, is always written. "
                          f"Add it; all formats are {', '.join(format_names())}.")  # fmt: skip
+    by_file: dict[str | None, str] = {}
+    for name, output in found.items():
+        if (other := by_file.setdefault(output.suffix, name)) != name:
+            raise UsageError(f"{other} and {name} write the same file, {output.suffix}. Ask for one of them.")
     return [output for output in found.values() if output.suffix]
 
 

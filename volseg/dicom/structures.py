@@ -11,10 +11,10 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
 from volseg.config import Label
-from volseg.data.io.dicom.values import printable, tag_of
+from volseg.data.io.dicom.values import tag_of
 from volseg.dicom.about import About
 from volseg.dicom.contours import Outline, outlines
-from volseg.dicom.objects import RESEARCH_USE, Kind, describe
+from volseg.dicom.objects import RESEARCH_USE, Kind, describe, one_line
 from volseg.dicom.source import Reference, Source
 from volseg.report.colours import Colour, label_colours
 
@@ -39,7 +39,7 @@ def structure_set(labels: np.ndarray, about: About, xor: bool = False) -> Datase
         The object, to be written by `volseg.dicom.objects.write`.
     """
     source = about.source
-    frame_of_reference = source.frame_of_reference_uid or about.identity.uid("frame of reference")
+    frame_of_reference = source.frame_of_reference_uid
     found = sorted(outlines(labels, {one.value for one in about.labels}, not xor), key=attrgetter("label"))
     by_label = {value: list(group) for value, group in groupby(found, attrgetter("label"))}
     images = [_image(reference) for reference in source.references]
@@ -48,8 +48,8 @@ def structure_set(labels: np.ndarray, about: About, xor: bool = False) -> Datase
     # Explicit VR limits a DS to 65534 bytes, which the contour of a large organ can exceed.
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    data.StructureSetLabel = _line(about.model, 16)
-    data.StructureSetName = _line(f"{about.model} ({RESEARCH_USE})", 64)
+    data.StructureSetLabel = one_line(about.model, 16)
+    data.StructureSetName = one_line(f"{about.model} ({RESEARCH_USE})", 64)
     data.StructureSetDate, data.StructureSetTime = about.identity.date, about.identity.time
     data.OperatorsName = None
     data.ApprovalStatus = "UNAPPROVED"
@@ -103,11 +103,11 @@ def _region(label: Label, about: About, frame_of_reference: str, xor: bool) -> D
     made = Dataset()
     made.ROINumber = label.value
     made.ReferencedFrameOfReferenceUID = frame_of_reference
-    made.ROIName = _line(label.name, 64)
+    made.ROIName = one_line(label.name, 64)
     made.ROIDescription = _XOR if xor else _KEYHOLE
     made.ROIGenerationAlgorithm = "AUTOMATIC"
     end = f" (sha256 {about.model_sha256[:16]})"
-    made.ROIGenerationDescription = _line(about.model, 64 - len(end)) + end
+    made.ROIGenerationDescription = one_line(about.model, 64 - len(end)) + end
     return made
 
 
@@ -157,8 +157,3 @@ def _decimal_strings(name: str, values: np.ndarray) -> DataElement:
     rounded = np.round(values, _DECIMALS).ravel() + 0.0
     content = "\\".join([f"{value:.{_DECIMALS}f}" for value in rounded.tolist()])
     return DataElement(tag_of(name), "DS", content, already_converted=True)
-
-
-def _line(text: str, length: int) -> str:
-    """A text as DICOM's short ones hold it: no control characters, and no backslash, which separates values."""
-    return printable(text).replace("\\", "/")[:length]

@@ -5,6 +5,7 @@ from typing import Any
 
 from volseg.dicom.about import about_result
 from volseg.dicom.objects import write as write_object
+from volseg.dicom.source import source_of
 from volseg.dicom.structures import structure_set
 
 SUFFIX = ".rtstruct.dcm"
@@ -21,3 +22,8 @@ def write(result: Any, path: Path, options: frozenset[str] = frozenset()) -> Non
     """
     about = about_result(result).with_options(options)
     write_object(structure_set(result.labels, about, "xor" in options), path)
+
+
+def warnings(result: Any) -> tuple[str, ...]:
+    """What has to be assumed about the series."""
+    return source_of(result.scan).warnings

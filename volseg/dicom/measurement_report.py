@@ -1,0 +1,277 @@
+"""Structured reports of what was measured: TID 1500 of DICOM PS3.16 by highdicom.
+
+The SOP class is Comprehensive 3D SR (PS3.3 A.35.13): of the classes that hold numbers with references to segments, it
+alone holds points in the frame of reference, which centres of mass are.
+
+Each label has a group of measurements of its segment (TID 1411) and one of a point, its centre of mass (TID 1410), with
+the same tracking UID. A label without voxels has no region, so its group is one of a whole series (TID 1501).
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from highdicom import sr
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage
+
+from volseg.config import Label
+from volseg.data.io.dicom.values import text
+from volseg.dicom.about import About
+from volseg.dicom.identity import NO_DATE, NO_TIME, Identity
+from volseg.dicom.measurements import LabelNumbers
+from volseg.dicom.objects import Kind, describe
+from volseg.dicom.source import Reference, Source
+from volseg.inference.quality import IN_WORDS, LabelQuality
+from volseg.version import __version__
+
+REPORT = Kind("report", "SR", "1.2.840.10008.5.1.4.1.1.88.34", 3)
+RESEARCH_USE = "Research use only, not for diagnosis."
+_SCHEME = "99VOLSEG"
+_ML, _MM = Code("mL", "UCUM", "milliliter"), Code("mm", "UCUM", "millimeter")
+_VOXELS = Code("{voxels}", "UCUM", "voxels")
+_ARBITRARY = Code("[arb'U]", "UCUM", "arbitrary unit")
+_VOXEL_COUNT = Code("voxels", _SCHEME, "Number of voxels")
+_INTENSITY = Code("intensity", _SCHEME, "Intensity")
+_FLAG = Code("flag", _SCHEME, "Quality flag")
+FLAGS = {
+    "empty": Code("flag-empty", _SCHEME, IN_WORDS["empty"]),
+    "touches_border": Code("flag-border", _SCHEME, IN_WORDS["touches_border"]),
+    "several_components": Code("flag-components", _SCHEME, IN_WORDS["several_components"]),
+    "volume_outside_training_range": Code("flag-volume", _SCHEME, IN_WORDS["volume_outside_training_range"]),
+}
+_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
+_ENGLISH = Code("en", "RFC5646", "English")
+# By modality; CID 100 of PS3.16.
+_PROCEDURES = {
+    "CT": codes.LN.CTUnspecifiedBodyRegion,
+    "MR": codes.LN.MRIUnspecifiedBodyRegion,
+    "PT": codes.LN.PETUnspecifiedBodyRegion,
+}
+
+
+class SegmentReference(NamedTuple):
+    """The segmentation that the measured labels are segments of.
+
+    Args:
+        sop_class, instance, series: its UIDs.
+    """
+
+    sop_class: str
+    instance: str
+    series: str
+
+
+def measurement_report(
+    about: About,
+    measures: Sequence[LabelQuality],
+    numbers: Sequence[LabelNumbers],
+    segmentation: SegmentReference | None,
+    notes: Iterable[str] = (),
+) -> Dataset:
+    """A report of what was measured, not verified by anyone.
+
+    Args:
+        about: source, labels and model.
+        measures: volume and flags of each label.
+        numbers: what else was measured of each.
+        segmentation: where the labels are; None if no label has a voxel.
+        notes: sentences about the result as a whole.
+
+    Returns:
+        The object, to be written by `volseg.dicom.objects.write`.
+    """
+    groups = [
+        group
+        for label, measure, found in zip(about.labels, measures, numbers, strict=True)
+        for group in _groups(label, measure, found, about, segmentation)
+    ]
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=_observer()),
+        procedure_reported=_PROCEDURES.get(text(about.source.header, "Modality"), codes.SCT.ImagingProcedure),
+        imaging_measurements=groups,
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
+    )
+    content[0].ContentSequence.append(_evaluations([RESEARCH_USE, *notes]))
+    files = [(one, about.source.series_uid) for _, one, _ in _frames(about.source)]
+    if segmentation:
+        files.append((segmentation.instance, segmentation.series))
+    made = sr.Comprehensive3DSR(
+        evidence=[_stand_in(about.source, *one) for one in files],
+        content=content[0],
+        series_instance_uid=about.identity.uid(REPORT.name, "series"),
+        series_number=1,
+        sop_instance_uid=about.identity.uid(REPORT.name, "instance"),
+        instance_number=1,
+        manufacturer="volseg",
+        is_complete=True,
+    )
+    _name_classes(made, about.source, segmentation)
+    describe(made, REPORT, about.source, about.identity, about.model)
+    return made
+
+
+def finding(label: Label) -> Code:
+    """The private code of a label: from its name, so that the same name has the same code in every model."""
+    return Code(hashlib.sha256(label.name.encode()).hexdigest()[:16], _SCHEME, _meaning(label.name))
+
+
+def _meaning(name: str) -> str:
+    """A name as the meaning of a code, which has at most 64 characters and no backslash."""
+    return "".join(one if one.isprintable() and one != "\\" else " " for one in name).strip()[:64] or "unnamed"
+
+
+def _groups(
+    label: Label, measure: LabelQuality, numbers: LabelNumbers, about: About, segmentation: SegmentReference | None
+) -> Iterator[Any]:
+    """The groups of one label."""
+    source = about.source
+    shared: dict[str, Any] = {
+        "tracking_identifier": sr.TrackingIdentifier(
+            uid=about.identity.uid("label", str(label.value)), identifier=_meaning(label.name)
+        ),
+        "finding_type": finding(label),
+        "algorithm_id": sr.AlgorithmIdentification(
+            name=about.model, version=about.model_sha256, family=codes.DCM.ArtificialIntelligence
+        ),
+    }
+    said = {
+        "measurements": list(_measurements(measure, numbers, source)),
+        "qualitative_evaluations": [sr.QualitativeEvaluation(_FLAG, FLAGS[flag]) for flag in measure.flags],
+    }
+    if segmentation is None or not measure.voxels:
+        images = [sr.SourceImageForMeasurementGroup(*one) for one in _frames(source)]
+        group = sr.MeasurementsAndQualitativeEvaluations(**shared, **said, source_images=images)
+        yield _with_comments(group, measure, source)
+        return
+    yield _with_comments(
+        sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+            **shared, **said, referenced_segment=_segment(label, segmentation, source)
+        ),
+        measure,
+        source,
+    )
+    if source.frame_of_reference_uid and measure.volume_ml is not None:
+        point = np.array([numbers.centre_mm], dtype=np.float64)
+        yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+            **shared,
+            referenced_region=sr.ImageRegion3D(sr.GraphicTypeValues3D.POINT, point, source.frame_of_reference_uid),
+            geometric_purpose=codes.DCM.CenterOfMass,
+        )
+
+
+def _measurements(measure: LabelQuality, numbers: LabelNumbers, source: Source) -> Iterator[sr.Measurement]:
+    """The numbers of one label; lengths and volumes only where the size of a voxel is known."""
+    yield sr.Measurement(_VOXEL_COUNT, measure.voxels, _VOXELS)
+    volume_ml = measure.volume_ml if measure.voxels else 0.0
+    if volume_ml is not None:
+        yield sr.Measurement(codes.SCT.Volume, float(volume_ml), _ML, method=codes.IBSI.VolumeFromVoxelSummation)
+    if not measure.voxels:
+        return
+    if volume_ml is not None and numbers.diameter_mm is not None:
+        yield sr.Measurement(codes.SCT.LongAxis, numbers.diameter_mm, _MM, derivation=codes.SCT.Maximum)
+    name, unit = _intensity(source)
+    for value, derivation in ((numbers.mean, codes.SCT.Mean), (numbers.deviation, codes.SCT.StandardDeviation)):
+        # The sum of very large intensities may be infinite.
+        if value is not None and math.isfinite(value):
+            yield sr.Measurement(name, value, unit, derivation=derivation)
+
+
+def _intensity(source: Source) -> tuple[Code, Code]:
+    """What the intensities are, and their unit: Hounsfield units for CT unless the source states another type."""
+    modality = text(source.header, "Modality")
+    types = {one.contrast.get("rescale type", ("HU",)) for one in source.slices}
+    if modality == "CT" and types == {("HU",)}:
+        return codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit
+    if modality == "MR":
+        return codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits
+    return _INTENSITY, _ARBITRARY
+
+
+def _with_comments(group: Any, measure: LabelQuality, source: Source) -> Any:
+    """A group with sentences about its numbers."""
+    for one in _comments(measure, source):
+        group[0].ContentSequence.append(_comment(one))
+    return group
+
+
+def _comments(measure: LabelQuality, source: Source) -> Iterator[str]:
+    """What a reader of the numbers has to know."""
+    if measure.reason:
+        yield f"{'Volume 0' if not measure.voxels else 'No volume'}: {measure.reason}."
+    if "touches_border" in measure.flags:
+        yield (
+            "The label reaches the first or last slice, row or column of the scan, so its volume and length are lower "
+            "bounds."
+        )
+    if measure.voxels and not source.frame_of_reference_uid:
+        yield "No centre of mass: the series states no frame of reference (FrameOfReferenceUID)."
+
+
+def _comment(sentence: str) -> sr.TextContentItem:
+    """A sentence as an item."""
+    return sr.TextContentItem(codes.DCM.Comment, sentence, sr.RelationshipTypeValues.CONTAINS)
+
+
+def _evaluations(sentences: Iterable[str]) -> sr.ContainerContentItem:
+    """What is said of the report as a whole: rows 12 and 13 of TID 1500."""
+    container = sr.ContainerContentItem(_EVALUATIONS, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+    container.ContentSequence = sr.ContentSequence([_comment(one) for one in sentences])
+    return container
+
+
+def _segment(label: Label, segmentation: SegmentReference, source: Source) -> sr.ReferencedSegment:
+    """The segment of a label, with its source: the series, or the frames of multi-frame files."""
+    many = any(one.frame for one in source.references)
+    return sr.ReferencedSegment(
+        segmentation.sop_class,
+        segmentation.instance,
+        label.value,
+        source_images=[sr.SourceImageForSegmentation(*one) for one in _frames(source)] if many else None,
+        source_series=None if many else sr.SourceSeriesForSegmentation(source.series_uid),
+    )
+
+
+def _frames(source: Source) -> list[tuple[str, str, list[int] | None]]:
+    """Class and instance of each file of the source, and the numbers of its frames if it has any."""
+    files: dict[str, tuple[Reference, list[int]]] = {}
+    for one in source.references:
+        files.setdefault(one.instance, (one, []))[1].append(one.frame)
+    return [(one.sop_class, one.instance, sorted(frames) if one.frame else None) for one, frames in files.values()]
+
+
+def _observer() -> sr.ObserverContext:
+    """This version of volseg as the device that measured."""
+    uid = Identity(f"volseg {__version__}", NO_DATE, NO_TIME).uid("device")
+    return sr.ObserverContext(
+        codes.DCM.Device,
+        sr.DeviceObserverIdentifyingAttributes(
+            uid=uid, name="volseg", manufacturer_name="volseg", model_name=f"volseg {__version__}"
+        ),
+    )
+
+
+def _stand_in(source: Source, instance: str, series: str) -> Dataset:
+    """The names of a file, without a patient: highdicom requires what real series lack."""
+    one = Dataset()
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"):
+        setattr(one, name, "")
+    one.StudyDate = one.StudyTime = None
+    one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, instance
+    one.StudyInstanceUID, one.SeriesInstanceUID = source.study_uid, series
+    return one
+
+
+def _name_classes(made: Dataset, source: Source, segmentation: SegmentReference | None) -> None:
+    """Name the SOP classes of the evidence: the stand-ins are of one class, as highdicom does not know every other."""
+    classes = {one.instance: one.sop_class for one in source.references}
+    if segmentation:
+        classes[segmentation.instance] = segmentation.sop_class
+    for study in made.CurrentRequestedProcedureEvidenceSequence:
+        for series in study.ReferencedSeriesSequence:
+            for one in series.ReferencedSOPSequence:
+                one.ReferencedSOPClassUID = classes[one.ReferencedSOPInstanceUID]

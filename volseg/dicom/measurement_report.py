@@ -25,7 +25,7 @@ from volseg.dicom.about import About
 from volseg.dicom.identity import NO_DATE, NO_TIME, Identity
 from volseg.dicom.measurements import LabelNumbers
 from volseg.dicom.objects import Kind, describe
-from volseg.dicom.source import Reference, Source
+from volseg.dicom.source import Source
 from volseg.inference.quality import IN_WORDS, LabelQuality
 from volseg.version import __version__
 
@@ -97,7 +97,7 @@ def measurement_report(
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
     )
     content[0].ContentSequence.append(_evaluations([RESEARCH_USE, *notes]))
-    files = [(one, about.source.series_uid) for _, one, _ in _frames(about.source)]
+    files = [(one, about.source.series_uid) for one in about.source.class_by_file]
     if segmentation:
         files.append((segmentation.instance, segmentation.series))
     made = sr.Comprehensive3DSR(
@@ -238,10 +238,10 @@ def _segment(label: Label, segmentation: SegmentReference, source: Source) -> sr
 
 def _frames(source: Source) -> list[tuple[str, str, list[int] | None]]:
     """Class and instance of each file of the source, and the numbers of its frames if it has any."""
-    files: dict[str, tuple[Reference, list[int]]] = {}
-    for one in source.references:
-        files.setdefault(one.instance, (one, []))[1].append(one.frame)
-    return [(one.sop_class, one.instance, sorted(frames) if one.frame else None) for one, frames in files.values()]
+    return [
+        (source.class_by_file[instance], instance, list(frames) or None)
+        for instance, frames in source.frames_by_file.items()
+    ]
 
 
 def _observer() -> sr.ObserverContext:
@@ -268,9 +268,8 @@ def _stand_in(source: Source, instance: str, series: str) -> Dataset:
 
 def _name_classes(made: Dataset, source: Source, segmentation: SegmentReference | None) -> None:
     """Name the SOP classes of the evidence: the stand-ins are of one class, as highdicom does not know every other."""
-    classes = {one.instance: one.sop_class for one in source.references}
-    if segmentation:
-        classes[segmentation.instance] = segmentation.sop_class
+    own = {segmentation.instance: segmentation.sop_class} if segmentation else {}
+    classes = source.class_by_file | own
     for study in made.CurrentRequestedProcedureEvidenceSequence:
         for series in study.ReferencedSeriesSequence:
             for one in series.ReferencedSOPSequence:

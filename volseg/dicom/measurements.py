@@ -59,7 +59,9 @@ class _Sums:
         self.indices = self.indices + indices
 
 
-def measure_labels(labels: np.ndarray, image: np.ndarray, geometry: Geometry, table: Sequence[Label]) -> list[LabelNumbers]:
+def measure_labels(
+    labels: np.ndarray, image: np.ndarray, geometry: Geometry, table: Sequence[Label]
+) -> list[LabelNumbers]:
     """Measure every label in `table`, in its order; regions with all their parts.
 
     Args:
@@ -114,7 +116,7 @@ def _in_plane(affine: np.ndarray) -> np.ndarray:
 
 
 def _diameter(rows: np.ndarray, columns: np.ndarray, plane_of: np.ndarray) -> float:
-    """The longest distance in mm between corners of pixels, of which the convex hull has two that are farthest apart."""
+    """The longest distance in mm between corners of pixels: the two that are farthest apart lie on the convex hull."""
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     ends = np.append(starts[1:], len(rows)) - 1
     places = rows[starts] - rows[0]

@@ -18,7 +18,7 @@ ScanFlag: TypeAlias = Literal["intensity_outside_training_range"]
 # The flags as a reader of a report or a picture sees them.
 IN_WORDS: dict[LabelFlag | ScanFlag, str] = {
     "empty": "no voxel was given this label",
-    "touches_border": "cut off by the edge of the scan: volume is a lower bound",
+    "touches_border": "cut off by the edge of the scan, so the volume is a lower bound",
     "several_components": "several separate parts",
     "volume_outside_training_range": "volume outside the range of the training cases",
     "intensity_outside_training_range": "scan intensity outside the range of the training scans",

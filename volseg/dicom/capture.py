@@ -29,8 +29,9 @@ def secondary_capture(pixels: np.ndarray, about: About) -> Dataset:
     made.ImageType = ["DERIVED", "SECONDARY"]
     made.ConversionType = "WSD"
     made.BurnedInAnnotation = "NO"
-    # Unknown for a page of three planes, and of a whole scan.
-    made.PatientOrientation = made.Laterality = None
+    # Three planes have no single orientation; the side of a paired organ is that of the source, if it states one.
+    made.PatientOrientation = None
+    made.Laterality = text(about.source.header, "Laterality") or None
     made.DerivationDescription = "Three planes of the scan with the outlines of its labels"
     made.SourceImageSequence = _source_images(about.source)
     for one in about.source.files:

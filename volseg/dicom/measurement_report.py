@@ -136,7 +136,7 @@ def _groups(
         ),
         "finding_type": finding(label),
         "algorithm_id": sr.AlgorithmIdentification(
-            name=about.model, version=about.model_sha256, family=codes.DCM.ArtificialIntelligence
+            name=about.model or "unnamed", version=about.model_sha256, family=codes.DCM.ArtificialIntelligence
         ),
     }
     said = {

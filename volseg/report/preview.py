@@ -5,6 +5,7 @@ The view is radiological: the patient's right is on the left of the image, and a
 plane. All planes have the same scale.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ _COLUMN_GAP = 0.2  # between a text of the legend and the next column
 _LEGEND_SIZE = 11
 _NOTE_LINE = 0.22
 _NOTE_SIZE = 10
-_MOST_ROWS = 6
+_MOST_ROWS = 6  # unless the caller wants more
 _LONGEST_NAME = 28
 _PAGE, _INK, _FAINT, _NOTE = "#111418", "#f2f2f2", "#b4bac1", "#ffcf70"
 _FILL = 0.38
@@ -96,6 +97,7 @@ def draw_preview(
     reference: np.ndarray | None = None,
     is_size_known: bool = True,
     notes: Sequence[str] = (),
+    most_rows: int = _MOST_ROWS,
 ) -> Figure:
     """A figure of an axial, a coronal and a sagittal slice with label overlays, for `DPI` dots per inch.
 
@@ -111,6 +113,7 @@ def draw_preview(
         reference: (I, J, K), integers; drawn as dashed outlines for comparison.
         is_size_known: whether the spacing of `geometry` is in millimetres; otherwise there are neither volumes nor a
             scale bar.
+        most_rows: of the legend; where not all labels fit, it has the largest ones.
         notes: sentences below the legend. Besides them and the title, the image contains no text about the scan.
 
     Raises:
@@ -129,7 +132,7 @@ def draw_preview(
     centre, voxels = _fullest_slices(labels, shown)
     window = _window(image)
     colours = np.array(label_colours(shown)).reshape(-1, 3) / 255.0
-    page = _Page(np.multiply(labels.shape, spacing_mm), len(shown), title, notes)
+    page = _Page(np.multiply(labels.shape, spacing_mm), len(shown), title, notes, most_rows)
     for plane, axes in zip(_PLANES, page.planes(), strict=True):
         cut = _slice(labels, plane, centre)
         _draw_scan(axes, _slice(image, plane, centre), window)
@@ -234,20 +237,30 @@ class _Page:
         labels: number of labels in the legend.
         title: the line above; empty for none.
         notes: sentences below the legend.
+        most_rows: of the legend.
     """
 
-    def __init__(self, size_mm: np.ndarray, labels: int, title: str, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        size_mm: np.ndarray,
+        labels: int,
+        title: str,
+        notes: Sequence[str] = (),
+        most_rows: int = _MOST_ROWS,
+    ) -> None:
         right, anterior, superior = size_mm
         self.inches_per_mm = min(_PLANES_WIDTH / (2 * right + anterior), _PLANES_HEIGHT / max(anterior, superior))
         self.size = size_mm * self.inches_per_mm
         self.cells = [max(self.size[plane.horizontal], _NARROWEST) for plane in _PLANES]
         self.width = max(sum(self.cells) + 6 * _GAP, 2 * _COLUMN + 2 * _GAP)
         self.columns = int((self.width - 2 * _GAP) / _COLUMN)
-        rows = min(-(-labels // self.columns), _MOST_ROWS)
+        rows = min(-(-labels // self.columns), most_rows)
         lines = [line for note in notes for line in wrapped(note, self.width - 2 * _GAP, _NOTE_SIZE)]
         self.legend_top = (rows + 1.5) * _LINE + _GAP + len(lines) * _NOTE_LINE
         self.row = max(self.size[1:])
         self.height = self.legend_top + self.row + 2 * _GAP + (_TITLE if title else 0)
+        # Whole pixels, so that the last row and column are not half transparent.
+        self.width, self.height = (math.ceil(length * DPI) / DPI for length in (self.width, self.height))
         self.rows = rows
         self.figure = Figure(figsize=(self.width, self.height), facecolor=_PAGE)
         title = shortened(title, self.width - 2 * _GAP, _TITLE_SIZE, "bold")

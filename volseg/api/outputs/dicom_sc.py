@@ -14,6 +14,7 @@ from volseg.text import first_few
 
 SUFFIX = ".sc.dcm"
 NEEDS_DICOM = True
+_MOST_ROWS = 20  # of the legend
 _MOST_NAMES = 12  # of labels with one flag
 
 
@@ -33,17 +34,17 @@ def write(result: Any, path: Path) -> None:
         title=f"Research use only, not for diagnosis. volseg, model {about.model}",
         is_size_known=not scan.unstated,
         notes=list(_notes(result)),
+        most_rows=_MOST_ROWS,
     )
     write_object(secondary_capture(pixels_of(figure, DPI), about), path)
 
 
 def _notes(result: Any) -> Iterator[str]:
     """The flags in words, each with the labels that have it."""
-    if not any(one.voxels for one in result.measures):
-        yield "No label was found in this scan."
-        return
     for flag, words in IN_WORDS.items():
         names = [one.name for one in result.measures if flag in one.flags]
-        if names or flag in result.scan_flags:
+        if flag == "empty" and len(names) == len(result.measures):
+            yield "No label was found in this scan."
+        elif names or flag in result.scan_flags:
             listed = f": {first_few(names, _MOST_NAMES)}" if names else ""
             yield f"{words[0].upper()}{words[1:]}{listed}."

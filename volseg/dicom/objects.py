@@ -91,6 +91,11 @@ def describe(data: Dataset, kind: Kind, source: Source, identity: Identity, mode
     _choose_character_set(data, source)
 
 
+def one_line(text: str, length: int = 64) -> str:
+    """A text as one value of an LO: no backslash, which separates values, no control characters, cut to a length."""
+    return "".join(one if one.isprintable() and one != "\\" else " " for one in text).strip()[:length].strip()
+
+
 def series_number(source: Source, kind: Kind) -> int:
     """The number of a result's series: that of the source times 100, plus the number of the kind; 9000 without one."""
     found = source.series_number
@@ -196,4 +201,4 @@ def _holds(value: str, stated: list[str]) -> bool:
 
 def _shortened(text: str, end: str) -> str:
     """A text with an end that is always there, in the 64 characters of an LO."""
-    return text[: 64 - len(end)] + end
+    return one_line(text, 64 - len(end)) + end

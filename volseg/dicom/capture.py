@@ -9,10 +9,9 @@ from pydicom.dataset import Dataset
 from volseg.data.io.dicom.values import text
 from volseg.dicom.about import About
 from volseg.dicom.objects import Kind, describe
-from volseg.dicom.source import Source
+from volseg.dicom.references import put_references
 
 PICTURE = Kind("picture", "OT", "1.2.840.10008.5.1.4.1.1.7", 4)
-_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
 def secondary_capture(pixels: np.ndarray, about: About) -> Dataset:
@@ -33,14 +32,10 @@ def secondary_capture(pixels: np.ndarray, about: About) -> Dataset:
     made.PatientOrientation = None
     made.Laterality = text(about.source.header, "Laterality") or None
     made.DerivationDescription = "Three planes of the scan with the outlines of its labels"
-    made.SourceImageSequence = _source_images(about.source)
-    for one in about.source.files:
-        if text(one, _LOSSY[0]) == "01":
-            # What has lost detail once stays so.
-            for name in _LOSSY:
-                if name in one:
-                    made[name] = one[name]
-            break
+    put_references(made, about.source)
+    for item in made.SourceImageSequence:
+        if frames := about.source.frames_by_file[item.ReferencedSOPInstanceUID]:
+            item.ReferencedFrameNumber = list(frames)
     made.SamplesPerPixel, made.PhotometricInterpretation, made.PlanarConfiguration = 3, "RGB", 0
     made.Rows, made.Columns = pixels.shape[:2]
     made.BitsAllocated = made.BitsStored = 8
@@ -49,15 +44,3 @@ def secondary_capture(pixels: np.ndarray, about: About) -> Dataset:
     made["PixelData"].VR = "OB"
     describe(made, PICTURE, about.source, about.identity, about.model)
     return made
-
-
-def _source_images(source: Source) -> list[Dataset]:
-    """A reference to each file of the source, with the frames that were used of a multi-frame one."""
-    items = []
-    for instance, frames in source.frames_by_file.items():
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = source.class_by_file[instance], instance
-        if frames:
-            item.ReferencedFrameNumber = list(frames)
-        items.append(item)
-    return items

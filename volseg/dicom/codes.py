@@ -14,7 +14,7 @@ from pydicom.sr.coding import Code
 from volseg.config import CodedName, Label
 
 PRIVATE_SCHEME = "99VOLSEG"
-PRIVATE_SCHEME_NAME = "Labels of segmentation models by their names"
+PRIVATE_SCHEME_NAME = "volseg: labels by their names, measurements and flags"
 # Names of structures by the keyword of their code in pydicom. Those that come in pairs may have a side.
 _PAIRED = {
     "Kidney": ("kidney",),

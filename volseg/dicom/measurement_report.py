@@ -7,7 +7,6 @@ Each label has a group of measurements of its segment (TID 1411) and one of a po
 the same tracking UID. A label without voxels has no region, so its group is one of a whole series (TID 1501).
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,29 +21,31 @@ from pydicom.uid import CTImageStorage
 from volseg.config import Label
 from volseg.data.io.dicom.values import text
 from volseg.dicom.about import About
-from volseg.dicom.identity import NO_DATE, NO_TIME, Identity
+from volseg.dicom.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_NAME, codes_of
 from volseg.dicom.measurements import LabelNumbers
-from volseg.dicom.objects import Kind, describe
+from volseg.dicom.objects import Kind, describe, one_line
+from volseg.dicom.segmentation import BINARY, LABELMAP
 from volseg.dicom.source import Source
+from volseg.dicom.uids import derived_uid
 from volseg.inference.quality import IN_WORDS, LabelQuality
 from volseg.version import __version__
 
 REPORT = Kind("report", "SR", "1.2.840.10008.5.1.4.1.1.88.34", 3)
 RESEARCH_USE = "Research use only, not for diagnosis."
-_SCHEME = "99VOLSEG"
 _ML, _MM = Code("mL", "UCUM", "milliliter"), Code("mm", "UCUM", "millimeter")
 _VOXELS = Code("{voxels}", "UCUM", "voxels")
 _ARBITRARY = Code("[arb'U]", "UCUM", "arbitrary unit")
-_VOXEL_COUNT = Code("voxels", _SCHEME, "Number of voxels")
-_INTENSITY = Code("intensity", _SCHEME, "Intensity")
-_FLAG = Code("flag", _SCHEME, "Quality flag")
+_VOXEL_COUNT = Code("voxels", PRIVATE_SCHEME, "Number of voxels")
+_INTENSITY = Code("intensity", PRIVATE_SCHEME, "Intensity")
+_FLAG = Code("flag", PRIVATE_SCHEME, "Quality flag")
 FLAGS = {
-    "empty": Code("flag-empty", _SCHEME, IN_WORDS["empty"]),
-    "touches_border": Code("flag-border", _SCHEME, IN_WORDS["touches_border"]),
-    "several_components": Code("flag-components", _SCHEME, IN_WORDS["several_components"]),
-    "volume_outside_training_range": Code("flag-volume", _SCHEME, IN_WORDS["volume_outside_training_range"]),
+    "empty": Code("flag-empty", PRIVATE_SCHEME, IN_WORDS["empty"]),
+    "touches_border": Code("flag-border", PRIVATE_SCHEME, IN_WORDS["touches_border"]),
+    "several_components": Code("flag-components", PRIVATE_SCHEME, IN_WORDS["several_components"]),
+    "volume_outside_training_range": Code("flag-volume", PRIVATE_SCHEME, IN_WORDS["volume_outside_training_range"]),
 }
 _EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
+_SIDES = (codes.SCT.Left, codes.SCT.Right)
 _ENGLISH = Code("en", "RFC5646", "English")
 # By modality; CID 100 of PS3.16.
 _PROCEDURES = {
@@ -59,11 +60,21 @@ class SegmentReference(NamedTuple):
 
     Args:
         sop_class, instance, series: its UIDs.
+        numbers: the segment of each label.
     """
 
     sop_class: str
     instance: str
     series: str
+    numbers: tuple[int, ...]
+
+
+def segmentation_of(about: About, labelmap: bool = False) -> SegmentReference:
+    """The segmentation that `volseg.dicom.segmentation` makes of the same labels."""
+    kind = LABELMAP if labelmap else BINARY
+    numbers = tuple(label.value if labelmap else at for at, label in enumerate(about.labels, start=1))
+    uids = [about.identity.uid(kind.name, part) for part in ("instance", "series")]
+    return SegmentReference(kind.sop_class, uids[0], uids[1], numbers)
 
 
 def measurement_report(
@@ -79,16 +90,17 @@ def measurement_report(
         about: source, labels and model.
         measures: volume and flags of each label.
         numbers: what else was measured of each.
-        segmentation: where the labels are; None if no label has a voxel.
+        segmentation: where the labels are segments; None if there is none.
         notes: sentences about the result as a whole.
 
     Returns:
         The object, to be written by `volseg.dicom.objects.write`.
     """
+    segments = [_segment(segmentation, at, about.source) if segmentation else None for at in range(len(about.labels))]
     groups = [
         group
-        for label, measure, found in zip(about.labels, measures, numbers, strict=True)
-        for group in _groups(label, measure, found, about, segmentation)
+        for label, measure, found, segment in zip(about.labels, measures, numbers, segments, strict=True)
+        for group in _groups(label, measure, found, about, segment)
     ]
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_observer()),
@@ -111,51 +123,56 @@ def measurement_report(
         is_complete=True,
     )
     _name_classes(made, about.source, segmentation)
+    made.CodingSchemeIdentificationSequence = [_private_scheme()]
     describe(made, REPORT, about.source, about.identity, about.model)
     return made
 
 
-def finding(label: Label) -> Code:
-    """The private code of a label: from its name, so that the same name has the same code in every model."""
-    return Code(hashlib.sha256(label.name.encode()).hexdigest()[:16], _SCHEME, _meaning(label.name))
-
-
-def _meaning(name: str) -> str:
-    """A name as the meaning of a code, which has at most 64 characters and no backslash."""
-    return "".join(one if one.isprintable() and one != "\\" else " " for one in name).strip()[:64] or "unnamed"
+def _what(label: Label) -> dict[str, Any]:
+    """The finding of a group: category and code of the label, and its place with the side where it has one."""
+    known = codes_of(label)
+    place, modifiers = (known.region, known.region_modifiers) if known.region else (known.type, known.modifiers)
+    sides = [one for one in modifiers if one in _SIDES]
+    others = [one for one in modifiers if one not in _SIDES]
+    site = sr.FindingSite(place, next(iter(sides), None), next(iter(others), None))
+    return {
+        "finding_category": known.category,
+        "finding_type": known.type,
+        "finding_sites": [site] if known.region or modifiers else None,
+    }
 
 
 def _groups(
-    label: Label, measure: LabelQuality, numbers: LabelNumbers, about: About, segmentation: SegmentReference | None
+    label: Label, measure: LabelQuality, numbers: LabelNumbers, about: About, segment: sr.ReferencedSegment | None
 ) -> Iterator[Any]:
     """The groups of one label."""
     source = about.source
     shared: dict[str, Any] = {
+        # Those of the segment.
         "tracking_identifier": sr.TrackingIdentifier(
-            uid=about.identity.uid("label", str(label.value)), identifier=_meaning(label.name)
+            about.identity.uid("segment", label.name), one_line(f"{about.model}: {label.name}")
         ),
-        "finding_type": finding(label),
+        **_what(label),
         "algorithm_id": sr.AlgorithmIdentification(
-            name=about.model or "unnamed", version=about.model_sha256, family=codes.DCM.ArtificialIntelligence
+            name=one_line(about.model) or "unnamed",
+            version=about.model_sha256,
+            family=codes.DCM.ArtificialIntelligence,
         ),
     }
     said = {
         "measurements": list(_measurements(measure, numbers, source)),
         "qualitative_evaluations": [sr.QualitativeEvaluation(_FLAG, FLAGS[flag]) for flag in measure.flags],
     }
-    if segmentation is None or not measure.voxels:
-        images = [sr.SourceImageForMeasurementGroup(*one) for one in _frames(source)]
+    if segment is None or not measure.voxels:
+        images = (
+            [sr.SourceImageForMeasurementGroup(*one) for one in _frames(source)] if _is_multi_frame(source) else None
+        )
         group = sr.MeasurementsAndQualitativeEvaluations(**shared, **said, source_images=images)
-        yield _with_comments(group, measure, source)
+        yield _with_comments(group, measure)
         return
-    yield _with_comments(
-        sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-            **shared, **said, referenced_segment=_segment(label, segmentation, source)
-        ),
-        measure,
-        source,
-    )
-    if source.frame_of_reference_uid and measure.volume_ml is not None:
+    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(**shared, **said, referenced_segment=segment)
+    yield _with_comments(group, measure)
+    if measure.volume_ml is not None:
         point = np.array([numbers.centre_mm], dtype=np.float64)
         yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             **shared,
@@ -192,24 +209,22 @@ def _intensity(source: Source) -> tuple[Code, Code]:
     return _INTENSITY, _ARBITRARY
 
 
-def _with_comments(group: Any, measure: LabelQuality, source: Source) -> Any:
+def _with_comments(group: Any, measure: LabelQuality) -> Any:
     """A group with sentences about its numbers."""
-    for one in _comments(measure, source):
+    for one in _comments(measure):
         group[0].ContentSequence.append(_comment(one))
     return group
 
 
-def _comments(measure: LabelQuality, source: Source) -> Iterator[str]:
+def _comments(measure: LabelQuality) -> Iterator[str]:
     """What a reader of the numbers has to know."""
     if measure.reason:
-        yield f"{'Volume 0' if not measure.voxels else 'No volume'}: {measure.reason}."
+        yield f"{'No volume' if measure.voxels else 'Volume 0'}: {measure.reason.rstrip('.')}."
     if "touches_border" in measure.flags:
         yield (
-            "The label reaches the first or last slice, row or column of the scan, so its volume and length are lower "
-            "bounds."
+            "The label reaches the first or last slice, row or column of the scan, so its volume and its length are "
+            "lower bounds."
         )
-    if measure.voxels and not source.frame_of_reference_uid:
-        yield "No centre of mass: the series states no frame of reference (FrameOfReferenceUID)."
 
 
 def _comment(sentence: str) -> sr.TextContentItem:
@@ -224,16 +239,21 @@ def _evaluations(sentences: Iterable[str]) -> sr.ContainerContentItem:
     return container
 
 
-def _segment(label: Label, segmentation: SegmentReference, source: Source) -> sr.ReferencedSegment:
+def _segment(segmentation: SegmentReference, at: int, source: Source) -> sr.ReferencedSegment:
     """The segment of a label, with its source: the series, or the frames of multi-frame files."""
-    many = any(one.frame for one in source.references)
+    many = _is_multi_frame(source)
     return sr.ReferencedSegment(
         segmentation.sop_class,
         segmentation.instance,
-        label.value,
+        segmentation.numbers[at],
         source_images=[sr.SourceImageForSegmentation(*one) for one in _frames(source)] if many else None,
         source_series=None if many else sr.SourceSeriesForSegmentation(source.series_uid),
     )
+
+
+def _is_multi_frame(source: Source) -> bool:
+    """Whether a slice is a frame of a file, not a file."""
+    return any(one.frame for one in source.references)
 
 
 def _frames(source: Source) -> list[tuple[str, str, list[int] | None]]:
@@ -246,13 +266,19 @@ def _frames(source: Source) -> list[tuple[str, str, list[int] | None]]:
 
 def _observer() -> sr.ObserverContext:
     """This version of volseg as the device that measured."""
-    uid = Identity(f"volseg {__version__}", NO_DATE, NO_TIME).uid("device")
-    return sr.ObserverContext(
-        codes.DCM.Device,
-        sr.DeviceObserverIdentifyingAttributes(
-            uid=uid, name="volseg", manufacturer_name="volseg", model_name=f"volseg {__version__}"
-        ),
+    name = f"volseg {__version__}"
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=derived_uid("device", name), name="volseg", manufacturer_name="volseg", model_name=name
     )
+    return sr.ObserverContext(codes.DCM.Device, device)
+
+
+def _private_scheme() -> Dataset:
+    """Whose the codes of our own are."""
+    scheme = Dataset()
+    scheme.CodingSchemeDesignator, scheme.CodingSchemeName = PRIVATE_SCHEME, PRIVATE_SCHEME_NAME
+    scheme.CodingSchemeResponsibleOrganization = "volseg"
+    return scheme
 
 
 def _stand_in(source: Source, instance: str, series: str) -> Dataset:

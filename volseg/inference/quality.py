@@ -21,7 +21,7 @@ IN_WORDS: dict[LabelFlag | ScanFlag, str] = {
     "touches_border": "cut off by the edge of the scan, so the volume is a lower bound",
     "several_components": "several separate parts",
     "volume_outside_training_range": "volume outside the range of the training cases",
-    "intensity_outside_training_range": "scan intensity outside the range of the training scans",
+    "intensity_outside_training_range": "scan intensity is outside the range of the training scans",
 }
 # A second component with less than this fraction of a label's voxels counts as noise.
 COMPONENT_FRACTION = 0.05

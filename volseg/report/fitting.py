@@ -17,14 +17,15 @@ def width_of(text: str, size: float, weight: str = "normal") -> float:
     return float(width) / _POINTS * _ROUNDING
 
 
-def shortened(text: str, width: float, size: float, weight: str = "normal") -> str:
-    """The text, or as much of its beginning as fits, with an ellipsis."""
+def shortened(text: str, width: float, size: float, weight: str = "normal", tail: int = 0) -> str:
+    """The text, or as much of its beginning as fits, then an ellipsis and its last `tail` characters."""
     if width_of(text, size, weight) <= width:
         return text
+    end = "…" + text[len(text) - tail :]
     fits = 0
-    while width_of(text[: fits + 1] + "…", size, weight) <= width:
+    while width_of(text[: fits + 1] + end, size, weight) <= width:
         fits += 1
-    return text[:fits].rstrip() + "…"
+    return text[:fits].rstrip() + end
 
 
 def wrapped(text: str, width: float, size: float) -> list[str]:

@@ -36,7 +36,7 @@ _LEGEND_SIZE = 11
 _NOTE_LINE = 0.22
 _NOTE_SIZE = 10
 _MOST_ROWS = 6  # unless the caller wants more
-_LONGEST_NAME = 28
+_TAIL = 6  # characters at the end of a long name, where many names have the side
 _PAGE, _INK, _FAINT, _NOTE = "#111418", "#f2f2f2", "#b4bac1", "#ffcf70"
 _FILL = 0.38
 _SAMPLES = 2_000_000  # voxels that are enough to choose the intensity window
@@ -317,12 +317,10 @@ class _Page:
                 self._text(left, y, f"and {len(shown) - len(named)} smaller", color=_FAINT)
                 continue
             index = named[place]
-            name = shown[index].name
-            name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
             self._block(left, y, 0.2, 0.15, colours[index])
             volume = f"  {_volume_text(volumes_ml[index]) if is_size_known else '-'} mL"
             room = _COLUMN - 0.3 - _COLUMN_GAP - width_of(volume, _LEGEND_SIZE)
-            self._text(left + 0.3, y, shortened(name, room, _LEGEND_SIZE) + volume)
+            self._text(left + 0.3, y, shortened(shown[index].name, room, _LEGEND_SIZE, tail=_TAIL) + volume)
 
     def footer(self, note: str, is_size_known: bool) -> None:
         """The scale bar, `note`, and the orientation of the image."""

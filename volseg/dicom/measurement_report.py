@@ -8,7 +8,7 @@ the same tracking UID. A label without voxels has no region, so its group is one
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import CTImageStorage
 
 from volseg.config import Label
 from volseg.data.io.dicom.values import text
@@ -109,20 +108,13 @@ def measurement_report(
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
     )
     content[0].ContentSequence.append(_evaluations([RESEARCH_USE, *notes]))
-    files = [(one, about.source.series_uid) for one in about.source.class_by_file]
-    if segmentation:
-        files.append((segmentation.instance, segmentation.series))
-    made = sr.Comprehensive3DSR(
-        evidence=[_stand_in(about.source, *one) for one in files],
-        content=content[0],
-        series_instance_uid=about.identity.uid(REPORT.name, "series"),
-        series_number=1,
-        sop_instance_uid=about.identity.uid(REPORT.name, "instance"),
-        instance_number=1,
-        manufacturer="volseg",
-        is_complete=True,
-    )
-    _name_classes(made, about.source, segmentation)
+    # Not by highdicom's class, which asks for files with attributes that real series lack and copies the content.
+    made = Dataset()
+    for name in content[0].dir():
+        setattr(made, name, content[0].get(name))
+    made.CompletionFlag, made.VerificationFlag, made.PreliminaryFlag = "COMPLETE", "UNVERIFIED", "PRELIMINARY"
+    made.PerformedProcedureCodeSequence = made.ReferencedPerformedProcedureStepSequence = None
+    made.CurrentRequestedProcedureEvidenceSequence = [_evidence(about.source, segmentation)]
     made.CodingSchemeIdentificationSequence = [_private_scheme()]
     describe(made, REPORT, about.source, about.identity, about.model)
     return made
@@ -281,22 +273,23 @@ def _private_scheme() -> Dataset:
     return scheme
 
 
-def _stand_in(source: Source, instance: str, series: str) -> Dataset:
-    """The names of a file, without a patient: highdicom requires what real series lack."""
-    one = Dataset()
-    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"):
-        setattr(one, name, "")
-    one.StudyDate = one.StudyTime = None
-    one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, instance
-    one.StudyInstanceUID, one.SeriesInstanceUID = source.study_uid, series
-    return one
+def _evidence(source: Source, segmentation: SegmentReference | None) -> Dataset:
+    """Every file that the report is about, by study and series."""
+    study = Dataset()
+    study.StudyInstanceUID = source.study_uid
+    study.ReferencedSeriesSequence = [_series(source.series_uid, source.class_by_file)]
+    if segmentation:
+        files = {segmentation.instance: segmentation.sop_class}
+        study.ReferencedSeriesSequence.append(_series(segmentation.series, files))
+    return study
 
 
-def _name_classes(made: Dataset, source: Source, segmentation: SegmentReference | None) -> None:
-    """Name the SOP classes of the evidence: the stand-ins are of one class, as highdicom does not know every other."""
-    own = {segmentation.instance: segmentation.sop_class} if segmentation else {}
-    classes = source.class_by_file | own
-    for study in made.CurrentRequestedProcedureEvidenceSequence:
-        for series in study.ReferencedSeriesSequence:
-            for one in series.ReferencedSOPSequence:
-                one.ReferencedSOPClassUID = classes[one.ReferencedSOPInstanceUID]
+def _series(uid: str, files: Mapping[str, str]) -> Dataset:
+    """A series with the SOP classes of files by their instance."""
+    series = Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = uid, []
+    for instance, sop_class in files.items():
+        one = Dataset()
+        one.ReferencedSOPClassUID, one.ReferencedSOPInstanceUID = sop_class, instance
+        series.ReferencedSOPSequence.append(one)
+    return series

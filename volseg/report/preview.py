@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contourpy import contour_generator
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -217,11 +219,20 @@ def _draw_fill(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.n
 
 def _draw_outlines(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray, style: str) -> None:
     """Draw the outline of each label; where two labels touch, both outlines."""
-    rows, columns = (np.arange(size + 2) - 0.5 for size in cut.shape)
     for label, colour in zip(shown, colours, strict=True):
-        mask = np.pad(cut == label.value, 1)
+        mask = cut == label.value
         if mask.any():
-            axes.contour(columns, rows, mask, levels=[0.5], colors=[colour], linewidths=1.3, linestyles=style)
+            lines = LineCollection(_outlines(mask), colors=[colour], linewidths=1.3, linestyles=style)
+            axes.add_collection(lines, autolim=False)
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The outlines of a mask, each (N, 2): columns and rows, where a pixel is from its number to the next."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    inner = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    lines = contour_generator(z=np.pad(inner.astype(np.float64), 1)).lines(0.5)
+    corner = np.array([columns[0] - 0.5, rows[0] - 0.5])
+    return [np.asarray(line) + corner for line in lines]
 
 
 def _extent(cut: np.ndarray) -> tuple[float, float, float, float]:
@@ -282,7 +293,9 @@ class _Page:
 
     def _block(self, left: float, y: float, width: float, height: float, colour: Any) -> None:
         """A filled rectangle, centred vertically on y."""
-        self._axes(left, y - height / 2, width, height).add_patch(Rectangle((0, 0), 1, 1, facecolor=colour))
+        corner = (left / self.width, (y - height / 2) / self.height)
+        size = (width / self.width, height / self.height)
+        self.figure.add_artist(Rectangle(corner, *size, facecolor=colour, transform=self.figure.transFigure))
 
     def planes(self) -> list[Any]:
         """Axes for each plane, with its name and the letters of its directions around them."""

@@ -115,6 +115,15 @@ def test_an_empty_result_says_so(tmp_path, monkeypatch):
     assert not any("No voxel" in one for one in lines)
 
 
+def test_characters_that_the_font_lacks_are_drawn_all_the_same(tmp_path):
+    table = (Label(name="肝臓" * 40, value=1), Label(name="$x_{$ Größe", value=2))
+    made = saved(
+        result_of(tmp_path / "series", table=table, model="モデル", SpecificCharacterSet="ISO_IR 192"), tmp_path
+    )
+    assert made.SpecificCharacterSet == "ISO_IR 192"
+    assert made.SeriesDescription == "モデル: picture (research use only)"
+
+
 def extents(figure):
     """Every text that is drawn, with its (left, bottom, right, top) in pixels."""
     figure.set_dpi(DPI)

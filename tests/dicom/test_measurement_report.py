@@ -270,6 +270,24 @@ def test_a_source_without_frame_of_reference_is_said(tmp_path):
     assert report.content.get_planar_roi_measurement_groups()
 
 
+@pytest.mark.parametrize(
+    ("name", "stated", "expected"),
+    [
+        ("Niere links, Größe", "ISO_IR 100", "ISO_IR 100"),
+        ("肝臓", "ISO_IR 100", "ISO_IR 192"),
+        ("a\\\\b\nc" + "d" * 80, None, None),
+    ],
+)
+def test_names_of_labels_beyond_ascii_and_beyond_64_characters(tmp_path, name, stated, expected):
+    table = (Label(name=name, value=1), Label(name="kidney_left", value=2))
+    attributes = {"SpecificCharacterSet": stated} if stated else {}
+    report = saved(result_of(tmp_path / "series", table=table, **attributes), tmp_path)
+    assert report.get("SpecificCharacterSet") == expected
+    found = [one.finding_type.meaning for one in report.content.get_volumetric_roi_measurement_groups()]
+    assert len(found) == 2
+    assert found[0] == (name if stated else "a  b c" + "d" * 58)
+
+
 def test_two_runs_give_the_same_bytes(tmp_path):
     files = []
     for name in ("a", "b"):

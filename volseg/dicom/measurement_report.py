@@ -22,7 +22,7 @@ from volseg.data.io.dicom.values import text
 from volseg.dicom.about import About
 from volseg.dicom.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_NAME, codes_of
 from volseg.dicom.measurements import LabelNumbers
-from volseg.dicom.objects import Kind, describe, one_line
+from volseg.dicom.objects import NOT_FOR_DIAGNOSIS, Kind, describe, one_line
 from volseg.dicom.segmentation import BINARY, LABELMAP
 from volseg.dicom.source import Source
 from volseg.dicom.uids import derived_uid
@@ -30,7 +30,6 @@ from volseg.inference.quality import IN_WORDS, LabelQuality
 from volseg.version import __version__
 
 REPORT = Kind("report", "SR", "1.2.840.10008.5.1.4.1.1.88.34", 3)
-RESEARCH_USE = "Research use only, not for diagnosis."
 _ML, _MM = Code("mL", "UCUM", "milliliter"), Code("mm", "UCUM", "millimeter")
 _VOXELS = Code("{voxels}", "UCUM", "voxels")
 _ARBITRARY = Code("[arb'U]", "UCUM", "arbitrary unit")
@@ -107,7 +106,7 @@ def measurement_report(
         imaging_measurements=groups,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
     )
-    content[0].ContentSequence.append(_evaluations([RESEARCH_USE, *notes]))
+    content[0].ContentSequence.append(_evaluations([NOT_FOR_DIAGNOSIS, *notes]))
     # Not by highdicom's class, which asks for files with attributes that real series lack and copies the content.
     made = Dataset()
     for name in content[0].dir():
@@ -210,8 +209,10 @@ def _with_comments(group: Any, measure: LabelQuality) -> Any:
 
 def _comments(measure: LabelQuality) -> Iterator[str]:
     """What a reader of the numbers has to know."""
-    if measure.reason:
-        yield f"{'No volume' if measure.voxels else 'Volume 0'}: {measure.reason.rstrip('.')}."
+    if not measure.voxels:
+        yield f"Volume 0: {IN_WORDS['empty']}."
+    elif measure.reason:
+        yield f"No volume: {measure.reason.rstrip('.')}."
     if "touches_border" in measure.flags:
         yield (
             "The label reaches the first or last slice, row or column of the scan, so its volume and its length are "

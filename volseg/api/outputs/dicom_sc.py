@@ -6,6 +6,7 @@ from typing import Any
 
 from volseg.dicom.about import about_result
 from volseg.dicom.capture import secondary_capture
+from volseg.dicom.objects import NOT_FOR_DIAGNOSIS
 from volseg.dicom.objects import write as write_object
 from volseg.inference.quality import IN_WORDS
 from volseg.report.preview import DPI, draw_preview
@@ -31,7 +32,7 @@ def write(result: Any, path: Path) -> None:
         result.labels,
         scan.geometry,
         result.shown,
-        title=f"Research use only, not for diagnosis. volseg, model {about.model}",
+        title=f"{NOT_FOR_DIAGNOSIS} volseg, model {about.model}",
         is_size_known=not scan.unstated,
         notes=list(_notes(result)),
         most_rows=_MOST_ROWS,

@@ -17,8 +17,8 @@ from tests.dicom.whole_results import SHA, TABLE, phantom, result_of
 from volseg.api.outputs import find_format
 from volseg.api.predict import _write_format
 from volseg.config import Label
-from volseg.dicom.measurement_report import FLAGS
-from volseg.dicom.measurements import measure_labels
+from volseg.dicom.report.measurement_report import FLAGS
+from volseg.dicom.report.measurements import measure_labels
 from volseg.errors import InputError
 from volseg.inference.quality import IN_WORDS
 

@@ -9,7 +9,7 @@ import pytest
 from tests.dicom.whole_results import phantom
 from volseg.config import Label
 from volseg.data.grid.geometry import LPS_FROM_RAS, Geometry
-from volseg.dicom.measurements import LabelNumbers, measure_labels
+from volseg.dicom.report.measurements import LabelNumbers, measure_labels
 
 OBLIQUE = np.array([[0.9, 0.2, -1.0, 5.0], [-0.3, 0.7, 0.4, -8.0], [0.1, -0.5, 2.5, 12.0], [0, 0, 0, 1]])
 ONE = (Label(name="one", value=1),)

@@ -8,8 +8,8 @@ from pydicom.dataset import Dataset
 
 from volseg.data.io.dicom.values import text
 from volseg.dicom.about import About
+from volseg.dicom.image.references import put_references
 from volseg.dicom.objects import Kind, describe
-from volseg.dicom.references import put_references
 
 PICTURE = Kind("picture", "OT", "1.2.840.10008.5.1.4.1.1.7", 4)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from volseg.api.outputs import dicom_seg
 from volseg.dicom.about import about_result
-from volseg.dicom.measurement_report import measurement_report, segmentation_of
-from volseg.dicom.measurements import measure_labels
 from volseg.dicom.objects import write as write_object
+from volseg.dicom.report.measurement_report import measurement_report, segmentation_of
+from volseg.dicom.report.measurements import measure_labels
 from volseg.inference.quality import IN_WORDS
 
 SUFFIX = ".sr.dcm"

@@ -21,8 +21,8 @@ from volseg.config import Label
 from volseg.data.io.dicom.values import text
 from volseg.dicom.about import About
 from volseg.dicom.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_NAME, codes_of
-from volseg.dicom.measurements import LabelNumbers
 from volseg.dicom.objects import NOT_FOR_DIAGNOSIS, Kind, describe, one_line
+from volseg.dicom.report.measurements import LabelNumbers
 from volseg.dicom.segmentation import BINARY, LABELMAP
 from volseg.dicom.source import Source
 from volseg.dicom.uids import derived_uid

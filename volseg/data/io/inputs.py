@@ -79,7 +79,7 @@ def find_cases(
     # A scan may be given twice, for example by its path and by its folder.
     given: dict[tuple[Path, Choice], Found] = {}
     for path in inputs:
-        with access_to(path):
+        with access_to(path, private=True):
             scans = scans_at(path, choice)
         for scan in scans:
             given.setdefault((absolute(scan.path), scan.choice), scan)
@@ -197,7 +197,7 @@ def _case_of_named(channels: Sequence[str], named: Mapping[str, Path], choice: C
         )
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
-        with access_to(path):
+        with access_to(path, private=True):
             scans = scans_at(path, choice)
         if [scan.path for scan in scans] != [path]:
             raise UsageError(f"--channel {channel}={path} is a folder of scans. Give one scan.")

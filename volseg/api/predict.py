@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -269,27 +269,42 @@ def _write(
     if outcome.result is None:
         return Prediction(case, output, error=outcome.error)
     try:
+        kept, reasons = _possible(formats, outcome.result)
+        result = replace(outcome.result, formats=("nifti", *(one.name for one in kept)), not_written=reasons)
         with memory_errors("writing the result"):
-            outcome.result.save(output)
+            result.save(output)
             for one in formats:
-                _write_format(one, outcome.result, output)
+                if one.name in reasons:
+                    # With --overwrite, the file of an earlier result may be there.
+                    sibling(output, str(one.suffix)).unlink(missing_ok=True)
+                    logger.warning("%s: %s", result.scan.source, reasons[one.name])
+            for one in kept:
+                _write_format(one, result, output)
     except VolsegError as error:
         if probabilities:
             probabilities.unlink(missing_ok=True)
         return Prediction(case, output, error=error)
-    return Prediction(case, output, record=outcome.result.record)
+    return Prediction(case, output, record=result.record)
+
+
+def _possible(formats: Sequence[OutputFormat], result: Result) -> tuple[list[OutputFormat], dict[str, str]]:
+    """The formats to write, those in the place of others included, and why some cannot hold the result."""
+    kept: dict[str, OutputFormat] = {}
+    reasons: dict[str, str] = {}
+    waiting = list(formats)
+    while waiting:
+        one = waiting.pop(0)
+        if reason := one.reason_for_none(result):
+            reasons[one.name] = reason
+            waiting += [find_format(one.instead)] if one.instead and one.instead not in reasons else []
+        else:
+            kept.setdefault(one.name, one)
+    return list(kept.values()), reasons
 
 
 def _write_format(output: OutputFormat, result: Result, labels: Path) -> None:
-    """Write one more format next to the label image, or the one in its place if the result has none in it."""
+    """Write one more format next to the label image."""
     path = sibling(labels, str(output.suffix))
-    if reason := output.reason_for_none(result):
-        # With --overwrite, the file of an earlier result may be there.
-        path.unlink(missing_ok=True)
-        logger.warning("%s", reason)
-        if output.instead:
-            _write_format(find_format(output.instead), result, labels)
-        return
     # A format of the caller that raises must not end the other cases.
     try:
         output.write(result, path)

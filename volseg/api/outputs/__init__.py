@@ -10,7 +10,8 @@ and, where they apply,
     OPTIONS      the options by name, with a line about each; `write` then takes those asked for as `options`, such as
                  {"labelmap"} for dicom-seg:labelmap
     NEEDS_DICOM  True if the scan must be a DICOM series, which the file refers to
-    reason_for_none  (result) -> str: why a result has no such file, as a sentence; empty if it has
+    reason_for_none  (result) -> str: why a result has no such file, as a sentence without the name of the scan, which
+                 goes into the record; empty if it has
     INSTEAD      the format that is written where a result has none in this one
 
 A module is imported when its format is first used. From Python, `add_format` adds one without a module.

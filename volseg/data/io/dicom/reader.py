@@ -16,8 +16,10 @@ Requirements, in addition to those of volseg.data.io.checks on every image:
 Messages contain no patient data.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.uid import UID
@@ -56,15 +58,33 @@ def read_dicom(path: Path, choice: Choice) -> Stored:
     with files_of(path) as names:
         frames, warnings, series = _frames(names, choice, source)
         warnings += _other_modality(frames[0], choice)
-        chosen = {"series": series.record} | ({} if choice.volume is None else {"volume": choice.volume})
+        chosen: dict[str, Any] = {"series": series.record} | (
+            {} if choice.volume is None else {"volume": choice.volume}
+        )
         if is_mosaic(frames):
             array, affine, more = unpacked(frames, choice, source)
+            chosen["input"] = (_uids(frames),)
             return Stored(array, affine, None, source, warnings + more, chosen=chosen)
         volume, about = volume_of(frames, choice, source)
         slices, affine, stack_warnings = stacked(volume.frames, source, choice.untilt)
         array, value_warnings = voxels(slices, source)
         found = [*warnings, *about, *stack_warnings, *value_warnings]
+        chosen["input"] = (_uids(slices),)
         return Stored(array, affine, None, source, found, chosen=chosen, slices=tuple(slices))
+
+
+def _uids(frames: Sequence[Frame]) -> dict[str, Any]:
+    """What names the files of frames in the record of a result: UIDs, and a digest of those of the instances."""
+    data = frames[0].header.data
+    instances = sorted({text(frame.header.data, "SOPInstanceUID") for frame in frames})
+    return {
+        "kind": "dicom",
+        "study": text(data, "StudyInstanceUID"),
+        "series": text(data, "SeriesInstanceUID"),
+        "frame_of_reference": text(data, "FrameOfReferenceUID"),
+        "instances": len(instances),
+        "instances_sha256": hashlib.sha256("\n".join(instances).encode()).hexdigest(),
+    }
 
 
 def count_volumes(path: Path, choice: Choice) -> int:

@@ -1,9 +1,11 @@
 """Segment scans into files: reading, computing and writing overlap, and a case that fails does not stop the others."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -152,7 +154,8 @@ def predict(
         cases = [one for case in cases for one in _volumes_of(case, len(cases) == 1)]
     _require_dicom(cases, formats)
     extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
-    jobs = plan_outputs(cases, given_path(output), overwrite, skip_existing, extra_suffixes)
+    absent = partial(_absent, formats)
+    jobs = plan_outputs(cases, given_path(output), overwrite, skip_existing, extra_suffixes, absent)
     outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
     return Predictions(jobs, len(cases) - len(jobs), outcomes)
 
@@ -211,6 +214,15 @@ def _require_dicom(cases: Sequence[Case], formats: Sequence[OutputFormat]) -> No
             f"{first_few(asking)} can be written for DICOM series alone, but {len(others)} of {len(cases)} cases are "
             f"none: {first_few(others)}. Segment them on their own, without these formats in --to."
         )
+
+
+def _absent(formats: Sequence[OutputFormat], labels: Path) -> list[str]:
+    """The suffixes of formats that cannot hold an existing result, as its record says."""
+    try:
+        reasons = json.loads(sibling(labels, ".json").read_text(encoding="utf-8"))["not_written"]
+        return [str(one.suffix) for one in formats if one.name in reasons]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _loaded(model: str | Path | Segmenter, options: Mapping[str, Any]) -> Segmenter:

@@ -25,6 +25,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from volseg.dicom.quiet import in_silence
 from volseg.errors import UsageError
 
 _added: dict[str, "OutputFormat"] = {}
@@ -71,11 +72,13 @@ def find_format(text: str) -> OutputFormat:
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
     known = getattr(module, "OPTIONS", {})
     _check_options(name, options, known)
+    needs_dicom = getattr(module, "NEEDS_DICOM", False)
+    write = in_silence(module.write) if needs_dicom else module.write
     return OutputFormat(
         name,
         module.SUFFIX,
-        partial(module.write, options=frozenset(options)) if known else module.write,
-        getattr(module, "NEEDS_DICOM", False),
+        partial(write, options=frozenset(options)) if known else write,
+        needs_dicom,
         getattr(module, "reason_for_none", lambda _: ""),
         getattr(module, "INSTEAD", ""),
     )

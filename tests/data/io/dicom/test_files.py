@@ -258,7 +258,8 @@ def test_a_broken_link_to_a_slice_is_reported(tmp_path):
     with pytest.raises(InputError) as caught:
         read(folder)
     assert str(caught.value) == (
-        f"{folder}: file 5 of 5 by name cannot be read: No such file or directory; check its name, its permissions and its disk."
+        f"{folder}: file 5 of 5 by name cannot be read: No such file or directory; check its name, its permissions and "
+        "its disk."
     )
 
 

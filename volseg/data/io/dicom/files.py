@@ -243,5 +243,5 @@ def _unzipping(path: Path) -> Iterator[None]:
 
 
 def _without_names(error: Exception) -> str:
-    """What zipfile says, up to the name of a file, which it quotes."""
-    return re.split(r"\s*b?['\"]", str(error))[0].rstrip(".")
+    """What zipfile says, without the names of files, which it quotes as Python does."""
+    return re.sub(r"b?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", "...", str(error)).rstrip(".")

@@ -1,6 +1,7 @@
 """The page "Inside other systems": its watcher waits for whole files, and its script for Orthanc sends scans alone."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -101,7 +102,8 @@ def receiver():
 @pytest.fixture
 def orthanc(tmp_path, receiver):
     """A real Orthanc with the script of the page; gives the URL of its REST interface."""
-    if not shutil.which("Orthanc"):
+    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not program:
         pytest.skip("the program Orthanc is not installed (Debian package orthanc)")
     (tmp_path / "to-volseg.lua").write_text(block("lua", "OnStableSeries"))
     port = free_port()
@@ -118,7 +120,7 @@ def orthanc(tmp_path, receiver):
     }
     (tmp_path / "orthanc.json").write_text(json.dumps(config))
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(["Orthanc", tmp_path / "orthanc.json"], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([program, tmp_path / "orthanc.json"], stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: answers(f"{url}/system"))

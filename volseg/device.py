@@ -3,8 +3,10 @@
 import logging
 import math
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -65,6 +67,17 @@ def choose_device(name: str = "auto") -> torch.device:
         devices = f"{found} {device.type.upper()} device{'' if found == 1 else 's'}"
         raise UsageError(f"No such device: {name!r} requested, {devices} found. Use --device auto.")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU or CPU, such as "NVIDIA H200"; of a CPU that does not tell it, the architecture."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def gpu_memory_gb(device: torch.device) -> float:

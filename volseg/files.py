@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.errors import InputError, ResourceError, UsageError
+from volseg.text import shows_names
 
 # The temporary names of `whole_file`.
 LEFTOVERS = ".????????.tmp.*"
@@ -34,10 +35,15 @@ def given_path(path: str | Path) -> Path:
 
 
 @contextmanager
-def access_to(path: str | Path) -> Iterator[None]:
+def access_to(path: str | Path, named: str = "", private: bool = False) -> Iterator[None]:
     """Turn an error of the operating system while a path is inspected or read into one sentence.
 
     An OSError without a number comes from a file reader, for a corrupt file, and passes through.
+
+    Args:
+        path: what is read.
+        named: what the message calls it; by default the path that the error names.
+        private: do not name what lies below `path`, see `volseg.text.shows_names`.
 
     Raises:
         InputError: no permission, a name too long, a failing disk.
@@ -48,8 +54,16 @@ def access_to(path: str | Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise InputError(
-            f"{error.filename or path} cannot be read: {error.strerror}; check its name, its permissions and its disk."
+            f"{named or _named(error, path, private)} cannot be read: {error.strerror}; check its name, its "
+            "permissions and its disk."
         ) from error
+
+
+def _named(error: OSError, path: str | Path, private: bool) -> str:
+    """The path that an error names; only the folder above it if its name is private."""
+    found = os.fsdecode(error.filename or path)
+    hidden = private and not shows_names() and Path(path) in Path(found).parents
+    return f"A file or folder in {path}" if hidden else found
 
 
 @contextmanager

@@ -15,6 +15,11 @@ def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") ->
     return f"{listed}{' ' if separator == ', ' else separator}and {len(items) - shown} more"
 
 
+def shows_names() -> bool:
+    """Whether messages name files within a DICOM series: with --debug alone, as they often hold a patient's name."""
+    return logging.getLogger("volseg").isEnabledFor(logging.DEBUG)
+
+
 def by_sentence(cases: Mapping[str, Sequence[str]]) -> list[str]:
     """Sentences about cases, each once, with how many cases it is about and the names of the first few.
 

@@ -1,7 +1,6 @@
 """Check the installation: device, memory, versions, known-bad combinations."""
 
 import os
-import platform
 import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from volseg.device import choose_device, machine_memory_gb
+from volseg.device import choose_device, device_name, machine_memory_gb
 from volseg.precision import CUDNN_ADVICE, autocast, choose_precision, cudnn_is_sound, exact_float32, precision_name
 
 PACKAGES = ("volseg", "torch", "nibabel", "SimpleITK", "numpy")
@@ -29,12 +28,11 @@ def examine() -> list[Finding]:
     """Check device, memory, disk and versions; a known-bad combination has a verdict other than "ok"."""
     device = choose_device()
     precision = choose_precision("auto", device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return [
         Finding("python", sys.version.split()[0]),
         *(Finding(package, version(package)) for package in PACKAGES),
         _monai(),
-        Finding("device", f"{device} ({name})"),
+        Finding("device", f"{device} ({device_name(device)})"),
         Finding("precision", precision_name(precision)),
         Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
         _memory(),

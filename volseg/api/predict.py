@@ -1,9 +1,11 @@
 """Segment scans into files: reading, computing and writing overlap, and a case that fails does not stop the others."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -152,7 +154,8 @@ def predict(
         cases = [one for case in cases for one in _volumes_of(case, len(cases) == 1)]
     _require_dicom(cases, formats)
     extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
-    jobs = plan_outputs(cases, given_path(output), overwrite, skip_existing, extra_suffixes)
+    absent = partial(_absent, formats)
+    jobs = plan_outputs(cases, given_path(output), overwrite, skip_existing, extra_suffixes, absent)
     outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
     return Predictions(jobs, len(cases) - len(jobs), outcomes)
 
@@ -217,6 +220,15 @@ def _require_dicom(cases: Sequence[Case], formats: Sequence[OutputFormat]) -> No
         )
 
 
+def _absent(formats: Sequence[OutputFormat], labels: Path) -> list[str]:
+    """The suffixes of formats that cannot hold an existing result, as its record says."""
+    try:
+        reasons = json.loads(sibling(labels, ".json").read_text(encoding="utf-8"))["not_written"]
+        return [str(one.suffix) for one in formats if one.name in reasons]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _loaded(model: str | Path | Segmenter, options: Mapping[str, Any]) -> Segmenter:
     """The model, loaded with `options` unless it is already a `Segmenter`."""
     if not isinstance(model, Segmenter):
@@ -269,33 +281,49 @@ def _segment_files(
 def _write(
     case: Case, output: Path, probabilities: Path | None, outcome: Outcome, formats: Sequence[OutputFormat]
 ) -> Prediction:
-    """Write the files of a case; if that fails, remove its `probabilities` and return the error as its outcome."""
+    """Write the files of a case; if that fails, remove those that are there and return the error as its outcome."""
     if outcome.result is None:
         return Prediction(case, output, error=outcome.error)
+    files = [probabilities] if probabilities else []
     try:
+        kept, reasons = _possible(formats, outcome.result)
+        names = ("nifti", *(one.name for one in kept))
+        result = replace(outcome.result.with_warnings(kept), formats=names, not_written=reasons)
+        for one in formats:
+            if one.name in reasons:
+                # With --overwrite, the file of an earlier result may be there.
+                sibling(output, str(one.suffix)).unlink(missing_ok=True)
+                logger.warning("%s: %s", case.name, reasons[one.name])
         with memory_errors("writing the result"):
-            result = outcome.result.with_warnings(formats)
+            for one in kept:
+                files.append(sibling(output, str(one.suffix)))
+                _write_format(one, result, files[-1])
+            # The label image is the last one, so that there is none without the others.
             result.save(output)
-            for one in formats:
-                _write_format(one, result, output)
     except VolsegError as error:
-        if probabilities:
-            probabilities.unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
         return Prediction(case, output, error=error)
     return Prediction(case, output, record=result.record)
 
 
-def _write_format(output: OutputFormat, result: Result, labels: Path) -> None:
-    """Write one more format next to the label image, or the one in its place if the result has none in it."""
-    path = sibling(labels, str(output.suffix))
-    if reason := output.reason_for_none(result):
-        # With --overwrite, the file of an earlier result may be there.
-        path.unlink(missing_ok=True)
-        logger.warning("%s", reason)
-        if output.instead:
-            _write_format(find_format(output.instead), result, labels)
-        return
-    # A format of the caller that raises must not end the other cases.
+def _possible(formats: Sequence[OutputFormat], result: Result) -> tuple[list[OutputFormat], dict[str, str]]:
+    """The formats to write, those in the place of others included, and why some cannot hold the result."""
+    kept: dict[str, OutputFormat] = {}
+    reasons: dict[str, str] = {}
+    waiting = list(formats)
+    while waiting:
+        one = waiting.pop(0)
+        if reason := one.reason_for_none(result):
+            reasons[one.name] = reason
+            waiting += [find_format(one.instead)] if one.instead and one.instead not in reasons else []
+        else:
+            kept.setdefault(one.name, one)
+    return list(kept.values()), reasons
+
+
+def _write_format(output: OutputFormat, result: Result, path: Path) -> None:
+    """Write one more format; one of the caller that raises must not end the other cases."""
     try:
         output.write(result, path)
     except (VolsegError, MemoryError):

@@ -1,7 +1,7 @@
 """The result for one scan, and its files."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Result:
         run: model, device, precision, voxels removed by postprocessing, seconds per stage, peak memory.
         probabilities: (C, I, J, K) float16, if requested: background first, then the labels; without background for a
             model of overlapping regions. They are the output of the network: postprocessing changes only the labels.
+        formats: the output formats that it is written in, for the record.
+        not_written: formats that were asked for and cannot hold it, with the reason, for the record.
     """
 
     labels: np.ndarray
@@ -39,6 +41,8 @@ class Result:
     shown: tuple[Label, ...]
     run: dict[str, Any]
     probabilities: np.ndarray | None = None
+    formats: tuple[str, ...] = ()
+    not_written: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.labels.shape))
@@ -78,6 +82,8 @@ class Result:
             },
             "flags": list(self.flags),
             "warnings": list(self.warnings),
+            "formats": list(self.formats),
+            "not_written": dict(self.not_written),
         }
 
     def save(self, path: str | Path, to: str = "nifti") -> None:
@@ -96,11 +102,12 @@ class Result:
         path = Path(path)
         output = find_format(to)
         if reason := output.reason_for_none(self):
-            raise InputError(reason)
+            raise InputError(f"{self.scan.source}: {reason}")
         result = self.with_warnings([output])
+        record = result.record if self.formats else replace(result, formats=(output.name,)).record
         # The record is on disk before the label image appears, and appears only if the label image is complete.
         with whole_file(_record_of(path, output.suffix)) as temporary:
-            temporary.write_text(as_json(result.record), encoding="utf-8")
+            temporary.write_text(as_json(record), encoding="utf-8")
             output.write(result, path)
 
     def with_warnings(self, formats: Sequence[OutputFormat]) -> "Result":

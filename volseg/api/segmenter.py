@@ -1,6 +1,7 @@
 """A model that is loaded once and segments scans."""
 
 import logging
+import platform
 import threading
 import time
 import traceback
@@ -8,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
 from volseg.data.io.any_scan import as_scan
 from volseg.data.io.choice import ONLY, Choice, chosen
 from volseg.data.io.inputs import Case
+from volseg.data.io.provenance import input_of
 from volseg.data.io.read_cost import reading_bytes
 from volseg.data.io.reading import Scan
-from volseg.device import choose_device, limit_threads_after_fork, memory_errors
+from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError
 from volseg.files import given_path, sha256_of
 from volseg.inference.budget import (
@@ -61,8 +64,15 @@ MODALITIES = {
 }
 # A scan in any form, and where its probabilities go: a file, True for an array, or nowhere.
 Job: TypeAlias = tuple[Any, Path | bool | None]
-# A scan, and the seconds it took to read.
-Opened: TypeAlias = tuple[Scan, float]
+
+
+class Opened(NamedTuple):
+    """A scan in memory; what it was read from, for the record; when reading began, and the seconds it took."""
+
+    scan: Scan
+    input: list[dict[str, Any]]
+    started: datetime
+    read_seconds: float
 
 
 @dataclass(frozen=True)
@@ -191,24 +201,22 @@ class Segmenter:
             ResourceError: memory is not enough.
         """
         where = probabilities if isinstance(probabilities, bool | None) else Path(probabilities)
-        return self._segment(*self._open(scan, chosen(series, volume, untilt)), progress, where)
+        return self._segment(self._open(scan, chosen(series, volume, untilt)), progress, where)
 
     def _open(self, scan: Any, choice: Choice = ONLY) -> Opened:
-        """The scan in memory, and the seconds it took to read."""
+        """Read a scan, and what the record says of its origin."""
         limit_threads_after_fork()
-        started = time.perf_counter()
+        began, started = datetime.now(UTC), time.perf_counter()
         paths = scan.paths if isinstance(scan, Case) else [given_path(scan)] if isinstance(scan, str | Path) else []
         choice = replace(scan.choice if isinstance(scan, Case) else choice, modality=self._modality)
         if self.max_memory is not None and paths:
             require_room(sum(reading_bytes(path, choice) for path in paths), self.max_memory, str(paths[0]))
         with memory_errors("reading the scan"):
             opened = as_scan(scan, len(self.card.plan.channels), choice)
-        return opened, time.perf_counter() - started
+        return Opened(opened, input_of(opened, paths), began, time.perf_counter() - started)
 
-    def _segment(
-        self, opened: Scan, read_seconds: float, progress: Progress, probabilities: Path | bool | None
-    ) -> Result:
-        started = time.perf_counter()
+    def _segment(self, source: Opened, progress: Progress, probabilities: Path | bool | None) -> Result:
+        opened, started = source.scan, time.perf_counter()
         if opened.untilt and probabilities:
             raise UsageError(
                 f"{opened.source} is made upright, and probabilities cannot be mapped back to its tilted slices. "
@@ -237,22 +245,27 @@ class Segmenter:
             flags = scan_flags(opened.channels, plan.channels)
         measured = time.perf_counter()
         record = {
+            "started": source.started.isoformat(timespec="seconds"),
+            "input": source.input,
             "model": {"name": self.card.name, "sha256": self.sha256},
             "device": str(self.device),
+            "device_name": device_name(self.device),
             "precision": self.precision,
             "overlap": windows.overlap,
             "mirror_axes": list(windows.mirror_axes),
             "crop": plan.crop if self.crop == "none" else self.crop,
             "postprocessing": cleaned,
-            **opened.chosen,
+            **{name: value for name, value in opened.chosen.items() if name != "input"},
             **_untilted(opened),
             "seconds": {
-                "read": round(read_seconds, 4),
+                "read": round(source.read_seconds, 4),
                 "prepare": round(prepared - started, 4),
                 "segment": round(segmented - prepared, 4),
                 "measure": round(measured - segmented, 4),
             },
             "peak_memory_bytes": peak_memory_bytes(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "platform": platform.platform(),
         }
         return Result(labels, measures, flags, opened, plan.labels, record, array)
 
@@ -326,7 +339,7 @@ class Segmenter:
     def _outcome(self, job: Job, opened: Callable[[], Opened], progress: Progress) -> Outcome:
         scan, probabilities = job
         try:
-            return Outcome(scan, result=self._segment(*opened(), progress, probabilities))
+            return Outcome(scan, result=self._segment(opened(), progress, probabilities))
         except VolsegError as error:
             # The error would keep everything alive that was in memory where it arose.
             _release_frames(error)

@@ -10,7 +10,8 @@ and, where they apply,
     OPTIONS      the options by name, with a line about each; `write` then takes those asked for as `options`, such as
                  {"labelmap"} for dicom-seg:labelmap
     NEEDS_DICOM  True if the scan must be a DICOM series, which the file refers to
-    reason_for_none  (result) -> str: why a result has no such file, as a sentence; empty if it has
+    reason_for_none  (result) -> str: why a result has no such file, as a sentence without the name of the scan, which
+                 goes into the record; empty if it has
     INSTEAD      the format that is written where a result has none in this one
     warnings     (result) -> sentences for the log and the record: what had to be assumed for the file
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from volseg.dicom.quiet import in_silence
 from volseg.errors import UsageError
 
 _added: dict[str, "OutputFormat"] = {}
@@ -73,11 +75,13 @@ def find_format(text: str) -> OutputFormat:
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
     known = getattr(module, "OPTIONS", {})
     _check_options(name, options, known)
+    needs_dicom = getattr(module, "NEEDS_DICOM", False)
+    write = in_silence(module.write) if needs_dicom else module.write
     return OutputFormat(
         name,
         module.SUFFIX,
-        partial(module.write, options=frozenset(options)) if known else module.write,
-        getattr(module, "NEEDS_DICOM", False),
+        partial(write, options=frozenset(options)) if known else write,
+        needs_dicom,
         getattr(module, "reason_for_none", lambda _: ""),
         getattr(module, "INSTEAD", ""),
         getattr(module, "warnings", lambda _: ()),

@@ -35,8 +35,6 @@ def warnings(result: Any) -> tuple[str, ...]:
 
 def reason_for_none(result: Any) -> str:
     """Why there is no segmentation: it would have no segment and no frame."""
-    return (
-        ""
-        if any(one.voxels for one in result.measures)
-        else (f"{result.scan.source}: no label was found, and a DICOM Segmentation cannot be empty, so there is none.")
-    )
+    if any(one.voxels for one in result.measures):
+        return ""
+    return "no label was found, and a DICOM Segmentation cannot be empty, so there is none."

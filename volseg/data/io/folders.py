@@ -59,9 +59,10 @@ def _scans_in(path: Path, choice: Choice) -> list[Found]:
     _name_passed_over(path, "because only DICOM is looked for in sub-folders", deeper)
     loose = folders.get(path, [])
     if scans and len(loose) > 1:
+        suffixes = ", ".join(sorted({image_suffix(one.path) or ".zip" for one in scans}))
         raise InputError(
-            f"{path} contains {len(loose)} DICOM files (the first is {loose[0].name}) next to other scans (the first "
-            f"is {scans[0].path.name}). Move the DICOM files to a separate folder, or give each scan by its path."
+            f"{path} contains {len(loose)} DICOM files next to other scans ({suffixes}). Move the DICOM files to a "
+            "separate folder, or give each scan by its path."
         )
     if len(loose) == 1 and (scans or len(folders) > 1):
         scans.append(_found(loose[0], choice))

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def find_cases(
     # A scan may be given twice, for example by its path and by its folder.
     given: dict[tuple[Path, Choice], Found] = {}
     for path in inputs:
-        with access_to(path):
+        with access_to(path, private=True):
             scans = scans_at(path, choice)
         for scan in scans:
             given.setdefault((absolute(scan.path), scan.choice), scan)
@@ -105,6 +105,7 @@ def plan_outputs(
     overwrite: bool = False,
     skip_existing: bool = False,
     also: Sequence[str] = (),
+    absent: Callable[[Path], Collection[str]] = lambda _: (),
 ) -> list[tuple[Case, Path]]:
     """Decide before any computation which cases to segment and where to write each label image.
 
@@ -114,6 +115,7 @@ def plan_outputs(
         overwrite: overwrite existing results.
         skip_existing: skip cases whose result exists with all its files.
         also: suffixes of further files of a result, such as ".probabilities.npy".
+        absent: which of these suffixes the result of an existing label image cannot have.
 
     Raises:
         UsageError: two cases with one output path; a result that exists, would overwrite a scan, would lie in a DICOM
@@ -134,6 +136,7 @@ def plan_outputs(
     files = [[output, *(sibling(output, suffix) for suffix in also)] for output in outputs]
     present = [[file for file in one if os.path.exists(file)] for one in files]
     if skip_existing:
+        files = [[one[0], *_without(one, absent(one[0]))] for one in files]
         # The label image is written last; other files without it come from an interrupted run.
         jobs = [job for job, one, found in zip(jobs, files, present, strict=True) if found != one]
     existing = [found[0] for found in present if found]
@@ -145,6 +148,12 @@ def plan_outputs(
     others = (".json", *also)
     require_writable(file for _, label in jobs for file in (label, *(sibling(label, suffix) for suffix in others)))
     return jobs
+
+
+def _without(files: Sequence[Path], suffixes: Collection[str]) -> list[Path]:
+    """The further files of a result but those with some suffixes; the first is its label image."""
+    label, *others = files
+    return [file for file in others if file not in {sibling(label, suffix) for suffix in suffixes}]
 
 
 def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
@@ -197,7 +206,7 @@ def _case_of_named(channels: Sequence[str], named: Mapping[str, Path], choice: C
         )
     paths = tuple(named[channel] for channel in channels)
     for channel, path in zip(channels, paths, strict=True):
-        with access_to(path):
+        with access_to(path, private=True):
             scans = scans_at(path, choice)
         if [scan.path for scan in scans] != [path]:
             raise UsageError(f"--channel {channel}={path} is a folder of scans. Give one scan.")

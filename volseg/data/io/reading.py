@@ -89,7 +89,13 @@ def read_channels(paths: Sequence[Path], channels: int = 1, choice: Choice = ONL
     for scan in scans:
         _require_geometry(scan.geometry, scans[0].geometry, scan.source, "the first channel")
     warnings = tuple(dict.fromkeys(warning for scan in scans for warning in scan.warnings))
-    return replace(scans[0], channels=tuple(scan.channels[0] for scan in scans), warnings=warnings)
+    origins = tuple(one for scan in scans for one in scan.chosen.get("input", (None,)))
+    return replace(
+        scans[0],
+        channels=tuple(scan.channels[0] for scan in scans),
+        warnings=warnings,
+        chosen={**scans[0].chosen, "input": origins},
+    )
 
 
 def read_label(path: Path, like: Geometry | None = None, known: Collection[int] | None = None) -> Scan:

@@ -51,7 +51,7 @@ def test_a_zip_within_a_zip_is_rejected(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("more/rest.ZIP", b"PK")
         archive.writestr("__MACOSX/._rest.zip", b"")
-    with pytest.raises(InputError, match=r"a\.zip contains a \.zip within the \.zip: more/rest\.ZIP; unpack it and"):
+    with pytest.raises(InputError, match=r"a\.zip contains 1 \.zip within the \.zip; unpack it and"):
         read(path)
 
 
@@ -62,7 +62,7 @@ def test_other_scans_in_a_zip_are_not_passed_over(tmp_path, alone):
         zipped(series(tmp_path / "s"), path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("more/b.nii.gz", b"")
-    with pytest.raises(InputError, match=r"contains scans that are not DICOM: more/b\.nii\.gz; unpack it and give"):
+    with pytest.raises(InputError, match=r"contains scans that are not DICOM \(\.nii\.gz\); unpack it and give"):
         read(path)
 
 
@@ -152,5 +152,5 @@ def test_a_dicomdir_in_upper_case_beside_files_in_lower_case(tmp_path):
     path = write(directory, tmp_path / "DICOMDIR")
     assert_volume(read(path), ARRAY, AFFINE)
     (tmp_path / names[0]).unlink()
-    with pytest.raises(InputError, match="1 are not there, such as IMAGES/IM0"):
+    with pytest.raises(InputError, match="1 are not there, such as file 1 of 5 by name"):
         read(path)

@@ -101,7 +101,7 @@ def test_names_without_a_suffix(tmp_path, names, left):
         assert_volume(read(folder), ARRAY, AFFINE)
         return
     (folder / names[4]).write_bytes((folder / names[4]).read_bytes()[:left])
-    with pytest.raises(InputError, match=rf": 1 DICOM files cannot be read: {names[4]} \(it is empty\)"):
+    with pytest.raises(InputError, match=r": 1 DICOM files cannot be read: file 5 of 7 by name \(it is empty\)"):
         read(folder)
 
 
@@ -140,7 +140,7 @@ def test_corrupt_slices_are_named(tmp_path, name, in_zip):
     with pytest.raises(InputError) as caught:
         read(given)
     assert str(caught.value) == (
-        f"{given}: 1 DICOM files cannot be read: {'study/' if in_zip else ''}{file.name} ({reason}); copy them again, "
+        f"{given}: 1 DICOM files cannot be read: file {index + 1} of 5 by name ({reason}); copy them again, "
         "or remove files that are not slices."
     )
 
@@ -160,12 +160,35 @@ def test_a_file_cut_at_any_byte_is_never_another_volume(tmp_path, kind):
     assert_volume(read(folder), array * 2 - 7)
 
 
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_files_count_by_the_numbers_in_their_names_and_debugging_shows_these(tmp_path, caplog, in_zip):
+    folder = series(tmp_path / "s")
+    for k, file in enumerate(in_order(folder)):
+        file.rename(folder / f"DOE_{8 + k}.dcm")
+    (folder / "DOE_10.dcm").write_bytes(b"")
+    given = zipped(folder, tmp_path / "s.zip") if in_zip else folder
+    with pytest.raises(InputError, match=r"file 3 of 5 by name \(it is empty\)"):
+        read(given)
+    with caplog.at_level("DEBUG", "volseg"), pytest.raises(InputError, match=r"DOE_10\.dcm \(it is empty\)"):
+        read(given)
+
+
+def test_temporary_files_of_a_zip_have_neutral_names(tmp_path):
+    folder = series(tmp_path / "s")
+    for k, file in enumerate(in_order(folder)):
+        file.rename(folder / f"DOE{k}.JANE")
+    (folder / "x.DOE").touch()
+    with files.files_of(zipped(folder, tmp_path / "s.zip")) as names:
+        assert sorted(file.name for file in names) == [*(f"{k:06}.kind0" for k in range(5)), "000005.kind1"]
+        assert sorted(names.values()) == [f"file {number} of 6 by name" for number in range(1, 7)]
+
+
 def test_many_corrupt_slices_are_counted(tmp_path):
     folder = series(tmp_path / "s", ramp((3, 4, 7)))
     named = sorted(folder.iterdir())[:6]
     for file in named:
         file.write_bytes(b"")
-    listed = ", ".join(f"{file.name} \\(it is empty\\)" for file in named[:5])
+    listed = ", ".join(f"file {number} of 7 by name \\(it is empty\\)" for number in range(1, 6))
     with pytest.raises(InputError, match=f": 6 DICOM files cannot be read: {listed} and 1 more; copy them again"):
         read(folder)
 
@@ -212,11 +235,11 @@ def test_a_lone_file_that_cannot_be_read_is_named(tmp_path, empty):
     file = without_pixels(tmp_path / "a.dcm", CT)
     if empty:
         file.write_bytes(b"")
-    for given in (file, tmp_path):
+    for given, name in ((file, "a.dcm"), (tmp_path, "file 1 of 1 by name")):
         with pytest.raises(InputError) as caught:
             read(given)
         assert str(caught.value) == (
-            f"{given} contains no readable DICOM images: a.dcm ({'it is empty' if empty else LAST}); copy them again, "
+            f"{given} contains no readable DICOM images: {name} ({'it is empty' if empty else LAST}); copy them again, "
             "or give the folder of one DICOM series."
         )
 
@@ -235,7 +258,8 @@ def test_a_broken_link_to_a_slice_is_reported(tmp_path):
     with pytest.raises(InputError) as caught:
         read(folder)
     assert str(caught.value) == (
-        f"{lost} cannot be read: No such file or directory; check its name, its permissions and its disk."
+        f"{folder}: file 5 of 5 by name cannot be read: No such file or directory; check its name, its permissions and "
+        "its disk."
     )
 
 
@@ -251,7 +275,7 @@ def test_an_unreadable_folder_of_slices_is_reported(tmp_path, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=rf"{closed} cannot be read: Permission denied; check its name"):
+    with pytest.raises(InputError, match=r"A file or folder in .*/s cannot be read: Permission denied; check"):
         read(tmp_path / "s")
 
 
@@ -324,7 +348,7 @@ def test_dicomdir_reads_the_files_that_it_lists(tmp_path):
     (tmp_path / "IMAGES" / "unlisted.dcm").write_bytes(b"")
     assert_volume(read(path), ARRAY, AFFINE)
     in_order(tmp_path / "IMAGES")[1].unlink()
-    with pytest.raises(InputError, match=r"lists 5 files, but 1 are not there, such as IMAGES/07-1\.dcm; copy"):
+    with pytest.raises(InputError, match=r"lists 5 files, but 1 are not there, such as file 2 of 5 by name; copy"):
         read(path)
 
 

@@ -124,7 +124,7 @@ def _available(syntax: str) -> bool:
 def _frame_bytes(header: Header, index: int, where: str) -> bytes:
     """The compressed bytes of one frame: DICOM PS3.5 A.4."""
     chosen = _fragments(header, where)[index]
-    with access_to(header.path), open(header.path, "rb") as stream:
+    with access_to(header.path, where), open(header.path, "rb") as stream:
         parts = []
         for offset, length in chosen:
             stream.seek(offset)
@@ -147,7 +147,7 @@ def _fragments(header: Header, where: str) -> list[list[tuple[int, int]]]:
     """Offset and length of the fragments of every frame of a file."""
     assert header.offset is not None
     found = []
-    with access_to(header.path), open(header.path, "rb") as stream:
+    with access_to(header.path, where), open(header.path, "rb") as stream:
         stream.seek(header.offset)
         while (start := stream.read(8))[:4] == _ITEM:
             length = int.from_bytes(start[4:], "little")

@@ -1,12 +1,17 @@
-"""The files of an input: a file, a folder with its sub-folders, a .zip, or the files that a DICOMDIR lists."""
+"""The files of an input: a file, a folder with its sub-folders, a .zip, or the files that a DICOMDIR lists.
+
+Files are often named after the patient. So messages name them by number, "file 12 of 40 by name", and with --debug as
+they are; the same holds for temporary files.
+"""
 
 import lzma
 import os
+import re
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import IO
@@ -17,7 +22,7 @@ from volseg.data.io.dicom.values import element, items, parsing, texts
 from volseg.data.io.formats import DICOM_SUFFIXES, content_of, image_suffix
 from volseg.errors import InputError, ResourceError
 from volseg.files import access_to, folders_below, is_hidden
-from volseg.text import first_few
+from volseg.text import shows_names
 
 LARGEST_ZIP_BYTES = 16 * 2**30
 DICOMDIR = "DICOMDIR"
@@ -43,9 +48,9 @@ def files_of(path: Path) -> Iterator[dict[Path, str]]:
         ResourceError: the temporary folder has no room for the files of a .zip.
     """
     if path.is_dir():
-        with access_to(path):
+        with access_to(path, private=True):
             files = sorted(_files_below(path))
-        yield {file: str(file.relative_to(path)) for file in files}
+        yield numbered({file: str(file.relative_to(path)) for file in files})
     elif path.suffix.lower() == ".zip":
         with tempfile.TemporaryDirectory(prefix="volseg-") as folder:
             yield _unpacked(path, Path(folder))
@@ -53,6 +58,24 @@ def files_of(path: Path) -> Iterator[dict[Path, str]]:
         yield _listed(path)
     else:
         yield {path: path.name}
+
+
+def numbered(names: Mapping[Path, str]) -> dict[Path, str]:
+    """What messages call files, in the same order: each by its number in the order of their names.
+
+    Args:
+        names: within their input.
+    """
+    if shows_names():
+        return dict(names)
+    ordered = sorted(names, key=lambda file: name_order(names[file]))
+    numbers = {file: f"file {number} of {len(ordered)} by name" for number, file in enumerate(ordered, 1)}
+    return {file: numbers[file] for file in names}
+
+
+def name_order(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts names like `ls -v`: the numbers in them by value."""
+    return [(not digits, int(digits or 0), other) for digits, other in re.findall(r"(\d+)|(\D+)", name)]
 
 
 def kind_of(name: str) -> str:
@@ -84,8 +107,8 @@ def _listed(path: Path) -> dict[Path, str]:
     except InputError as error:
         raise InputError(f"{path} is not a readable DICOMDIR; give the folder of its files.") from error
     entries: dict[Path, dict[str, str]] = {}
-    with access_to(path):
-        files = {_in_any_case(path.parent, one, entries): "/".join(one) for one in parts if one}
+    with access_to(path.parent, private=True):
+        files = numbered({_in_any_case(path.parent, one, entries): "/".join(one) for one in parts if one})
     missing = [name for file, name in files.items() if not file.is_file()]
     if missing:
         raise InputError(
@@ -113,19 +136,28 @@ def _in_any_case(folder: Path, parts: list[str], entries: dict[Path, dict[str, s
 
 
 def _unpacked(path: Path, folder: Path) -> dict[Path, str]:
-    """Extract the files of a .zip into one folder as numbers; the archive's own names are used only in messages."""
-    names = {}
+    """Extract the files of a .zip into one folder, as numbers in the order of their names and with neutral suffixes."""
+    names: dict[Path, str] = {}
+    kinds: dict[str, int] = {}
     with access_to(path):
         open(path, "rb").close()
     with _unzipping(path), zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if _is_meant(member)]
         _reject_unusable(members, path)
-        for number, member in enumerate(members):
-            extracted = folder / f"{number:06}"
+        for number, member in enumerate(sorted(members, key=lambda one: name_order(one.filename))):
+            extracted = folder / f"{number:06}{_neutral_end(member.filename, kinds)}"
             names[extracted] = member.filename
             with archive.open(member) as stream:
                 _write_blocks(_blocks_of(stream), extracted, path)
-    return names
+    return numbered(names)
+
+
+def _neutral_end(name: str, kinds: dict[str, int]) -> str:
+    """The end of a file's name that tells its kind, without the name; `kinds` numbers the unusual ones."""
+    if name.upper().endswith(DICOMDIR):
+        return DICOMDIR
+    kind = kind_of(name)
+    return kind if kind in (*DICOM_SUFFIXES, ".0", "") else f".kind{kinds.setdefault(kind, len(kinds))}"
 
 
 def _is_meant(member: zipfile.ZipInfo) -> bool:
@@ -136,16 +168,16 @@ def _is_meant(member: zipfile.ZipInfo) -> bool:
 def _reject_unusable(members: list[zipfile.ZipInfo], path: Path) -> None:
     """Reject a .zip that is too large, or has files that cannot be extracted, or are archives themselves."""
     total = sum(member.file_size for member in members)
-    inner = [member.filename for member in members if member.filename.lower().endswith(".zip")]
-    scans = [member.filename for member in members if image_suffix(Path(member.filename))]
+    inner = [member for member in members if member.filename.lower().endswith(".zip")]
+    scans = {suffix for member in members if (suffix := image_suffix(Path(member.filename)))}
     if total > LARGEST_ZIP_BYTES:
         reason = f"unpacks to {total / 2**30:.1f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.1f} are accepted"
     elif any(member.flag_bits & _ENCRYPTED for member in members):
         reason = "is encrypted"
     elif inner:
-        reason = f"contains a .zip within the .zip: {first_few(inner)}"
+        reason = f"contains {len(inner)} .zip within the .zip"
     elif scans:
-        reason = f"contains scans that are not DICOM: {first_few(scans)}"
+        reason = f"contains scans that are not DICOM ({', '.join(sorted(scans))})"
     elif methods := [method for member in members if (method := _unknown_method(member))]:
         reason = f"is compressed by a method that is not supported here ({methods[0]})"
     else:
@@ -204,7 +236,12 @@ def _unzipping(path: Path) -> Iterator[None]:
                 "unpack it and give the folder, or copy it again",
             )
             raise InputError(f"{path} is not a .zip file but {content}; {advice}.") from error
-        reason = "it is empty" if not start else str(error).rstrip(".") or "it ends within a file"
+        reason = "it is empty" if not start else _without_names(error) or "it ends within a file"
         raise InputError(
             f"{path} is not a readable .zip file ({reason}); copy it again, or unpack it and give the folder."
         ) from error
+
+
+def _without_names(error: Exception) -> str:
+    """What zipfile says, without the names of files, which it quotes as Python does."""
+    return re.sub(r"b?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", "...", str(error)).rstrip(".")

@@ -3,7 +3,7 @@
 import io
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydicom import dcmread
@@ -21,7 +21,7 @@ from volseg.data.io.dicom.files import DICOMDIR, kind_of
 from volseg.data.io.dicom.values import element, number, parsing, shown, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
-from volseg.files import access_to
+from volseg.files import access_to, is_hidden
 
 # Keyword, offset, length and value representation of the pixels.
 Place: TypeAlias = tuple[str, int, int, str | None]
@@ -45,7 +45,7 @@ class Header:
 
     Args:
         path: of the file.
-        name: for messages.
+        name: for messages, without what its path may say of the patient.
         data: its elements up to the pixels.
         syntax: transfer syntax UID.
         offset: where the bytes of PixelData begin; None if they are in `pixels`.
@@ -85,7 +85,7 @@ class Header:
         assert self.offset is not None
         if count < 0 and self.length is not None:
             count = max(self.length - start, 0)
-        with access_to(self.path), open(self.path, "rb") as stream:
+        with access_to(self.path, self.name), open(self.path, "rb") as stream:
             stream.seek(self.offset + start)
             return stream.read(count)
 
@@ -129,6 +129,7 @@ class Unusable:
         kind: the kind of DICOM object, such as "Segmentation Storage"; empty if it is no DICOM object.
         sop_class: its SOP class UID, empty if unknown.
         empty: whether there are no bytes but zeros at its start, as a failed copy leaves it.
+        suffix: of its file if it does not begin as DICOM, see `volseg.data.io.dicom.files.kind_of`.
     """
 
     name: str
@@ -136,18 +137,19 @@ class Unusable:
     kind: str = ""
     sop_class: str = ""
     empty: bool = False
+    suffix: str = ""
 
 
-def read_header(path: Path, name: str) -> Header | Unusable:
-    """The header of a file, or why it is none of an image.
+def read_header(path: Path, name: str, source: str = "") -> Header | Unusable:
+    """The header of a file, or why it is none of an image; `name` and its input `source` are for messages.
 
     Raises:
         InputError: the system denies access to it.
     """
-    with access_to(path), open(path, "rb") as stream:
+    with access_to(path, f"{source}: {name}" if source else name), open(path, "rb") as stream:
         start = stream.read(132)
         if not begins_as_dicom(start):
-            return _not_dicom(name, start)
+            return _not_dicom(path, name, start)
         size = os.fstat(stream.fileno()).st_size
         stream.seek(0)
         try:
@@ -203,7 +205,7 @@ def _classified(
     """The header of an image, or what the file is instead."""
     sop_class = text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
     short = sop_class.removeprefix(_STORAGE)
-    if sop_class == _FILE_SET or name.upper().endswith(DICOMDIR):
+    if sop_class == _FILE_SET or path.name.upper().endswith(DICOMDIR):
         return Unusable(name, kind="DICOMDIR", sop_class=sop_class)
     if short != sop_class and short.startswith(_NO_SCANS):
         return Unusable(name, kind=kind_of_object(sop_class), sop_class=sop_class)
@@ -228,14 +230,15 @@ def _guessed_syntax(data: Dataset) -> str:
     return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian)
 
 
-def _not_dicom(name: str, start: bytes) -> Unusable:
+def _not_dicom(path: Path, name: str, start: bytes) -> Unusable:
     """A file that does not begin as DICOM: it may be a corrupt slice by its name, or by having no bytes."""
     empty = not start.strip(b"\0")
-    if PurePath(name).name.startswith("."):
+    suffix = kind_of(path.name)
+    if is_hidden(path.name):
         return Unusable(name)
-    if kind_of(name) in DICOM_SUFFIXES:
-        return Unusable(name, "it is empty" if empty else "it does not begin as DICOM", empty=empty)
-    return Unusable(name, "it is empty" if empty else "", empty=empty)
+    if suffix in DICOM_SUFFIXES:
+        return Unusable(name, "it is empty" if empty else "it does not begin as DICOM", empty=empty, suffix=suffix)
+    return Unusable(name, "it is empty" if empty else "", empty=empty, suffix=suffix)
 
 
 def _class_in(path: Path) -> str:

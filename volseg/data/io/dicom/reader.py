@@ -16,14 +16,16 @@ Requirements, in addition to those of volseg.data.io.checks on every image:
 Messages contain no patient data.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.uid import UID
 
 from volseg.data.io.choice import ONLY, Choice
-from volseg.data.io.dicom.files import files_of, kind_of
+from volseg.data.io.dicom.files import files_of, kind_of, numbered
 from volseg.data.io.dicom.frames import Frame, frames_of
 from volseg.data.io.dicom.header import Header, Unusable, read_header
 from volseg.data.io.dicom.mosaic import is_mosaic, unpacked
@@ -56,15 +58,33 @@ def read_dicom(path: Path, choice: Choice) -> Stored:
     with files_of(path) as names:
         frames, warnings, series = _frames(names, choice, source)
         warnings += _other_modality(frames[0], choice)
-        chosen = {"series": series.record} | ({} if choice.volume is None else {"volume": choice.volume})
+        chosen: dict[str, Any] = {"series": series.record} | (
+            {} if choice.volume is None else {"volume": choice.volume}
+        )
         if is_mosaic(frames):
             array, affine, more = unpacked(frames, choice, source)
+            chosen["input"] = (_uids(frames),)
             return Stored(array, affine, None, source, warnings + more, chosen=chosen)
         volume, about = volume_of(frames, choice, source)
         slices, affine, stack_warnings = stacked(volume.frames, source, choice.untilt)
         array, value_warnings = voxels(slices, source)
         found = [*warnings, *about, *stack_warnings, *value_warnings]
+        chosen["input"] = (_uids(slices),)
         return Stored(array, affine, None, source, found, chosen=chosen, slices=tuple(slices))
+
+
+def _uids(frames: Sequence[Frame]) -> dict[str, Any]:
+    """What names the files of frames in the record of a result: UIDs, and a digest of those of the instances."""
+    data = frames[0].header.data
+    instances = sorted({text(frame.header.data, "SOPInstanceUID") for frame in frames})
+    return {
+        "kind": "dicom",
+        "study": text(data, "StudyInstanceUID"),
+        "series": text(data, "SeriesInstanceUID"),
+        "frame_of_reference": text(data, "FrameOfReferenceUID"),
+        "instances": len(instances),
+        "instances_sha256": hashlib.sha256("\n".join(instances).encode()).hexdigest(),
+    }
 
 
 def count_volumes(path: Path, choice: Choice) -> int:
@@ -85,7 +105,7 @@ def stored_bytes(path: Path, choice: Choice = ONLY) -> int:
         InputError: a folder, .zip or DICOMDIR cannot be read, or it is not clear which series is meant.
     """
     with files_of(path) as names:
-        headers, _ = _headers(names)
+        headers, _ = _headers(names, str(path))
     if not headers:
         return 0
     sizes = ("Rows", "Columns", "BitsAllocated")
@@ -98,7 +118,7 @@ def stored_bytes(path: Path, choice: Choice = ONLY) -> int:
 def series_in(path: Path) -> dict[str, str]:
     """The series of a folder, .zip or DICOMDIR: "series NUMBER" (the UID where a number is there twice) and content."""
     with files_of(path) as names:
-        headers, _ = _headers(names)
+        headers, _ = _headers(names, str(path))
     series = series_among(headers)
     numbers = [one.number for one in series]
     keys = [one.number if numbers.count(one.number) == 1 else one.uid for one in series]
@@ -112,21 +132,21 @@ def series_uids(files: Sequence[Path], choice: Choice = ONLY) -> dict[str, str] 
         By SeriesInstanceUID, empty for files that state none: why it cannot be meant where there are other series;
         empty if it can.
     """
-    headers, unusable = _headers({file: file.name for file in files})
+    headers, unusable = _headers(numbered({file: file.name for file in files}), str(files[0].parent))
     if not headers and all(one.kind for one in unusable):
         return None
     return {one.uid: reason_aside(one, choice) if one.uid else "" for one in series_among(headers)}
 
 
-def _headers(names: dict[Path, str]) -> tuple[list[Header], list[Unusable]]:
+def _headers(names: dict[Path, str], source: str) -> tuple[list[Header], list[Unusable]]:
     """The headers of images among files given with their names for messages, and the other files."""
-    found = [read_header(path, name) for path, name in names.items()]
+    found = [read_header(path, name, source) for path, name in names.items()]
     return [one for one in found if isinstance(one, Header)], [one for one in found if isinstance(one, Unusable)]
 
 
 def _frames(names: dict[Path, str], choice: Choice, source: str) -> tuple[list[Frame], list[str], Series]:
     """The frames of the series that is meant, among files given with their names for messages, warnings, the series."""
-    headers, unusable = _headers(names)
+    headers, unusable = _headers(names, source)
     _reject_corrupt_slices(unusable, headers, source)
     if not headers:
         objects = sorted({one.kind for one in unusable if one.kind})
@@ -171,7 +191,7 @@ def _other_modality(frame: Frame, choice: Choice) -> list[str]:
 def _reject_corrupt_slices(unusable: Sequence[Unusable], headers: Sequence[Header], source: str) -> None:
     """Reject a series with unreadable files that may be slices: without them the volume would be incomplete."""
     classes = {header.sop_class for header in headers}
-    kinds = {kind_of(header.name) for header in headers}
+    kinds = {kind_of(header.path.name) for header in headers}
     corrupt = [one for one in unusable if one.reason and _may_be_slice(one, classes, kinds)]
     if not corrupt:
         return
@@ -198,4 +218,4 @@ def _may_be_slice(file: Unusable, classes: set[str], kinds: set[str]) -> bool:
         # Other objects have another SOP class. Without a readable slice, any class may be a slice.
         return not classes or any(one.startswith(file.sop_class) for one in classes) or not _is_class(file.sop_class)
     # A failed copy leaves a file that is empty or full of zeros.
-    return not file.empty or kind_of(file.name) in kinds or kind_of(file.name) in DICOM_SUFFIXES
+    return not file.empty or file.suffix in kinds or file.suffix in DICOM_SUFFIXES

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from volseg.data.io.choice import Choice
+from volseg.data.io.dicom.files import name_order
 from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.values import count, described, number, numbers, printable, text, texts
 from volseg.errors import InputError
@@ -226,9 +227,8 @@ def in_time(headers: dict[str, Header]) -> dict[str, int]:
         values for key in keys if None not in (values := {name: key(one) for name, one in headers.items()}).values()
     ]
 
-    def place(name: str) -> tuple[list[Hashable], list[tuple[int, str]]]:
-        pieces = re.findall(r"(\d+)|(\D+)", headers[name].name)
-        return [values[name] for values in stated], [(int(digits or -1), other) for digits, other in pieces]
+    def place(name: str) -> tuple[list[Hashable], list[tuple[bool, int, str]]]:
+        return [values[name] for values in stated], name_order(str(headers[name].path))
 
     return {name: at for at, name in enumerate(sorted(headers, key=place))}
 

@@ -5,7 +5,6 @@ never from SliceThickness, except for a single slice.
 """
 
 from collections.abc import Sequence
-from pathlib import PurePath
 
 import numpy as np
 
@@ -147,10 +146,10 @@ def _check_places(slices: Sequence[Frame], normal: np.ndarray, source: str) -> N
     distinct = 1 + int((np.diff([height(frame, normal) for frame in slices]) > SAME_PLACE_MM).sum())
     if distinct == len(slices):
         return
-    folders = sorted({str(PurePath(frame.header.name).parent) for frame in slices})
+    folders = {frame.header.path.parent for frame in slices}
     remedy = "keep one image per position"
     if len(folders) > 1:
-        remedy = f"they lie in {first_few(folders)}, which share one SeriesInstanceUID, so give one of these folders"
+        remedy = f"they lie in {len(folders)} folders, which share one SeriesInstanceUID, so give one of these folders"
     raise InputError(
         f"{source}: {len(slices)} images lie at {distinct} positions, so the series is 4-D (time, echoes) or contains "
         f"duplicates, and nothing states which belong together; {remedy}."

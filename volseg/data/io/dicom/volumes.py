@@ -52,7 +52,7 @@ class Volume(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        named = [f"{name} {shown_mark(value)}" for name, value in self.differs.items()]
+        named = [f"{name} {shown_mark(value).removeprefix('file ')}" for name, value in self.differs.items()]
         return f"{first_few(named, _NAMED)}, {len(self.frames)} images" if named else f"{len(self.frames)} images"
 
 

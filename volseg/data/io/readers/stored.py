@@ -40,7 +40,8 @@ class Stored(NamedTuple):
         warnings: assumptions made when reading, one sentence each.
         unstated: why its size in millimetres is a convention and no statement of the file, so that no volume in mL
             can be given; empty if the file states it.
-        chosen: what was read where a place may hold more, for the record: the "series" of DICOM and the "volume".
+        chosen: what was read where a place may hold more, for the record: the "series" of DICOM and the "volume"; and
+            what names it, "input": the UIDs of DICOM, None for another file, in a tuple with an entry per file.
         slices: of a DICOM series, along K: one `volseg.data.io.dicom.frames.Frame` each; empty for other formats and
             for mosaics, whose slices are no frames.
     """

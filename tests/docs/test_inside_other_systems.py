@@ -1,0 +1,153 @@
+"""The page "Inside other systems": its watcher waits for whole files, and its script for Orthanc sends scans alone."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+
+from tests.data.images import ramp
+from tests.data.io.dicom.writers import classic, write_all
+from tests.docs.pages import ROOT, blocks_of
+
+PAGE = ROOT / "docs" / "how-to" / "inside-other-systems.md"
+PATIENCE_SECONDS = 30
+
+
+def block(language, word):
+    """The only block of a language with a word in it."""
+    (found,) = [one.text for one in blocks_of(PAGE) if one.language == language and word in one.text]
+    return found
+
+
+@pytest.fixture
+def watching(tmp_path):
+    """The watcher of the page in a thread, with a model that only notes what it is given; stopped at the end."""
+    taken = []
+
+    def predict(path, segmenter, results, overwrite):
+        taken.append((path.name, sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())))
+        return [SimpleNamespace(error="torn" if "torn" in path.name else None)]
+
+    namespace = {"volseg": SimpleNamespace(predict=predict, VolsegError=ValueError)}
+    exec(block("python", "def watch").partition("\n\n\ninbox,")[0], namespace)
+    inbox, outbox, ended = tmp_path / "in", tmp_path / "out", threading.Event()
+    inbox.mkdir()
+    options = {"quiet": 0.5, "pause": 0.05, "stop": ended.is_set}
+    thread = threading.Thread(target=namespace["watch"], args=(inbox, outbox, None), kwargs=options)
+    thread.start()
+    yield inbox, outbox, taken
+    ended.set()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_watcher_takes_whole_files_only_and_moves_them(watching):
+    inbox, outbox, taken = watching
+    (inbox / "series").mkdir()
+    (inbox / ".hidden").touch()
+    (inbox / "torn.nii").touch()
+    for number in range(8):
+        (inbox / "series" / f"{number}.dcm").write_bytes(bytes(10))
+        with open(inbox / "scan.nii", "ab") as file:
+            file.write(bytes(10))
+        time.sleep(0.15)
+    wait_until(lambda: [path.name for path in inbox.iterdir()] == [".hidden"])
+    assert sorted(name for name, _ in taken) == ["scan.nii", "series", "torn.nii"]
+    assert dict(taken)["scan.nii"] == 80
+    assert dict(taken)["series"] == 80
+    wait_until(lambda: len(list((outbox / "failed").iterdir())) == 2)
+    moved = sorted(path.name.partition("_")[2] for path in outbox.rglob("*") if path.parent.name in ("done", "failed"))
+    assert moved == ["scan.nii", "series", "torn.nii", "torn.nii.txt"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def receiver():
+    """What a node would receive: (Modality, SOPInstanceUID), in a list, and its port."""
+    pynetdicom = pytest.importorskip("pynetdicom")
+    received = []
+
+    def store(event):
+        data = event.dataset
+        received.append((data.Modality, str(data.SOPInstanceUID)))
+        return 0x0000
+
+    entity = pynetdicom.AE(ae_title="VOLSEG")
+    entity.supported_contexts = pynetdicom.AllStoragePresentationContexts
+    port = free_port()
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(pynetdicom.evt.EVT_C_STORE, store)])
+    yield received, port
+    server.shutdown()
+
+
+@pytest.fixture
+def orthanc(tmp_path, receiver):
+    """A real Orthanc with the script of the page; gives the URL of its REST interface."""
+    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not program:
+        pytest.skip("the program Orthanc is not installed (Debian package orthanc)")
+    (tmp_path / "to-volseg.lua").write_text(block("lua", "OnStableSeries"))
+    port = free_port()
+    config = json.loads(block("json", "LuaScripts")) | {
+        "DicomModalities": {"volseg": ["VOLSEG", "127.0.0.1", receiver[1]]},
+        "LuaScripts": [str(tmp_path / "to-volseg.lua")],
+        "StableAge": 1,
+        "StorageDirectory": str(tmp_path / "storage"),
+        "IndexDirectory": str(tmp_path / "storage"),
+        "HttpPort": port,
+        "DicomPort": free_port(),
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+    }
+    (tmp_path / "orthanc.json").write_text(json.dumps(config))
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([program, tmp_path / "orthanc.json"], stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(f"{url}/system"))
+        yield url
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_orthanc_sends_scans_and_not_results(tmp_path, receiver, orthanc):
+    received, _ = receiver
+    scan = classic(ramp(), PatientID="p")
+    result = classic(
+        ramp((3, 4, 1)), PatientID="p", Modality="SR", SeriesInstanceUID="1.2.3.5", SOPInstanceUID="1.2.9.9"
+    )
+    # The result first: when the scan has arrived, it would have been sent.
+    for file in [*write_all(tmp_path / "sr", result).iterdir(), *write_all(tmp_path / "mr", scan).iterdir()]:
+        with urllib.request.urlopen(urllib.request.Request(f"{orthanc}/instances", file.read_bytes()), timeout=10):
+            pass
+    wait_until(lambda: len(received) >= 5)
+    time.sleep(1)
+    assert sorted(received) == [("MR", f"1.2.3.4.{k}") for k in range(1, 6)]

@@ -165,6 +165,19 @@ def kind_of_object(sop_class: str) -> str:
     return _NEW_KINDS.get(sop_class.removeprefix(_STORAGE), "DICOM object") if name == sop_class else name
 
 
+def read_object(path: Path, name: str) -> Header:
+    """The header of a DICOM object of any kind, such as a segmentation; one without pixels has `pixels` of no bytes.
+
+    Raises:
+        InputError: it is cut short or corrupt, or the system denies access to it.
+    """
+    with access_to(path), open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        with parsing(name):
+            data, place, pixels = _parsed(stream)
+    return _header(path, name, data, place, pixels, size)
+
+
 def has_groups(header: Header) -> bool:
     """Whether its frames have functional groups: enhanced and legacy-converted enhanced images."""
     return element(header.data, "PerFrameFunctionalGroupsSequence") is not None
@@ -209,12 +222,17 @@ def _classified(
         return Unusable(name, kind=kind_of_object(sop_class), sop_class=sop_class)
     if place is None and pixels is None:
         return Unusable(name, "it ends before its pixels, or has none", sop_class=sop_class)
+    if place is not None and place[0] != "PixelData":
+        return Unusable(name, kind=f"image of {place[0]}", sop_class=sop_class)
+    return _header(path, name, data, place, pixels, size)
+
+
+def _header(path: Path, name: str, data: Dataset, place: Place | None, pixels: bytes | None, size: int) -> Header:
+    """The header of an object whose pixels, if any, lie at `place` or are `pixels`."""
     syntax = text(data.file_meta, "TransferSyntaxUID") or _guessed_syntax(data)
     if pixels is not None or place is None:
-        return Header(path, name, data, syntax, None, len(pixels or b""), False, pixels, size)
-    keyword, offset, length, kind = place
-    if keyword != "PixelData":
-        return Unusable(name, kind=f"image of {keyword}", sop_class=sop_class)
+        return Header(path, name, data, syntax, None, len(pixels or b""), False, pixels or b"", size)
+    _, offset, length, kind = place
     # Without a value representation (implicit), PixelData is OW.
     stated = None if length == _UNDEFINED else length
     return Header(path, name, data, syntax, offset, stated, kind in ("OW", None), None, size)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import UID
 
+from volseg.data.grid.geometry import Geometry
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.dicom.files import files_of, kind_of
 from volseg.data.io.dicom.frames import Frame, frames_of
@@ -65,6 +66,25 @@ def read_dicom(path: Path, choice: Choice) -> Stored:
         array, value_warnings = voxels(slices, source)
         found = [*warnings, *about, *stack_warnings, *value_warnings]
         return Stored(array, affine, None, source, found, chosen=chosen)
+
+
+def grid_of(names: dict[Path, str], choice: Choice, source: str) -> tuple[Geometry, list[Frame], list[str]]:
+    """The grid of one volume among files given with their names for messages, tilted or not, without its voxels.
+
+    Returns:
+        Its geometry, its slices and warnings.
+
+    Raises:
+        InputError: a requirement of this module on files, series, volume or place is not met.
+    """
+    frames, warnings, _ = _frames(names, choice, source)
+    if is_mosaic(frames):
+        array, affine, more = unpacked(frames, choice, source)
+        return Geometry(array.shape, affine), frames, warnings + more
+    volume, about = volume_of(frames, choice, source)
+    slices, affine, more = stacked(volume.frames, source, untilt=True)
+    columns, rows = slices[0].size
+    return Geometry((columns, rows, len(slices)), affine), slices, [*warnings, *about, *more]
 
 
 def count_volumes(path: Path, choice: Choice) -> int:

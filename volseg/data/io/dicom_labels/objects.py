@@ -1,0 +1,101 @@
+"""The DICOM objects that hold labels: which file is one, what it calls its labels, and what it refers to."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pydicom.dataset import Dataset
+
+from volseg.data.io.dicom.header import Header, Unusable, read_header, read_object
+from volseg.data.io.dicom.values import described, items, text, texts
+from volseg.errors import InputError
+from volseg.text import first_few
+
+SEGMENTATION, LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
+STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
+# What they are called in messages and records.
+KINDS = {SEGMENTATION: "DICOM SEG", LABEL_MAP: "DICOM SEG", STRUCTURES: "RTSTRUCT"}
+# Values of a label image that stand for a label.
+LARGEST = 65535
+
+
+@dataclass(frozen=True)
+class Part:
+    """A segment of a segmentation, or a structure (ROI) of a structure set.
+
+    Args:
+        number: its SegmentNumber or ROINumber.
+        name: its SegmentLabel or ROIName; unique in its object.
+        codes: "category" and "type", each with value, scheme and meaning, as far as they are stated.
+    """
+
+    number: int
+    name: str
+    codes: Mapping[str, Mapping[str, str]]
+
+
+class References(NamedTuple):
+    """The UIDs by which an object, or a series, says where it belongs.
+
+    Args:
+        images: SOP Instance UIDs.
+        series: SeriesInstanceUIDs.
+        frames: Frame of Reference UIDs.
+    """
+
+    images: frozenset[str]
+    series: frozenset[str]
+    frames: frozenset[str]
+
+
+def label_object(names: Mapping[Path, str], source: str) -> Header | None:
+    """The only segmentation or structure set among files given with their names; None if there are none, or images.
+
+    Raises:
+        InputError: there are several, or the only one is corrupt.
+    """
+    objects: list[Unusable] = []
+    paths: list[Path] = []
+    for path, name in names.items():
+        found = read_header(path, name)
+        if isinstance(found, Header):
+            return None
+        if found.sop_class in KINDS:
+            objects.append(found)
+            paths.append(path)
+    if len(objects) > 1:
+        listed = first_few([f"{one.name} ({KINDS[one.sop_class]})" for one in objects])
+        raise InputError(f"{source} contains {len(objects)} segmentations or structure sets: {listed}; give one file.")
+    if not objects:
+        return None
+    return read_object(paths[0], names[paths[0]])
+
+
+def named_parts(found: Iterable[tuple[int, str, Mapping[str, Mapping[str, str]]]], kind: str) -> tuple[Part, ...]:
+    """The labels from their numbers, names and codes; one without a name of its own is called by its number, too."""
+    rows = list(found)
+    names = [name for _, name, _ in rows]
+    return tuple(
+        Part(number, name if name and names.count(name) == 1 else f"{name or kind} {number}", codes)
+        for number, name, codes in rows
+    )
+
+
+def codes_of(data: Dataset, sequences: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The codes in code sequences, by a name for each sequence."""
+    found = {}
+    for name, sequence in sequences.items():
+        if codes := items(data, sequence):
+            stated = {
+                "value": text(codes[0], "CodeValue"),
+                "scheme": text(codes[0], "CodingSchemeDesignator"),
+                "meaning": described(codes[0], "CodeMeaning"),
+            }
+            found[name] = {key: value for key, value in stated.items() if value}
+    return found
+
+
+def uids(data: Iterable[Dataset], name: str) -> frozenset[str]:
+    """The values of a UID in several datasets."""
+    return frozenset(uid for one in data for uid in texts(one, name))

@@ -132,17 +132,28 @@ def read_label_of(path: Path, image: Path, known: Collection[int] | None = None)
     return read_label(path, Geometry(stored.array.shape[:3], stored.affine), known)
 
 
+def holds_dicom_labels(path: Path) -> bool:
+    """Whether a path is, or holds only, a DICOM segmentation or structure set and no images.
+
+    Raises:
+        InputError: it cannot be read, or holds several of them.
+    """
+    if not is_dicom(path):
+        return False
+    from volseg.data.io.dicom_labels.reader import holds_labels  # noqa: PLC0415 - pydicom is loaded where it is needed
+
+    return holds_labels(path)
+
+
 def _dicom_labels(path: Path, like: Geometry | None, known: Collection[int] | None) -> Scan | None:
     """A DICOM segmentation or structure set as a label image; None if the path holds neither."""
     _require_readable(path)
-    if not is_dicom(path):
+    if not holds_dicom_labels(path):
         return None
     # pydicom is loaded only where it is needed.
     from volseg.data.io.dicom_labels.placing import Target  # noqa: PLC0415
-    from volseg.data.io.dicom_labels.reader import holds_labels, read_dicom_labels  # noqa: PLC0415
+    from volseg.data.io.dicom_labels.reader import read_dicom_labels  # noqa: PLC0415
 
-    if not holds_labels(path):
-        return None
     source = str(path)
     found = read_dicom_labels(path, Target(like, "the image or reference it belongs to") if like else None)
     found.reject_overlaps(source)

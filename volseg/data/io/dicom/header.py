@@ -18,7 +18,7 @@ from pydicom.uid import (
 )
 
 from volseg.data.io.dicom.files import DICOMDIR, kind_of
-from volseg.data.io.dicom.values import element, number, parsing, shown, text
+from volseg.data.io.dicom.values import element, number, parsing, shown, tag_of, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
 from volseg.files import access_to
@@ -175,7 +175,45 @@ def read_object(path: Path, name: str) -> Header:
         size = os.fstat(stream.fileno()).st_size
         with parsing(name):
             data, place, pixels = _parsed(stream)
+            _check_whole(data)
     return _header(path, name, data, place, pixels, size)
+
+
+def _check_whole(data: Dataset) -> None:
+    """Reject a file that ends within an element: pydicom takes what is there of a sequence that is cut short.
+
+    Raises:
+        EOFError: as above.
+    """
+    for tag in data.keys():  # noqa: SIM118 - a dataset iterates over converted elements
+        found: Any = element(data, tag)
+        value, stated = found.value, getattr(found, "length", _UNDEFINED)
+        if isinstance(value, bytes) and stated != _UNDEFINED and len(value) != stated:
+            raise EOFError
+
+
+def sop_class_of(path: Path) -> str:
+    """The SOP class of a file from its first elements; empty if it is no DICOM, corrupt there, or states none.
+
+    Raises:
+        InputError: the system denies access to it.
+    """
+    with access_to(path), open(path, "rb") as stream:
+        start = stream.read(132)
+        if not begins_as_dicom(start):
+            return ""
+        stream.seek(0)
+        try:
+            with parsing(path.name):
+                data = read_partial(stream, lambda tag, *_: tag > tag_of("SOPClassUID"), force=start[128:] != b"DICM")
+        except InputError:
+            return ""
+    return text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
+
+
+def may_be_scan(sop_class: str) -> bool:
+    """Whether objects of a SOP class are images that a scan may consist of."""
+    return sop_class.startswith(_STORAGE) and not sop_class.removeprefix(_STORAGE).startswith(_NO_SCANS)
 
 
 def has_groups(header: Header) -> bool:
@@ -215,10 +253,9 @@ def _classified(
 ) -> Header | Unusable:
     """The header of an image, or what the file is instead."""
     sop_class = text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
-    short = sop_class.removeprefix(_STORAGE)
     if sop_class == _FILE_SET or name.upper().endswith(DICOMDIR):
         return Unusable(name, kind="DICOMDIR", sop_class=sop_class)
-    if short != sop_class and short.startswith(_NO_SCANS):
+    if sop_class.startswith(_STORAGE) and not may_be_scan(sop_class):
         return Unusable(name, kind=kind_of_object(sop_class), sop_class=sop_class)
     if place is None and pixels is None:
         return Unusable(name, "it ends before its pixels, or has none", sop_class=sop_class)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from volseg.data.io.dicom.header import Header, Unusable, read_header, read_object
+from volseg.data.io.dicom.header import may_be_scan, sop_class_of
 from volseg.data.io.dicom.values import described, items, text, texts
 from volseg.errors import InputError
 from volseg.text import first_few
@@ -49,27 +49,23 @@ class References(NamedTuple):
     frames: frozenset[str]
 
 
-def label_object(names: Mapping[Path, str], source: str) -> Header | None:
+def label_file(names: Mapping[Path, str], source: str) -> Path | None:
     """The only segmentation or structure set among files given with their names; None if there are none, or images.
 
     Raises:
-        InputError: there are several, or the only one is corrupt.
+        InputError: there are several.
     """
-    objects: list[Unusable] = []
-    paths: list[Path] = []
-    for path, name in names.items():
-        found = read_header(path, name)
-        if isinstance(found, Header):
+    kinds: dict[Path, str] = {}
+    for path in names:
+        sop_class = sop_class_of(path)
+        if may_be_scan(sop_class):
             return None
-        if found.sop_class in KINDS:
-            objects.append(found)
-            paths.append(path)
-    if len(objects) > 1:
-        listed = first_few([f"{one.name} ({KINDS[one.sop_class]})" for one in objects])
-        raise InputError(f"{source} contains {len(objects)} segmentations or structure sets: {listed}; give one file.")
-    if not objects:
-        return None
-    return read_object(paths[0], names[paths[0]])
+        if sop_class in KINDS:
+            kinds[path] = KINDS[sop_class]
+    if len(kinds) > 1:
+        listed = first_few([f"{names[path]} ({kind})" for path, kind in kinds.items()])
+        raise InputError(f"{source} contains {len(kinds)} segmentations or structure sets: {listed}; give one file.")
+    return next(iter(kinds), None)
 
 
 def named_parts(found: Iterable[tuple[int, str, Mapping[str, Mapping[str, str]]]], kind: str) -> tuple[Part, ...]:

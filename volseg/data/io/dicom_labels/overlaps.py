@@ -43,8 +43,8 @@ class Canvas:
     """
 
     def __init__(self, shape: tuple[int, int, int], source: str) -> None:
-        # The number of the combination of each voxel; number 0 is no label.
-        self.marks = np.zeros(shape, np.uint16)
+        # The number of the combination of each voxel; number 0 is no label. Slices, mostly along K, are contiguous.
+        self.marks = np.zeros(shape, np.uint16, order="F")
         self._source = source
         self._sets: list[frozenset[int]] = [frozenset()]
         self._numbers: dict[frozenset[int], int] = {frozenset(): 0}
@@ -84,8 +84,8 @@ class Canvas:
             InputError: more values are needed than there are.
         """
         counts = np.zeros(len(self._sets), np.int64)
-        for slab in self.marks:
-            counts += np.bincount(slab.ravel(), minlength=len(counts))
+        for at in range(self.marks.shape[2]):
+            counts += np.bincount(self.marks[..., at].ravel(order="K"), minlength=len(counts))
         present = {labels: int(count) for labels, count in zip(self._sets, counts, strict=True) if count and labels}
         voxels = {
             part.number: sum(count for labels, count in present.items() if part.number in labels) for part in parts

@@ -138,12 +138,18 @@ def series_beside(path: Path, own: References, choice: Choice = ONLY) -> Target:
     folder = path.absolute().parent
     for place in dict.fromkeys((folder, folder.parent)):
         with access_to(place):
-            files = list(islice(_files_below(place), _MOST_FILES))
+            files = list(islice(_files_below(place), _MOST_FILES + 1))
+        # Of a part of the files, a series might be a part, too.
+        if len(files) > _MOST_FILES:
+            continue
         headers = [found for file in files if isinstance(found := read_header(file, file.name), Header)]
         if best := _best(series_among(headers), own, path):
             return _target({header.path: header.name for header in best.headers}, choice, str(path))
     raise GridError(
-        f"{path}: the series that it belongs to is neither in its folder nor in the folder above", _LIKE, "no series"
+        f"{path}: the series that it belongs to is neither in its folder nor in the folder above (of folders with more "
+        f"than {_MOST_FILES} files, none is looked at)",
+        _LIKE,
+        "no series",
     )
 
 

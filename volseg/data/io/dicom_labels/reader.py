@@ -8,10 +8,11 @@ from typing import Any
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.dicom.files import files_of
+from volseg.data.io.dicom.header import read_object, sop_class_of
 from volseg.data.io.dicom.values import printable, text
 from volseg.data.io.dicom_labels.contours_on_grid import draw_structures
 from volseg.data.io.dicom_labels.frames_on_grid import draw_segments, own_grid
-from volseg.data.io.dicom_labels.objects import KINDS, STRUCTURES, Part, label_object
+from volseg.data.io.dicom_labels.objects import KINDS, SEGMENTATION, STRUCTURES, Part, label_file
 from volseg.data.io.dicom_labels.overlaps import Canvas, Merged, about_overlaps, reject_overlaps
 from volseg.data.io.dicom_labels.placing import Target, connection, series_beside
 from volseg.data.io.dicom_labels.segmentation import Segmentation, open_segmentation
@@ -59,7 +60,7 @@ def holds_labels(path: Path) -> bool:
         InputError: it cannot be read, or holds several of them.
     """
     with files_of(path) as names:
-        return label_object(names, str(path)) is not None
+        return label_file(names, str(path)) is not None
 
 
 def read_dicom_labels(path: Path, target: Target | None = None, choice: Choice = ONLY) -> LabelImage:
@@ -77,11 +78,12 @@ def read_dicom_labels(path: Path, target: Target | None = None, choice: Choice =
     """
     source = str(path)
     with files_of(path) as names:
-        header = label_object(names, source)
-        if header is None:
+        file = label_file(names, source)
+        if file is None:
             raise InputError(f"{source} holds no DICOM segmentation or structure set; give its file.")
+        header = read_object(file, names[file])
         found: Segmentation | StructureSet
-        if header.sop_class == STRUCTURES:
+        if sop_class_of(file) == STRUCTURES:
             found = open_structures(header, source)
             target = target or series_beside(path / "any" if path.is_dir() else path, found.references, choice)
             return _on_target(found, target)
@@ -110,7 +112,7 @@ def _image(found: Segmentation | StructureSet, canvas: Canvas, target: Target, w
     said = [f"Labels without a voxel: {', '.join(empty)}."] if empty else []
     data = found.header.data
     record: dict[str, Any] = {
-        "kind": KINDS[found.header.sop_class],
+        "kind": KINDS[SEGMENTATION if isinstance(found, Segmentation) else STRUCTURES],
         **({"type": found.kind} if isinstance(found, Segmentation) else {}),
         "sop_instance_uid": printable(text(data, "SOPInstanceUID")),
         "series_uid": printable(text(data, "SeriesInstanceUID")),

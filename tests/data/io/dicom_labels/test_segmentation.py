@@ -3,9 +3,11 @@
 import highdicom
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from tests.data.io.dicom.writers import ROTATED, STRAIGHT, affine_of, put, stack, write
+from tests.data.io.dicom.writers import CT, ROTATED, STRAIGHT, affine_of, classic, put, stack, write
 from tests.data.io.dicom_labels.writers import SHAPE, blocks, read_labels, segmentation, segments, series
 from volseg.data.io.dicom_labels.placing import target_series
 from volseg.data.io.dicom_labels.reader import read_dicom_labels
@@ -28,19 +30,40 @@ def test_the_voxels_on_the_grid_of_the_series(tmp_path, kind, axes):
     assert found.merged.voxels == {number: mask.sum() for number, mask in blocks().items()}
 
 
+def written_by_highdicom(folder, axes, kind):
+    """A segmentation of `blocks` by highdicom, with empty frames left out, next to its CT."""
+    sources = classic(np.zeros(SHAPE, np.int16), axes=axes, sop_class=CT)
+    for one in sources:
+        write(one, folder / "ct" / f"{one.InstanceNumber}.dcm")
+        one.PatientID = one.PatientBirthDate = one.PatientSex = one.AccessionNumber = one.StudyID = ""
+        one.StudyDate = one.StudyTime = one.ReferringPhysicianName = ""
+    described = [
+        highdicom.seg.SegmentDescription(number, f"Part {number}", codes.SCT.Organ, codes.SCT.Liver, "MANUAL")
+        for number in (1, 2)
+    ]
+    array = np.stack([mask.transpose(2, 1, 0) for mask in blocks().values()], axis=-1)
+    made = highdicom.seg.Segmentation(
+        sources, array, kind, described, "1.2.7", 3, "1.2.7.1", 1, "Maker", "Model", "1", "Serial"
+    )
+    made.save_as(folder / "seg.dcm")
+    return folder / "seg.dcm"
+
+
 @pytest.mark.parametrize("axes", [STRAIGHT, ROTATED], ids=["straight", "oblique"])
-def test_the_same_as_highdicom_in_patient_space(tmp_path, axes):
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+def test_the_same_as_highdicom_in_patient_space(tmp_path, axes, kind):
     """Its affine maps (slice, row, column) to LPS+ mm."""
-    path = write(segmentation(blocks(), axes=axes), tmp_path / "seg.dcm")
+    path = written_by_highdicom(tmp_path, axes, kind)
     found = read_dicom_labels(path)
     theirs = highdicom.seg.segread(path).get_volume(combine_segments=True)
     k, j, i = np.nonzero(theirs.array)
-    lps = theirs.affine @ np.stack([k, j, i, np.ones_like(i)])
-    at = np.linalg.inv(found.geometry.affine) @ np.diag([-1, -1, 1, 1]) @ lps
+    at = np.linalg.inv(found.geometry.affine) @ np.diag([-1, -1, 1, 1]) @ theirs.affine
+    at = at @ np.stack([k, j, i, np.ones_like(i)])
     np.testing.assert_allclose(at[:3], np.round(at[:3]), atol=1e-4)
-    i2, j2, k2 = np.round(at[:3]).astype(int)
-    assert np.array_equal(found.merged.array[i2, j2, k2], theirs.array[k, j, i])
-    assert np.count_nonzero(found.merged.array) == len(i) > 0
+    assert np.array_equal(found.merged.array[tuple(np.round(at[:3]).astype(int))], theirs.array[k, j, i])
+    assert np.count_nonzero(found.merged.array) == len(i) == 25
+    placed = read_dicom_labels(path, target_series(tmp_path / "ct"))
+    assert np.array_equal(placed.merged.array, joined(blocks()))
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian], ids=["implicit", "big"])
@@ -53,9 +76,7 @@ def test_other_byte_orders(tmp_path, syntax):
 def test_compressed_frames_of_whole_bytes(tmp_path):
     data = segmentation(blocks(), "LABELMAP")
     path = write(data, tmp_path / "raw.dcm")
-    import pydicom
-
-    squeezed = pydicom.dcmread(path)
+    squeezed = dcmread(path)
     squeezed.compress(RLELossless)
     squeezed.save_as(tmp_path / "rle.dcm")
     found = read_dicom_labels(tmp_path / "rle.dcm", target_series(series(tmp_path / "ct")))
@@ -73,7 +94,7 @@ def test_fractions_of_at_least_one_half_count_and_a_warning_says_so(tmp_path):
 def test_padding_and_the_background_of_a_label_map_are_no_label(tmp_path):
     def change(data):
         data.SegmentSequence = segments([0, 1, 2])
-        data.PixelPaddingValue = 2
+        put(data, "PixelPaddingValue", 2, "US")
 
     found = read_labels(segmentation(blocks(), "LABELMAP", change=change), tmp_path)
     assert np.array_equal(found.merged.array, blocks()[1].astype(np.uint8))
@@ -134,7 +155,11 @@ def test_a_part_of_the_scan_is_embedded_whatever_the_direction_of_its_slices(tmp
         for group in data.PerFrameFunctionalGroupsSequence:
             k = round((float(group.PlanePositionSequence[0].ImagePositionPatient[2]) + 30) / 3)
             # Scan voxel (2, 7, 4 - k) is the first pixel.
-            put(group.PlanePositionSequence[0], "ImagePositionPatient", f"{-10 + 1}\\{20 + 7 * 0.75}\\{-30 + 3 * (4 - k)}")
+            put(
+                group.PlanePositionSequence[0],
+                "ImagePositionPatient",
+                f"{-10 + 1}\\{20 + 7 * 0.75}\\{-30 + 3 * (4 - k)}",
+            )
             put(group.PlaneOrientationSequence[0], "ImageOrientationPatient", "0\\-1\\0\\1\\0\\0")
         put(data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], "PixelSpacing", "0.5\\0.75")
 
@@ -148,12 +173,15 @@ def test_a_part_of_the_scan_is_embedded_whatever_the_direction_of_its_slices(tmp
 def test_voxels_beyond_the_scan_are_cut_off_with_a_warning(tmp_path):
     found = read_labels(segmentation(blocks()), tmp_path, series(tmp_path / "ct", (5, 5, 4)))
     assert np.array_equal(found.merged.array, joined(blocks())[:5])
-    assert "6 of 19 labelled voxels lie outside the scan; they are cut off." in found.warnings
+    assert "6 of 25 labelled voxels lie outside the scan; they are cut off." in found.warnings
 
 
 @pytest.mark.parametrize(
     ("positions", "words"),
-    [(stack(4) + [0.2, 0, 0], "voxels of frame 1 lie up to 0.40 voxels beside"), (stack(4) + 900, "lie outside the scan")],
+    [
+        (stack(4) + np.array([0.2, 0, 0]), "voxels of frame 1 lie up to 0.40 voxels beside"),
+        (stack(4) + 900, "lie outside the scan"),
+    ],
 )
 def test_voxels_that_are_not_those_of_the_scan_are_rejected(tmp_path, positions, words):
     with pytest.raises(GridError, match=words):

@@ -61,7 +61,7 @@ def segments(numbers):
     found = []
     for number in numbers:
         one = Dataset()
-        one.SegmentNumber, one.SegmentLabel = number, f"Part {number}"
+        one.SegmentNumber, one.SegmentLabel, one.SegmentAlgorithmType = number, f"Part {number}", "MANUAL"
         one.SegmentedPropertyCategoryCodeSequence = code("123037004", "SCT", "Anatomical Structure")
         one.SegmentedPropertyTypeCodeSequence = code("10200004", "SCT", "Liver")
         found.append(one)

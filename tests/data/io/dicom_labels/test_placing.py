@@ -87,7 +87,9 @@ def test_another_frame_of_reference_is_rejected_whatever_else_connects_them(tmp_
 def test_without_a_frame_of_reference_uids_connect_them_or_nothing_does(tmp_path):
     ct = series(tmp_path / "ct", SHAPE)
     assert read_labels(square(change=no_frame), tmp_path, ct).merged.voxels == {1: 48}
-    with pytest.raises(GridError, match=r"nothing connects it with the scan.* one does not state a FrameOfReferenceUID"):
+    with pytest.raises(
+        GridError, match=r"nothing connects it with the scan.* one does not state a FrameOfReferenceUID"
+    ):
         read_labels(square(change=no_frame, images=["1.9.1"], series_uid="1.9.9"), tmp_path, ct)
 
 

@@ -247,30 +247,37 @@ def test_overlapping_segments_are_rejected_as_a_reference(tmp_path, prediction):
 # ---- training
 
 
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("layout", ["plain", "decathlon"])
-def test_training_labels_may_be_dicom(tmp_path, layout):
-    """A SEG and an RTSTRUCT of one mask, apart from their series: trained on one, validated on the other."""
+@pytest.fixture
+def dataset(tmp_path):
+    """Two cases in the plain layout, a SEG and an RTSTRUCT of one mask, apart from their series; and the mask."""
     shape = (18, 18, 17)
-    ct = series(tmp_path / "ct", shape)
-    folder = tmp_path / "data"
+    ct, folder = series(tmp_path / "ct", shape), tmp_path / "data"
     volseg.convert(ct, folder / "images" / "a.nii.gz")
     image = nibabel.load(folder / "images" / "a.nii.gz")
-    other = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[::-1], image.affine)
+    other = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[::-1], image.affine, image.header)
     nibabel.save(other, folder / "images" / "b.nii.gz")
     mask = np.zeros(shape, bool)
     mask[1:6, 1:4, 1] = True
     write(segmentation({1: mask}), folder / "labels" / "a.seg.dcm")
     write(structures({1: [on_slice(OUTER, 1)]}), folder / "labels" / "b.dcm")
-    if layout == "decathlon":
-        labels = {"a": "a.seg.dcm", "b": "b.dcm"}
-        training = [{"image": f"images/{name}.nii.gz", "label": f"labels/{label}"} for name, label in labels.items()]
-        document = {"labels": {"0": "background", "1": "box"}, "training": training}
-        (folder / "dataset.json").write_text(json.dumps(document))
+    return folder, mask
+
+
+def test_training_labels_in_dicom_are_found_by_name(dataset):
+    assert "label_1" in volseg.plan(dataset[0])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_labels_may_be_dicom(tmp_path, dataset):
+    """Trained on one case, validated on the other."""
+    folder, mask = dataset
+    labels = {"a": "a.seg.dcm", "b": "b.dcm"}
+    training = [{"image": f"images/{name}.nii.gz", "label": f"labels/{label}"} for name, label in labels.items()]
+    document = {"labels": {"0": "background", "1": "box"}, "training": training}
+    (folder / "dataset.json").write_text(json.dumps(document))
     run = volseg.train(folder, tmp_path / "run", folds=2, steps=2, overrides=TINY, device="cpu")
-    found = json.loads((run / "validation.json").read_text())["cases"][0]["labels"]
-    name = "box" if layout == "decathlon" else "label_1"
-    assert found[name]["reference_ml"] == pytest.approx(mask.sum() * 0.5 * 0.75 * 3 / 1000)
+    found = json.loads((run / "validation.json").read_text())["cases"][0]["labels"]["box"]
+    assert found["reference_ml"] == pytest.approx(mask.sum() * 0.5 * 0.75 * 3 / 1000)
 
 
 def test_training_labels_that_do_not_belong_to_their_image_are_listed_as_problems(tmp_path):

@@ -16,7 +16,7 @@ CASES = [
       for one in (*STS, "rtstruct_sts_stale_series_uid")),
     ("seg_dcmqi/liver.dcm", "seg_dcmqi/ct-3slice", "seg_dcmqi/liver_seg.nrrd"),
     ("seg_dcmqi/sparse-labelmap-noppv.dcm", "seg_dcmqi/24x38x3/image", "seg_dcmqi/sparse_labelmap_noppv_seg.nrrd"),
-    ("seg_dcmqi/sparse-labelmap-ppv5.dcm", "seg_dcmqi/24x38x3/multiframe", "seg_dcmqi/sparse_labelmap_ppv5_seg.nrrd"),
+    ("seg_dcmqi/sparse-labelmap-ppv5.dcm", "seg_dcmqi/24x38x3/image", "seg_dcmqi/sparse_labelmap_ppv5_seg.nrrd"),
     ("seg_dicom4qi_data5/mask/mask.dcm", "seg_dicom4qi_data5/image", "seg_dcmqi/23x38x3/nrrd/label.nrrd"),
 ]  # fmt: skip
 OVERLAPPING = {"GREEN": (1, 1), "ORANGE": (2, 2), "PURPLE": (3, 3), "LIGHT_BLUE": (1, 4), "DARK_BLUE": (1, 5)}

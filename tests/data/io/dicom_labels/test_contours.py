@@ -5,9 +5,18 @@ import pytest
 from matplotlib.path import Path
 from skimage.draw import polygon2mask
 
-from volseg.data.io.dicom_labels.contours import area, filled
+from volseg.data.io.dicom_labels.contours import area
+from volseg.data.io.dicom_labels.contours import filled as filled_box
 
 SIZE = (40, 30)
+
+
+def filled(contours, size):
+    """The mask of the whole slice."""
+    box, mask = filled_box(contours, size)
+    whole = np.zeros(size, bool)
+    whole[box] = mask
+    return whole
 
 
 def star(seed, points=60, centre=(19.3, 14.7)):

@@ -18,7 +18,7 @@ import numpy as np
 _ON_CENTRE = 0.02
 
 
-def filled(contours: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+def filled(contours: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
     """The voxels inside contours of one slice.
 
     Args:
@@ -26,16 +26,24 @@ def filled(contours: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
         size: of the slice along the first and second axis of the points.
 
     Returns:
-        (size) boolean.
+        The box of the slice around the contours, and a boolean mask of it.
     """
+    low = np.floor(np.min([points.min(axis=0) for points in contours], axis=0)).astype(np.int64)
+    high = np.ceil(np.max([points.max(axis=0) for points in contours], axis=0)).astype(np.int64) + 1
+    first, stop = np.clip(low, 0, size), np.clip(high, 0, size)
+    mask = _filled([points - first for points in contours], (int(stop[0] - first[0]), int(stop[1] - first[1])))
+    return (slice(int(first[0]), int(stop[0])), slice(int(first[1]), int(stop[1]))), mask
+
+
+def _filled(contours: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """As `filled`, for the whole slice."""
     columns, rows = size
     # Crossings of voxel lines along the first axis: before which voxel each of them lies.
-    toggles = np.zeros((rows, columns + 1), np.int64)
+    toggles = np.zeros((rows, columns + 1), np.int32)
     for points in contours:
-        row, column = _crossings(points)
-        inside = (row >= 0) & (row < rows)
-        np.add.at(toggles, (row[inside], np.clip(column[inside], 0, columns)), 1)
-    mask: np.ndarray = (np.cumsum(toggles[:, :columns], axis=1) % 2 == 1).T
+        row, column = _crossings(points, rows)
+        np.add.at(toggles, (row, np.clip(column, 0, columns)), 1)
+    mask: np.ndarray = (np.cumsum(toggles[:, :columns], axis=1) & 1).astype(bool).T
     for points in contours:
         if is_traced(points):
             at = _passed(np.round(points).astype(np.int64))
@@ -44,8 +52,8 @@ def filled(contours: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def _crossings(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the edges of a closed contour cross the lines of voxel centres along the first axis.
+def _crossings(points: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the edges of a closed contour cross the first `rows` lines of voxel centres along the first axis.
 
     Returns:
         The line of each crossing, and the first voxel on it whose centre is not before the crossing.
@@ -54,7 +62,7 @@ def _crossings(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # The same ends in the same order for both directions of an edge, so that its crossings are bitwise the same.
     swapped = (start[:, 1] > end[:, 1]) | ((start[:, 1] == end[:, 1]) & (start[:, 0] > end[:, 0]))
     low, high = np.where(swapped[:, None], end, start), np.where(swapped[:, None], start, end)
-    first, stop = np.ceil(low[:, 1]).astype(np.int64), np.ceil(high[:, 1]).astype(np.int64)
+    first, stop = (np.clip(np.ceil(ends[:, 1]), 0, rows).astype(np.int64) for ends in (low, high))
     counts = stop - first
     edge = np.repeat(np.arange(len(points)), counts)
     row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]

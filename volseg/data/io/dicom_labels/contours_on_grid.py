@@ -116,10 +116,11 @@ def _draw(one: _Drawn, layers: np.ndarray, size: tuple[int, int], canvas: Canvas
         left_out += len(contours) - len(kept)
         held += len(kept)
         cut = max([cut, *(_beyond(points, size) for points in kept)])
-        mask = filled(kept, size) if kept else np.zeros(size, bool)
-        crossing += _cross(kept, size)
-        voxels += int(np.count_nonzero(mask))
-        canvas.add(layers[at], mask, one.number)
+        if kept:
+            box, mask = filled(kept, size)
+            crossing += _cross(kept, size)
+            voxels += int(np.count_nonzero(mask))
+            canvas.add(layers[at][box], mask, one.number)
     count = sum(map(len, one.slices.values()))
     warnings = []
     if left_out:
@@ -149,13 +150,15 @@ def _beyond(points: np.ndarray, size: tuple[int, int]) -> float:
 
 def _cross(contours: Sequence[np.ndarray], size: tuple[int, int]) -> bool:
     """Whether contours of one slice cross, so that the even-odd rule takes voxels out that lie in two of them."""
+    if len(contours) < 2:
+        return False
     union = np.zeros(size, bool)
-    for points in sorted(contours, key=area, reverse=True) if len(contours) > 1 else ():
-        mask = filled([points], size)
-        shared = np.count_nonzero(mask & union)
+    for points in sorted(contours, key=area, reverse=True):
+        box, mask = filled([points], size)
+        shared = np.count_nonzero(mask & union[box])
         if 0 < shared < np.count_nonzero(mask):
             return True
-        union |= mask
+        union[box] |= mask
     return False
 
 

@@ -14,7 +14,7 @@ from volseg.data.grid.geometry import LPS_FROM_RAS, Geometry
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.stack import SAME_PLACE_MM, affine_of, height, normal_of, stacked
 from volseg.data.io.dicom_labels.overlaps import Canvas
-from volseg.data.io.dicom_labels.segmentation import Segmentation, masks
+from volseg.data.io.dicom_labels.segmentation import Segmentation, voxels_of
 from volseg.errors import GridError, InputError
 
 # Fraction of a voxel by which positions may lie beside their grid.
@@ -111,15 +111,18 @@ def draw_segments(found: Segmentation, geometry: Geometry, canvas: Canvas, targe
     _check_distance(found, geometry, target)
     to_voxels = np.linalg.inv(geometry.affine) @ LPS_FROM_RAS
     total = outside = 0
-    for frame, segment, mask in masks(found):
+    for frame, segment, voxels in voxels_of(found):
         view, inside = _in_grid(frame, to_voxels, canvas.marks, found, geometry, target)
-        count = int(np.count_nonzero(mask))
+        count = int(np.count_nonzero(voxels))
         total += count
         if view is None:
             outside += count
             continue
-        outside += count - int(np.count_nonzero(mask[inside]))
-        canvas.add(view, mask[inside], segment)
+        outside += count - int(np.count_nonzero(voxels[inside]))
+        if segment is None:
+            canvas.add_values(view, voxels[inside])
+        else:
+            canvas.add(view, voxels[inside], segment)
     if total and outside == total:
         raise GridError(
             f"{found.source}: all its {total} labelled voxels lie outside {target}",

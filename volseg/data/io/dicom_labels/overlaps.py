@@ -55,13 +55,31 @@ class Canvas:
         Raises:
             InputError: more combinations of labels than values.
         """
+        box = tuple(_extent(mask.any(axis=1 - axis)) for axis in (0, 1))
+        view, mask = view[box], mask[box]
         found = view[mask]
-        there = np.unique(found)
-        grown = [self._number(self._sets[int(one)] | {label}) for one in there]
+        there = np.flatnonzero(np.bincount(found))
+        grown = [self._number(self._sets[one] | {label}) for one in there]
         if len(there) == 1:
             view[mask] = grown[0]
         elif len(there):
             view[mask] = np.array(grown, np.uint16)[np.searchsorted(there, found)]
+
+    def add_values(self, view: np.ndarray, values: np.ndarray) -> None:
+        """Add all labels of a slice at once: `values` are their numbers, 0 for none.
+
+        Raises:
+            InputError: as `add`.
+        """
+        labels = [int(one) for one in np.flatnonzero(np.bincount(values.ravel())) if one]
+        if view.any():
+            for label in labels:
+                self.add(view, values == label, label)
+            return
+        table = np.zeros(max(labels, default=0) + 1, np.uint16)
+        for label in labels:
+            table[label] = self._number(frozenset({label}))
+        view[...] = table[values]
 
     def _number(self, labels: frozenset[int]) -> int:
         number = self._numbers.setdefault(labels, len(self._sets))
@@ -119,6 +137,12 @@ class Canvas:
                 "fewer of them."
             )
         return found
+
+
+def _extent(there: np.ndarray) -> slice:
+    """From the first to the last place that is set."""
+    at = np.flatnonzero(there)
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0)
 
 
 def _pairs(

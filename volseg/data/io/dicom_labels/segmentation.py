@@ -181,8 +181,11 @@ def _warnings(header: Header, kind: str, parts: tuple[Part, ...]) -> list[str]:
     return found
 
 
-def masks(found: Segmentation) -> Iterator[tuple[Frame, int, np.ndarray]]:
-    """The voxels of the segments, frame by frame: the frame, the segment, and its mask (columns, rows).
+def voxels_of(found: Segmentation) -> Iterator[tuple[Frame, int | None, np.ndarray]]:
+    """The voxels of the segments, frame by frame.
+
+    Returns:
+        The frame, its segment, and the mask (columns, rows) of that; for a LABELMAP None, and the numbers of segments.
 
     Raises:
         InputError: pixels are missing or corrupt, or name a segment that SegmentSequence lacks.
@@ -204,7 +207,7 @@ def masks(found: Segmentation) -> Iterator[tuple[Frame, int, np.ndarray]]:
         if segment is not None:
             yield frame, segment, values >= half
         else:
-            yield from ((frame, one, values == one) for one in _named(values, found, where))
+            yield frame, None, _named(values, found, where)
 
 
 def _values(frame: Frame, form: PixelFormat, source: str) -> np.ndarray:
@@ -230,17 +233,17 @@ def _half(found: Segmentation, where: str) -> float:
     return largest / 2
 
 
-def _named(values: np.ndarray, found: Segmentation, where: str) -> list[int]:
-    """The segments in a frame of a label map."""
+def _named(values: np.ndarray, found: Segmentation, where: str) -> np.ndarray:
+    """The values of a frame of a label map, with 0 for padding."""
     padding = number(found.header.data, "PixelPaddingValue")
     known = {part.number for part in found.parts}
-    named = [int(value) for value in np.unique(values) if value not in (0, padding)]
+    named = [int(value) for value in np.flatnonzero(np.bincount(values.ravel())) if value not in (0, padding)]
     if unknown := [value for value in named if value not in known]:
         raise InputError(
             f"{where}: its voxels name segment {unknown[0]}, which SegmentSequence lacks; export the segmentation "
             "again."
         )
-    return named
+    return values if padding is None else np.where(values == padding, values.dtype.type(0), values)
 
 
 def _bits(found: Segmentation) -> Iterator[tuple[Frame, int, np.ndarray]]:

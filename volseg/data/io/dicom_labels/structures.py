@@ -8,13 +8,14 @@ Requirements:
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
 
 from volseg.data.io.dicom.header import Header
-from volseg.data.io.dicom.values import described, items, number, numbers, parsing, shown, text, texts
+from volseg.data.io.dicom.values import described, element, items, number, numbers_of, parsing, shown, text, texts
 from volseg.data.io.dicom_labels.objects import LARGEST, Part, References, codes_of, named_parts, uids
 from volseg.errors import InputError
 from volseg.text import first_few
@@ -150,7 +151,7 @@ def _contours(found: Sequence[Dataset], name: str, where: str) -> tuple[list[np.
 
 def _points(item: Dataset, name: str, where: str) -> np.ndarray:
     """The points (N, 3) of a contour in LPS+ mm."""
-    values = np.array(numbers(item, "ContourData"), np.float64)
+    values = _numbers(item)
     if len(values) % 3:
         raise InputError(
             f"{where}: ContourData of {name} has {len(values)} numbers, which is no multiple of 3; export the "
@@ -168,6 +169,15 @@ def _points(item: Dataset, name: str, where: str) -> np.ndarray:
             f"{shown(stated)}; copy it or export it again."
         )
     return values.reshape(-1, 3)
+
+
+def _numbers(item: Dataset) -> np.ndarray:
+    """ContourData: thousands of numbers in one text; NaN for what is no number."""
+    found = element(item, "ContourData")
+    if found is not None and isinstance(found.value, bytes) and b"_" not in found.value and found.value.strip():
+        with suppress(ValueError):
+            return np.array(found.value.rstrip(b" \0").split(b"\\")).astype(np.float64)
+    return np.array(numbers_of(found), np.float64)
 
 
 def _references(data: Dataset, drawn: Sequence[Dataset]) -> References:

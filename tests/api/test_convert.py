@@ -157,7 +157,10 @@ def test_labels_on_the_grid_of_a_nifti_scan_have_its_header(tmp_path):
     assert np.array_equal(np.asanyarray(found.dataobj), sum(n * mask.astype(np.uint8) for n, mask in blocks().items()))
     for field in ("srow_x", "srow_y", "srow_z", "quatern_b", "sform_code", "qform_code", "xyzt_units"):
         assert np.array_equal(found.header[field], image.header[field])
-    assert "The scan is no DICOM and states no frame of reference" in record["warnings"][0]
+    assert (
+        record["warnings"][0]
+        == "No frame of reference is known of the scan; the labels are placed by coordinates alone."
+    )
 
 
 def test_overlapping_segments_are_regions_that_evaluate_reads(tmp_path):

@@ -102,6 +102,40 @@ def test_padding_and_the_background_of_a_label_map_are_no_label(tmp_path):
     assert "Segment 0 is not coded as background; it is taken as background." in found.warnings
 
 
+def test_a_label_map_of_16_bits_in_palette_colours(tmp_path):
+    values = np.zeros(SHAPE, np.uint16)
+    values[1, 2, 3], values[4, 3, 2] = 300, 65000
+
+    def change(data):
+        data.SegmentSequence = segments([300, 65000])
+        data.PhotometricInterpretation = "PALETTE COLOR"
+        data.BitsAllocated = data.BitsStored = 16
+        data.HighBit = 15
+        put(data, "PixelData", np.ascontiguousarray(values.transpose(2, 1, 0)).tobytes(), "OW")
+
+    found = read_labels(segmentation(blocks(), "LABELMAP", change=change), tmp_path)
+    assert found.merged.array.dtype == np.uint16
+    assert np.array_equal(found.merged.array, values)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["Liver", "", "Liver"], ["Liver 1", "segment 2", "Liver 3"]),
+        (["A", "A", "A 1"], ["A 1", "A 2", "A 1 3"]),
+        (["A", "B", "C"], ["A", "B", "C"]),
+    ],
+)
+def test_names_are_unique(tmp_path, labels, names):
+    def change(data):
+        data.SegmentSequence = segments([1, 2, 3])
+        for one, label in zip(data.SegmentSequence, labels, strict=True):
+            one.SegmentLabel = label
+
+    found = read_labels(segmentation(blocks(), change=change), tmp_path)
+    assert [part.name for part in found.parts] == names
+
+
 # ---- its own grid
 
 

@@ -71,11 +71,12 @@ def label_file(names: Mapping[Path, str], source: str) -> Path | None:
 def named_parts(found: Iterable[tuple[int, str, Mapping[str, Mapping[str, str]]]], kind: str) -> tuple[Part, ...]:
     """The labels from their numbers, names and codes; one without a name of its own is called by its number, too."""
     rows = list(found)
-    names = [name for _, name, _ in rows]
-    return tuple(
-        Part(number, name if name and names.count(name) == 1 else f"{name or kind} {number}", codes)
-        for number, name, codes in rows
-    )
+    given = [name for _, name, _ in rows]
+    numbered = [f"{name or kind} {number}" for number, name, _ in rows]
+    names = [name if name and given.count(name) == 1 else other for name, other in zip(given, numbered, strict=True)]
+    if len(set(names)) < len(names):
+        names = numbered
+    return tuple(Part(number, name, codes) for (number, _, codes), name in zip(rows, names, strict=True))
 
 
 def codes_of(data: Dataset, sequences: Mapping[str, str]) -> dict[str, dict[str, str]]:

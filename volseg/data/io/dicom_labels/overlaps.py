@@ -55,7 +55,7 @@ class Canvas:
         Raises:
             InputError: more combinations of labels than values.
         """
-        box = tuple(_extent(mask.any(axis=1 - axis)) for axis in (0, 1))
+        box = _box(mask)
         view, mask = view[box], mask[box]
         found = view[mask]
         there = np.flatnonzero(np.bincount(found))
@@ -139,10 +139,10 @@ class Canvas:
         return found
 
 
-def _extent(there: np.ndarray) -> slice:
-    """From the first to the last place that is set."""
-    at = np.flatnonzero(there)
-    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0)
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box around a mask of a slice."""
+    places = [np.flatnonzero(np.any(mask, axis=axis)) for axis in (1, 0)]
+    return tuple(slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0) for at in places)
 
 
 def _pairs(

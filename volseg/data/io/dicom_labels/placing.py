@@ -83,7 +83,7 @@ def connection(own: References, target: Target, source: str) -> list[str]:
         GridError: it has another frame of reference, or nothing connects them.
     """
     if target.references is None:
-        return ["The scan is no DICOM and states no frame of reference; the labels are placed by coordinates alone."]
+        return [f"No frame of reference is known of {target.name}; the labels are placed by coordinates alone."]
     return _warnings(_rank(own, target.references, source), own)
 
 

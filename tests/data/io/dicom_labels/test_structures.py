@@ -121,14 +121,15 @@ def test_slices_without_a_contour_stay_empty_and_are_said(tmp_path, ct):
     assert "Part 1: 2 slices between its contours have none; they stay empty." in found.warnings
 
 
-def test_contours_beside_their_slices_are_said_and_those_between_slices_are_rejected(tmp_path, ct):
-    beside = up(on_slice(SQUARE, 1), 0.2 * SPACING[2])
+@pytest.mark.parametrize("side", [1, -1])
+def test_contours_beside_their_slices_are_said_and_those_between_slices_are_rejected(tmp_path, ct, side):
+    beside = up(on_slice(SQUARE, 1), side * 0.2 * SPACING[2])
     found = read_labels(structures({1: [beside]}), tmp_path, ct)
     assert np.array_equal(found.merged.array, expected([1]))
     assert "Contours lie up to 0.20 slice distances beside the slices of the scan; each is on the nearest." in (
         found.warnings
     )
-    between = up(on_slice(SQUARE, 1), 0.4 * SPACING[2])
+    between = up(on_slice(SQUARE, 1), side * 0.4 * SPACING[2])
     with pytest.raises(GridError, match=r"1 of 2 contours lie between the slices of the scan, up to 1.20 mm"):
         read_labels(structures({1: [beside, between]}), tmp_path, ct)
 

@@ -46,7 +46,7 @@ def test_importing_volseg_loads_neither_torch_nor_monai():
     assert not modules_after("import volseg") & {"torch", "monai", "matplotlib", "SimpleITK", "nibabel"}
 
 
-@pytest.mark.parametrize("verb", ["", "predict", "train", "evaluate"])
+@pytest.mark.parametrize("verb", ["", "predict", "train", "evaluate", "convert"])
 def test_help_loads_neither_torch_nor_monai(verb):
     code = (
         f"import sys; sys.argv = ['volseg', *{verb.split()!r}, '--help']\n"

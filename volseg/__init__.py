@@ -11,6 +11,7 @@ from volseg.version import __version__
 
 if TYPE_CHECKING:
     from volseg import inference, losses, metrics, networks, training, transforms
+    from volseg.api.convert import convert
     from volseg.api.ensemble import ensemble
     from volseg.api.evaluation import evaluate
     from volseg.api.importing import import_nnunet
@@ -29,6 +30,7 @@ __all__ = [
     "Segmenter",
     "VolsegError",
     "__version__",
+    "convert",
     "ensemble",
     "evaluate",
     "import_nnunet",
@@ -50,6 +52,7 @@ _HOMES = {
     "Prediction": ("volseg.api.predict", "Prediction"),
     "Result": ("volseg.api.result", "Result"),
     "Segmenter": ("volseg.api.segmenter", "Segmenter"),
+    "convert": ("volseg.api.convert", "convert"),
     "ensemble": ("volseg.api.ensemble", "ensemble"),
     "evaluate": ("volseg.api.evaluation", "evaluate"),
     "import_nnunet": ("volseg.api.importing", "import_nnunet"),

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from tests.data.images import write_series
+from tests.data.io.dicom.writers import write
+from tests.data.io.dicom_labels.writers import blocks, on_slice, segmentation, series, structures
 from tests.docs.pages import ROOT
 from tests.interop.folders import write_folder
 from tests.interop.variants import Variant
@@ -85,6 +87,10 @@ def world(tmp_path_factory, one_thread):
     save(nifti(np.stack([image, image], axis=-1), affine), folder / "perfusion.nii.gz")
     tilted = [(0.0, 0.5 * k, 2.0 * k) for k in range(image.shape[2])]
     write_series(folder / "head_ct", image, tilted, spacing=(1.25, 1.5), **{"0008_0060": "CT"})
+    series(folder / "ct" / "series")
+    write(segmentation(blocks()), folder / "ct" / "liver.seg.dcm")
+    corners = np.array([[0.5, 0.5], [5.5, 0.5], [5.5, 3.5], [0.5, 3.5]])
+    write(structures({1: [on_slice(corners, k) for k in (1, 2)]}), folder / "ct" / "plan.rtstruct.dcm")
     trained = "nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres"
     write_folder(folder / trained, Variant(folds=2, patch=(16, 16, 16), spacing=(3.0, 3.0, 3.0)))
     network = tiny_plan().network.model_copy(update={"in_channels": 2})

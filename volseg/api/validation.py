@@ -13,7 +13,7 @@ from volseg.api.segmenter import Segmenter
 from volseg.config import ComponentRule, Plan, rules_in_words
 from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.dataset import Dataset, TrainingCase
-from volseg.data.io.reading import read_channels, read_label
+from volseg.data.io.reading import read_channels, read_label, read_label_of
 from volseg.data.io.writing import write_labels
 from volseg.evaluation.overlap import label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
@@ -53,7 +53,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         windows = Windows(plan.patch_size, batch_size=windows_at_once(plan, dtype, device))
         volume = torch.from_numpy(cached.image[...])
         labels = Labeller(network, plan, windows, dtype).label(volume, cached.grid)
-        reference = read_label(cached.case.label)
+        reference = read_label_of(cached.case.label, cached.case.images[0])
         by_label = label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
         return as_measures(by_label)
 

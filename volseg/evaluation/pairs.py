@@ -8,9 +8,10 @@ from typing import Any
 
 from volseg.config import read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
-from volseg.data.io.formats import SUFFIXES, image_suffix, stem_of
+from volseg.data.io.formats import SUFFIXES, image_suffix, is_dicom, label_name
+from volseg.data.io.reading import holds_dicom_labels
 from volseg.errors import InputError
-from volseg.files import access_to
+from volseg.files import access_to, is_hidden
 from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,9 @@ class Pairs:
 def match_pairs(predictions: Path, references: Path) -> Pairs:
     """Pair label images by their names without suffix, so that a .mha finds its .nii.gz.
 
-    Two files are a pair whatever their names. In folders, files that are not images are skipped.
+    Two files are a pair whatever their names. In folders, files that are not images are skipped. A DICOM segmentation
+    or structure set is a file, or the only one in a folder; in a folder of label images they count if there are no
+    others, as NAME.dcm, NAME.seg.dcm, NAME.rtstruct.dcm or a folder NAME with one of them.
     A reference without a prediction is logged, but not an error: the predictions may be those of one fold.
 
     Args:
@@ -51,8 +54,10 @@ def match_pairs(predictions: Path, references: Path) -> Pairs:
     if are_files:
         _check_suffix(references)
         _check_suffix(predictions)
-        return Pairs((Pair(stem_of(predictions), predictions, references),))
+        return Pairs((Pair(label_name(predictions), predictions, references),))
     predicted, true = _images_by_name(predictions), _images_by_name(references)
+    if predictions.is_file() and len(true) == 1 and is_dicom(only := next(iter(true.values()))):
+        return Pairs((Pair(label_name(predictions), predictions, only),))
     without_reference = [name for name in predicted if name not in true]
     if without_reference:
         raise InputError(
@@ -86,13 +91,16 @@ def _images_by_name(path: Path) -> dict[str, Path]:
             raise InputError(f"{path} does not exist. Give a label image or a folder of label images.")
         if path.is_file():
             _check_suffix(path)
-            return {stem_of(path): path}
-        files = sorted(file for file in path.iterdir() if image_suffix(file) and not file.name.startswith("."))
+            return {label_name(path): path}
+        entries = sorted(entry for entry in path.iterdir() if not is_hidden(entry.name))
+        # Results of one case may be there in several formats.
+        files = [entry for entry in entries if image_suffix(entry)]
+        files = files or [entry for entry in entries if holds_dicom_labels(entry)]
     if not files:
         raise InputError(f"{path} holds no label image. Known formats: {', '.join(SUFFIXES)}.")
     images: dict[str, Path] = {}
     for file in files:
-        other = images.setdefault(stem_of(file), file)
+        other = images.setdefault(label_name(file), file)
         if other != file:
             raise InputError(
                 f"{other} and {file} have the same name, so it is unclear which one to compare. Remove one."
@@ -102,7 +110,7 @@ def _images_by_name(path: Path) -> dict[str, Path]:
 
 def _check_suffix(path: Path) -> None:
     """Reject a file whose name does not end in the suffix of an image."""
-    if image_suffix(path) is None:
+    if image_suffix(path) is None and not is_dicom(path):
         raise InputError(f"{path} does not end in the suffix of an image. Known formats: {', '.join(SUFFIXES)}.")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeAlias
 
-from volseg.data.io.reading import read_label
+from volseg.data.io.formats import is_dicom
+from volseg.data.io.reading import Scan, read_label
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
 from volseg.evaluation.overlap import (
@@ -153,8 +154,7 @@ def _compare(
     metrics: Mapping[str, Metric],
 ) -> _Compared:
     """The measures of one case, of the given labels or of those found in its two images."""
-    reference = read_label(pair.reference)
-    prediction = read_label(pair.prediction, like=reference.geometry)
+    reference, prediction = _read_pair(pair)
     true, predicted = reference.channels[0], prediction.channels[0]
     in_true, in_predicted = values_in(true), values_in(predicted)
     values = labels or {f"label_{value}": value for value in in_true | in_predicted}
@@ -167,6 +167,15 @@ def _compare(
     known = {one for value in values.values() for one in ((value,) if isinstance(value, int) else value)} | {ignore}
     warnings = tuple(dict.fromkeys((*reference.warnings, *prediction.warnings)))
     return _Compared(measures, in_predicted - known, in_true - known, warnings, not unstated)
+
+
+def _read_pair(pair: Pair) -> tuple[Scan, Scan]:
+    """The reference and the prediction of a case; a reference in DICOM alone is placed on the prediction's grid."""
+    if is_dicom(pair.reference) and not is_dicom(pair.prediction):
+        prediction = read_label(pair.prediction)
+        return read_label(pair.reference, like=prediction.geometry), prediction
+    reference = read_label(pair.reference)
+    return reference, read_label(pair.prediction, like=reference.geometry)
 
 
 def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:

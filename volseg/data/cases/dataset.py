@@ -4,7 +4,8 @@ Three layouts are recognised by the contents of the folder:
 
     Medical Segmentation Decathlon   dataset.json with "training": [{"image": ..., "label": ...}]
     nnU-Net v2 raw                   dataset.json with "channel_names"; imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
-    plain                            images/ and labels/ with files of equal names; optional labels.json {name: value}
+    plain                            images/ and labels/ with files of equal names; optional labels.json {name: value};
+                                     a label may be a DICOM segmentation or structure set (NAME.dcm), as in a Decathlon
 
 The declaration of labels and of their codes ("label_codes" in dataset.json) is described in `volseg.data.cases.labels`.
 """
@@ -23,10 +24,10 @@ from pydantic import BeforeValidator, ConfigDict
 
 from volseg.config import Frozen, checked
 from volseg.data.cases.labels import LabelSet, parse_labels, with_codes
-from volseg.data.io.formats import image_suffix, stem_of
-from volseg.data.io.reading import read_label
+from volseg.data.io.formats import image_suffix, label_name, stem_of
+from volseg.data.io.reading import read_label_of
 from volseg.errors import InputError, Problem, UsageError
-from volseg.files import access_to
+from volseg.files import access_to, is_hidden
 from volseg.text import first_few, printable
 
 logger = logging.getLogger(__name__)
@@ -268,10 +269,9 @@ def _open_nnunet(folder: Path, document: dict[str, Any], index: _NnUNet) -> Data
 
 
 def _open_plain(folder: Path) -> Dataset:
-    images, references = (
-        [path for path in sorted((folder / half).iterdir()) if image_suffix(path)] for half in ("images", "labels")
-    )
-    partner = {stem_of(path): path for path in reversed(references)}
+    images = [path for path in sorted((folder / "images").iterdir()) if image_suffix(path)]
+    references = [path for path in sorted((folder / "labels").iterdir()) if _is_label(path)]
+    partner = {label_name(path): path for path in reversed(references)}
     # A file without a partner becomes a case whose other file is missing.
     cases = [
         TrainingCase(stem_of(path), (path,), partner.get(stem_of(path), folder / "labels" / path.name))
@@ -279,19 +279,27 @@ def _open_plain(folder: Path) -> Dataset:
     ]
     paired = {case.label for case in cases}
     cases += [
-        TrainingCase(stem_of(path), (folder / "images" / path.name,), path) for path in references if path not in paired
+        TrainingCase(label_name(path), (folder / "images" / path.name,), path)
+        for path in references
+        if path not in paired
     ]
     names = folder / "labels.json"
-    labels = _read_json(names) if names.exists() else _labels_found(references)
+    labels = _read_json(names) if names.exists() else _labels_found(cases)
     return _dataset(folder, {"labels": labels}, ("image",), cases)
 
 
-def _labels_found(references: Sequence[Path]) -> dict[str, int]:
+def _is_label(path: Path) -> bool:
+    """Whether a file is a label image by its name: an image, or a DICOM segmentation or structure set."""
+    return image_suffix(path) is not None or (path.suffix.lower() == ".dcm" and not is_hidden(path.name))
+
+
+def _labels_found(cases: Sequence[TrainingCase]) -> dict[str, int]:
     """A name for each value in the label images; images that cannot be read are skipped."""
     found: set[int] = set()
-    for path in references:
+    for case in cases:
         with suppress(InputError):
-            found |= {int(value) for value in np.unique(read_label(path).channels[0])}
+            label = read_label_of(case.label, case.images[0])
+            found |= {int(value) for value in np.unique(label.channels[0])}
     return {f"label_{value}": value for value in sorted(found - {0})}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from volseg.data.cases.dataset import TrainingCase
 from volseg.data.grid.intensities import as_exact_float
-from volseg.data.io.reading import Scan, compare_grids, read_label, read_scan
+from volseg.data.io.formats import is_dicom
+from volseg.data.io.reading import Scan, compare_grids, read_label_of, read_scan
 from volseg.errors import InputError, Problem
 
 
@@ -23,9 +24,10 @@ def case_problems(case: TrainingCase, channels: int, known: Collection[int]) -> 
     each = channels if len(case.images) == 1 else 1
     checks: list[Callable[[], object]] = [
         *(partial(read_scan, path, each) for path in case.images),
-        partial(read_label, case.label, known=known),
+        partial(read_label_of, case.label, case.images[0], known),
         *(partial(compare_grids, path, case.images[0], "the first channel") for path in case.images[1:]),
-        partial(compare_grids, case.label, case.images[0], "its image"),
+        # DICOM is placed on the image, or rejected, when it is read.
+        *(partial(compare_grids, case.label, one, "its image") for one in case.images[:1] if not is_dicom(case.label)),
     ]
     problems = []
     for check in checks:

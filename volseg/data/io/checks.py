@@ -181,6 +181,15 @@ def check_scan(array: np.ndarray, channels: int, source: str) -> tuple[np.ndarra
     return volumes
 
 
+def check_volume(array: np.ndarray, source: str) -> np.ndarray:
+    """A 3-D image of any content, after the "array" checks of this module, as a view in native byte order.
+
+    Raises:
+        InputError: a requirement is not met.
+    """
+    return _volumes(array, 1, source)[0]
+
+
 def check_label(array: np.ndarray, source: str, known: Collection[int] | None = None) -> np.ndarray:
     """A label image, after the "array" and "label" checks of this module; it may be all background.
 

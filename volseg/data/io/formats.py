@@ -80,6 +80,14 @@ def sibling(image: Path, suffix: str) -> Path:
     return image.with_name(stem_of(image) + suffix)
 
 
+def label_name(path: Path) -> str:
+    """The name of the scan that a label image belongs to: its stem, without the kind in the suffix of DICOM results."""
+    stem = stem_of(path)
+    if Path(path).suffix.lower() != ".dcm":
+        return stem
+    return next((stem.removesuffix(kind) for kind in (".seg", ".rtstruct") if stem.endswith(kind)), stem)
+
+
 def stem_of(path: Path) -> str:
     """The name of a scan without its suffix: "scan.nii.gz" and "scan.zip" give "scan"; a folder keeps its name."""
     path = Path(path)

@@ -124,7 +124,7 @@ def plan_outputs(
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other. Give one of them.")
     outputs = output_paths(cases, out)
-    _protect_scans(outputs, [path for case in cases for path in case.paths])
+    protect_scans(outputs, [path for case in cases for path in case.paths])
     # A JSON file without a label image is not a result of volseg; it may be a scan's own sidecar.
     sidecars = [sibling(output, ".json") for output in outputs if not os.path.exists(output)]
     taken = [sidecar for sidecar in sidecars if os.path.exists(sidecar)]
@@ -185,7 +185,7 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
     return [out / f"{case.name}{case.output_suffix}" for case in cases]
 
 
-def _protect_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
+def protect_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:
     """Reject results that would overwrite a scan, or lie in a DICOM series, which would then be none any more."""
     real_scans = {_real(scan) for scan in scans}
     series = {scan for scan in real_scans if scan.is_dir()}

@@ -17,7 +17,7 @@ from isal import igzip
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.shear import find_shear, upright_geometry
 from volseg.data.io import itk_files
-from volseg.data.io.checks import check_affine, check_container, check_label, check_scan
+from volseg.data.io.checks import check_affine, check_container, check_label, check_scan, check_volume
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers import mgh, nifti
@@ -87,7 +87,7 @@ def read_channels(paths: Sequence[Path], channels: int = 1, choice: Choice = ONL
         raise InputError(f"The case of {paths[0]} has {len(paths)} files, expected 1 or {channels}.")
     scans = [read_scan(path, choice=choice) for path in paths]
     for scan in scans:
-        _require_geometry(scan.geometry, scans[0].geometry, scan.source, "the first channel")
+        require_geometry(scan.geometry, scans[0].geometry, scan.source, "the first channel")
     warnings = tuple(dict.fromkeys(warning for scan in scans for warning in scan.warnings))
     origins = tuple(one for scan in scans for one in scan.chosen.get("input", (None,)))
     return replace(
@@ -102,21 +102,88 @@ def read_label(path: Path, like: Geometry | None = None, known: Collection[int] 
     """Read a label image: one channel of uint8, or uint16 if a value exceeds 255.
 
     Args:
-        path: as for `read_scan`.
-        like: the required geometry; None for any.
+        path: as for `read_scan`; or a DICOM segmentation or structure set, or a folder or .zip that holds only one.
+        like: the required geometry, on which DICOM is placed; None for any.
         known: the values allowed apart from 0; None for any.
 
     Raises:
-        GridError: its geometry differs from `like`.
+        GridError: its geometry differs from `like`, or has no voxels in common with it.
         InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks.
     """
+    if (labels := _dicom_labels(Path(path), like, known)) is not None:
+        return labels
     stored = read_stored(Path(path))
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     label = check_label(stored.array, stored.source, known)
     geometry = Geometry(label.shape, stored.affine)
     if like is not None:
-        _require_geometry(geometry, like, stored.source, "the image or reference it belongs to")
+        require_geometry(geometry, like, stored.source, "the image or reference it belongs to")
     return Scan((label,), geometry, stored.header, stored.source, tuple(warnings), stored.unstated, stored.chosen)
+
+
+def read_label_of(path: Path, image: Path, known: Collection[int] | None = None) -> Scan:
+    """Read the label image of an image; DICOM is placed on the image's grid, others keep theirs.
+
+    Args:
+        path: as for `read_label`.
+        image: as for `read_scan`.
+        known: as for `read_label`.
+
+    Raises:
+        GridError: DICOM that does not belong to the image.
+        InputError: as `read_label`, also for the image.
+    """
+    if not is_dicom(path):
+        return read_label(path, known=known)
+    stored = read_stored(image)
+    check_affine(stored.affine, stored.source)
+    return read_label(path, Geometry(stored.array.shape[:3], stored.affine), known)
+
+
+def holds_dicom_labels(path: Path) -> bool:
+    """Whether a path is, or holds only, a DICOM segmentation or structure set and no images.
+
+    Raises:
+        InputError: it cannot be read, or holds several of them.
+    """
+    if not is_dicom(path):
+        return False
+    from volseg.data.io.dicom_labels.reader import holds_labels  # noqa: PLC0415 - pydicom is loaded where it is needed
+
+    return holds_labels(path)
+
+
+def _dicom_labels(path: Path, like: Geometry | None, known: Collection[int] | None) -> Scan | None:
+    """A DICOM segmentation or structure set as a label image; None if the path holds neither."""
+    _require_readable(path)
+    if not holds_dicom_labels(path):
+        return None
+    # pydicom is loaded only where it is needed.
+    from volseg.data.io.dicom_labels.placing import Target  # noqa: PLC0415
+    from volseg.data.io.dicom_labels.reader import read_dicom_labels  # noqa: PLC0415
+
+    source = str(path)
+    found = read_dicom_labels(path, Target(like, "the image or reference it belongs to") if like else None)
+    found.reject_overlaps(source)
+    axes = check_affine(found.geometry.affine, source)
+    label = check_label(found.merged.array, source, known)
+    return Scan((label,), found.geometry, found.header, source, (*axes, *found.warnings))
+
+
+def read_image(path: Path, choice: Choice = ONLY) -> Scan:
+    """Read one 3-D image of any content, such as a constant one; tilted slices stay as they are.
+
+    Returns:
+        Its voxels as stored: integers stay integers, scaled values are float32, or float64 where that is not exact.
+
+    Raises:
+        InputError: it is missing, corrupt, has no valid affine, or is no 3-D image of one number per voxel.
+    """
+    stored = read_stored(path, replace(choice, untilt=True))
+    warnings = stored.warnings + check_affine(stored.affine, stored.source)
+    volume = check_volume(stored.array, stored.source)
+    geometry = Geometry(volume.shape, stored.affine)
+    return Scan((volume,), geometry, stored.header, stored.source, tuple(warnings), stored.unstated, stored.chosen)
 
 
 def compare_grids(path: Path, reference: Path, whose: str) -> None:
@@ -137,7 +204,7 @@ def compare_grids(path: Path, reference: Path, whose: str) -> None:
     # Images with fewer axes are rejected when their voxels are checked.
     if min(image.array.ndim for image in images) >= 3:
         found, expected = (Geometry(image.array.shape[:3], image.affine) for image in images)
-        _require_geometry(found, expected, images[0].source, whose)
+        require_geometry(found, expected, images[0].source, whose)
 
 
 def scan_from_array(array: np.ndarray, affine: np.ndarray, channels: int = 1) -> Scan:
@@ -290,7 +357,7 @@ def _require_readable(path: Path) -> None:
             raise InputError(f"{path} is neither a file nor a folder", "give another file", "no file")
 
 
-def _require_geometry(found: Geometry, expected: Geometry, source: str, whose: str) -> None:
+def require_geometry(found: Geometry, expected: Geometry, source: str, whose: str) -> None:
     """Reject a geometry that differs from the expected one."""
     if not found.same_grid(expected):
         raise GridError(

@@ -1,4 +1,4 @@
-"""Write label images in exactly the geometry of their scan, and verify each file before it appears."""
+"""Write images in exactly the geometry of their scan, and verify each file before it appears."""
 
 from pathlib import Path
 from typing import Any
@@ -37,50 +37,105 @@ def write_labels(labels: np.ndarray, scan: Scan, path: Path) -> None:
         ResourceError: the file cannot be written, for example because the disk is full.
         VolsegError: the written file does not have the scan's geometry; it is removed.
     """
-    path = Path(path)
-    suffix = image_suffix(path)
-    if suffix is None or suffix in (".nhdr", ".mhd"):
-        raise UsageError(f"Labels can be written as .nii.gz, .nii, .mgz, .mgh, .nrrd or .mha, found {path.name}.")
-    if suffix in MGH_SUFFIXES and is_sheared(scan.geometry.affine):
-        raise InputError(f"{scan.source} has sheared axes, which {suffix} cannot store; write .nii.gz instead.")
+    suffix = written_suffix(Path(path), "Labels")
     if labels.dtype != np.uint8:
         labels = labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.uint16)
+    if suffix in MGH_SUFFIXES and labels.dtype != np.uint8:
+        labels = labels.astype(np.int32)
+    _write(labels, scan, Path(path), suffix)
+
+
+def write_image(scan: Scan, path: Path) -> None:
+    """Write the only channel of an image with its values and geometry; the file appears whole or not at all.
+
+    Args:
+        scan: integers stay integers, in another type where the format lacks theirs; other numbers are float32, or
+            float64 where that is not exact and the format has it.
+        path: as for `write_labels`.
+
+    Raises:
+        UsageError: another suffix.
+        InputError: the format cannot store the geometry or the values.
+        ResourceError: the file cannot be written, for example because the disk is full.
+        VolsegError: the written file does not have the scan's geometry; it is removed.
+    """
+    suffix = written_suffix(Path(path), "Images")
+    (array,) = scan.channels
+    _write(_storable(array, suffix, scan.source), scan, Path(path), suffix)
+
+
+def written_suffix(path: Path, what: str) -> str:
+    """The suffix of a file that can be written.
+
+    Raises:
+        UsageError: it is none of the formats' for one file; `what` names the content.
+    """
+    suffix = image_suffix(path)
+    if suffix is None or suffix in (".nhdr", ".mhd"):
+        raise UsageError(f"{what} can be written as .nii.gz, .nii, .mgz, .mgh, .nrrd or .mha, found {path.name}.")
+    return suffix
+
+
+def _storable(array: np.ndarray, suffix: str, source: str) -> np.ndarray:
+    """The same values in a type that the format has."""
+    if array.dtype.kind == "f":
+        single = array.astype(np.float32, copy=False)
+        if array.dtype.itemsize <= 4 or np.array_equal(single, array, equal_nan=True):
+            return single
+        kinds: tuple[type[np.generic], ...] = () if suffix in MGH_SUFFIXES else (np.float64,)
+    elif suffix in MGH_SUFFIXES:
+        kinds = (np.uint8, np.int16, np.int32)
+    else:
+        # 64 bits are read by few programs, and 8 signed ones by some only.
+        kinds = (array.dtype.type,) if array.dtype.itemsize < 8 else (np.int32, np.uint32, array.dtype.type)
+    low, high = array.min(), array.max()
+    for kind in kinds:
+        if array.dtype.kind == "f" or (np.iinfo(kind).min <= low and high <= np.iinfo(kind).max):  # type: ignore[type-var]
+            return array.astype(kind, copy=False)
+    raise InputError(
+        f"{source}: values of {array.dtype} from {low:g} to {high:g} cannot be stored exactly as {suffix}; write "
+        ".nii.gz instead."
+    )
+
+
+def _write(array: np.ndarray, scan: Scan, path: Path, suffix: str) -> None:
+    """Write voxels of a type that the format has, and verify the file."""
+    if suffix in MGH_SUFFIXES and is_sheared(scan.geometry.affine):
+        raise InputError(f"{scan.source} has sheared axes, which {suffix} cannot store; write .nii.gz instead.")
     with whole_file(path) as temporary:
         if suffix in ITK_SUFFIXES:
-            _write_itk(labels, scan, temporary)
+            _write_itk(array, scan, temporary)
         else:
-            image = _mgh_image(labels, scan) if suffix in MGH_SUFFIXES else _nifti_image(labels, scan)
+            image = _mgh_image(array, scan) if suffix in MGH_SUFFIXES else _nifti_image(array, scan)
             _write_nibabel(image, scan, temporary, suffix)
 
 
-def _nifti_image(labels: np.ndarray, scan: Scan) -> Any:
+def _nifti_image(array: np.ndarray, scan: Scan) -> Any:
     """A little-endian NIfTI image of the scan's version; only the geometry is copied from the scan's header."""
     kind = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
     header = kind.header_class(endianness="<")
-    header.set_data_dtype(labels.dtype)
+    header.set_data_dtype(array.dtype)
     if _same_format(header, scan.header):
         _copy_geometry(header, scan.header)
-        return kind(labels, None, header)
+        return kind(array, None, header, dtype=array.dtype)
     affine = scan.geometry.affine
     header.set_xyzt_units("mm")
-    image = kind(labels, affine, header)
+    image = kind(array, affine, header, dtype=array.dtype)
     image.set_sform(affine, 1)
     # A qform cannot store shear; if it is unset, it cannot contradict the sform.
     image.set_qform(affine, 0 if is_sheared(affine) else 1)
     return image
 
 
-def _mgh_image(labels: np.ndarray, scan: Scan) -> Any:
+def _mgh_image(array: np.ndarray, scan: Scan) -> Any:
     """A FreeSurfer MGH image."""
-    if labels.dtype != np.uint8:
-        labels = labels.astype(np.int32)
     header = nib.MGHImage.header_class()
     if not _same_format(header, scan.header):
-        return nib.MGHImage(labels, scan.geometry.affine)
-    header.set_data_dtype(labels.dtype)
-    header.set_data_shape(labels.shape)
+        return nib.MGHImage(array, scan.geometry.affine)
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
     _copy_geometry(header, scan.header)
-    return nib.MGHImage(labels, header.get_affine(), header)
+    return nib.MGHImage(array, header.get_affine(), header)
 
 
 def _same_format(one: Any, two: Any) -> bool:
@@ -122,11 +177,11 @@ def _write_nibabel(image: Any, scan: Scan, path: Path, suffix: str) -> None:
     _verify(written.get_data_shape(), affine, scan)
 
 
-def _write_itk(labels: np.ndarray, scan: Scan, path: Path) -> None:
+def _write_itk(array: np.ndarray, scan: Scan, path: Path) -> None:
     """Write a file and verify it by reading it again."""
     from volseg.data.io.readers.itk import write_file  # noqa: PLC0415 - loaded only where it is needed
 
-    write_file(labels, scan.geometry.affine, path)
+    write_file(array, scan.geometry.affine, path)
     written = itk_files.load(path)
     _verify(written.array.shape, written.affine, scan)
 

@@ -18,7 +18,7 @@ from pydicom.uid import (
 )
 
 from volseg.data.io.dicom.files import DICOMDIR, kind_of
-from volseg.data.io.dicom.values import element, number, parsing, shown, text
+from volseg.data.io.dicom.values import element, number, parsing, shown, tag_of, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
 from volseg.files import access_to, is_hidden
@@ -167,6 +167,57 @@ def kind_of_object(sop_class: str) -> str:
     return _NEW_KINDS.get(sop_class.removeprefix(_STORAGE), "DICOM object") if name == sop_class else name
 
 
+def read_object(path: Path, name: str) -> Header:
+    """The header of a DICOM object of any kind, such as a segmentation; one without pixels has `pixels` of no bytes.
+
+    Raises:
+        InputError: it is cut short or corrupt, or the system denies access to it.
+    """
+    with access_to(path), open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        with parsing(name):
+            data, place, pixels = _parsed(stream)
+            _check_whole(data)
+    return _header(path, name, data, place, pixels, size)
+
+
+def _check_whole(data: Dataset) -> None:
+    """Reject a file that ends within an element: pydicom takes what is there of a sequence that is cut short.
+
+    Raises:
+        EOFError: as above.
+    """
+    for tag in data.keys():  # noqa: SIM118 - a dataset iterates over converted elements
+        found: Any = element(data, tag)
+        value, stated = found.value, getattr(found, "length", _UNDEFINED)
+        if isinstance(value, bytes) and stated != _UNDEFINED and len(value) != stated:
+            raise EOFError
+
+
+def sop_class_of(path: Path) -> str:
+    """The SOP class of a file from its first elements; empty if it is no DICOM, corrupt there, or states none.
+
+    Raises:
+        InputError: the system denies access to it.
+    """
+    with access_to(path), open(path, "rb") as stream:
+        start = stream.read(132)
+        if not begins_as_dicom(start):
+            return ""
+        stream.seek(0)
+        try:
+            with parsing(path.name):
+                data = read_partial(stream, lambda tag, *_: tag > tag_of("SOPClassUID"), force=start[128:] != b"DICM")
+        except InputError:
+            return ""
+    return text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
+
+
+def may_be_scan(sop_class: str) -> bool:
+    """Whether objects of a SOP class are images that a scan may consist of."""
+    return sop_class.startswith(_STORAGE) and not sop_class.removeprefix(_STORAGE).startswith(_NO_SCANS)
+
+
 def has_groups(header: Header) -> bool:
     """Whether its frames have functional groups: enhanced and legacy-converted enhanced images."""
     return element(header.data, "PerFrameFunctionalGroupsSequence") is not None
@@ -204,19 +255,23 @@ def _classified(
 ) -> Header | Unusable:
     """The header of an image, or what the file is instead."""
     sop_class = text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
-    short = sop_class.removeprefix(_STORAGE)
     if sop_class == _FILE_SET or path.name.upper().endswith(DICOMDIR):
         return Unusable(name, kind="DICOMDIR", sop_class=sop_class)
-    if short != sop_class and short.startswith(_NO_SCANS):
+    if sop_class.startswith(_STORAGE) and not may_be_scan(sop_class):
         return Unusable(name, kind=kind_of_object(sop_class), sop_class=sop_class)
     if place is None and pixels is None:
         return Unusable(name, "it ends before its pixels, or has none", sop_class=sop_class)
+    if place is not None and place[0] != "PixelData":
+        return Unusable(name, kind=f"image of {place[0]}", sop_class=sop_class)
+    return _header(path, name, data, place, pixels, size)
+
+
+def _header(path: Path, name: str, data: Dataset, place: Place | None, pixels: bytes | None, size: int) -> Header:
+    """The header of an object whose pixels, if any, lie at `place` or are `pixels`."""
     syntax = text(data.file_meta, "TransferSyntaxUID") or _guessed_syntax(data)
     if pixels is not None or place is None:
-        return Header(path, name, data, syntax, None, len(pixels or b""), False, pixels, size)
-    keyword, offset, length, kind = place
-    if keyword != "PixelData":
-        return Unusable(name, kind=f"image of {keyword}", sop_class=sop_class)
+        return Header(path, name, data, syntax, None, len(pixels or b""), False, pixels or b"", size)
+    _, offset, length, kind = place
     # Without a value representation (implicit), PixelData is OW.
     stated = None if length == _UNDEFINED else length
     return Header(path, name, data, syntax, offset, stated, kind in ("OW", None), None, size)

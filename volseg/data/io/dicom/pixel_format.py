@@ -1,5 +1,6 @@
 """How the pixels of a file are stored, and whether all of them are there."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,8 +48,13 @@ class PixelFormat:
         return kept
 
 
-def format_of(header: Header, source: str) -> PixelFormat:
+def format_of(header: Header, source: str, photometrics: Collection[str] = _GREY) -> PixelFormat:
     """How the pixels of a file are stored, after all checks that need no pixel.
+
+    Args:
+        header: of the file.
+        source: for messages.
+        photometrics: the photometric interpretations that are accepted.
 
     Raises:
         InputError: colour, an attribute that is absent or contradicts another, or fewer or more bytes than it states.
@@ -56,7 +62,7 @@ def format_of(header: Header, source: str) -> PixelFormat:
     where = header.among(source)
     stated = {name: number(header.data, name) for name in _NEEDED}
     photometric = text(header.data, "PhotometricInterpretation")
-    if photometric and photometric not in _GREY:
+    if photometric and photometric not in photometrics:
         raise InputError(f"{where}: the pixels are in colour ({photometric}), expected one grey value per pixel.")
     if not photometric:
         raise InputError(f"{where}: PhotometricInterpretation is absent, expected MONOCHROME1 or MONOCHROME2.")

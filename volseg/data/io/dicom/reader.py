@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from pydicom.uid import UID
 
+from volseg.data.grid.geometry import Geometry
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.dicom.files import files_of, kind_of, numbered
 from volseg.data.io.dicom.frames import Frame, frames_of
@@ -85,6 +86,25 @@ def _uids(frames: Sequence[Frame]) -> dict[str, Any]:
         "instances": len(instances),
         "instances_sha256": hashlib.sha256("\n".join(instances).encode()).hexdigest(),
     }
+
+
+def grid_of(names: dict[Path, str], choice: Choice, source: str) -> tuple[Geometry, list[Frame], list[str]]:
+    """The grid of one volume among files given with their names for messages, tilted or not, without its voxels.
+
+    Returns:
+        Its geometry, its slices and warnings.
+
+    Raises:
+        InputError: a requirement of this module on files, series, volume or place is not met.
+    """
+    frames, warnings, _ = _frames(names, choice, source)
+    if is_mosaic(frames):
+        array, affine, more = unpacked(frames, choice, source)
+        return Geometry(array.shape, affine), frames, warnings + more
+    volume, about = volume_of(frames, choice, source)
+    slices, affine, more = stacked(volume.frames, source, untilt=True)
+    columns, rows = slices[0].size
+    return Geometry((columns, rows, len(slices)), affine), slices, [*warnings, *about, *more]
 
 
 def count_volumes(path: Path, choice: Choice) -> int:

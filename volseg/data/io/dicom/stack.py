@@ -44,8 +44,8 @@ def stacked(frames: Sequence[Frame], source: str, untilt: bool) -> tuple[list[Fr
     for frame in frames:
         check_place(frame, source)
     first = frames[0]
-    spacing, axes = _spacing(first), _axes(first)
-    if not _alike(frames):
+    axes = axes_of(first)
+    if not alike(frames):
         raise InputError(
             f"{source}: its {len(frames)} images differ in size, pixel spacing or orientation, like a localiser's; "
             "keep only the slices of one volume."
@@ -53,19 +53,24 @@ def stacked(frames: Sequence[Frame], source: str, untilt: bool) -> tuple[list[Fr
     normal = np.cross(axes[:, 0], axes[:, 1])
     slices = sorted(frames, key=lambda frame: height(frame, normal))
     if len(slices) == 1:
-        step = _thickness(first, source) * normal
+        step = thickness_of(first, source) * normal
         warnings = [
-            f"Single slice: {_thickness(first, source):g} mm (SpacingBetweenSlices, else SliceThickness) is used as "
+            f"Single slice: {thickness_of(first, source):g} mm (SpacingBetweenSlices, else SliceThickness) is used as "
             "spacing. If it is one slice of a series, give its folder."
         ]
     else:
         _check_places(slices, normal, source)
         step, warnings = _step(np.array([frame.position for frame in slices]), normal, source, untilt)
+    return slices, affine_of(slices[0], step), warnings
+
+
+def affine_of(first: Frame, step: np.ndarray) -> np.ndarray:
+    """The 4 x 4 affine to RAS+ millimetres of slices like the first, each `step` (LPS+ mm) from the one before."""
     lps = np.eye(4)
-    lps[:3, :2] = axes * spacing
+    lps[:3, :2] = axes_of(first) * _spacing(first)
     lps[:3, 2] = step
-    lps[:3, 3] = slices[0].position
-    return slices, LPS_FROM_RAS @ lps, warnings
+    lps[:3, 3] = first.position
+    return LPS_FROM_RAS @ lps
 
 
 def height(frame: Frame, normal: np.ndarray) -> float:
@@ -75,7 +80,7 @@ def height(frame: Frame, normal: np.ndarray) -> float:
 
 def normal_of(frame: Frame) -> np.ndarray:
     """The unit vector along which slices are stacked: across the rows and columns of a checked frame."""
-    axes = _axes(frame)
+    axes = axes_of(frame)
     return np.cross(axes[:, 0], axes[:, 1])
 
 
@@ -120,9 +125,9 @@ def _check_spacing(frame: Frame, where: str) -> None:
     )
 
 
-def _alike(frames: Sequence[Frame]) -> bool:
+def alike(frames: Sequence[Frame]) -> bool:
     """Whether checked slices have the same size, spacing and orientation."""
-    axes, spacing = np.array([_axes(frame) for frame in frames]), np.array([frame.spacing_mm for frame in frames])
+    axes, spacing = np.array([axes_of(frame) for frame in frames]), np.array([frame.spacing_mm for frame in frames])
     return (
         len({frame.size for frame in frames}) == 1
         and np.allclose(axes, axes[0], atol=1e-3)
@@ -130,7 +135,7 @@ def _alike(frames: Sequence[Frame]) -> bool:
     )
 
 
-def _axes(frame: Frame) -> np.ndarray:
+def axes_of(frame: Frame) -> np.ndarray:
     """The directions of a checked slice, of length 1."""
     assert frame.axes is not None
     unit: np.ndarray = frame.axes / np.linalg.norm(frame.axes, axis=0)
@@ -224,7 +229,7 @@ def _distance_from_grid(
     return float(along.max())
 
 
-def _thickness(frame: Frame, source: str) -> float:
+def thickness_of(frame: Frame, source: str) -> float:
     """The thickness in millimetres of a single slice."""
     thickness = frame.thickness_mm
     if thickness is None or not np.isfinite(thickness) or thickness <= 0:

@@ -1,0 +1,1 @@
+"""Label images from DICOM segmentations (SEG) and structure sets (RTSTRUCT)."""

@@ -28,8 +28,8 @@ for folder in "$WORK/output" "$WORK/tmp"; do mount --bind "$folder" "$folder"; d
 mount -t tmpfs -o size=64m tmpfs /dev/shm
 mount -o remount,ro,bind /
 exec unshare --user --map-user=10001 --map-group=10001 env -i PATH=/usr/bin:/bin PYTHONPATH="$WORK/app" \
-    PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 TMPDIR="$WORK/tmp" VOLSEG_INPUT="$WORK/input" \\
-    VOLSEG_OUTPUT="$WORK/output" "$@"
+    PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 TMPDIR="$WORK/tmp" \
+    VOLSEG_INPUT="$WORK/input" VOLSEG_OUTPUT="$WORK/output" "$@"
 """
 # What a process finds there; each line is a limit that would otherwise not be tested.
 LIMITS = """

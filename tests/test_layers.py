@@ -17,6 +17,7 @@ RANKS = {
     "planning": 5, "training": 5, "inference": 5, "evaluation": 5, "report": 5, "interop": 5,
     "losses": 6, "metrics": 6,
     "api": 7,
+    "node": 7.5,
     "cli": 8,
     "__main__": 9,
 }  # fmt: skip
@@ -33,6 +34,7 @@ LAZY = {
     "data/io/reading.py", "data/io/read_cost.py", "data/io/folders.py", "data/io/writing.py",
     "api/describe.py", "data/grid/resample.py",
     "inference/components.py", "cli/predict.py", "cli/train.py", "cli/evaluate.py", "cli/models.py", "cli/machine.py",
+    "cli/node.py",
 }  # fmt: skip
 
 

@@ -165,6 +165,12 @@ def kind_of_object(sop_class: str) -> str:
     return _NEW_KINDS.get(sop_class.removeprefix(_STORAGE), "DICOM object") if name == sop_class else name
 
 
+def is_scan_class(sop_class: str) -> bool:
+    """Whether objects of a storage class may be slices of a scan; other images, such as photographs, count as well."""
+    short = sop_class.removeprefix(_STORAGE)
+    return short == sop_class or not short.startswith(_NO_SCANS)
+
+
 def has_groups(header: Header) -> bool:
     """Whether its frames have functional groups: enhanced and legacy-converted enhanced images."""
     return element(header.data, "PerFrameFunctionalGroupsSequence") is not None
@@ -202,10 +208,9 @@ def _classified(
 ) -> Header | Unusable:
     """The header of an image, or what the file is instead."""
     sop_class = text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
-    short = sop_class.removeprefix(_STORAGE)
     if sop_class == _FILE_SET or name.upper().endswith(DICOMDIR):
         return Unusable(name, kind="DICOMDIR", sop_class=sop_class)
-    if short != sop_class and short.startswith(_NO_SCANS):
+    if not is_scan_class(sop_class):
         return Unusable(name, kind=kind_of_object(sop_class), sop_class=sop_class)
     if place is None and pixels is None:
         return Unusable(name, "it ends before its pixels, or has none", sop_class=sop_class)

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydicom import dcmread
@@ -138,17 +138,18 @@ def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes
 
 
 class Process:
-    """`volseg node` in a process of its own, with the formats of these tests."""
+    """`volseg node` in a process of its own, with the formats of these tests; killed at the end of its context."""
 
     def __init__(self, config: Path) -> None:
         self.config, self.log = config, config.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        assert self._process
-        return self._process.pid
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process and self._process.poll() is None:
+            self.end()
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
@@ -168,5 +169,5 @@ class Process:
 
     def status(self) -> dict[str, Any]:
         """The document of `volseg node status --json`."""
-        command = [sys.executable, "-m", "volseg", "node", "status", "--config", str(self.config), "--json"]
+        command = [sys.executable, "-m", "tests.node.program", "node", "status", "--config", str(self.config), "--json"]
         return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)

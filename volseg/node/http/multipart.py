@@ -17,7 +17,8 @@ def parts_of(blocks: Iterator[bytes], content_type: str) -> Iterator[Iterator[by
     Raises:
         InputError: it is not multipart, or ends within a part.
     """
-    boundary = re.search(r'boundary="?([^";,]{1,70})', content_type)
+    # RFC 2046 allows 70 characters; Orthanc takes 73.
+    boundary = re.search(r'boundary="?([^";,]{1,200})', content_type)
     if not content_type.lower().startswith("multipart/related") or not boundary:
         raise InputError("The request is not multipart/related with a boundary.")
     reader = _Parts(blocks, b"\r\n--" + boundary[1].strip().encode("latin-1"))

@@ -47,6 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             elif not any(answer(self, method, self.path.partition("?")[0]) for answer in server.answers):
                 self.reply(404, b"")
         except InputError as error:
+            logger.error("Refused a request: %s", error)
             self.reply(400, str(error).encode())
         except (ConnectionError, TimeoutError):
             self.close_connection = True

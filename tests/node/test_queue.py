@@ -35,7 +35,7 @@ def test_an_object_is_recorded_once_and_its_series_receives(queue):
     assert not queue.add_instance(STUDY, SERIES, "1.2.3.4.1", 10)
     assert queue.add_instance(STUDY, SERIES, "1.2.3.4.2", 10)
     (series,) = queue.overview()["series"]
-    assert (series["state"], series["instances"], series["late"], series["study_uid"]) == ("receiving", 2, 0, STUDY)
+    assert (series["state"], series["instances"], series["study_uid"]) == ("receiving", 2, STUDY)
     assert queue.instances_of(SERIES) == {"1.2.3.4.1", "1.2.3.4.2"}
 
 
@@ -63,11 +63,37 @@ def test_a_job_waits_while_its_series_receives(queue):
     assert queue.claim_job(0)["series_uid"] == SERIES
 
 
-def test_an_object_that_comes_after_the_start_is_late(queue):
-    with_job(queue)
+def test_an_object_that_comes_while_its_series_is_segmented_starts_the_job_again(queue):
+    number = with_job(queue)["id"]
     queue.add_instance(STUDY, SERIES, "1.2.3.4.2", 10)
-    (series,) = queue.overview()["series"]
-    assert (series["instances"], series["late"], series["state"]) == (2, 1, "complete")
+    assert not queue.finish_job(number, [NewDelivery("a.dcm", "1.2.840", "2.25.1", "2.25.1.1")])
+    assert queue.counts()["deliveries"] == {}
+    assert queue.claim_job(60) is None, "it waits for the quiet time"
+    assert queue.claim_job(0)["id"] == number
+    assert queue.finish_job(number, [NewDelivery("a.dcm", "1.2.840", "2.25.1", "2.25.1.1")])
+
+
+def test_an_object_that_comes_afterwards_is_late_and_the_series_is_not_segmented_again(queue):
+    queue.finish_job(with_job(queue)["id"], [])
+    queue.add_instance(STUDY, SERIES, "1.2.3.4.2", 10)
+    (job,) = queue.overview()["jobs"]
+    assert (job["state"], job["late"]) == ("done", 1)
+    assert queue.overview()["series"][0]["state"] == "complete"
+
+
+def test_a_failed_job_is_tried_again_with_another_object(queue):
+    queue.end("jobs", with_job(queue)["id"], "failed", "a slice is missing")
+    assert queue.claim_job(0) is None
+    queue.add_instance(STUDY, SERIES, "1.2.3.4.2", 10)
+    assert queue.claim_job(0)["attempts"] == 1
+
+
+def test_a_start_begins_the_quiet_time_anew(queue):
+    queue.add_instance(STUDY, SERIES, "1.2.3.4.1", 10)
+    time.sleep(0.3)
+    assert queue.settled_series(0.3) == [SERIES]
+    queue.wait_again()
+    assert queue.settled_series(0.3) == []
 
 
 def test_claimed_work_is_claimed_again_only_after_its_delay_until_it_is_dead(queue):

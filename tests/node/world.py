@@ -1,7 +1,6 @@
 """What tests of the node share: small series with a patient, a tiny model, a result format, and nodes."""
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from tests.pipeline import blob
 from volseg.api.outputs import add_format
 from volseg.config import read_yaml
 from volseg.node.config import NodeConfig, load_node_config
+from volseg.node.status import status
 
 SEG, LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 # What must appear nowhere but in DICOM files.
@@ -169,5 +169,4 @@ class Process:
 
     def status(self) -> dict[str, Any]:
         """The document of `volseg node status --json`."""
-        command = [sys.executable, "-m", "tests.node.program", "node", "status", "--config", str(self.config), "--json"]
-        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        return status(self.config)

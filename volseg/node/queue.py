@@ -34,12 +34,12 @@ CREATE TABLE instances (
     PRIMARY KEY (series_uid, sop_uid)) WITHOUT ROWID;
 CREATE TABLE series (
     series_uid TEXT PRIMARY KEY, study_uid TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'receiving',
-    instances INTEGER NOT NULL DEFAULT 0, late INTEGER NOT NULL DEFAULT 0, last_at REAL NOT NULL,
+    instances INTEGER NOT NULL DEFAULT 0, last_at REAL NOT NULL,
     said_complete INTEGER NOT NULL DEFAULT 0, changed_at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY, series_uid TEXT NOT NULL, model TEXT NOT NULL, model_sha256 TEXT NOT NULL,
-    formats TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'waiting', attempts INTEGER NOT NULL DEFAULT 0,
-    not_before REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at REAL NOT NULL,
+    formats TEXT NOT NULL, seen INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'waiting',
+    attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at REAL NOT NULL,
     UNIQUE (series_uid, model_sha256));
 CREATE TABLE deliveries (
     id INTEGER PRIMARY KEY, job_id INTEGER NOT NULL, path TEXT NOT NULL, sop_class TEXT NOT NULL, sop_uid TEXT NOT NULL,
@@ -54,6 +54,9 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX series_by_state ON series (state);
 CREATE INDEX deliveries_by_series ON deliveries (series_uid);
 """
+
+
+_INSTANCES = "SELECT instances FROM series WHERE series.series_uid=jobs.series_uid"
 
 
 class NewJob(NamedTuple):
@@ -136,8 +139,8 @@ class Queue:
     def add_instance(self, study_uid: str, series_uid: str, sop_uid: str, size: int) -> bool:
         """Record an object whose file is on disk; False if it was recorded before.
 
-        An object of a series that has been segmented, or is just being, counts as late: it is kept, and the series is
-        not segmented again.
+        A series that could not be segmented is tried again with it. One that was segmented is not: its `late` in
+        `overview` says how many objects came afterwards.
         """
         now = time.time()
         with self._transaction() as db:
@@ -148,13 +151,23 @@ class Queue:
                 "INSERT OR IGNORE INTO series (series_uid, study_uid, last_at, changed_at) VALUES (?,?,?,?)",
                 (series_uid, study_uid, now, now),
             )
-            begun = "EXISTS (SELECT 1 FROM jobs WHERE jobs.series_uid=series.series_uid AND jobs.state!='waiting')"
             db.execute(
-                f"UPDATE series SET instances=instances+1, late=late+{begun}, last_at=?, said_complete=0 "
-                "WHERE series_uid=?",
+                "UPDATE series SET instances=instances+1, last_at=?, said_complete=0 WHERE series_uid=?",
                 (now, series_uid),
             )
+            db.execute(
+                "UPDATE jobs SET state='waiting', attempts=0, not_before=0 WHERE series_uid=? AND state='failed'",
+                (series_uid,),
+            )
         return True
+
+    def wait_again(self) -> None:
+        """The quiet time of series that were receiving when the last process ended begins anew.
+
+        Their peers had no chance to send the rest.
+        """
+        with self._transaction() as db:
+            db.execute("UPDATE series SET last_at=? WHERE NOT said_complete AND state='receiving'", (time.time(),))
 
     def instances_of(self, series_uid: str) -> set[str]:
         """The SOP Instance UIDs that are recorded of a series."""
@@ -193,7 +206,7 @@ class Queue:
     # Work.
 
     def claim_job(self, quiet_seconds: float) -> dict[str, Any] | None:
-        """The next job, with `late` of its series; one whose series still receives objects has to wait."""
+        """The next job; one whose series still receives objects has to wait."""
         quiet = "series_uid IN (SELECT series_uid FROM series WHERE said_complete OR last_at<=?)"
         return self._claim("jobs", quiet, time.time() - quiet_seconds)
 
@@ -221,6 +234,8 @@ class Queue:
                 f"UPDATE {table} SET state='running', attempts=?, not_before=?, changed_at=? WHERE id=?",
                 (attempts, now + self._retry.delay(attempts), now, row["id"]),
             )
+            if table == "jobs":
+                db.execute(f"UPDATE jobs SET seen=({_INSTANCES}) WHERE id=?", (row["id"],))
         return {**dict(row), "attempts": attempts}
 
     def retry(self, table: Work, number: int, reason: str) -> str:
@@ -245,10 +260,17 @@ class Queue:
         with self._transaction() as db:
             self._set(db, table, number, state, reason)
 
-    def finish_job(self, number: int, results: Iterable[NewDelivery]) -> None:
-        """A job is done: its results are to be sent; one that was sent before stays so."""
+    def finish_job(self, number: int, results: Iterable[NewDelivery]) -> bool:
+        """A job is done: its results are to be sent; one that was sent before stays so.
+
+        False, and the job waits, if more objects of its series came in the meantime: the results lack them.
+        """
         now = time.time()
         with self._transaction() as db:
+            if db.execute(f"SELECT seen<({_INSTANCES}) FROM jobs WHERE id=?", (number,)).fetchone()[0]:
+                db.execute("UPDATE jobs SET attempts=0, not_before=0 WHERE id=?", (number,))
+                self._set(db, "jobs", number, "waiting", "more objects came while it was segmented")
+                return False
             db.execute("UPDATE jobs SET state='done', changed_at=? WHERE id=?", (now, number))
             for result in results:
                 db.execute(
@@ -256,6 +278,7 @@ class Queue:
                     "VALUES (?,?,?,?,?,?)",
                     (number, *result, now),
                 )
+        return True
 
     def redo(self, delivery: int, reason: str) -> None:
         """A result that the archive does not take is replaced by another one: its job is done again."""
@@ -340,7 +363,9 @@ class Queue:
             "instances": self.instance_count(),
             "counts": self.counts(),
             "series": self._rows("SELECT * FROM series ORDER BY last_at"),
-            "jobs": self._rows("SELECT * FROM jobs ORDER BY id"),
+            "jobs": self._rows(
+                f"SELECT *, CASE state WHEN 'done' THEN ({_INSTANCES})-seen ELSE 0 END AS late FROM jobs ORDER BY id"
+            ),
             "deliveries": self._rows("SELECT * FROM deliveries ORDER BY id"),
             "fetches": self._rows("SELECT * FROM fetches ORDER BY id"),
         }

@@ -97,6 +97,7 @@ class Store:
         try:
             self.queue = Queue(self.folder, config.retry)
             self._sweep()
+            self.queue.wait_again()
         except BaseException:
             self._lock.close()
             raise

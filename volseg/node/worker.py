@@ -62,7 +62,7 @@ class Worker:
         for series_uid in settled:
             state, jobs = self._decision(series_uid)
             self._store.queue.decide(series_uid, state, jobs)
-            models = ", ".join(job.model for job in jobs)
+            models = ", ".join(Path(job.model).stem for job in jobs)
             logger.info("Series %s: %s%s", series_uid, state, f", for {models}" if models else "")
         return bool(settled)
 
@@ -98,7 +98,7 @@ class Worker:
                 formats,
                 self._progress,
             )
-            queue.finish_job(number, [_delivery(file) for file in files])
+            finished = queue.finish_job(number, [_delivery(file) for file in files])
         except KeyboardInterrupt:
             queue.release("jobs", number)
         except InputError as error:
@@ -109,7 +109,8 @@ class Worker:
             logger.error("Series %s: %s: %s", series_uid, state, reason_of(error))
             logger.debug("Traceback of the error:", exc_info=error)
         else:
-            logger.info("Series %s: done by %s, %d files to send", series_uid, Path(model).stem, len(files))
+            said = f"{len(files)} files to send" if finished else "again, for more objects came in the meantime"
+            logger.info("Series %s: done by %s, %s", series_uid, Path(model).stem, said)
         return True
 
     def _segmenter(self, model: str) -> Segmenter:

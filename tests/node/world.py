@@ -151,6 +151,12 @@ class Process:
         if self._process and self._process.poll() is None:
             self.end()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, and wait until it listens."""
         lines = self.log.read_text().count("listens on") if self.log.exists() else 0

@@ -39,8 +39,8 @@ CREATE TABLE series (
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY, series_uid TEXT NOT NULL, model TEXT NOT NULL, model_sha256 TEXT NOT NULL,
     formats TEXT NOT NULL, seen INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'waiting',
-    attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at REAL NOT NULL,
-    UNIQUE (series_uid, model_sha256));
+    attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
+    changed_at REAL NOT NULL, UNIQUE (series_uid, model_sha256));
 CREATE TABLE deliveries (
     id INTEGER PRIMARY KEY, job_id INTEGER NOT NULL, path TEXT NOT NULL, sop_class TEXT NOT NULL, sop_uid TEXT NOT NULL,
     series_uid TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'waiting', attempts INTEGER NOT NULL DEFAULT 0,

@@ -196,12 +196,11 @@ def run_storm(options: argparse.Namespace) -> int:
         lost = [uid for uid, digest in acknowledged.items() if digest_in(folder / "store", uid) != digest]
         node.start()
         known = node.status()["instances"]
-    rate = len(acknowledged) / seconds
-    print(f"{options.associations} associations, {len(acknowledged)} acknowledged in {seconds:.1f} s ({rate:.0f} /s), "
-          f"statuses {dict(statuses)}, {len(lost)} lost, {known} objects known after a kill, jobs {running}")  # fmt: skip
+    print(f"{options.associations} associations: {len(acknowledged)} acknowledged in {seconds:.1f} s, statuses "
+          f"{dict(statuses)}, {len(lost)} lost, {known} objects known after a kill, jobs {running}")  # fmt: skip
     bound = before + STORM_BOUND_BYTES
-    print(f"peak resident memory: {before / 2**20:.0f} MiB after one series of both models, {peak / 2**20:.0f} MiB after "
-          f"the storm; bound {bound / 2**20:.0f} MiB")  # fmt: skip
+    print(f"peak resident memory: {before / 2**20:.0f} MiB after one series of both models, {peak / 2**20:.0f} MiB "
+          f"after the storm; bound {bound / 2**20:.0f} MiB")  # fmt: skip
     good = len(acknowledged) == each * options.associations and not lost and peak <= bound
     print("PASS" if good else "FAIL")
     return not good

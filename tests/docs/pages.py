@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXTEND = ROOT / "docs" / "how-to" / "extend.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-LANGUAGES = {"python", "sh", "yaml", "json", "text"}
+LANGUAGES = {"python", "sh", "yaml", "json", "lua", "text"}
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -26,6 +26,12 @@ from volseg.node.config import Retry
 NAME = "queue.sqlite"
 Work = Literal["jobs", "deliveries", "fetches"]
 WORK: tuple[Work, ...] = ("jobs", "deliveries", "fetches")
+STATES = {
+    "series": ("receiving", "complete", "no rule", "own", "removed"),
+    "jobs": ("waiting", "running", "done", "failed", "dead"),
+    "deliveries": ("waiting", "running", "sent", "replaced", "dead"),
+    "fetches": ("waiting", "running", "done", "dead"),
+}
 # Raised when the tables change; a queue of another version is rejected.
 VERSION = 1
 _SCHEMA = """

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, _config, dimse_messages, evt
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from volseg.errors import ConfigError
@@ -134,4 +134,4 @@ def _receive_into(store: Store) -> None:
     """
     _config.STORE_RECV_CHUNKED_DATASET = True
     _config.LOG_HANDLER_LEVEL = "none"
-    dimse_messages.NamedTemporaryFile = lambda **_: store.new_file()  # type: ignore
+    dimse_messages.NamedTemporaryFile = lambda **_: store.new_file()

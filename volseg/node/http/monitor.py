@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from volseg.node.http.server import Handler
+from volseg.node.queue import STATES
 from volseg.node.store import Store
 
 # A loop that has not turned for so long has died or hangs.
@@ -81,7 +82,7 @@ class Monitor:
         """All metrics in the text format of Prometheus."""
         values: dict[str, dict[str, Any] | int] = {
             "instances": self._store.queue.instance_count(),
-            **self._store.queue.counts(),
+            **{what: dict.fromkeys(STATES[what], 0) | states for what, states in self._store.queue.counts().items()},
             "free_disk_bytes": self._store.free_disk(),
             **{f"{name}_total": count for name, count in self._counters.counts().items()},
         }

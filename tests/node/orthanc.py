@@ -31,10 +31,12 @@ class Orthanc:
         self.folder, self.port, self.http_port = folder, free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
+        names = ("node", "volseg")
         settings = {
             "Name": "test", "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
             "HttpPort": self.http_port, "DicomPort": self.port, "DicomAet": TITLE, "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False, "DicomModalities": {"node": [peer[0], "127.0.0.1", peer[1]]},
+            "AuthenticationEnabled": False,
+            "DicomModalities": {name: [peer[0], "127.0.0.1", peer[1]] for name in names},
             "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [], "StableAge": 1, "OverwriteInstances": False,
             "DicomScuTimeout": 60, **options,
         }  # fmt: skip

@@ -6,7 +6,8 @@ import pytest
 from dicomweb_client.web import DICOMwebClient
 from pydicom import dcmread
 
-from tests.node.orthanc import DICOMWEB
+from tests.docs.pages import ROOT, blocks_of
+from tests.node.orthanc import DICOMWEB, PROGRAM, Orthanc, free_port
 from tests.node.world import LABELMAP_SEG, PATIENT, SEG, ask, configure, uids, wait_for, write_series, write_stub
 from volseg.node.errors import RefusedClassError
 from volseg.node.sender import send_by_dimse
@@ -39,6 +40,32 @@ def test_a_series_is_forwarded_and_its_result_comes_back_in_the_same_study(ortha
     (study,) = orthanc.get("/studies?expand")
     assert study["PatientMainDicomTags"]["PatientName"] == PATIENT["PatientName"]
     assert len(study["Series"]) == 2
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """The script of the documentation."""
+    (block,) = [one for one in blocks_of(ROOT / "docs" / "how-to" / "dicom-node.md") if one.language == "lua"]
+    path = tmp_path_factory.mktemp("lua") / "to-volseg.lua"
+    path.write_text(block.text)
+    return path
+
+
+def test_the_script_of_the_documentation_routes_a_series_to_the_node_and_no_result(script, tmp_path, models):
+    if PROGRAM is None:
+        pytest.skip("Orthanc is not installed (Debian: orthanc orthanc-dicomweb)")
+    port = free_port()
+    orthanc = Orthanc(tmp_path / "orthanc", ("VOLSEG", port), LuaScripts=[str(script)])
+    orthanc.node_port = port
+    orthanc.start()
+    try:
+        with node_of(orthanc, tmp_path, models[:1]) as node:
+            orthanc.add(write_series(tmp_path, 1))
+            assert len(result_of(orthanc, 1)) == 1
+            (series,) = node.store.queue.overview()["series"]
+            assert (series["series_uid"], series["instances"]) == (uids(1)[1], 6)
+    finally:
+        orthanc.stop()
 
 
 @needs_dicomweb

@@ -9,7 +9,7 @@ import pytest
 
 from tests.node.orthanc import free_port
 from tests.node.test_node import Archive
-from tests.node.world import Process, send, settings, uids, wait_for, write_series, write_settings
+from tests.node.world import PATIENT, Process, send, settings, uids, wait_for, write_series, write_settings
 
 
 @pytest.fixture
@@ -61,6 +61,8 @@ def test_a_killed_node_loses_nothing_it_acknowledged(node, archive, tmp_path):
     node.start()
     wait_for(lambda: node.status()["counts"]["deliveries"] == {"sent": 3}, 60, pause=0.5)
     assert node.end(signal.SIGTERM) == 0
+    text = node.log.read_text()
+    assert not [word for word in ("Secretperson", *PATIENT.values()) if word in text]
     found = node.status()
     assert found["instances"] == total
     assert [one["instances"] for one in found["series"]] == [12] * 3

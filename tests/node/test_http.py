@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+import threading
 from collections import namedtuple
 
 import pytest
@@ -111,6 +112,14 @@ def test_other_requests_are_refused(url, path, body, status):
     assert ask(url + path, body)[0] == status
 
 
+def test_a_server_of_ipv6(store, counters):
+    server = Server(("::1", 0), [Monitor(store, counters).answer])
+    try:
+        assert ask(f"http://[::1]:{server.port}/health")[0] == 200
+    finally:
+        server.close()
+
+
 def test_only_listed_addresses_may_ask(store, counters):
     server = Server(("127.0.0.1", 0), [Inbox(store, counters, False).answer], lambda address: address != "127.0.0.1")
     try:
@@ -127,7 +136,7 @@ def test_an_archive_can_say_that_a_series_is_complete(url, store, tmp_path):
     assert store.queue.settled_series(60) == [uids(1)[1]]
 
 
-def test_health_and_metrics(url, store, counters, monkeypatch):
+def test_health_and_metrics(url, store, counters):
     assert ask(f"{url}/health") == (200, b'{"ok": true, "problems": []}')
     store.queue.add_instance("1.2", "1.2.3", "1.2.3.4", 5)
     counters.add("rejected_associations")
@@ -136,7 +145,10 @@ def test_health_and_metrics(url, store, counters, monkeypatch):
     assert 'volseg_node_series{state="receiving"} 1' in lines
     assert "volseg_node_rejected_associations_total 1" in lines
     assert "# TYPE volseg_node_rejected_associations_total counter" in lines
-    monkeypatch.setattr(counters, "still", lambda: ["sending"])
+    ended = threading.Thread(target=int)
+    ended.start()
+    ended.join()
+    counters.watch("sending", ended)
     status, body = ask(f"{url}/health")
     assert (status, json.loads(body)["problems"]) == (503, ["The sending has stopped."])
 

@@ -181,6 +181,12 @@ def test_a_queue_of_another_version_is_rejected(tmp_path, queue):
         Queue(tmp_path)
 
 
+def test_a_file_that_is_no_queue_is_rejected(tmp_path):
+    (tmp_path / NAME).write_bytes(b"something else" * 100)
+    with pytest.raises(InputError, match="cannot be opened: file is not a database"):
+        Queue(tmp_path)
+
+
 PROGRAM = """
 import sys
 from pathlib import Path

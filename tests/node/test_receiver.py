@@ -180,6 +180,21 @@ def test_a_store_belongs_to_one_node(store, tmp_path, models):
         Store(configure(tmp_path, models[:1]))
 
 
+def test_a_store_that_cannot_be_made_is_one_sentence(tmp_path, models):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"The store .*file/store cannot be used: Not a directory"):
+        Store(configure(tmp_path, models[:1], store="file/store"))
+
+
+def test_an_object_that_nobody_completes_is_removed(store):
+    old, new = store.incoming / "old.part", store.incoming / "new.part"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    store.clean(7)
+    assert list(store.incoming.iterdir()) == [new]
+
+
 def test_a_start_removes_what_a_killed_process_left(tmp_path, models):
     config = configure(tmp_path, models[:1])
     store = Store(config)

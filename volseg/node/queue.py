@@ -86,13 +86,28 @@ class Queue:
     """The queue in a folder; its functions may be called from any thread.
 
     Raises:
-        InputError: (when opened) it was written by another version.
+        InputError: (when made) it cannot be opened, or was written by another version.
     """
 
     def __init__(self, folder: Path, retry: Retry | None = None) -> None:
         self._retry = retry or Retry()
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(folder / NAME, isolation_level=None, check_same_thread=False, timeout=60)
+        self._path = folder / NAME
+        try:
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=60)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"{self._path} cannot be opened: {error}. Check its permissions and its disk; it has to be the queue "
+                "of a node."
+            ) from error
+
+    def _open(self) -> None:
+        """Make the tables, if there are none."""
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -100,8 +115,8 @@ class Queue:
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, VERSION):
                 raise InputError(
-                    f"{folder / NAME} has version {found}, but this volseg reads {VERSION}. Use the volseg that wrote "
-                    "it until its queue is empty, or another store."
+                    f"{self._path} has version {found}, but this volseg reads {VERSION}. Use the volseg that wrote it "
+                    "until its queue is empty, or another store."
                 )
             if not found:
                 for statement in filter(str.strip, _SCHEMA.split(";")):

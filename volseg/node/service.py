@@ -2,9 +2,10 @@
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from volseg.files import sha256_of
 from volseg.modelfile import find_model
@@ -47,9 +48,16 @@ class Node:
                 self._loop("cleaning", lambda: self.store.clean(config.limits.keep_days), counters, CLEAN_SECONDS),
             ]
             self._closing.append(self._join)
-            self.monitor = self._server(config, LOOPBACK, config.monitor_port, Monitor(self.store, counters).answer)
-            inbox = Inbox(self.store, counters, config.archive.dicomweb is not None)
-            self.web = self._server(config, config.bind, config.http_port, inbox.answer)
+            self.monitor: Server | None = None
+            self.web: Server | None = None
+            if config.monitor_port is not None:
+                answers = [Monitor(self.store, counters).answer]
+                self.monitor = self._closed_later(Server((LOOPBACK, config.monitor_port), answers))
+            if config.http_port is not None:
+                answers = [Inbox(self.store, counters, config.archive.dicomweb is not None).answer]
+                context = server_context(config.tls) if config.tls else None
+                server = Server((config.bind, config.http_port), answers, config.may_send, context)
+                self.web = self._closed_later(server)
             self.receiver = Receiver(config, self.store, counters)
             self._closing.append(self.receiver.close)
         except BaseException:
@@ -72,14 +80,7 @@ class Node:
         for thread in self._loops:
             thread.join()
 
-    def _server(self, config: NodeConfig, bind: str, port: int | None, answer: Any) -> Server | None:
-        if port is None:
-            return None
-        if bind == LOOPBACK and port == config.monitor_port:
-            server = Server((bind, port), [answer])
-        else:
-            context = server_context(config.tls) if config.tls else None
-            server = Server((bind, port), [answer], config.may_send, context)
+    def _closed_later(self, server: Server) -> Server:
         self._closing.append(server.close)
         return server
 
@@ -90,7 +91,6 @@ class Node:
 
         def run() -> None:
             while not self._stop.is_set():
-                counters.turn(name)
                 try:
                     busy = step()
                 # The queue is on a disk, which may be full for a while.
@@ -104,6 +104,7 @@ class Node:
 
         thread = threading.Thread(target=run, name=f"volseg-{name}", daemon=True)
         thread.start()
+        counters.watch(name, thread)
         return thread
 
 
@@ -114,8 +115,9 @@ def serve(path: str | Path) -> None:
         VolsegError: it cannot start.
     """
     config = load_node_config(path)
-    node = Node(config)
-    with node:
+    # Libraries warn of odd values, and quote them; they may be a patient's.
+    warnings.simplefilter("ignore")
+    with Node(config) as node:
         logger.info("%s listens on %s port %d", config.ae_title, config.bind, node.receiver.port)
         try:
             threading.Event().wait()

@@ -84,9 +84,14 @@ class Store:
 
     def __init__(self, config: NodeConfig) -> None:
         self.folder, self.free_bytes = config.store, config.limits.free_disk
-        for folder in (self.incoming, self.folder / "series", self.folder / "jobs"):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 - held as long as the store
+        try:
+            for folder in (self.incoming, self.folder / "series", self.folder / "jobs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 - held as long as the store
+        except OSError as error:
+            raise UsageError(
+                f"The store {self.folder} cannot be used: {error.strerror}. Give a folder that the node may write to."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -162,10 +167,10 @@ class Store:
 
     def remove_series(self, series_uid: str) -> None:
         """Remove the files of a series and its results; that it was segmented stays known."""
-        self.queue.decide(series_uid, "removed")
         shutil.rmtree(self.series_folder(series_uid), ignore_errors=True)
         for job in self.queue.jobs_of(series_uid):
             shutil.rmtree(self.job_folder(job), ignore_errors=True)
+        self.queue.decide(series_uid, "removed")
 
     def clean(self, keep_days: float) -> None:
         """Remove what is finished since this many days, and unfinished objects that nobody completes."""

@@ -60,7 +60,12 @@ class Worker:
         """Decide which models the complete series are for; whether there were any."""
         settled = self._store.queue.settled_series(self._config.quiet_seconds)
         for series_uid in settled:
-            state, jobs = self._decision(series_uid)
+            try:
+                state, jobs = self._decision(series_uid)
+            except InputError as error:
+                # One series that cannot be read must not hold up the others.
+                logger.error("Series %s: its header cannot be read: %s", series_uid, reason_of(error))
+                state, jobs = "no rule", []
             self._store.queue.decide(series_uid, state, jobs)
             models = ", ".join(Path(job.model).stem for job in jobs)
             logger.info("Series %s: %s%s", series_uid, state, f", for {models}" if models else "")

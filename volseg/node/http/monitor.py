@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -10,8 +9,6 @@ from volseg.node.http.server import Handler
 from volseg.node.queue import STATES
 from volseg.node.store import Store
 
-# A loop that has not turned for so long has died or hangs.
-STILL_SECONDS = 600.0
 _HELP = {
     "instances": "Objects received since the store exists.",
     "series": "Series by state.",
@@ -25,32 +22,32 @@ _HELP = {
 
 
 class Counters:
-    """Numbers of events since the start, and when each loop last turned; for all threads."""
+    """Numbers of events since the start, and the threads that have to run; for all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter(rejected_associations=0, refused_objects=0)
-        self._turned: dict[str, float] = {}
+        self._threads: dict[str, threading.Thread] = {}
 
     def add(self, name: str) -> None:
         """Count an event."""
         with self._lock:
             self._counts[name] += 1
 
-    def turn(self, loop: str) -> None:
-        """A loop is alive."""
+    def watch(self, name: str, thread: threading.Thread) -> None:
+        """Tell when a thread has ended, under a name."""
         with self._lock:
-            self._turned[loop] = time.monotonic()
+            self._threads[name] = thread
 
     def counts(self) -> dict[str, int]:
         """The number of each event."""
         with self._lock:
             return dict(self._counts)
 
-    def still(self) -> list[str]:
-        """The loops that do not turn any more."""
+    def ended(self) -> list[str]:
+        """The names of watched threads that have ended."""
         with self._lock:
-            return [name for name, last in self._turned.items() if time.monotonic() - last > STILL_SECONDS]
+            return [name for name, thread in self._threads.items() if not thread.is_alive()]
 
 
 class Monitor:
@@ -72,7 +69,7 @@ class Monitor:
 
     def problems(self) -> list[str]:
         """Why the node is not healthy, a sentence each."""
-        found = [f"The {name} has stopped." for name in self._counters.still()]
+        found = [f"The {name} has stopped." for name in self._counters.ended()]
         if self._store.free_disk() < self._store.free_bytes:
             found.append("The disk of the store is almost full, so that objects are refused.")
         dead = sum(states.get("dead", 0) for states in self._store.queue.counts().values())

@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -116,8 +117,6 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    # An address of IPv6 needs its family.
-    allow_reuse_address = True
 
     def __init__(
         self,
@@ -127,6 +126,7 @@ class Server(ThreadingHTTPServer):
         context: ssl.SSLContext | None = None,
     ) -> None:
         self.answers, self.is_allowed, self._context = answers, is_allowed, context
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, Handler)
         except OSError as error:

@@ -1,0 +1,1 @@
+"""DICOM objects that results are written as."""

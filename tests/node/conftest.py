@@ -1,6 +1,7 @@
 """Fixtures of the tests of the node."""
 
 import gc
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def collected():
-    """These sockets are collected before the next test, where their warning would be an error."""
+    """These sockets are collected before other tests, where their warning would be an error."""
     yield
-    gc.collect()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -99,6 +99,25 @@ def test_orthanc_sends_by_stow_rs_to_the_node(orthanc, tmp_path, models):
         assert len(result_of(orthanc, 1)) == 1
 
 
+def test_all_formats_come_back_and_a_labelmap_as_binary(orthanc, tmp_path, models):
+    """What refers to the segmentation is made anew as well, so that nothing is there twice."""
+    formats = ["dicom-seg:labelmap", "dicom-sr:labelmap", "rtstruct", "dicom-sc"]
+    rules = [{"model": str(models[0]), "to": formats}]
+    with node_of(orthanc, tmp_path, models[:1], rules=rules) as node:
+        for number in (1, 2):
+            orthanc.forward(orthanc.add(write_series(tmp_path, number)))
+            count = 4 * number
+            wait_for(lambda count=count: node.store.queue.counts()["deliveries"].get("sent") == count, 60)
+        found = node.store.queue.overview()
+    assert [job["state"] for job in found["jobs"]] == ["done", "done"]
+    assert {one["sop_class"] for one in found["deliveries"] if one["state"] == "replaced"} >= {LABELMAP_SEG}
+    for number in (1, 2):
+        results = orthanc.series(StudyInstanceUID=uids(number)[0])
+        modalities = sorted(one["MainDicomTags"]["Modality"] for one in results)
+        assert modalities.count("SEG") == modalities.count("SR") == modalities.count("RTSTRUCT") == 1
+        assert len(results) == 5
+
+
 def test_orthanc_takes_no_labelmap_by_default(orthanc, tmp_path, models):
     """The reason for the fallback to BINARY; with UnknownSopClassAccepted it takes them."""
     config = configure(tmp_path, models[:1])

@@ -140,11 +140,18 @@ def test_results_of_a_repeated_job_are_sent_once(queue):
 
 def test_a_refused_result_is_replaced_by_doing_its_job_again(queue):
     number = with_job(queue)["id"]
-    queue.finish_job(number, [NewDelivery("a.dcm", "1.2.840", "2.25.1", "2.25.1.1")])
+    labelmap, report, contours, binary = (
+        NewDelivery(f"{k}.dcm", "1.2.840", f"2.25.{k}", f"2.25.{k}.1") for k in range(4)
+    )
+    queue.finish_job(number, [contours, labelmap, report])
+    queue.end("deliveries", queue.claim("deliveries")["id"], "sent")
     queue.redo(queue.claim("deliveries")["id"], "no such class")
-    assert queue.claim("deliveries") is None
+    assert queue.claim("deliveries") is None, "the report refers to what was refused"
     assert queue.claim_job(0)["id"] == number
-    assert queue.counts()["deliveries"] == {"replaced": 1}
+    queue.finish_job(number, [contours, binary, report])
+    assert {one["path"]: one["state"] for one in queue.overview()["deliveries"]} == {
+        "2.dcm": "sent", "0.dcm": "replaced", "1.dcm": "waiting", "3.dcm": "waiting"
+    }  # fmt: skip
 
 
 def test_a_fetch_is_asked_for_once_until_it_is_done(queue):

@@ -295,17 +295,24 @@ class Queue:
             db.execute("UPDATE jobs SET state='done', changed_at=? WHERE id=?", (now, number))
             for result in results:
                 db.execute(
-                    "INSERT OR IGNORE INTO deliveries (job_id, path, sop_class, sop_uid, series_uid, changed_at) "
-                    "VALUES (?,?,?,?,?,?)",
+                    "INSERT INTO deliveries (job_id, path, sop_class, sop_uid, series_uid, changed_at) "
+                    "VALUES (?,?,?,?,?,?) ON CONFLICT DO UPDATE SET state='waiting', attempts=0, not_before=0, "
+                    "reason='' WHERE state='replaced'",
                     (number, *result, now),
                 )
         return True
 
     def redo(self, delivery: int, reason: str) -> None:
-        """A result that the archive does not take is replaced by another one: its job is done again."""
+        """A result that the archive does not take is replaced by another one: its job is done again.
+
+        So are the other results that are not sent yet, which may refer to it.
+        """
         with self._transaction() as db:
             job = db.execute("SELECT job_id FROM deliveries WHERE id=?", (delivery,)).fetchone()[0]
-            self._set(db, "deliveries", delivery, "replaced", reason)
+            db.execute(
+                "UPDATE deliveries SET state='replaced', reason=?, changed_at=? WHERE job_id=? AND state!='sent'",
+                (reason, time.time(), job),
+            )
             db.execute("UPDATE jobs SET attempts=0, not_before=0 WHERE id=?", (job,))
             self._set(db, "jobs", job, "waiting", reason)
 

@@ -11,7 +11,6 @@ from tests.node.orthanc import free_port
 from tests.node.test_node import Archive
 from tests.node.world import PATIENT, Process, send, settings, uids, wait_for, write_series, write_settings
 
-
 # Each start of a process loads torch.
 pytestmark = pytest.mark.slow
 

@@ -18,6 +18,7 @@ RANKS = {
     "dicom": 5.5,
     "losses": 6, "metrics": 6,
     "api": 7,
+    "node": 7.5,
     "cli": 8,
     "__main__": 9,
 }  # fmt: skip
@@ -35,6 +36,7 @@ LAZY = {
     "api/describe.py", "data/grid/resample.py",
     "inference/components.py", "cli/predict.py", "cli/train.py", "cli/evaluate.py",
     "cli/convert.py", "cli/models.py", "cli/machine.py",
+    "cli/node.py",
 }  # fmt: skip
 
 

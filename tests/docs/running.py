@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from tests.docs.pages import Block, blocks_of, page_id, shell_lines, without_comment
 from volseg.cli import app
 from volseg.config import load_config
+from volseg.node.config import load_node_config
 
 # Commands of pages that no test runs, and why.
 NOT_RUN = {
@@ -24,6 +25,10 @@ NOT_RUN = {
     "make test": "would run this test again",
     "pip install .": "needs the network",
     "volseg demo": "trains for a minute; tests/api/test_demo.py runs it",
+    "pip install 'volseg[node]'": "needs the network",
+    "volseg node --config node.yaml": "runs until it is stopped; tests/node runs nodes",
+    "volseg node status --config node.yaml": "needs a node that has run; tests/node asks for the status",
+    "volseg node status --config node.yaml --json": "needs a node that has run; tests/node asks for the status",
     "torchrun --nproc-per-node 2 -m volseg train my_dataset --output runs/two --minutes 20": (
         "starts two processes; tests/api/test_ranks.py does that"
     ),
@@ -56,7 +61,10 @@ def check_configuration(block: Block) -> None:
     first = block.text.splitlines()[0]
     path = Path(first.removeprefix("# ") if first.endswith(".yaml") else "block.yaml")
     path.write_text(block.text, encoding="utf-8")
-    load_config(path)
+    if "\npeers:" in block.text:
+        load_node_config(path)
+    else:
+        load_config(path)
 
 
 def run_line(line: str, place: str) -> None:

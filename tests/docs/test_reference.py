@@ -13,10 +13,18 @@ from volseg.cli import app
 from volseg.config import AugmentationConfig, PlanChoices, TrainingConfig
 from volseg.inference.quality import LabelFlag, ScanFlag
 from volseg.modelfile import ModelCard
+from volseg.node import config as node
+from volseg.node.queue import STATES
+from volseg.node.rules import Rule
 from volseg.training.run_folder import CONTENT
 
 REFERENCE = ROOT / "docs" / "reference"
 GROUPS = {"plan": PlanChoices, "training": TrainingConfig, "augmentation": AugmentationConfig}
+NODE = {
+    "node.yaml": node.NodeConfig, "peers": node.Peer, "archive": node.Archive, "archive.dimse": node.Dimse,
+    "archive.dicomweb": node.Web, "rules": Rule, "retry": node.Retry, "limits": node.Limits, "tls": node.Tls,
+    "compute": node.Compute,
+}  # fmt: skip
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -47,6 +55,27 @@ def test_the_configuration_page_has_all_keys_with_their_defaults(group):
         expected: Any = fields[key].default
         found = None if text == "derived" else yaml.safe_load(text.strip("`"))
         assert (tuple(found) if isinstance(found, list) else found) == expected, key
+
+
+@pytest.mark.parametrize("group", NODE)
+def test_the_page_of_nodes_has_all_keys_with_their_defaults(group):
+    documented = {names(key)[0]: default for key, default, _ in rows(sections("node.md")[group])}
+    fields = NODE[group].model_fields
+    assert list(documented) == list(fields)
+    for key, text in documented.items():
+        if text == "required":
+            assert fields[key].is_required(), key
+        elif text == "none":
+            assert fields[key].default is None, key
+        elif text.startswith("`["):
+            assert yaml.safe_load(text.strip("`")) == list(fields[key].default), key
+        elif re.fullmatch(r"`[^`]+`", text):
+            assert yaml.safe_load(text.strip("`")) == fields[key].default, key
+
+
+def test_the_page_of_nodes_has_all_states():
+    documented = {names(what)[0]: set(names(states)) for what, states in rows(sections("node.md")["States"])}
+    assert documented == {what: set(states) for what, states in STATES.items()}
 
 
 def test_the_configuration_page_has_all_renamed_keys():

@@ -34,6 +34,8 @@ LINE_SECONDS = 15.0
 PLAIN_WIDTH = 140
 # Packages that deploy/predict.txt leaves out: only training and pictures need them.
 NOT_FOR_PREDICTION = frozenset({"blosc2", "matplotlib", "monai", "tensorboard"})
+# Packages of the extra `node`.
+FOR_NODES = frozenset({"pynetdicom", "dicomweb_client", "requests"})
 
 # A stream that was closed before the start is None in Python; its output goes to the null device.
 for name in ("stdout", "stderr"):
@@ -172,11 +174,14 @@ def _explained(error: VolsegError | KeyboardInterrupt | ModuleNotFoundError) -> 
     if not isinstance(error, ModuleNotFoundError):
         return error
     package = (error.name or "").partition(".")[0]
-    if package not in NOT_FOR_PREDICTION:
+    if package in FOR_NODES:
+        why, command = "it comes with the extra node", "pip install 'volseg[node]'"
+    elif package in NOT_FOR_PREDICTION:
+        why, command = "this installation is for prediction only", "pip install volseg"
+    else:
         raise error
     explained = VolsegError(
-        f"The package {package} is not installed, but this command needs it: this installation is for prediction only. "
-        "Install the rest with: pip install volseg"
+        f"The package {package} is not installed, but this command needs it: {why}. Install the rest with: {command}"
     )
     explained.__cause__ = error
     return explained

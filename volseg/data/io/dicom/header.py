@@ -26,7 +26,7 @@ from volseg.files import access_to, is_hidden
 # Keyword, offset, length and value representation of the pixels.
 Place: TypeAlias = tuple[str, int, int, str | None]
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
+STORAGE = "1.2.840.10008.5.1.4.1.1."
 # Beginnings of storage classes that belong to a scan but are none: waveforms, presentation states, raw data,
 # registrations, segmentations, parametric maps, reports, key objects, documents, radiotherapy.
 _NO_SCANS = ("9.", "11.", "30", "66", "67", "68", "88.", "90.", "104.", "200.", "481.")
@@ -92,7 +92,7 @@ class Header:
     @property
     def is_picture(self) -> bool:
         """Whether it is a secondary capture, such as a screenshot or a dose sheet."""
-        return self.sop_class.startswith(f"{_STORAGE}7")
+        return self.sop_class.startswith(f"{STORAGE}7")
 
     @property
     def big_endian(self) -> bool:
@@ -164,7 +164,7 @@ def read_header(path: Path, name: str, source: str = "") -> Header | Unusable:
 def kind_of_object(sop_class: str) -> str:
     """The kind of a DICOM object in words, such as "Segmentation"."""
     name = str(UID(sop_class).name).removesuffix(" Storage")
-    return _NEW_KINDS.get(sop_class.removeprefix(_STORAGE), "DICOM object") if name == sop_class else name
+    return _NEW_KINDS.get(sop_class.removeprefix(STORAGE), "DICOM object") if name == sop_class else name
 
 
 def read_object(path: Path, name: str) -> Header:
@@ -213,9 +213,10 @@ def sop_class_of(path: Path) -> str:
     return text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
 
 
-def may_be_scan(sop_class: str) -> bool:
-    """Whether objects of a SOP class are images that a scan may consist of."""
-    return sop_class.startswith(_STORAGE) and not sop_class.removeprefix(_STORAGE).startswith(_NO_SCANS)
+def is_scan_class(sop_class: str) -> bool:
+    """Whether objects of a storage class may be slices of a scan; other images, such as photographs, count as well."""
+    short = sop_class.removeprefix(STORAGE)
+    return short == sop_class or not short.startswith(_NO_SCANS)
 
 
 def has_groups(header: Header) -> bool:
@@ -257,7 +258,7 @@ def _classified(
     sop_class = text(data, "SOPClassUID") or text(data.file_meta, "MediaStorageSOPClassUID")
     if sop_class == _FILE_SET or path.name.upper().endswith(DICOMDIR):
         return Unusable(name, kind="DICOMDIR", sop_class=sop_class)
-    if sop_class.startswith(_STORAGE) and not may_be_scan(sop_class):
+    if not is_scan_class(sop_class):
         return Unusable(name, kind=kind_of_object(sop_class), sop_class=sop_class)
     if place is None and pixels is None:
         return Unusable(name, "it ends before its pixels, or has none", sop_class=sop_class)

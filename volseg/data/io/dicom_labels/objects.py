@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from volseg.data.io.dicom.header import may_be_scan, sop_class_of
+from volseg.data.io.dicom.header import STORAGE, is_scan_class, sop_class_of
 from volseg.data.io.dicom.values import described, items, text, texts
 from volseg.errors import InputError
 from volseg.text import first_few
@@ -58,7 +58,7 @@ def label_file(names: Mapping[Path, str], source: str) -> Path | None:
     kinds: dict[Path, str] = {}
     for path in names:
         sop_class = sop_class_of(path)
-        if may_be_scan(sop_class):
+        if sop_class.startswith(STORAGE) and is_scan_class(sop_class):
             return None
         if sop_class in KINDS:
             kinds[path] = KINDS[sop_class]

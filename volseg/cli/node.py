@@ -1,0 +1,50 @@
+"""volseg node."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from volseg.cli.app import Json, app
+from volseg.cli.console import guarded, show_json, show_table
+from volseg.errors import UsageError
+
+# Rows of a table of work that waits or has failed; --json has all.
+SHOWN = 50
+
+
+@app.command()
+@guarded
+def node(
+    action: Annotated[str, typer.Argument(metavar="[status]", help="status: show the state of everything")] = "run",
+    *,
+    config: Annotated[Path, typer.Option(help="the configuration of the node, YAML")],
+    as_json: Json = False,
+) -> int:
+    """Run a DICOM node: it receives series, segments them and sends the results to an archive."""
+    if action == "run":
+        from volseg.node.service import serve
+
+        serve(config)
+    elif action == "status":
+        from volseg.node.status import status
+
+        found = status(config)
+        show_json(found) if as_json else _show(found)
+    else:
+        raise UsageError(f"volseg node has no action {action!r}. Leave it out to run the node, or use status.")
+    return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    """The number of everything in each state, and what waits or has failed."""
+    counts = [(what, state, count) for what, states in found["counts"].items() for state, count in states.items()]
+    show_table("Queue", ("what", "state", "number"), counts)
+    rows = [
+        (kind, row["series_uid"], row["state"], row["attempts"], row["reason"])
+        for kind in ("jobs", "deliveries", "fetches")
+        for row in found[kind]
+        if row["state"] not in ("done", "sent")
+    ]
+    if rows:
+        show_table("Not finished", ("what", "series", "state", "attempts", "reason"), rows[:SHOWN])

@@ -1,0 +1,1 @@
+"""HTTP of a node: objects in by DICOMweb, and what other programs ask of it."""

@@ -127,7 +127,7 @@ def labels_at(where: np.ndarray) -> np.ndarray:
     return found
 
 
-def _box(x, x0, x1, y, y0, y1, z, z0, z1):  # noqa: PLR0913 - a box has six sides
+def _box(x, x0, x1, y, y0, y1, z, z0, z1):
     return (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1) & (z >= z0) & (z <= z1)
 
 

@@ -1,0 +1,118 @@
+"""OHIF in a headless Chromium: opens a study, shows its segmentation, and takes pictures of slices."""
+
+import io
+import time
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+# Software rendering: WebGL without a graphics card.
+FLAGS = ("--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+SECONDS = 90
+
+_STUDY_IS_SHOWN = """
+const services = window.services;
+if (!services || !document.querySelector('.cornerstone-canvas')) return false;
+const kinds = services.displaySetService.getActiveDisplaySets().map(one => one.Modality);
+if (!kinds.includes('SEG') || kinds.length < 2) return false;
+document.querySelectorAll('.shepherd-element, .shepherd-modal-overlay-container').forEach(one => one.remove());
+return true;
+"""
+_VIEWPORT = """
+const services = window.services;
+const id = services.viewportGridService.getState().activeViewportId;
+const viewport = services.cornerstoneViewportService.getCornerstoneViewport(id);
+const shown = services.segmentationService.getSegmentationRepresentations(id);
+"""
+_SEGMENTS = f"""{_VIEWPORT}
+return shown.length ? Object.values(shown[0].segments).map(one => [one.segmentIndex, one.color.slice(0, 3)]) : null;
+"""
+# Nearest-neighbour interpolation, so that a grey level is that of one voxel.
+_SHOW_SLICE = f"""{_VIEWPORT}
+const [given, done] = arguments;
+(async () => {{
+  const [index, lower, upper] = given;
+  await viewport.setImageIdIndex(index);
+  // The slice that the segmentation was opened at keeps its interpolation unless it changes.
+  viewport.setProperties({{ interpolationType: 1 }});
+  viewport.setProperties({{ voiRange: {{ lower, upper }}, interpolationType: 0 }});
+  viewport.render();
+}})().then(() => setTimeout(() => done(viewport.getCurrentImageId()), 400), error => done('error: ' + error));
+"""
+_SET_VISIBLE = f"""{_VIEWPORT}
+for (const index of Object.keys(shown[0].segments))
+  services.segmentationService.setSegmentVisibility(id, shown[0].segmentationId, Number(index), arguments[0]);
+viewport.render();
+"""
+
+
+class Viewer:
+    """A study in the viewer. Pictures are (height, width, 3) uint8 arrays of the viewport."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+
+    def open_study(self, address: str, study: str) -> None:
+        """Open a study and wait for its first image."""
+        self.driver.get(f"{address}/viewer?StudyInstanceUIDs={study}")
+        self._wait(lambda: self.driver.execute_script(_STUDY_IS_SHOWN), "the study")
+
+    def open_segmentation(self) -> dict[int, tuple[int, int, int]]:
+        """Open the study's segmentation as a reader would, by a double click; the colour of each segment."""
+        thumbnails = self.driver.find_elements("css selector", "[data-cy^='study-browser-thumbnail']")
+        (segmentation,) = (one for one in thumbnails if one.text.startswith("SEG"))
+        ActionChains(self.driver).double_click(segmentation).perform()
+        found = self._wait(lambda: self.driver.execute_script(_SEGMENTS), "the segmentation")
+        return {int(index): tuple(colour) for index, colour in found}
+
+    def count_slices(self) -> int:
+        """The number of slices in the viewport."""
+        return int(self.driver.execute_script(f"{_VIEWPORT} return viewport.getNumberOfSlices();"))
+
+    def show_slice(self, index: int, window: tuple[int, int]) -> str:
+        """Show slice `index`, from 0, in a window (lowest, highest); what the viewer calls its image."""
+        name = self.driver.execute_async_script(_SHOW_SLICE, [index, *window])
+        if name.startswith("error"):
+            raise RuntimeError(f"OHIF cannot show slice {index + 1}: {name}")
+        return name
+
+    def picture(self, with_segments: bool) -> np.ndarray:
+        """The viewport, with or without the segments."""
+        self.driver.execute_script(_SET_VISIBLE, with_segments)
+        time.sleep(0.6)
+        canvas = self.driver.find_element("css selector", ".cornerstone-canvas")
+        return np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB"))
+
+    def screenshot(self, path) -> None:
+        """Save the whole window as a PNG file."""
+        self.driver.save_screenshot(str(path))
+
+    def _wait(self, ready, what):
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            if found := ready():
+                return found
+            time.sleep(0.5)
+        messages = "\n".join(one["message"] for one in self.driver.get_log("browser")[-20:])
+        raise RuntimeError(f"OHIF does not show {what} after {SECONDS} s. Its last messages:\n{messages}")
+
+
+@contextmanager
+def chromium():
+    """A viewer in a headless Chromium of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (*FLAGS, "--window-size=1400,1000"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(SECONDS)
+    try:
+        yield Viewer(driver)
+    finally:
+        driver.quit()

@@ -1,5 +1,6 @@
 """Segment scans into files: reading, computing and writing overlap, and a case that fails does not stop the others."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from volseg.api.outputs import OutputFormat, find_format, format_names
 from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
 from volseg.data.io.choice import chosen
-from volseg.data.io.formats import sibling
+from volseg.data.io.formats import is_dicom, sibling
 from volseg.data.io.inputs import Case, by_volume, find_cases, plan_outputs
 from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
 from volseg.errors import Stopped, UsageError, VolsegError
 from volseg.files import given_path
 from volseg.progress import Progress, silent
+from volseg.text import first_few
+
+logger = logging.getLogger(__name__)
 
 PROBABILITIES = ".probabilities.npy"
 # The options of `Segmenter.load` with their defaults.
@@ -119,7 +123,8 @@ def predict(
         volume: number of a volume of 4-D scans, from 1; or "all": each volume is a case of its own, named <name>_tN.
         untilt: resample slices with gantry tilt to an upright grid for the network; the labels stay on the slices.
         probabilities: also write the class probabilities to `<stem>.probabilities.npy`, float16 (C, I, J, K).
-        to: output formats; they must include "nifti", the label image.
+        to: output formats; they must include "nifti", the label image. Options of a format follow it after colons:
+            "dicom-seg:labelmap". DICOM formats are for DICOM series alone.
         preview: also write a picture, as "preview" in `to`.
         overwrite: replace existing results.
         skip_existing: skip cases whose result already exists.
@@ -145,6 +150,7 @@ def predict(
     cases = find_cases([given_path(path) for path in paths], names, named, choice)
     if volume == "all":
         cases = [one for case in cases for one in _volumes_of(case, len(cases) == 1)]
+    _require_dicom(cases, formats)
     extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
     jobs = plan_outputs(cases, given_path(output), overwrite, skip_existing, extra_suffixes)
     outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
@@ -190,6 +196,21 @@ def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
         raise UsageError(f"The output formats are {', '.join(names)}, but nifti, the label image, is always written. "
                          f"Add it; all formats are {', '.join(format_names())}.")  # fmt: skip
     return [output for output in found.values() if output.suffix]
+
+
+def _require_dicom(cases: Sequence[Case], formats: Sequence[OutputFormat]) -> None:
+    """Reject cases that are no DICOM, if a format refers to a DICOM series.
+
+    Raises:
+        UsageError: there are such cases.
+    """
+    asking = [one.name for one in formats if one.needs_dicom]
+    others = [str(case.paths[0]) for case in cases if not is_dicom(case.paths[0])] if asking else []
+    if others:
+        raise UsageError(
+            f"{first_few(asking)} can be written for DICOM series alone, but {len(others)} of {len(cases)} cases are "
+            f"none: {first_few(others)}. Segment them on their own, without these formats in --to."
+        )
 
 
 def _loaded(model: str | Path | Segmenter, options: Mapping[str, Any]) -> Segmenter:
@@ -251,7 +272,7 @@ def _write(
         with memory_errors("writing the result"):
             outcome.result.save(output)
             for one in formats:
-                _write_format(one, outcome.result, sibling(output, str(one.suffix)))
+                _write_format(one, outcome.result, output)
     except VolsegError as error:
         if probabilities:
             probabilities.unlink(missing_ok=True)
@@ -259,8 +280,17 @@ def _write(
     return Prediction(case, output, record=outcome.result.record)
 
 
-def _write_format(output: OutputFormat, result: Result, path: Path) -> None:
-    """Write one more format; a format of the caller that raises must not end the other cases."""
+def _write_format(output: OutputFormat, result: Result, labels: Path) -> None:
+    """Write one more format next to the label image, or the one in its place if the result has none in it."""
+    path = sibling(labels, str(output.suffix))
+    if reason := output.reason_for_none(result):
+        # With --overwrite, the file of an earlier result may be there.
+        path.unlink(missing_ok=True)
+        logger.warning("%s", reason)
+        if output.instead:
+            _write_format(find_format(output.instead), result, labels)
+        return
+    # A format of the caller that raises must not end the other cases.
     try:
         output.write(result, path)
     except (VolsegError, MemoryError):

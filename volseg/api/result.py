@@ -10,6 +10,7 @@ from volseg.api.outputs import find_format
 from volseg.config import Label
 from volseg.data.io.formats import sibling
 from volseg.data.io.reading import Scan
+from volseg.errors import InputError
 from volseg.files import as_json, whole_file
 from volseg.inference.quality import LabelQuality
 from volseg.version import __version__
@@ -83,14 +84,18 @@ class Result:
 
         Args:
             path: the file; for "nifti" a name that ends in an image suffix, which is the image format.
-            to: the output format, one of `volseg.api.outputs.format_names()`.
+            to: the output format, one of `volseg.api.outputs.format_names()`, with options after colons:
+                "dicom-seg:labelmap".
 
         Raises:
             UsageError: the format does not exist, or the suffix of `path` is not that of an image format.
+            InputError: the format cannot hold this result: the scan is no DICOM series, or nothing was found.
             ResourceError: the disk is full or not writable.
         """
         path = Path(path)
         output = find_format(to)
+        if reason := output.reason_for_none(self):
+            raise InputError(reason)
         # The record is on disk before the label image appears, and appears only if the label image is complete.
         with whole_file(_record_of(path, output.suffix)) as temporary:
             temporary.write_text(as_json(self.record), encoding="utf-8")

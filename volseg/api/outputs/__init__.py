@@ -5,25 +5,49 @@ To add one, add a module with
     SUFFIX       of its file, in place of the suffix of the label image; None for the label image itself
     write        (result, path) -> None: writes the file `path` whole or not at all, see `volseg.files.whole_file`
 
-A module is imported when its format is first used. From Python, `add_format` takes the two as arguments.
+and, where they apply,
+
+    OPTIONS      the options by name, with a line about each; `write` then takes those asked for as `options`, such as
+                 {"labelmap"} for dicom-seg:labelmap
+    NEEDS_DICOM  True if the scan must be a DICOM series, which the file refers to
+    reason_for_none  (result) -> str: why a result has no such file, as a sentence; empty if it has
+    INSTEAD      the format that is written where a result has none in this one
+
+A module is imported when its format is first used. From Python, `add_format` adds one without a module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, NamedTuple
+from typing import Any
 
 from volseg.errors import UsageError
 
 _added: dict[str, "OutputFormat"] = {}
 
 
-class OutputFormat(NamedTuple):
-    """A format: the suffix of its file (None: the label image itself), and the function that writes it."""
+@dataclass(frozen=True)
+class OutputFormat:
+    """A format with its options.
 
+    Args:
+        name: without options.
+        suffix: of its file; None for the label image itself.
+        write: the function that writes a result to a path.
+        needs_dicom: whether the scan must be a DICOM series.
+        reason_for_none: why a result has no file in this format, as a sentence; empty if it has.
+        instead: the format that is written where there is a reason for none; empty for no other.
+    """
+
+    name: str
     suffix: str | None
     write: Callable[[Any, Path], None]
+    needs_dicom: bool = False
+    reason_for_none: Callable[[Any], str] = lambda _: ""
+    instead: str = ""
 
 
 def format_names() -> list[str]:
@@ -31,18 +55,29 @@ def format_names() -> list[str]:
     return sorted({module.name.replace("_", "-") for module in iter_modules(__path__)} | _added.keys())
 
 
-def find_format(name: str) -> OutputFormat:
-    """Find a format by its name.
+def find_format(text: str) -> OutputFormat:
+    """Find a format by its name, with options after colons: dicom-seg:labelmap.
 
     Raises:
-        UsageError: no format has this name.
+        UsageError: no format has this name, or it has no such option.
     """
+    name, *options = text.split(":")
     if name in _added:
+        _check_options(name, options, ())
         return _added[name]
     if name not in format_names():
         raise UsageError(f"There is no output format {name!r}. Use {', '.join(format_names())}.")
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    return OutputFormat(module.SUFFIX, module.write)
+    known = getattr(module, "OPTIONS", {})
+    _check_options(name, options, known)
+    return OutputFormat(
+        name,
+        module.SUFFIX,
+        partial(module.write, options=frozenset(options)) if known else module.write,
+        getattr(module, "NEEDS_DICOM", False),
+        getattr(module, "reason_for_none", lambda _: ""),
+        getattr(module, "INSTEAD", ""),
+    )
 
 
 def add_format(name: str, suffix: str, write: Callable[[Any, Path], None]) -> None:
@@ -53,4 +88,12 @@ def add_format(name: str, suffix: str, write: Callable[[Any, Path], None]) -> No
         suffix: of its file, for example ".csv": `scan.nii.gz` gives `scan.csv`.
         write: called with a `volseg.Result` and the path to write.
     """
-    _added[name] = OutputFormat(suffix, write)
+    _added[name] = OutputFormat(name, suffix, write)
+
+
+def _check_options(name: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Reject options that a format does not have."""
+    unknown = [option for option in found if option not in known]
+    if unknown:
+        has = f"has {', '.join(known)}" if known else "has none"
+        raise UsageError(f"The output format {name} has no option {unknown[0]!r}; it {has}.")

@@ -43,6 +43,7 @@ class Scan:
         chosen: which series and volume of its path it is, for the record; see `Stored`.
         untilt: whether its slices are tilted, and the network shall see them upright, see `volseg.data.grid.shear`.
             Channels and geometry are as stored all the same.
+        slices: the headers of a DICOM series, see `Stored`; results in DICOM's own formats refer to them.
     """
 
     channels: tuple[np.ndarray, ...]
@@ -53,6 +54,7 @@ class Scan:
     unstated: str = ""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     untilt: bool = False
+    slices: tuple[Any, ...] = ()
 
 
 def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
@@ -182,7 +184,10 @@ def _as_scan(stored: Stored, channels: int) -> Scan:
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     volumes = check_scan(stored.array, channels, stored.source)
     geometry = Geometry(volumes[0].shape, stored.affine)
-    return Scan(volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated, stored.chosen)
+    return Scan(
+        volumes, geometry, stored.header, stored.source, tuple(warnings), stored.unstated, stored.chosen,
+        slices=stored.slices,
+    )  # fmt: skip
 
 
 def made_upright(scan: Scan) -> Scan:

@@ -64,7 +64,7 @@ def read_dicom(path: Path, choice: Choice) -> Stored:
         slices, affine, stack_warnings = stacked(volume.frames, source, choice.untilt)
         array, value_warnings = voxels(slices, source)
         found = [*warnings, *about, *stack_warnings, *value_warnings]
-        return Stored(array, affine, None, source, found, chosen=chosen)
+        return Stored(array, affine, None, source, found, chosen=chosen, slices=tuple(slices))
 
 
 def count_volumes(path: Path, choice: Choice) -> int:

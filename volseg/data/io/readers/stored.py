@@ -41,6 +41,8 @@ class Stored(NamedTuple):
         unstated: why its size in millimetres is a convention and no statement of the file, so that no volume in mL
             can be given; empty if the file states it.
         chosen: what was read where a place may hold more, for the record: the "series" of DICOM and the "volume".
+        slices: of a DICOM series, along K: one `volseg.data.io.dicom.frames.Frame` each; empty for other formats and
+            for mosaics, whose slices are no frames.
     """
 
     array: np.ndarray
@@ -50,6 +52,7 @@ class Stored(NamedTuple):
     warnings: list[str]
     unstated: str = ""
     chosen: Mapping[str, Any] = MappingProxyType({})
+    slices: tuple[Any, ...] = ()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,135 @@
+"""The DICOM series that a result is about, as the objects written for it refer to it.
+
+Headers stay as they were read; nothing here changes them. Positions are LPS+ millimetres, as in DICOM.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from volseg.data.grid.geometry import LPS_FROM_RAS, Geometry
+from volseg.data.io.dicom.frames import Frame
+from volseg.data.io.dicom.values import number, text
+from volseg.data.io.reading import Scan
+from volseg.errors import InputError
+
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+class Reference(NamedTuple):
+    """What a slice is called: the SOP class and instance of its file, and its frame from 1; 0 for a classic file."""
+
+    sop_class: str
+    instance: str
+    frame: int
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A series, slice by slice.
+
+    Args:
+        slices: along K of the scan, at least one.
+        geometry: of the scan, RAS+; labels (I, J, K) are I columns, J rows, K slices.
+    """
+
+    slices: tuple[Frame, ...]
+    geometry: Geometry
+
+    @property
+    def header(self) -> Dataset:
+        """The dataset of the first slice, for what all slices share."""
+        data: Dataset = self.slices[0].header.data
+        return data
+
+    @property
+    def study_uid(self) -> str:
+        """Its StudyInstanceUID."""
+        return text(self.header, "StudyInstanceUID")
+
+    @property
+    def series_uid(self) -> str:
+        """Its SeriesInstanceUID."""
+        return text(self.header, "SeriesInstanceUID")
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """Its FrameOfReferenceUID; empty if it states none."""
+        return text(self.header, "FrameOfReferenceUID")
+
+    @property
+    def series_number(self) -> int | None:
+        """Its SeriesNumber, if that is a whole number that is not negative."""
+        found = number(self.header, "SeriesNumber")
+        return int(found) if found is not None and found >= 0 and float(found).is_integer() else None
+
+    @cached_property
+    def references(self) -> tuple[Reference, ...]:
+        """The file and frame of each slice."""
+        return tuple(
+            Reference(
+                text(one.header.data, "SOPClassUID"),
+                text(one.header.data, "SOPInstanceUID"),
+                one.index + 1 if "NumberOfFrames" in one.header.data else 0,
+            )
+            for one in self.slices
+        )
+
+    @cached_property
+    def files(self) -> tuple[Dataset, ...]:
+        """The datasets of the files, each once, in the order of their first slices."""
+        return tuple({id(one.header): one.header.data for one in self.slices}.values())
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """(K, 3) LPS+ mm, the centre of the first pixel of each slice, as stated."""
+        return np.array([one.position for one in self.slices], dtype=np.float64)
+
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """(2, 3) LPS+ unit vectors along a row and along a column: ImageOrientationPatient."""
+        affine = LPS_FROM_RAS @ self.geometry.affine
+        directions: np.ndarray = (affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)).T
+        return directions
+
+    @property
+    def pixel_spacing_mm(self) -> tuple[float, float]:
+        """Distance between rows, then between columns, as DICOM orders them."""
+        columns, rows, _ = self.geometry.spacing_mm
+        return rows, columns
+
+    def to_patient(self, points: np.ndarray) -> np.ndarray:
+        """Points (N, 3) in continuous voxel indices (i, j, k) as LPS+ mm, on the grid of the scan."""
+        affine = LPS_FROM_RAS @ self.geometry.affine
+        moved: np.ndarray = points @ affine[:3, :3].T + affine[:3, 3]
+        return moved
+
+
+def source_of(scan: Scan) -> Source:
+    """The series that a scan was read from.
+
+    Raises:
+        InputError: the scan is no DICOM, a mosaic, or does not state to which study and series it belongs.
+    """
+    if not scan.slices:
+        raise InputError(
+            f"{scan.source} is no DICOM series whose slices are images of their own (other formats and Siemens mosaics "
+            "have none), so no DICOM object can refer to them; leave the DICOM formats out of --to."
+        )
+    _require_names(scan.slices, scan.source)
+    return Source(scan.slices, scan.geometry)
+
+
+def _require_names(slices: Sequence[Frame], source: str) -> None:
+    """Reject slices that a result could not name."""
+    for one in slices:
+        missing = [name for name in _NEEDED if not text(one.header.data, name)]
+        if missing:
+            raise InputError(
+                f"{one.header.among(source)} states no {missing[0]}, so no DICOM object can refer to it; export the "
+                "series again, or leave the DICOM formats out of --to."
+            )

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,20 +123,31 @@ def rtstruct_by_plastimatch(file: Path, folder: Path) -> Found:
     """An RTSTRUCT by plastimatch, which fills the contours on the grid of the source: an image per structure."""
     made = file.parent / f"{file.name}-plastimatch"
     shutil.rmtree(made, ignore_errors=True)
-    _run("plastimatch", "convert", "--input", file, "--referenced-ct", folder, "--output-prefix", made)
+    _run(
+        "plastimatch",
+        "convert",
+        "--input",
+        file,
+        "--referenced-ct",
+        folder,
+        "--output-prefix",
+        made,
+        "--prefix-format",
+        "mha",
+    )
     found, matrix = None, np.eye(4)
     for image in sorted(made.iterdir()):
         voxels, matrix = _from_sitk(SimpleITK.ReadImage(str(image)))
         found = np.zeros(voxels.shape, np.uint8) if found is None else found
-        # Blanks in names become underscores.
-        found[voxels > 0] = VALUES[image.name.removesuffix("".join(image.suffixes)).replace("_", " ")]
+        found[voxels > 0] = VALUES[image.stem]
     return Found(found, matrix)
 
 
 def rtstruct_by_matplotlib(file: Path, folder: Path) -> Found:
-    """An RTSTRUCT filled by matplotlib on the grid of SimpleITK's source: pixel centres inside an odd number of contours.
+    """An RTSTRUCT filled by matplotlib on the grid of SimpleITK's source.
 
-    So holes may be contours of their own or be joined to the outer one by a cut.
+    A pixel belongs to a structure if its centre lies inside an odd number of its contours, so holes may be contours of
+    their own or be joined to the outer one by a cut.
     """
     data, source = pydicom.dcmread(file), source_by_sitk(folder)
     names = {one.ROINumber: one.ROIName for one in data.StructureSetROISequence}
@@ -155,3 +167,42 @@ def rtstruct_by_matplotlib(file: Path, folder: Path) -> Found:
             )
         found[inside] = VALUES[names[structure.ReferencedROINumber]]
     return Found(found, source.matrix)
+
+
+class Reader(NamedTuple):
+    """How a piece of software reads a file with labels.
+
+    Args:
+        software: its name.
+        read: (file, folder of the source) -> what it found.
+        needs: the program it needs; empty for a Python package of the tests.
+    """
+
+    software: str
+    read: Callable[[Path, Path], Found]
+    needs: str = ""
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot be used here; empty if it can."""
+        return f"{self.needs} is not on this machine" if self.needs and program(self.needs) is None else ""
+
+
+OF_SOURCE = (
+    Reader("SimpleITK", lambda _, folder: source_by_sitk(folder)),
+    Reader("highdicom", lambda _, folder: source_by_highdicom(folder)),
+)
+OF_SEG = (
+    Reader("highdicom", seg_by_highdicom),
+    Reader("dcmqi", seg_by_dcmqi, "segimage2itkimage"),
+    Reader("SimpleITK", seg_by_sitk),
+)
+OF_RTSTRUCT = (
+    Reader("matplotlib", rtstruct_by_matplotlib),
+    Reader("plastimatch", rtstruct_by_plastimatch, "plastimatch"),
+)
+
+
+def readers_of(output: str) -> tuple[Reader, ...]:
+    """What reads the labels in a file of an output, as in `save(to=...)`."""
+    return {"source": OF_SOURCE, "dicom-seg": OF_SEG, "rtstruct": OF_RTSTRUCT}.get(output.split(":")[0], ())

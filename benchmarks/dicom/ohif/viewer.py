@@ -38,9 +38,9 @@ const [given, done] = arguments;
 (async () => {{
   const [index, lower, upper] = given;
   await viewport.setImageIdIndex(index);
-  // The slice that the segmentation was opened at keeps its interpolation unless it changes.
-  viewport.setProperties({{ interpolationType: 1 }});
   viewport.setProperties({{ voiRange: {{ lower, upper }}, interpolationType: 0 }});
+  // The slice that the segmentation was opened at would keep its own interpolation.
+  viewport.getDefaultActor().actor.getProperty().setInterpolationType(0);
   viewport.render();
 }})().then(() => setTimeout(() => done(viewport.getCurrentImageId()), 400), error => done('error: ' + error));
 """

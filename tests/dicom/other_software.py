@@ -85,16 +85,18 @@ def _from_volume(volume) -> Found:
 
 
 def seg_by_dcmqi(file: Path, folder: Path) -> Found:
-    """A SEG by dcmqi's `segimage2itkimage`: an image per segment."""
+    """A SEG by dcmqi's `segimage2itkimage`: an image per group of segments."""
     made = file.parent / f"{file.name}-dcmqi"
     made.mkdir(exist_ok=True)
     _run("segimage2itkimage", "--inputDICOM", file, "--outputDirectory", made, "-t", "nrrd")
     found, matrix = None, np.eye(4)
-    for group in json.loads((made / "meta.json").read_text())["segmentAttributes"]:
+    for number, group in enumerate(json.loads((made / "meta.json").read_text())["segmentAttributes"], 1):
+        voxels, matrix = _from_sitk(SimpleITK.ReadImage(str(made / f"{number}.nrrd")))
+        found = np.zeros(voxels.shape, np.uint8) if found is None else found
         for segment in group:
-            voxels, matrix = _from_sitk(SimpleITK.ReadImage(str(made / f"{segment['labelID']}.nrrd")))
-            found = np.zeros(voxels.shape, np.uint8) if found is None else found
-            found[voxels > 0] = VALUES[segment["SegmentLabel"]]
+            # Several segments share an image by their numbers.
+            chosen = voxels == segment["labelID"] if len(group) > 1 else voxels > 0
+            found[chosen] = VALUES[segment["SegmentLabel"]]
     return Found(found, matrix)
 
 
@@ -205,4 +207,6 @@ OF_RTSTRUCT = (
 
 def readers_of(output: str) -> tuple[Reader, ...]:
     """What reads the labels in a file of an output, as in `save(to=...)`."""
-    return {"source": OF_SOURCE, "dicom-seg": OF_SEG, "rtstruct": OF_RTSTRUCT}.get(output.split(":")[0], ())
+    found = {"source": OF_SOURCE, "dicom-seg": OF_SEG, "rtstruct": OF_RTSTRUCT}.get(output.split(":")[0], ())
+    # GDCM is older than label maps.
+    return tuple(one for one in found if not (one.read is seg_by_sitk and "labelmap" in output))

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from volseg.data.io.dicom.values import tag_of, text, texts
+from volseg.data.io.dicom.values import tag_of, texts
 from volseg.dicom.identity import Identity
 from volseg.dicom.source import Source
 from volseg.files import whole_file
@@ -87,7 +87,7 @@ def describe(data: Dataset, kind: Kind, source: Source, identity: Identity, mode
             delattr(data, name)
     for item in data.get("ContributingEquipmentSequence", ()):
         item.pop("ContributionDateTime", None)
-    _replace_made_up(data, identity, _uids(source))
+    _replace_made_up(data, identity)
     _choose_character_set(data, source)
 
 
@@ -133,22 +133,13 @@ def _copy(name: str, header: Dataset, data: Dataset, required: bool) -> None:
         data.add(DataElement(tag, dictionary_VR(tag), None))
 
 
-def _uids(source: Source) -> set[str]:
-    """The UIDs of a source that objects refer to."""
-    names = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
-    return {text(data, name) for data in source.files for name in names}
-
-
-def _replace_made_up(data: Dataset, identity: Identity, kept: set[str]) -> None:
-    """Replace UIDs that a library has made up, the same one everywhere by the same.
-
-    Those in `kept` stay: the source may come from the same library.
-    """
+def _replace_made_up(data: Dataset, identity: Identity) -> None:
+    """Replace UIDs that a library has made up, the same one everywhere by the same."""
     known: dict[str, str] = {}
     for part in _datasets(data):
         for tag in [tag for tag in part.keys() if _kind_of(tag) == "UI"]:  # noqa: SIM118 - not converted
             value = str(part[tag].value)
-            if value.startswith(_MADE_UP) and value not in kept:
+            if value.startswith(_MADE_UP):
                 part[tag].value = known.setdefault(value, identity.uid("made up", str(len(known))))
 
 

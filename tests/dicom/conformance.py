@@ -23,7 +23,26 @@ class Allowed(NamedTuple):
     reason: str
 
 
-ALLOWED: tuple[Allowed, ...] = ()
+ALLOWED = (
+    Allowed(
+        r"Warning - .*CodingSchemeDesignator\(0008,0102\).* - Unrecognized defined term = <99VOLSEG>",
+        ("dicom-seg", "dicom-seg:empty-frames", "dicom-sr", "dicom-sr:empty-frames", "dicom-sr:labelmap"),
+        "PS3.3 8.2 gives private coding schemes names that begin with 99; objects with one say whose it is.",
+    ),
+    Allowed(
+        r"Error - .*ReferencedSegmentNumber\(0062,000b\)> - Shall not be present for Referenced SOP Class that is not "
+        "segmentation",
+        ("dicom-sr:labelmap",),
+        "Label Map Segmentation Storage is a segmentation (PS3.3 10.32.1), which dicom3tools of 2022 do not know.",
+    ),
+    Allowed(
+        r"Warning - Different information entities for attribute - Element=<AccessionNumber> IE <(Series|Study)> versus "
+        r"<(Series|Study)> for file <.*> versus <.*>",
+        ("study",),
+        "dcentvfy takes it for a part of the study in reports and of the series in other objects; PS3.3 C.7.2.1 has it "
+        "in the study of both.",
+    ),
+)
 # dicom3tools of 2022 do not know these; what they say is shown, and decides nothing.
 UNKNOWN_TO_TOOLS = ("dicom-seg:labelmap",)
 

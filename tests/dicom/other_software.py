@@ -122,21 +122,17 @@ def seg_by_sitk(file: Path, folder: Path) -> Found:
 
 
 def rtstruct_by_plastimatch(file: Path, folder: Path) -> Found:
-    """An RTSTRUCT by plastimatch, which fills the contours on the grid of the source: an image per structure."""
-    made = file.parent / f"{file.name}-plastimatch"
+    """An RTSTRUCT by plastimatch, which fills the contours on the grid of the source: an image per structure.
+
+    It reads no multi-frame series; of those it gets SimpleITK's image.
+    """
+    made, grid = file.parent / f"{file.name}-plastimatch", ("--referenced-ct", folder)
     shutil.rmtree(made, ignore_errors=True)
-    _run(
-        "plastimatch",
-        "convert",
-        "--input",
-        file,
-        "--referenced-ct",
-        folder,
-        "--output-prefix",
-        made,
-        "--prefix-format",
-        "mha",
-    )
+    (first, *others) = sorted(folder.iterdir())
+    if not others:
+        grid = ("--fixed", file.parent / f"{file.name}-grid.mha")
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(first)), str(grid[1]))
+    _run("plastimatch", "convert", "--input", file, *grid, "--output-prefix", made, "--prefix-format", "mha")
     found, matrix = None, np.eye(4)
     for image in sorted(made.iterdir()):
         voxels, matrix = _from_sitk(SimpleITK.ReadImage(str(image)))

@@ -36,8 +36,8 @@ ALLOWED = (
         "Label Map Segmentation Storage is a segmentation (PS3.3 10.32.1), which dicom3tools of 2022 do not know.",
     ),
     Allowed(
-        r"Warning - Different information entities for attribute - Element=<AccessionNumber> IE <(Series|Study)> versus "
-        r"<(Series|Study)> for file <.*> versus <.*>",
+        r"Warning - Different information entities for attribute - Element=<AccessionNumber> IE <(Series|Study)> "
+        r"versus <(Series|Study)> for file <.*> versus <.*>",
         ("study",),
         "dcentvfy takes it for a part of the study in reports and of the series in other objects; PS3.3 C.7.2.1 has it "
         "in the study of both.",

@@ -128,11 +128,15 @@ def rtstruct_by_plastimatch(file: Path, folder: Path) -> Found:
     """
     made, grid = file.parent / f"{file.name}-plastimatch", ("--referenced-ct", folder)
     shutil.rmtree(made, ignore_errors=True)
-    (first, *others) = sorted(folder.iterdir())
+    first, *others = sorted(folder.iterdir())
     if not others:
         grid = ("--fixed", file.parent / f"{file.name}-grid.mha")
         SimpleITK.WriteImage(SimpleITK.ReadImage(str(first)), str(grid[1]))
-    _run("plastimatch", "convert", "--input", file, *grid, "--output-prefix", made, "--prefix-format", "mha")
+    # It does not go by the type that the contours state.
+    contours = [one for item in pydicom.dcmread(file).ROIContourSequence for one in item.get("ContourSequence", ())]
+    by_xor = ["--xor-contours"] if any(one.ContourGeometricType == "CLOSEDPLANAR_XOR" for one in contours) else []
+    asked = ("--output-prefix", made, "--prefix-format", "mha", *by_xor)
+    _run("plastimatch", "convert", "--input", file, *grid, *asked)
     found, matrix = None, np.eye(4)
     for image in sorted(made.iterdir()):
         voxels, matrix = _from_sitk(SimpleITK.ReadImage(str(image)))

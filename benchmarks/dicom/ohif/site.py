@@ -12,8 +12,9 @@ from pathlib import Path
 
 PACKAGE, VERSION = "@ohif/app", "3.12.10"
 SHA256 = "fbabd410be33e5b9898931b725229b9da9553aac339914b5c29796d3aa5d4b2d"
-# Without prompts, since nobody answers them; one archive, under the viewer's own address.
+# Without prompts and the tour, since nobody answers them; one archive, under the viewer's own address.
 CONFIG = """
+localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']));
 window.config = {
   routerBasename: null,
   extensions: [],

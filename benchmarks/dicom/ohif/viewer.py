@@ -19,9 +19,7 @@ _STUDY_IS_SHOWN = """
 const services = window.services;
 if (!services || !document.querySelector('.cornerstone-canvas')) return false;
 const kinds = services.displaySetService.getActiveDisplaySets().map(one => one.Modality);
-if (!kinds.includes('SEG') || kinds.length < 2) return false;
-document.querySelectorAll('.shepherd-element, .shepherd-modal-overlay-container').forEach(one => one.remove());
-return true;
+return kinds.includes('SEG') && kinds.length > 1;
 """
 _VIEWPORT = """
 const services = window.services;
@@ -39,8 +37,8 @@ const [given, done] = arguments;
   const [index, lower, upper] = given;
   await viewport.setImageIdIndex(index);
   viewport.setProperties({{ voiRange: {{ lower, upper }}, interpolationType: 0 }});
-  // The slice that the segmentation was opened at would keep its own interpolation.
-  viewport.getDefaultActor().actor.getProperty().setInterpolationType(0);
+  // A slice that was shown before keeps its texture, and so its interpolation, unless its data changes.
+  viewport.getDefaultActor().actor.getMapper().getInputData().modified();
   viewport.render();
 }})().then(() => setTimeout(() => done(viewport.getCurrentImageId()), 400), error => done('error: ' + error));
 """
@@ -64,11 +62,21 @@ class Viewer:
 
     def open_segmentation(self) -> dict[int, tuple[int, int, int]]:
         """Open the study's segmentation as a reader would, by a double click; the colour of each segment."""
-        thumbnails = self.driver.find_elements("css selector", "[data-cy^='study-browser-thumbnail']")
-        (segmentation,) = (one for one in thumbnails if one.text.startswith("SEG"))
-        ActionChains(self.driver).double_click(segmentation).perform()
-        found = self._wait(lambda: self.driver.execute_script(_SEGMENTS), "the segmentation")
+        found = self._wait(self._segments_after_click, "the segmentation")
         return {int(index): tuple(colour) for index, colour in found}
+
+    def _segments_after_click(self):
+        """The segments, after a double click on their series; a click while the page still loads does nothing."""
+        thumbnails = self.driver.find_elements("css selector", "[data-cy^='study-browser-thumbnail']")
+        found = [one for one in thumbnails if one.text.startswith("SEG")]
+        if found:
+            ActionChains(self.driver).double_click(found[0]).perform()
+        until = time.monotonic() + 15
+        while time.monotonic() < until:
+            if segments := self.driver.execute_script(_SEGMENTS):
+                return segments
+            time.sleep(0.5)
+        return None
 
     def count_slices(self) -> int:
         """The number of slices in the viewport."""

@@ -34,7 +34,12 @@ def program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-def _run(name: str, *arguments: object) -> str:
+def run_program(name: str, *arguments: object) -> str:
+    """Run a program and give what it prints.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     done = subprocess.run([program(name), *map(str, arguments)], capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"{name} failed with exit code {done.returncode}:\n{done.stdout[-500:]}{done.stderr[-500:]}")
@@ -88,7 +93,7 @@ def seg_by_dcmqi(file: Path, folder: Path) -> Found:
     """A SEG by dcmqi's `segimage2itkimage`: an image per group of segments."""
     made = file.parent / f"{file.name}-dcmqi"
     made.mkdir(exist_ok=True)
-    _run("segimage2itkimage", "--inputDICOM", file, "--outputDirectory", made, "-t", "nrrd")
+    run_program("segimage2itkimage", "--inputDICOM", file, "--outputDirectory", made, "-t", "nrrd")
     found, matrix = None, np.eye(4)
     for number, group in enumerate(json.loads((made / "meta.json").read_text())["segmentAttributes"], 1):
         voxels, matrix = _from_sitk(SimpleITK.ReadImage(str(made / f"{number}.nrrd")))
@@ -132,11 +137,10 @@ def rtstruct_by_plastimatch(file: Path, folder: Path) -> Found:
     if not others:
         grid = ("--fixed", file.parent / f"{file.name}-grid.mha")
         SimpleITK.WriteImage(SimpleITK.ReadImage(str(first)), str(grid[1]))
-    # It does not go by the type that the contours state.
-    contours = [one for item in pydicom.dcmread(file).ROIContourSequence for one in item.get("ContourSequence", ())]
-    by_xor = ["--xor-contours"] if any(one.ContourGeometricType == "CLOSEDPLANAR_XOR" for one in contours) else []
+    # By default it joins contours that lie within each other, whatever their type.
+    by_xor = ["--xor-contours"] if ".xor." in file.name else []
     asked = ("--output-prefix", made, "--prefix-format", "mha", *by_xor)
-    _run("plastimatch", "convert", "--input", file, *grid, *asked)
+    run_program("plastimatch", "convert", "--input", file, *grid, *asked)
     found, matrix = None, np.eye(4)
     for image in sorted(made.iterdir()):
         voxels, matrix = _from_sitk(SimpleITK.ReadImage(str(image)))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tests.dicom.kinds import dicom_outputs, suffix_of
-from tests.dicom.other_software import OF_SEG, OF_SOURCE, readers_of
+from tests.dicom.other_software import OF_SEG, OF_SOURCE, program, readers_of
 from tests.dicom.phantom_series import LABELS, SIZE, Series, result_of, write_series
 from tests.dicom.positions import LEAST_DICE, agreements, all_series
+from tests.dicom.reports_and_pictures import report_by_dcmqi, report_by_highdicom, true_values, wrong_sides
+from volseg.api.outputs import format_names
 
 # Every value of every property, and every orientation with both kinds of files.
 PART = (
@@ -84,3 +86,33 @@ def test_a_mirrored_result_is_found_out(axis, reader, tmp_path):
 def test_the_matrix_holds_every_combination():
     assert len(set(map(str, all_series()))) == 5 * 2 * 2 * 2 * 2
     assert set(map(str, PART)) <= set(map(str, all_series()))
+
+
+@pytest.mark.skipif("dicom-sr" not in format_names(), reason="there is no such format")
+def test_a_report_says_the_volumes_and_centres(case, tmp_path):
+    series, _, result = case
+    result.save(tmp_path / "result.sr.dcm", to="dicom-sr")
+    true = true_values(series)
+    found = report_by_highdicom(tmp_path / "result.sr.dcm")
+    assert found.keys() == true.keys()
+    for name, one in found.items():
+        assert one.volume_ml == pytest.approx(true[name].volume_ml, rel=1e-6)
+        # Points of reports are float32.
+        np.testing.assert_allclose(one.centre, true[name].centre, atol=1e-3)
+    if program("tid1500reader"):
+        by_dcmqi = report_by_dcmqi(tmp_path / "result.sr.dcm")
+        assert {name: one.volume_ml for name, one in by_dcmqi.items()} == pytest.approx(
+            {name: one.volume_ml for name, one in true.items()}, rel=1e-6
+        )
+
+
+@pytest.mark.skipif("dicom-sc" not in format_names(), reason="there is no such format")
+def test_a_picture_shows_labels_on_their_sides(case, tmp_path):
+    series, _, result = case
+    result.save(tmp_path / "result.sc.dcm", to="dicom-sc")
+    wrong, compared = wrong_sides(tmp_path / "result.sc.dcm", series)
+    assert wrong == []
+    assert compared >= 4
+    mirrored = replace(result, labels=np.flip(result.labels, 0))
+    mirrored.save(tmp_path / "mirrored.sc.dcm", to="dicom-sc")
+    assert wrong_sides(tmp_path / "mirrored.sc.dcm", series)[0]

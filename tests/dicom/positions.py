@@ -43,12 +43,17 @@ def agreements(found: Found, series: Series) -> list[Agreement]:
             measured.append(Agreement(label.name, np.inf, np.inf, 0.0))
             continue
         apart = centre(got, found.matrix) - centre(expected, matrix)
-        in_voxels = np.abs(np.linalg.solve(matrix[:3, :3], apart)).max()
+        millimetres, in_voxels = centre_distance(apart, matrix)
         both = np.count_nonzero(expected & (compared == label.value))
         # What lies outside the grid of the phantom counts as wrong.
         dice = 2 * both / (np.count_nonzero(expected) + np.count_nonzero(got))
-        measured.append(Agreement(label.name, float(np.linalg.norm(apart)), float(in_voxels), float(dice)))
+        measured.append(Agreement(label.name, millimetres, in_voxels, float(dice)))
     return measured
+
+
+def centre_distance(apart: np.ndarray, matrix: np.ndarray) -> tuple[float, float]:
+    """A shift (3,) in LPS+ mm as its length in mm, and in voxels of a grid along the axis where it is largest."""
+    return float(np.linalg.norm(apart)), float(np.abs(np.linalg.solve(matrix[:3, :3], apart)).max())
 
 
 def centre(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def _panels(pixels: np.ndarray) -> Iterator[tuple[slice, slice]]:
 def wrong_sides(file: Path, series: Series, least_mm: float = 8) -> tuple[list[str], int]:
     """Pairs of labels of a picture that lie the wrong way round, and the number of pairs that were compared.
 
-    Compared are pairs whose centres are `least_mm` or more apart along a side of the picture: a picture shows cuts, whose
+    Compared are pairs whose centres are `least_mm` or more apart along a side of the picture: it shows cuts, whose
     centres are others.
     """
     true = {name: one.centre for name, one in true_values(series).items()}

@@ -90,7 +90,8 @@ def summary(everything: Mapping) -> Iterable[str]:
                 number(max(one.voxels for one in read)),
                 f"{min(one.dice for one in read):.4f}",
             )
-        yield f"| {output} | {reader} | {right} of {len(found)} | {' | '.join(worst)} | {'; '.join(reasons) or 'none'} |"
+        cells = (output, reader, f"{right} of {len(found)}", *worst, "; ".join(reasons) or "none")
+        yield f"| {' | '.join(cells)} |"
 
 
 def matrix(by_reader: Mapping[str, Mapping]) -> Iterable[str]:

@@ -63,7 +63,7 @@ def measure(series: Series, folder: Path, with_peers: bool) -> Measures:
         file = folder / f"{name.replace(' ', '-')}{suffix_of(output)}"
         try:
             write(scan, series, file)
-        except Exception as error:  # noqa: BLE001 - that it fails is the result
+        except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             found |= {(name, reader.software): Measured(reason=reason) for reader in readers_of(output)}
         else:
@@ -81,7 +81,7 @@ def labels_of(output: str, file: Path, scan: Path, series: Series, writer: str =
             continue
         try:
             every = agreements(reader.read(file, scan), series)
-        except Exception as error:  # noqa: BLE001 - that a reader fails is a result too
+        except Exception as error:
             found[key] = Measured(reason=f"{type(error).__name__}: {error}".splitlines()[0])
         else:
             found[key] = Measured(

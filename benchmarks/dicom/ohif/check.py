@@ -1,8 +1,8 @@
 """Check in the real OHIF viewer that segments lie over the shapes of the phantom. Run by `make test-ohif`.
 
 Every slice of a series is shown twice, with and without its segments. Where the grey level of the plain picture is that
-of a label, the other one has to have the label's colour, and nowhere else. Both come from the screen, so neither the
-writer's nor the reader's idea of positions takes part.
+of a label, the other one has to have the label's colour, and nowhere else. Both are what the viewer
+draws, so neither the writer's nor the reader's idea of positions takes part.
 
     python -m benchmarks.dicom.ohif.check --output FOLDER
 """
@@ -23,7 +23,7 @@ from volseg.report.colours import label_colours
 SERIES = (Series("axial"), Series("oblique sagittal", "down", "unequal", modality="MR"))
 # Grey levels are intensities over 5: 0 to 255.
 WINDOW, GREY = (0, 1275), 5
-# Edges are drawn over neighbouring pixels, 15 or more of which make a voxel.
+# Outlines may be drawn over neighbouring pixels; some 20 of them make the edge of a voxel.
 LEAST_DICE, FURTHEST_PIXELS = 0.9, 3.0
 
 
@@ -76,7 +76,7 @@ def check_series(viewer, address: str, series: Series, output: Path) -> list[str
         viewer.show_slice(number, WINDOW)
         plain, drawn = viewer.picture(False), viewer.picture(True)
         for index, expected, found, dice, apart in compare(plain, overlay_of(plain, drawn, colours), values):
-            # Anti-aliased letters and lines can have a label's grey level or colour by chance.
+            # Pixels of edges can have a label's grey level or colour by chance; a voxel has some 400.
             if max(expected, found) < 60:
                 continue
             seen.add(index)

@@ -1,5 +1,6 @@
 """OHIF in a headless Chromium: opens a study, shows its segmentation, and takes pictures of slices."""
 
+import base64
 import io
 import time
 from contextlib import contextmanager
@@ -90,11 +91,11 @@ class Viewer:
         return name
 
     def picture(self, with_segments: bool) -> np.ndarray:
-        """The viewport, with or without the segments."""
+        """What the viewport draws, with or without the segments; not the texts above it."""
         self.driver.execute_script(_SET_VISIBLE, with_segments)
         time.sleep(0.6)
-        canvas = self.driver.find_element("css selector", ".cornerstone-canvas")
-        return np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB"))
+        drawn = self.driver.execute_script(f"{_VIEWPORT} return viewport.canvas.toDataURL('image/png');")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn.split(",")[1]))).convert("RGB"))
 
     def screenshot(self, path) -> None:
         """Save the whole window as a PNG file."""

@@ -1,4 +1,4 @@
-"""The page about positions says what is so: it is complete, everything on it is right, and one row is measured again."""
+"""The page about positions is complete, everything on it is right, and a row measured again says the same."""
 
 import logging
 import re

@@ -1,0 +1,1 @@
+"""DICOM results measured with other software."""

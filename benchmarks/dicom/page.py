@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 
+from tests.dicom.conformance import ALLOWED
 from tests.dicom.phantom_series import LABELS, SIZE, SPACINGS, Series
 from tests.dicom.positions import LEAST_DICE
 
@@ -48,12 +49,21 @@ def written(everything: Mapping) -> str:
     parts = [beginning, "## Summary\n", *summary(ours)]
     if peers:
         parts += ["\n## Other writers\n", PEERS, *summary(peers)]
-    parts += ["\n## Every series\n", EVERY]
+    parts += ["\n## Conformance\n", CONFORMANCE, *allowed(), NOT_CHECKED, "## Every series\n", EVERY]
     for output, found in groupby(ours.items(), lambda one: one[0][0]):
         parts += [f"\n### {output}\n", *matrix({key[1]: values for key, values in found})]
     return "\n".join(parts) + "\n"
 
 
+CONFORMANCE = """`dciodvfy` and `dcentvfy` (Debian's dicom3tools of 2022) say nothing about the files of the phantom.
+About the objects of every format, and about the study they are in, they say these lines and no others
+(`tests/dicom/test_conformance.py`):
+"""
+NOT_CHECKED = """
+Label map segmentations are younger than dicom3tools: what `dciodvfy` says of them ("Information Object Not found", and
+that the number of the background, 0, is no segment) is shown by the test and decides nothing. `dicom-validator` was
+not used: it needs the text of the standard, which it downloads, and the machine of the measurements has no way there.
+"""
 PEERS = """The same phantom and readers, with plain use of highdicom's `Segmentation` and of rt-utils.
 """
 EVERY = """Dice coefficient and distance of the centres of mass in millimetres, of the worst label and modality.
@@ -92,6 +102,16 @@ def summary(everything: Mapping) -> Iterable[str]:
             )
         cells = (output, reader, f"{right} of {len(found)}", *worst, "; ".join(reasons) or "none")
         yield f"| {' | '.join(cells)} |"
+
+
+def allowed() -> Iterable[str]:
+    """A row per line that dicom3tools may say."""
+    yield "| line, as a regular expression | objects | why the file is right |"
+    yield "| --- | --- | --- |"
+    for one in ALLOWED:
+        # A bar would end the cell.
+        pattern = one.pattern.replace("|", "\\|")
+        yield f"| `{pattern}` | {', '.join(one.kinds)} | {one.reason} |"
 
 
 def matrix(by_reader: Mapping[str, Mapping]) -> Iterable[str]:

@@ -33,7 +33,7 @@ ALLOWED = (
         r"Error - .*ReferencedSegmentNumber\(0062,000b\)> - Shall not be present for Referenced SOP Class that is not "
         "segmentation",
         ("dicom-sr:labelmap",),
-        "Label Map Segmentation Storage is a segmentation (PS3.3 10.32.1), which dicom3tools of 2022 do not know.",
+        "Label Map Segmentation Storage is one too, which dicom3tools of 2022 do not know.",
     ),
     Allowed(
         r"Warning - Different information entities for attribute - Element=<AccessionNumber> IE <(Series|Study)> "

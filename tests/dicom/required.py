@@ -12,10 +12,13 @@ def complete(data, series, number) -> None:
     _study(data, series)
     data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = series.uid(), 3, str(series)
     data.SOPInstanceUID, data.InstanceNumber = series.uid("instance", number), number + 1
+    # From air to the brightest label; viewers make up a window of their own otherwise.
+    window = {"WindowCenter": "600", "WindowWidth": "1300"}
     if series.kind == "classic":
+        data.update(_items(**window))
         (_classic_ct if series.modality == "CT" else _classic_mr)(data)
     else:
-        _enhanced(data, series)
+        _enhanced(data, series, window)
 
 
 def _study(data, series) -> None:
@@ -51,7 +54,7 @@ def _classic_mr(data) -> None:
     data.MagneticFieldStrength, data.FlipAngle = "1.5", "90"
 
 
-def _enhanced(data, series) -> None:
+def _enhanced(data, series, window) -> None:
     """Derived rather than original, since the standard asks original frames for all of an acquisition."""
     is_ct = series.modality == "CT"
     for name in ("AcquisitionDate", "AcquisitionTime"):
@@ -61,6 +64,7 @@ def _enhanced(data, series) -> None:
     data.BurnedInAnnotation, data.LossyImageCompression, data.PresentationLUTShape = "NO", "00", "IDENTITY"
     shared = data.SharedFunctionalGroupsSequence[0]
     shared.FrameAnatomySequence = [_items(FrameLaterality="U", AnatomicRegionSequence=[_code("818981001", "Abdomen")])]
+    shared.FrameVOILUTSequence = [_items(**window)]
     scaling = {
         "RescaleIntercept": "-1024" if is_ct else "0",
         "RescaleSlope": "1",

@@ -31,8 +31,18 @@ const shown = services.segmentationService.getSegmentationRepresentations(id);
 _SEGMENTS = f"""{_VIEWPORT}
 return shown.length ? Object.values(shown[0].segments).map(one => [one.segmentIndex, one.color.slice(0, 3)]) : null;
 """
+# Segments are drawn some frames after they change; a loaded machine takes long for one.
+_DRAWN = """
+const drawn = async () => {
+  for (let frame = 0; frame < 3; frame++)
+    await new Promise(resolve => {
+      viewport.element.addEventListener('CORNERSTONE_IMAGE_RENDERED', () => setTimeout(resolve, 150), { once: true });
+      viewport.render();
+    });
+};
+"""
 # Nearest-neighbour interpolation, so that a grey level is that of one voxel.
-_SHOW_SLICE = f"""{_VIEWPORT}
+_SHOW_SLICE = f"""{_VIEWPORT}{_DRAWN}
 const [given, done] = arguments;
 (async () => {{
   const [index, lower, upper] = given;
@@ -40,13 +50,15 @@ const [given, done] = arguments;
   viewport.setProperties({{ voiRange: {{ lower, upper }}, interpolationType: 0 }});
   // A slice that was shown before keeps its texture, and so its interpolation, unless its data changes.
   viewport.getDefaultActor().actor.getMapper().getInputData().modified();
-  viewport.render();
-}})().then(() => setTimeout(() => done(viewport.getCurrentImageId()), 400), error => done('error: ' + error));
+  await drawn();
+  return viewport.getCurrentImageId();
+}})().then(done, error => done('error: ' + error));
 """
-_SET_VISIBLE = f"""{_VIEWPORT}
+_SET_VISIBLE = f"""{_VIEWPORT}{_DRAWN}
+const [visible, done] = arguments;
 for (const index of Object.keys(shown[0].segments))
-  services.segmentationService.setSegmentVisibility(id, shown[0].segmentationId, Number(index), arguments[0]);
-viewport.render();
+  services.segmentationService.setSegmentVisibility(id, shown[0].segmentationId, Number(index), visible);
+drawn().then(done);
 """
 
 
@@ -92,8 +104,7 @@ class Viewer:
 
     def picture(self, with_segments: bool) -> np.ndarray:
         """What the viewport draws, with or without the segments; not the texts above it."""
-        self.driver.execute_script(_SET_VISIBLE, with_segments)
-        time.sleep(0.6)
+        self.driver.execute_async_script(_SET_VISIBLE, with_segments)
         drawn = self.driver.execute_script(f"{_VIEWPORT} return viewport.canvas.toDataURL('image/png');")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn.split(",")[1]))).convert("RGB"))
 

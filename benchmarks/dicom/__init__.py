@@ -1,1 +1,1 @@
-"""DICOM results measured with other software."""
+"""DICOM objects that results are written as."""

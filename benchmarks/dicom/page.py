@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 
-from tests.dicom.conformance import ALLOWED
-from tests.dicom.phantom_series import LABELS, SIZE, SPACINGS, Series
-from tests.dicom.positions import LEAST_DICE
+from tests.dicom.proof.conformance import ALLOWED
+from tests.dicom.proof.phantom_series import LABELS, SIZE, SPACINGS, Series
+from tests.dicom.proof.positions import LEAST_DICE
 
 BEGINNING = """# Positions of DICOM results, as other software reads them
 
 `make positions` measures this page and writes it (`benchmarks/dicom/positions.py`); do not edit it. A part of it is a
-test (`tests/dicom/test_positions.py`).
+test (`tests/dicom/proof/test_positions.py`).
 
 The phantom is a body in patient millimetres with {labels} labels: an ellipsoid, a tube with a hole, a ball, a hook and
 a grain of a few voxels. No mirror image, rotation or exchange of axes gives it again. It is written as {series} series
@@ -57,7 +57,7 @@ def written(everything: Mapping) -> str:
 
 CONFORMANCE = """`dciodvfy` and `dcentvfy` (Debian's dicom3tools of 2022) say nothing about the files of the phantom.
 About the objects of every format, and about the study they are in, they say these lines and no others
-(`tests/dicom/test_conformance.py`):
+(`tests/dicom/proof/test_conformance.py`):
 """
 NOT_CHECKED = """
 Label map segmentations are younger than dicom3tools: what `dciodvfy` says of them ("Information Object Not found", and

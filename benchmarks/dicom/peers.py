@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 from pydicom.sr.codedict import codes
 
-from tests.dicom.phantom_series import LABELS, Series
+from tests.dicom.proof.phantom_series import LABELS, Series
 
 
 def plain_highdicom(scan: Path, series: Series, file: Path) -> None:

@@ -1,6 +1,6 @@
 """Measure where other software finds volseg's DICOM results, and write docs/reference/dicom-positions.md.
 
-Every series of the phantom (`tests/dicom/phantom_series.py`) is written, segmented by its known rule, exported in every
+Every series of the phantom (`tests/dicom/proof/phantom_series.py`) is written, segmented by its known rule, exported in every
 DICOM format and read back. Run by `make positions`, in about ten minutes; `--peers` adds results of other writers.
 
     python -m benchmarks.dicom.positions --output docs/reference/dicom-positions.md
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.dicom import page, peers
-from tests.dicom.kinds import dicom_outputs, suffix_of
-from tests.dicom.other_software import program, readers_of
-from tests.dicom.phantom_series import Series, result_of, write_series
-from tests.dicom.positions import agreements, all_series, centre_distance
-from tests.dicom.reports_and_pictures import report_by_dcmqi, report_by_highdicom, true_values, wrong_sides
+from tests.dicom.proof.kinds import dicom_outputs, suffix_of
+from tests.dicom.proof.other_software import program, readers_of
+from tests.dicom.proof.phantom_series import Series, result_of, write_series
+from tests.dicom.proof.positions import agreements, all_series, centre_distance
+from tests.dicom.proof.reports_and_pictures import report_by_dcmqi, report_by_highdicom, true_values, wrong_sides
 
 
 class Measured(NamedTuple):

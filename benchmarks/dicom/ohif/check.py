@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.dicom.ohif.archive import PLUGIN, orthanc, store
 from benchmarks.dicom.ohif.site import download, served
-from tests.dicom.phantom_series import INTENSITIES, LABELS, Series, result_of, write_series
+from tests.dicom.proof.phantom_series import INTENSITIES, LABELS, Series, result_of, write_series
 from volseg.report.colours import label_colours
 
 SERIES = (Series("axial"), Series("oblique sagittal", "down", "unequal", modality="MR"))

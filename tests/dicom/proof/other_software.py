@@ -17,7 +17,7 @@ import pydicom
 import SimpleITK
 from matplotlib.path import Path as Outline
 
-from tests.dicom.phantom_series import LABELS, by_threshold
+from tests.dicom.proof.phantom_series import LABELS, by_threshold
 
 VALUES = {label.name: label.value for label in LABELS}
 

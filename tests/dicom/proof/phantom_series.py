@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.uid import generate_uid
 
 from tests.data.io.dicom.writers import CT, ENHANCED_CT, ENHANCED_MR, MR, classic, enhanced, write_all
-from tests.dicom.required import complete
+from tests.dicom.proof.required import complete
 from volseg.api.result import Result
 from volseg.config import Label
 from volseg.data.io.reading import read_scan

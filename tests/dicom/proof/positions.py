@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.dicom.other_software import Found
-from tests.dicom.phantom_series import LABELS, ORIENTATIONS, SPACINGS, Series
+from tests.dicom.proof.other_software import Found
+from tests.dicom.proof.phantom_series import LABELS, ORIENTATIONS, SPACINGS, Series
 
 # Voxels are equal where the format holds voxels; contours have to be filled first.
 LEAST_DICE = {"source": 1.0, "dicom-seg": 1.0, "rtstruct": 0.98}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.dicom.other_software import program
+from tests.dicom.proof.other_software import program
 
 
 class Allowed(NamedTuple):

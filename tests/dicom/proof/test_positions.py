@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.dicom.kinds import dicom_outputs, suffix_of
-from tests.dicom.other_software import OF_SEG, OF_SOURCE, program, readers_of
-from tests.dicom.phantom_series import LABELS, SIZE, Series, result_of, write_series
-from tests.dicom.positions import LEAST_DICE, agreements, all_series
-from tests.dicom.reports_and_pictures import report_by_dcmqi, report_by_highdicom, true_values, wrong_sides
+from tests.dicom.proof.kinds import dicom_outputs, suffix_of
+from tests.dicom.proof.other_software import OF_SEG, OF_SOURCE, program, readers_of
+from tests.dicom.proof.phantom_series import LABELS, SIZE, Series, result_of, write_series
+from tests.dicom.proof.positions import LEAST_DICE, agreements, all_series
+from tests.dicom.proof.reports_and_pictures import report_by_dcmqi, report_by_highdicom, true_values, wrong_sides
 from volseg.api.outputs import format_names
 
 # Every value of every property, and every orientation with both kinds of files.

@@ -3,10 +3,10 @@
 import pydicom
 import pytest
 
-from tests.dicom.conformance import ALLOWED, UNKNOWN_TO_TOOLS, lines_about, lines_about_study, unexplained
-from tests.dicom.kinds import dicom_outputs, suffix_of
-from tests.dicom.other_software import program
-from tests.dicom.phantom_series import Series, result_of, write_series
+from tests.dicom.proof.conformance import ALLOWED, UNKNOWN_TO_TOOLS, lines_about, lines_about_study, unexplained
+from tests.dicom.proof.kinds import dicom_outputs, suffix_of
+from tests.dicom.proof.other_software import program
+from tests.dicom.proof.phantom_series import Series, result_of, write_series
 
 SOURCES = (
     Series("axial"),

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.dicom import page, positions
-from tests.dicom.kinds import dicom_outputs
-from tests.dicom.other_software import readers_of
-from tests.dicom.phantom_series import Series
-from tests.dicom.positions import LEAST_DICE, all_series
+from tests.dicom.proof.kinds import dicom_outputs
+from tests.dicom.proof.other_software import readers_of
+from tests.dicom.proof.phantom_series import Series
+from tests.dicom.proof.positions import LEAST_DICE, all_series
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "dicom-positions.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "dicom-positions.md"
 MEASURED_AGAIN = ("oblique", "down", "unequal", "classic")
 OUTPUTS = ("source", *(one for one in dicom_outputs() if not one.startswith("dicom-sr:")))
 

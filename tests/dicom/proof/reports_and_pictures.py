@@ -9,9 +9,9 @@ import highdicom
 import numpy as np
 import pydicom
 
-from tests.dicom.other_software import run_program
-from tests.dicom.phantom_series import LABELS, Series
-from tests.dicom.positions import centre
+from tests.dicom.proof.other_software import run_program
+from tests.dicom.proof.phantom_series import LABELS, Series
+from tests.dicom.proof.positions import centre
 from volseg.report.colours import label_colours
 
 # Each plane of a picture, from the left: the LPS+ directions to its right and down; the patient's right is on the left.

@@ -1,7 +1,7 @@
 """Measure where other software finds volseg's DICOM results, and write docs/reference/dicom-positions.md.
 
-Every series of the phantom (`tests/dicom/proof/phantom_series.py`) is written, segmented by its known rule, exported in every
-DICOM format and read back. Run by `make positions`, in about ten minutes; `--peers` adds results of other writers.
+Every series of the phantom (`tests/dicom/proof/phantom_series.py`) is written, segmented by its known rule, exported in
+every DICOM format and read back. Run by `make positions`, in about ten minutes, on the same phantom for other writers.
 
     python -m benchmarks.dicom.positions --output docs/reference/dicom-positions.md
 """

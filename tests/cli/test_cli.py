@@ -130,7 +130,7 @@ def test_a_preview_is_overwritten_only_with_the_option(tmp_path, model, scans):
     assert (tmp_path / "seg.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("kind", "code"), [("nifti", 0), ("rtstruct", 2), ("nifti,dicom-seg", 2)])
+@pytest.mark.parametrize(("kind", "code"), [("nifti", 0), ("obj", 2), ("nifti,stl", 2)])
 def test_unknown_output_formats_are_rejected(tmp_path, model, scans, kind, code):
     out = tmp_path / "seg.nii.gz"
     result = run("predict", scans / "scan1.nii.gz", "--model", model, "--output", out, "--to", kind, "--device", "cpu")

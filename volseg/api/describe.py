@@ -1,6 +1,7 @@
 """Descriptions of a model, an image or a run folder, and the cost of a network: `volseg info` and `volseg profile`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "volseg_version": card.volseg_version,
         "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.channels),
         "labels": ", ".join(map(_label_text, plan.labels)),
+        **({"codes": codes} if (codes := _codes_text(plan.labels)) else {}),
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
         "spacing_mm": _times(plan.spacing_mm),
         "patch_size": _times(plan.patch_size),
@@ -140,6 +142,11 @@ def _label_text(label: Label) -> str:
     """The voxel value and the name of a label; for a region also the label values it consists of."""
     parts = f" (of {', '.join(map(str, label.parts))})" if label.parts else ""
     return f"{label.value} {label.name}{parts}"
+
+
+def _codes_text(labels: Sequence[Label]) -> str:
+    """What the labels with a stated code are."""
+    return "; ".join(f"{label.name}: {label.code}" for label in labels if label.code)
 
 
 def _members_text(card: ModelCard) -> str:

@@ -188,13 +188,17 @@ def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
     """The output formats, without the label image, in order.
 
     Raises:
-        UsageError: a format does not exist, or the label image is not among them.
+        UsageError: a format does not exist, two write the same file, or the label image is not among them.
     """
     names = [name.strip() for name in to.split(",")] if isinstance(to, str) else list(to)
     found = {name: find_format(name) for name in [*names, *(["preview"] if preview else [])]}
     if "nifti" not in found:
         raise UsageError(f"The output formats are {', '.join(names)}, but nifti, the label image, is always written. "
                          f"Add it; all formats are {', '.join(format_names())}.")  # fmt: skip
+    by_file: dict[str | None, str] = {}
+    for name, output in found.items():
+        if (other := by_file.setdefault(output.suffix, name)) != name:
+            raise UsageError(f"{other} and {name} write the same file, {output.suffix}. Ask for one of them.")
     return [output for output in found.values() if output.suffix]
 
 
@@ -270,14 +274,15 @@ def _write(
         return Prediction(case, output, error=outcome.error)
     try:
         with memory_errors("writing the result"):
-            outcome.result.save(output)
+            result = outcome.result.with_warnings(formats)
+            result.save(output)
             for one in formats:
-                _write_format(one, outcome.result, output)
+                _write_format(one, result, output)
     except VolsegError as error:
         if probabilities:
             probabilities.unlink(missing_ok=True)
         return Prediction(case, output, error=error)
-    return Prediction(case, output, record=outcome.result.record)
+    return Prediction(case, output, record=result.record)
 
 
 def _write_format(output: OutputFormat, result: Result, labels: Path) -> None:

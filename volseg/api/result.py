@@ -1,12 +1,13 @@
 """The result for one scan, and its files."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from volseg.api.outputs import find_format
+from volseg.api.outputs import OutputFormat, find_format
 from volseg.config import Label
 from volseg.data.io.formats import sibling
 from volseg.data.io.reading import Scan
@@ -96,10 +97,17 @@ class Result:
         output = find_format(to)
         if reason := output.reason_for_none(self):
             raise InputError(reason)
+        result = self.with_warnings([output])
         # The record is on disk before the label image appears, and appears only if the label image is complete.
         with whole_file(_record_of(path, output.suffix)) as temporary:
-            temporary.write_text(as_json(self.record), encoding="utf-8")
-            output.write(self, path)
+            temporary.write_text(as_json(result.record), encoding="utf-8")
+            output.write(result, path)
+
+    def with_warnings(self, formats: Sequence[OutputFormat]) -> "Result":
+        """The same, with what has to be assumed about it for files in these formats among its warnings."""
+        more = [warning for one in formats for warning in one.warnings(self)]
+        warnings = tuple(dict.fromkeys((*self.scan.warnings, *more)))
+        return replace(self, scan=replace(self.scan, warnings=warnings)) if more else self
 
 
 def _record_of(path: Path, suffix: str | None) -> Path:

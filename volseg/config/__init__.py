@@ -5,7 +5,7 @@ All defaults and units are defined here. Spatial triples are in network order (D
 
 from volseg.config.files import load_config, read_yaml
 from volseg.config.network import Block, NetworkConfig
-from volseg.config.plan import Channel, ComponentRule, Label, Plan, Resampling, rules_in_words
+from volseg.config.plan import Channel, CodedName, ComponentRule, Label, LabelCode, Plan, Resampling, rules_in_words
 from volseg.config.training import AugmentationConfig, Config, PlanChoices, TrainingConfig
 from volseg.config.values import IGNORED, Activation, Axis, Count, Frozen, Mid, Norm, Normalisation, Triple, checked
 
@@ -16,11 +16,13 @@ __all__ = [
     "Axis",
     "Block",
     "Channel",
+    "CodedName",
     "ComponentRule",
     "Config",
     "Count",
     "Frozen",
     "Label",
+    "LabelCode",
     "Mid",
     "NetworkConfig",
     "Norm",

@@ -8,6 +8,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from volseg.config.network import NetworkConfig
 from volseg.config.values import Axes, Frozen, Normalisation, Triple
 
+# What DICOM takes as one value of a text: no backslash, no control character, not blank.
+_ONE_VALUE = r"^[^\\\x00-\x1f\x7f]*[^\\\x00-\x20\x7f][^\\\x00-\x1f\x7f]*$"
+
 
 class Channel(Frozen):
     """One input channel and how its intensities are normalised."""
@@ -28,8 +31,28 @@ class Channel(Frozen):
         return self
 
 
+class CodedName(Frozen):
+    """A term of a coding scheme, such as 64033007, SCT, Kidney: what DICOM objects say of a label."""
+
+    value: str = Field(min_length=1, max_length=16, pattern=_ONE_VALUE, description="code value")
+    scheme: str = Field(min_length=1, max_length=16, pattern=_ONE_VALUE, description="SCT for SNOMED CT, DCM, ...")
+    meaning: str = Field(min_length=1, max_length=64, pattern=_ONE_VALUE, description="the term in words")
+
+
+class LabelCode(CodedName):
+    """The term for what a label is, with its category and a modifier such as its side where they are stated."""
+
+    category: CodedName | None = None
+    modifier: CodedName | None = None
+
+    def __str__(self) -> str:
+        """The term and its modifier in words, with their codes."""
+        parts = [self, *([self.modifier] if self.modifier else [])]
+        return ", ".join(f"{one.meaning} ({one.scheme} {one.value})" for one in parts)
+
+
 class Label(Frozen):
-    """A foreground label: its name, its value in label images, and its colour."""
+    """A foreground label: its name, its value in label images, its colour and its code."""
 
     name: str
     value: int = Field(ge=1, le=65535)
@@ -40,6 +63,15 @@ class Label(Frozen):
     volume_ml_range: tuple[float, float] | None = Field(
         None, description="smallest and largest volume in the training references, mL"
     )
+    code: LabelCode | None = Field(None, description="what it is in DICOM objects; without one, its name decides")
+
+    @model_serializer(mode="wrap")
+    def _without_missing_code(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions read the plans and model files of labels without a code.
+        document: dict[str, Any] = handler(self)
+        if document.get("code") is None:
+            document.pop("code", None)
+        return document
 
     @property
     def stored_values(self) -> tuple[int, ...]:

@@ -6,23 +6,27 @@ byte, and anything else has other UIDs.
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date as day
+from datetime import time as clock
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from volseg.data.io.dicom.values import text
+from volseg.dicom.image.pixels import in_file_order
 from volseg.dicom.source import Source
+from volseg.dicom.uids import derived_uid
 from volseg.version import __version__
 
 # Where a source states no date at all and the standard requires one.
 NO_DATE, NO_TIME = "19000101", "000000"
 _DATES = ("Content", "Acquisition", "Series", "Study")
 # Libraries that decide on bytes of the objects.
-_WRITERS = ("pydicom", "highdicom")
+_WRITERS = ("pydicom", "highdicom", "contourpy")
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,8 @@ class Identity:
     time: str
 
     def uid(self, *role: str) -> str:
-        """The UID of a part of the result, such as ("segmentation", "series").
-
-        Returns:
-            2.25 and a UUID as a decimal number, DICOM PS3.5 B.2; the UUID is of version 5 in RFC 9562, by name.
-        """
-        digest = hashlib.sha256("\0".join((self.seed, *role)).encode()).digest()
-        return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+        """The UID of a part of the result, such as ("segmentation", "series")."""
+        return derived_uid(self.seed, *role)
 
 
 def identity_of(source: Source, model_sha256: str, options: Mapping[str, Any], labels: np.ndarray) -> Identity:
@@ -56,7 +55,7 @@ def identity_of(source: Source, model_sha256: str, options: Mapping[str, Any], l
         source: its SOP Instance UIDs and frames count.
         model_sha256: of the model file.
         options: everything else that decides on the result, as JSON values.
-        labels: (I, J, K) integers, of any memory order; values and shape count.
+        labels: (I, J, K) uint8 or uint16, of any memory order; values, type and shape count.
     """
     digest = hashlib.sha256()
     about = {
@@ -67,9 +66,8 @@ def identity_of(source: Source, model_sha256: str, options: Mapping[str, Any], l
         "versions": [__version__, *map(version, _WRITERS)],
     }
     digest.update(json.dumps(about, sort_keys=True).encode())
-    for k in range(labels.shape[2]):
-        # Slice by slice, and as one dtype, so that no second array of the scan's size is needed.
-        digest.update(np.ascontiguousarray(labels[:, :, k].T, dtype="<u2").data)
+    pixels = in_file_order(labels)
+    digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).data)
     return Identity(digest.hexdigest(), *_when(source))
 
 
@@ -77,12 +75,23 @@ def _when(source: Source) -> tuple[str, str]:
     """The first date that the source states, and its time: of its content, acquisition, series or study."""
     for name in _DATES:
         date, time = text(source.header, f"{name}Date"), text(source.header, f"{name}Time")
-        if len(date) == 8 and date.isdecimal():
+        if _is_date(date):
             return date, time if _is_time(time) else NO_TIME
     return NO_DATE, NO_TIME
 
 
+def _is_date(value: str) -> bool:
+    """Whether a text is a day of the calendar as DICOM writes it: YYYYMMDD."""
+    with suppress(ValueError):
+        return len(value) == 8 and value.isascii() and value.isdecimal() and bool(day.fromisoformat(value))
+    return False
+
+
 def _is_time(value: str) -> bool:
     """Whether a text is a time of day as DICOM writes it: HHMMSS, with a fraction or without."""
-    whole, _, fraction = value.partition(".")
-    return len(whole) == 6 and whole.isdecimal() and len(fraction) <= 6 and (not fraction or fraction.isdecimal())
+    whole, dot, fraction = value.partition(".")
+    if not (len(whole) == 6 and (whole + fraction).isdecimal() and value.isascii()) or bool(dot) != bool(fraction):
+        return False
+    with suppress(ValueError):
+        return len(fraction) <= 6 and bool(clock.fromisoformat(f"T{whole}"))
+    return False

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pydicom.charset import convert_encodings, decode_bytes, encode_string
+from pydicom.charset import convert_encodings, decode_bytes, encode_string, python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -69,10 +69,9 @@ def describe(data: Dataset, kind: Kind, source: Source, identity: Identity, mode
         identity: where its UIDs come from.
         model: name of the model, for the description of the series.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in (*_REQUIRED, *_OPTIONAL):
-            _copy(name, source.header, data, name in _REQUIRED)
+    _carry_odd_values()
+    for name in (*_REQUIRED, *_OPTIONAL):
+        _copy(name, source.header, data, name in _REQUIRED)
     data.SOPClassUID, data.SOPInstanceUID = kind.sop_class, identity.uid(kind.name, "instance")
     data.Modality, data.SeriesInstanceUID = kind.modality, identity.uid(kind.name, "series")
     data.SeriesNumber = series_number(source, kind)
@@ -87,8 +86,13 @@ def describe(data: Dataset, kind: Kind, source: Source, identity: Identity, mode
             delattr(data, name)
     for item in data.get("ContributingEquipmentSequence", ()):
         item.pop("ContributionDateTime", None)
-    _replace_made_up(data, identity)
+    _replace_made_up(data, source, identity)
     _choose_character_set(data, source)
+
+
+def one_line(text: str, length: int = 64) -> str:
+    """A text as one value of an LO: no backslash, which separates values, no control characters, cut to a length."""
+    return "".join(one if one.isprintable() and one != "\\" else " " for one in text).strip()[:length].strip()
 
 
 def series_number(source: Source, kind: Kind) -> int:
@@ -111,10 +115,17 @@ def write(data: Dataset, path: Path) -> None:
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     data.file_meta.ImplementationClassUID = UID(_IMPLEMENTATION)
     data.file_meta.ImplementationVersionName = f"VOLSEG {__version__}"[:16]
-    with whole_file(path) as temporary, warnings.catch_warnings():
-        # Odd values of the source, such as a date that is none, are carried as they are.
-        warnings.simplefilter("ignore")
+    _carry_odd_values()
+    with whole_file(path) as temporary:
         data.save_as(temporary, enforce_file_format=True)
+
+
+def _carry_odd_values() -> None:
+    """Let pydicom take odd values of the source, such as a date that is none, as they are, without a warning.
+
+    The filter stays, because a filter that is taken back would change those of other threads.
+    """
+    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|volseg\.dicom)\.")
 
 
 def _copy(name: str, header: Dataset, data: Dataset, required: bool) -> None:
@@ -133,14 +144,16 @@ def _copy(name: str, header: Dataset, data: Dataset, required: bool) -> None:
         data.add(DataElement(tag, dictionary_VR(tag), None))
 
 
-def _replace_made_up(data: Dataset, identity: Identity) -> None:
-    """Replace UIDs that a library has made up, the same one everywhere by the same."""
-    known: dict[str, str] = {}
+def _replace_made_up(data: Dataset, source: Source, identity: Identity) -> None:
+    """Replace UIDs that a library has made up, the same one everywhere by the same; but for those of the source."""
+    stated = {source.study_uid, source.series_uid, source.frame_of_reference_uid}
+    stated.update(one.instance for one in source.references)
+    known = {uid: uid for uid in stated}
     for part in _datasets(data):
         for tag in [tag for tag in part.keys() if _kind_of(tag) == "UI"]:  # noqa: SIM118 - not converted
             value = str(part[tag].value)
             if value.startswith(_MADE_UP):
-                part[tag].value = known.setdefault(value, identity.uid("made up", str(len(known))))
+                part[tag].value = known.setdefault(value, identity.uid("made up", str(len(known) - len(stated))))
 
 
 def _kind_of(tag: BaseTag) -> str:
@@ -168,12 +181,10 @@ def _choose_character_set(data: Dataset, source: Source) -> None:
         del data.SpecificCharacterSet
     values = [value for value in _texts(data) if not value.isascii()]
     stated = texts(source.header, "SpecificCharacterSet")
-    if not values:
-        if stated:
-            data.SpecificCharacterSet = stated
-        return
-    holds = stated and all(_holds(value, stated) for value in values)
-    data.SpecificCharacterSet = stated if holds else "ISO_IR 192"
+    if stated and all(_holds(value, stated) for value in (*values, "A")):
+        data.SpecificCharacterSet = stated
+    elif values:
+        data.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _texts(data: Dataset) -> Iterator[str]:
@@ -186,14 +197,13 @@ def _texts(data: Dataset) -> Iterator[str]:
 
 
 def _holds(value: str, stated: list[str]) -> bool:
-    """Whether a text survives in a character set."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        encodings = convert_encodings(stated)
-        parts = value.split("=")
-        return all(decode_bytes(encode_string(one, encodings), encodings, set()) == one for one in parts)
+    """Whether a character set exists and a text survives in it."""
+    if not all(one in python_encoding for one in stated):
+        return False
+    encodings = convert_encodings(stated)
+    return all(decode_bytes(encode_string(one, encodings), encodings, set()) == one for one in value.split("="))
 
 
 def _shortened(text: str, end: str) -> str:
     """A text with an end that is always there, in the 64 characters of an LO."""
-    return text[: 64 - len(end)] + end
+    return one_line(text, 64 - len(end)) + end

@@ -15,6 +15,7 @@ from volseg.data.grid.geometry import LPS_FROM_RAS, Geometry
 from volseg.data.io.dicom.frames import Frame
 from volseg.data.io.dicom.values import number, text
 from volseg.data.io.reading import Scan
+from volseg.dicom.uids import derived_uid
 from volseg.errors import InputError
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -58,7 +59,21 @@ class Source:
 
     @property
     def frame_of_reference_uid(self) -> str:
-        """Its FrameOfReferenceUID; empty if it states none."""
+        """Its FrameOfReferenceUID; if it states none, one of its own: that of nothing else, and always the same."""
+        return self._stated_frame_of_reference or derived_uid("frame of reference", self.study_uid, self.series_uid)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What has to be assumed of it, one sentence each."""
+        if self._stated_frame_of_reference:
+            return ()
+        return (
+            "The series states no FrameOfReferenceUID: DICOM results have one derived from its SeriesInstanceUID, "
+            "which connects them with each other but with no other series.",
+        )
+
+    @property
+    def _stated_frame_of_reference(self) -> str:
         return text(self.header, "FrameOfReferenceUID")
 
     @property
@@ -101,6 +116,14 @@ class Source:
         """Distance between rows, then between columns, as DICOM orders them."""
         columns, rows, _ = self.geometry.spacing_mm
         return rows, columns
+
+    @cached_property
+    def slice_distance_mm(self) -> float:
+        """Mean distance between neighbouring slices along their normal; that of a single slice is its thickness."""
+        if len(self.slices) == 1:
+            return float(self.geometry.spacing_mm[2])
+        heights = self.positions[[0, -1]] @ np.cross(*self.directions)
+        return float(abs(heights[1] - heights[0])) / (len(self.slices) - 1)
 
     def to_patient(self, points: np.ndarray) -> np.ndarray:
         """Points (N, 3) in continuous voxel indices (i, j, k) as LPS+ mm, on the grid of the scan."""

@@ -249,6 +249,7 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
             value=value,
             parts=dataset.labels.parts.get(name, ()),
             volume_ml_range=(found := fingerprint.volume_ml_range(name)) and _outward(found),
+            code=dataset.labels.codes.get(name),
         )
         for name, value in dataset.labels.values.items()
     ]

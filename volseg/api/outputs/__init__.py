@@ -12,11 +12,12 @@ and, where they apply,
     NEEDS_DICOM  True if the scan must be a DICOM series, which the file refers to
     reason_for_none  (result) -> str: why a result has no such file, as a sentence; empty if it has
     INSTEAD      the format that is written where a result has none in this one
+    warnings     (result) -> sentences for the log and the record: what had to be assumed for the file
 
 A module is imported when its format is first used. From Python, `add_format` adds one without a module.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -40,6 +41,7 @@ class OutputFormat:
         needs_dicom: whether the scan must be a DICOM series.
         reason_for_none: why a result has no file in this format, as a sentence; empty if it has.
         instead: the format that is written where there is a reason for none; empty for no other.
+        warnings: what had to be assumed about a result for its file, one sentence each.
     """
 
     name: str
@@ -48,6 +50,7 @@ class OutputFormat:
     needs_dicom: bool = False
     reason_for_none: Callable[[Any], str] = lambda _: ""
     instead: str = ""
+    warnings: Callable[[Any], Sequence[str]] = lambda _: ()
 
 
 def format_names() -> list[str]:
@@ -77,6 +80,7 @@ def find_format(text: str) -> OutputFormat:
         getattr(module, "NEEDS_DICOM", False),
         getattr(module, "reason_for_none", lambda _: ""),
         getattr(module, "INSTEAD", ""),
+        getattr(module, "warnings", lambda _: ()),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from volseg.dicom.about import about_result
 from volseg.dicom.objects import write as write_object
 from volseg.dicom.segmentation import segmentation
+from volseg.dicom.source import source_of
 
 SUFFIX = ".seg.dcm"
 NEEDS_DICOM = True
@@ -25,6 +26,11 @@ def write(result: Any, path: Path, options: frozenset[str] = frozenset()) -> Non
     """
     about = about_result(result).with_options(options)
     write_object(segmentation(result.labels, about, "labelmap" in options, "empty-frames" in options), path)
+
+
+def warnings(result: Any) -> tuple[str, ...]:
+    """What has to be assumed about the series."""
+    return source_of(result.scan).warnings
 
 
 def reason_for_none(result: Any) -> str:

@@ -6,7 +6,7 @@ Three layouts are recognised by the contents of the folder:
     nnU-Net v2 raw                   dataset.json with "channel_names"; imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
     plain                            images/ and labels/ with files of equal names; optional labels.json {name: value}
 
-The declaration of labels is described in `volseg.data.cases.labels`.
+The declaration of labels and of their codes ("label_codes" in dataset.json) is described in `volseg.data.cases.labels`.
 """
 
 import json
@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BeforeValidator, ConfigDict
 
 from volseg.config import Frozen, checked
-from volseg.data.cases.labels import LabelSet, parse_labels
+from volseg.data.cases.labels import LabelSet, parse_labels, with_codes
 from volseg.data.io.formats import image_suffix, stem_of
 from volseg.data.io.reading import read_label
 from volseg.errors import InputError, Problem, UsageError
@@ -298,6 +298,7 @@ def _labels_found(references: Sequence[Path]) -> dict[str, int]:
 def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], cases: list[TrainingCase]) -> Dataset:
     """The dataset, after the checks common to all layouts."""
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
+    labels = with_codes(labels, document.get("label_codes"), str(folder))
     first = {case.name: case for case in reversed(cases)}
     return Dataset(
         # It goes into model files, which are UTF-8.

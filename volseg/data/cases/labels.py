@@ -5,14 +5,18 @@ regions    {"whole": [1, 2], "core": 2} with "regions_class_order": [1, 2]: labe
            union of the stored values in its list; a prediction is written with its value in the order, later regions
            over earlier ones
 ignore     {"ignore": 3} added to either of them, with the highest value: voxels without annotation
+
+What a label is in DICOM objects may be stated beside them, {"TZ": {"value": ..., "scheme": "SCT", "meaning": ...}}.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from volseg.config import LabelCode, checked
 from volseg.data.io.checks import LARGEST_LABEL
 from volseg.errors import InputError
+from volseg.text import first_few
 
 IGNORE = "ignore"
 
@@ -25,11 +29,13 @@ class LabelSet:
         values: name to the value written in predictions, without background; in ascending order, regions in theirs.
         parts: for regions, name to the stored values that each consists of; empty for plain labels.
         ignore: the value of ignored voxels, which have no annotation; None without an ignore label.
+        codes: name to the code of the label, where one is stated.
     """
 
     values: dict[str, int]
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ignore: int | None = None
+    codes: dict[str, LabelCode] = field(default_factory=dict)
 
     @property
     def stored(self) -> dict[str, tuple[int, ...]]:
@@ -82,6 +88,25 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
             f"above {highest}, the highest of the other labels."
         )
     return replace(found, ignore=ignored[0])
+
+
+def with_codes(labels: LabelSet, stated: Any, source: str) -> LabelSet:
+    """The labels with the codes that a file states for them by name; as they are if it states none (None).
+
+    Raises:
+        InputError: not a mapping of names to codes, an invalid code, or a name that no label has.
+    """
+    if stated is None:
+        return labels
+    where = f"'label_codes' in {source}"
+    if not isinstance(stated, Mapping):
+        raise InputError(f"{where} is a {type(stated).__name__}; expected a mapping of names to codes.")
+    unknown = [str(name) for name in stated if name not in labels.values]
+    if unknown:
+        raise InputError(f"{where} names {first_few(unknown)}, but the labels are {first_few(list(labels.values))}.")
+    return replace(
+        labels, codes={name: checked(LabelCode, one, f"{where}, {name},", InputError) for name, one in stated.items()}
+    )
 
 
 def _entry(key: Any, entry: Any, source: str) -> tuple[str, tuple[int, ...]]:

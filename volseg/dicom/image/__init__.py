@@ -1,0 +1,1 @@
+"""What DICOM objects that are images consist of."""

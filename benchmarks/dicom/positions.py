@@ -31,7 +31,8 @@ class Measured(NamedTuple):
     """The worst label of one file of one series, as one reader found it.
 
     Args:
-        millimetres, voxels: distance of the centres of mass, the latter along the worst axis of the series.
+        millimetres, voxels: distance of the centres of mass, the latter along the worst axis of the series; not a number
+            where the format or the reader gives no place.
         dice: Dice coefficient; for reports 1 less the relative error of the volume, for pictures the fraction of pairs
             of labels that lie the right way round.
         reason: why there is nothing; empty if there is.
@@ -61,7 +62,7 @@ def measure(series: Series, folder: Path, with_peers: bool) -> Measures:
             found |= report_of(file, series)
         elif output == "dicom-sc":
             wrong, compared = wrong_sides(file, series)
-            found[output, "pydicom"] = Measured(0.0, 0.0, 1 - len(wrong) / compared)
+            found[output, "pydicom"] = Measured(np.nan, np.nan, 1 - len(wrong) / compared)
     for name, write in peers.WRITERS.items() if with_peers else ():
         output = name.split()[-1]
         file = folder / f"{name.replace(' ', '-')}{suffix_of(output)}"
@@ -109,7 +110,7 @@ def report_of(file: Path, series: Series) -> Measures:
             centre_distance(reported[name].centre - one.centre, series.matrix)
             for name, one in true.items()
             if reported[name].centre is not None
-        ] or [(0.0, 0.0)]
+        ] or [(np.nan, np.nan)]
         worst = np.max(apart, axis=0)
         found["dicom-sr", software] = Measured(float(worst[0]), float(worst[1]), float(min(volumes)))
     return found

@@ -29,8 +29,8 @@ def sections():
 
 
 def values(cell):
-    """Dice and millimetres."""
-    return [float(one) for one in re.fullmatch(r"(\S+), (\S+) mm", cell).groups()]
+    """Dice and millimetres; 0 where there is no place."""
+    return [float(one or 0) for one in re.fullmatch(r"([\d.]+)(?:, ([\d.]+) mm)?", cell).groups()]
 
 
 def test_every_format_and_series_is_on_the_page(sections):

@@ -28,10 +28,10 @@ result is read by software that is not volseg's, and compared with the phantom i
 
 Readers: {readers}.
 SimpleITK (GDCM) reads the pixels of a segmentation, and the frames are laid on its own grid of the source by their
-stated positions; it does not know label maps. matplotlib fills contours by pixel centres and the even-odd rule. dcmqi
-reads the volumes of a report, not its points. plastimatch fills them with its own code; it joins overlapping contours unless it is told to
-combine them by exclusive or, which the `rtstruct:xor` files need. plastimatch reads no multi-frame series, so of those
-it gets the grid from SimpleITK.
+stated positions; it does not know label maps. dcmqi reads the volumes of a report, not its points. matplotlib fills
+contours by pixel centres and the even-odd rule. plastimatch fills them with its own code; it joins overlapping contours
+unless it is told to combine them by exclusive or, which the `rtstruct:xor` files need. It reads no multi-frame series,
+so of those it gets the grid from SimpleITK.
 """
 _PACKAGES = ("SimpleITK", "highdicom", "dcmqi", "matplotlib", "pydicom")
 
@@ -66,9 +66,9 @@ Label map segmentations are younger than dicom3tools: what `dciodvfy` says of th
 that the number of the background, 0, is no segment) is shown by the test and decides nothing. `dicom-validator` was
 not used: it needs the text of the standard, which it downloads, and the machine of the measurements has no way there.
 """
-PEERS = """The same phantom and readers, with plain use of highdicom's `Segmentation` and of rt-utils 1.2.7. rt-utils reads no
-multi-frame series. It draws contours through the centres of the pixels at a border, which filling by pixel centres may
-leave out; where rows and columns differ in spacing, it exchanges the two (rt-utils 84 and 102).
+PEERS = """The same phantom and readers, with plain use of highdicom's `Segmentation` and of rt-utils 1.2.7. rt-utils reads
+no multi-frame series. It draws contours through the centres of the pixels at a border, which filling by pixel centres
+may leave out; where rows and columns differ in spacing, it exchanges the two (rt-utils 84 and 102).
 """
 EVERY = """Dice coefficient and distance of the centres of mass in millimetres, of the worst label and modality.
 """

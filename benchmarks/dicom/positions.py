@@ -31,8 +31,8 @@ class Measured(NamedTuple):
     """The worst label of one file of one series, as one reader found it.
 
     Args:
-        millimetres, voxels: distance of the centres of mass, the latter along the worst axis of the series; not a number
-            where the format or the reader gives no place.
+        millimetres, voxels: distance of the centres of mass, the latter along the worst axis of the series; NaN where
+            the format or the reader gives no place.
         dice: Dice coefficient; for reports 1 less the relative error of the volume, for pictures the fraction of pairs
             of labels that lie the right way round.
         reason: why there is nothing; empty if there is.

@@ -14,7 +14,7 @@ from pydicom.sr.coding import Code
 from volseg.config import CodedName, Label
 
 PRIVATE_SCHEME = "99VOLSEG"
-PRIVATE_SCHEME_NAME = "Labels of segmentation models by their names"
+PRIVATE_SCHEME_NAME = "volseg: labels by their names, measurements and flags"
 # Parts of the spine and their number of vertebrae; a sixth lumbar one has no code.
 _SPINE = (("C", 7), ("T", 12), ("L", 5))
 # Names of structures by the keyword of their code in pydicom. Those that come in pairs may have a side.

@@ -39,6 +39,7 @@ _IMPLEMENTATION = "2.25.274853061826451837102574903815260417293"
 # UIDs that libraries make up begin with these: highdicom's and pydicom's own roots.
 _MADE_UP = ("1.2.826.0.1.3680043.10.511.3.", "1.2.826.0.1.3680043.8.498.")
 RESEARCH_USE = "research use only"
+NOT_FOR_DIAGNOSIS = "Research use only, not for diagnosis."
 
 
 class Kind(NamedTuple):

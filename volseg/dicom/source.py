@@ -100,6 +100,19 @@ class Source:
         return tuple({id(one.header): one.header.data for one in self.slices}.values())
 
     @cached_property
+    def frames_by_file(self) -> dict[str, tuple[int, ...]]:
+        """The frames of the slices by the instance of their file, in ascending order; none for a classic file."""
+        found: dict[str, list[int]] = {}
+        for one in self.references:
+            found.setdefault(one.instance, []).extend([one.frame] if one.frame else [])
+        return {instance: tuple(sorted(frames)) for instance, frames in found.items()}
+
+    @cached_property
+    def class_by_file(self) -> dict[str, str]:
+        """The SOP class of each file by its instance."""
+        return {one.instance: one.sop_class for one in self.references}
+
+    @cached_property
     def positions(self) -> np.ndarray:
         """(K, 3) LPS+ mm, the centre of the first pixel of each slice, as stated."""
         return np.array([one.position for one in self.slices], dtype=np.float64)

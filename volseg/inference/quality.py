@@ -15,6 +15,14 @@ from volseg.inference.components import SLAB_VOXELS, merge, outermost_first, sla
 LabelFlag: TypeAlias = Literal["empty", "touches_border", "several_components", "volume_outside_training_range"]
 ScanFlag: TypeAlias = Literal["intensity_outside_training_range"]
 
+# The flags as a reader of a report or a picture sees them.
+IN_WORDS: dict[LabelFlag | ScanFlag, str] = {
+    "empty": "no voxel was given this label",
+    "touches_border": "cut off by the edge of the scan, so the volume is a lower bound",
+    "several_components": "several separate parts",
+    "volume_outside_training_range": "volume outside the range of the training cases",
+    "intensity_outside_training_range": "scan intensity is outside the range of the training scans",
+}
 # A second component with less than this fraction of a label's voxels counts as noise.
 COMPONENT_FRACTION = 0.05
 

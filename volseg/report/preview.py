@@ -5,12 +5,15 @@ The view is radiological: the patient's right is on the left of the image, and a
 plane. All planes have the same scale.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contourpy import contour_generator
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -19,18 +22,24 @@ from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.errors import GridError
 from volseg.files import whole_file
 from volseg.report.colours import label_colours
+from volseg.report.fitting import shortened, width_of, wrapped
 from volseg.report.save_figure import save_figure
 
-_DPI = 120
+DPI = 120
 _PLANES_WIDTH, _PLANES_HEIGHT = 10.0, 6.5  # maximum size of the three planes together
 _NARROWEST = 1.6  # room for the name of a plane next to the letter above it
 _GAP = 0.3  # around each plane, for its letters
 _TITLE = 0.4
+_TITLE_SIZE = 13  # points, like the other sizes of text
 _LINE = 0.26  # of the legend
 _COLUMN = 3.4
-_MOST_ROWS = 6
-_LONGEST_NAME = 28
-_PAGE, _INK, _FAINT = "#111418", "#f2f2f2", "#b4bac1"
+_COLUMN_GAP = 0.2  # between a text of the legend and the next column
+_LEGEND_SIZE = 11
+_NOTE_LINE = 0.22
+_NOTE_SIZE = 10
+_MOST_ROWS = 6  # unless the caller wants more
+_TAIL = 6  # characters at the end of a long name, where many names have the side
+_PAGE, _INK, _FAINT, _NOTE = "#111418", "#f2f2f2", "#b4bac1", "#ffcf70"
 _FILL = 0.38
 _SAMPLES = 2_000_000  # voxels that are enough to choose the intensity window
 
@@ -59,11 +68,40 @@ def save_preview(
     geometry: Geometry,
     shown: Sequence[Label],
     path: Path,
+    **options: Any,
+) -> None:
+    """Write the figure of `draw_preview` as a PNG.
+
+    Args:
+        image: as for `draw_preview`, like the three that follow.
+        labels: see `image`.
+        geometry: see `image`.
+        shown: see `image`.
+        path: the PNG, written whole or not at all.
+        options: the other arguments of `draw_preview`.
+
+    Raises:
+        GridError: the shape of an array differs from that of `geometry`.
+        ResourceError: the file could not be written.
+    """
+    figure = draw_preview(image, labels, geometry, shown, **options)
+    with whole_file(path) as temporary:
+        save_figure(figure, temporary, dpi=DPI, facecolor=_PAGE)
+
+
+def draw_preview(
+    image: np.ndarray,
+    labels: np.ndarray,
+    geometry: Geometry,
+    shown: Sequence[Label],
+    *,
     title: str = "",
     reference: np.ndarray | None = None,
     is_size_known: bool = True,
-) -> None:
-    """Write a PNG of an axial, a coronal and a sagittal slice with label overlays.
+    notes: Sequence[str] = (),
+    most_rows: int = _MOST_ROWS,
+) -> Figure:
+    """A figure of an axial, a coronal and a sagittal slice with label overlays, for `DPI` dots per inch.
 
     Each plane is the slice with the most foreground voxels, or the middle one of several equal ones; so it is the
     middle of the scan if there is no foreground. The intensity window is the 1st to the 99th percentile.
@@ -73,15 +111,15 @@ def save_preview(
         labels: (I, J, K), integers; values not in `shown` are not drawn.
         geometry: the grid of both.
         shown: labels to show, with the name and volume of each in the legend.
-        path: the PNG, written whole or not at all.
-        title: a line above; the image contains no other text about the scan.
+        title: a line above, shortened if it does not fit.
         reference: (I, J, K), integers; drawn as dashed outlines for comparison.
         is_size_known: whether the spacing of `geometry` is in millimetres; otherwise there are neither volumes nor a
             scale bar.
+        most_rows: of the legend; where not all labels fit, it has the largest ones.
+        notes: sentences below the legend. Besides them and the title, the image contains no text about the scan.
 
     Raises:
         GridError: the shape of an array differs from that of `geometry`.
-        ResourceError: the file could not be written.
     """
     for name, array in (("image", image), ("labels", labels), ("reference", reference)):
         if array is not None and array.shape != geometry.shape:
@@ -96,7 +134,7 @@ def save_preview(
     centre, voxels = _fullest_slices(labels, shown)
     window = _window(image)
     colours = np.array(label_colours(shown)).reshape(-1, 3) / 255.0
-    page = _Page(np.multiply(labels.shape, spacing_mm), len(shown), title)
+    page = _Page(np.multiply(labels.shape, spacing_mm), len(shown), title, notes, most_rows)
     for plane, axes in zip(_PLANES, page.planes(), strict=True):
         cut = _slice(labels, plane, centre)
         _draw_scan(axes, _slice(image, plane, centre), window)
@@ -107,8 +145,7 @@ def save_preview(
         axes.set(xlim=(0, cut.shape[1]), ylim=(0, cut.shape[0]))
     page.legend(shown, voxels * geometry.voxel_ml, colours, is_size_known)
     page.footer("dashed: reference; " if reference is not None else "", is_size_known)
-    with whole_file(path) as temporary:
-        save_figure(page.figure, temporary, dpi=_DPI, facecolor=_PAGE)
+    return page.figure
 
 
 def _oriented(array: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
@@ -182,11 +219,20 @@ def _draw_fill(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.n
 
 def _draw_outlines(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray, style: str) -> None:
     """Draw the outline of each label; where two labels touch, both outlines."""
-    rows, columns = (np.arange(size + 2) - 0.5 for size in cut.shape)
     for label, colour in zip(shown, colours, strict=True):
-        mask = np.pad(cut == label.value, 1)
+        mask = cut == label.value
         if mask.any():
-            axes.contour(columns, rows, mask, levels=[0.5], colors=[colour], linewidths=1.3, linestyles=style)
+            lines = LineCollection(_outlines(mask), colors=[colour], linewidths=1.3, linestyles=style)
+            axes.add_collection(lines, autolim=False)
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The outlines of a mask, each (N, 2): columns and rows, where a pixel is from its number to the next."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    inner = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    lines = contour_generator(z=np.pad(inner.astype(np.float64), 1)).lines(0.5)
+    corner = np.array([columns[0] - 0.5, rows[0] - 0.5])
+    return [np.asarray(line) + corner for line in lines]
 
 
 def _extent(cut: np.ndarray) -> tuple[float, float, float, float]:
@@ -195,28 +241,44 @@ def _extent(cut: np.ndarray) -> tuple[float, float, float, float]:
 
 
 class _Page:
-    """The figure: three planes in a row, the legend below, and a last line with scale and orientation.
+    """The figure: three planes in a row, the legend and notes below, and a last line with scale and orientation.
 
     Args:
         size_mm: extent of the scan along R, A and S.
         labels: number of labels in the legend.
         title: the line above; empty for none.
+        notes: sentences below the legend.
+        most_rows: of the legend.
     """
 
-    def __init__(self, size_mm: np.ndarray, labels: int, title: str) -> None:
+    def __init__(
+        self,
+        size_mm: np.ndarray,
+        labels: int,
+        title: str,
+        notes: Sequence[str] = (),
+        most_rows: int = _MOST_ROWS,
+    ) -> None:
         right, anterior, superior = size_mm
         self.inches_per_mm = min(_PLANES_WIDTH / (2 * right + anterior), _PLANES_HEIGHT / max(anterior, superior))
         self.size = size_mm * self.inches_per_mm
         self.cells = [max(self.size[plane.horizontal], _NARROWEST) for plane in _PLANES]
         self.width = max(sum(self.cells) + 6 * _GAP, 2 * _COLUMN + 2 * _GAP)
         self.columns = int((self.width - 2 * _GAP) / _COLUMN)
-        rows = min(-(-labels // self.columns), _MOST_ROWS)
-        self.legend_top = (rows + 1.5) * _LINE + _GAP
+        rows = min(-(-labels // self.columns), most_rows)
+        lines = [line for note in notes for line in wrapped(note, self.width - 2 * _GAP, _NOTE_SIZE)]
+        self.legend_top = (rows + 1.5) * _LINE + _GAP + len(lines) * _NOTE_LINE
         self.row = max(self.size[1:])
         self.height = self.legend_top + self.row + 2 * _GAP + (_TITLE if title else 0)
+        # Whole pixels, so that the last row and column are not half transparent.
+        self.width, self.height = (math.ceil(length * DPI) / DPI for length in (self.width, self.height))
         self.rows = rows
         self.figure = Figure(figsize=(self.width, self.height), facecolor=_PAGE)
-        self._text(_GAP, self.height - _TITLE * 0.6, title, fontsize=13, weight="bold")
+        title = shortened(title, self.width - 2 * _GAP, _TITLE_SIZE, "bold")
+        self._text(_GAP, self.height - _TITLE * 0.6, title, fontsize=_TITLE_SIZE, weight="bold")
+        for place, line in enumerate(lines):
+            y = self.legend_top - (rows + 0.3) * _LINE - (place + 0.5) * _NOTE_LINE
+            self._text(_GAP, y, line, fontsize=_NOTE_SIZE, color=_NOTE)
 
     def _axes(self, left: float, bottom: float, width: float, height: float) -> Any:
         """Axes at a position on the page, in inches from its lower left corner."""
@@ -226,12 +288,14 @@ class _Page:
 
     def _text(self, x: float, y: float, text: str, **style: Any) -> None:
         """Text at a position on the page, in inches; dollar signs do not start a formula."""
-        defaults: dict[str, Any] = {"color": _INK, "fontsize": 11, "va": "center", "parse_math": False}
+        defaults: dict[str, Any] = {"color": _INK, "fontsize": _LEGEND_SIZE, "va": "center", "parse_math": False}
         self.figure.text(x / self.width, y / self.height, text, **(defaults | style))
 
     def _block(self, left: float, y: float, width: float, height: float, colour: Any) -> None:
         """A filled rectangle, centred vertically on y."""
-        self._axes(left, y - height / 2, width, height).add_patch(Rectangle((0, 0), 1, 1, facecolor=colour))
+        corner = (left / self.width, (y - height / 2) / self.height)
+        size = (width / self.width, height / self.height)
+        self.figure.add_artist(Rectangle(corner, *size, facecolor=colour, transform=self.figure.transFigure))
 
     def planes(self) -> list[Any]:
         """Axes for each plane, with its name and the letters of its directions around them."""
@@ -266,11 +330,10 @@ class _Page:
                 self._text(left, y, f"and {len(shown) - len(named)} smaller", color=_FAINT)
                 continue
             index = named[place]
-            name = shown[index].name
-            name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
             self._block(left, y, 0.2, 0.15, colours[index])
-            volume = _volume_text(volumes_ml[index]) if is_size_known else "-"
-            self._text(left + 0.3, y, f"{name}  {volume} mL")
+            volume = f"  {_volume_text(volumes_ml[index]) if is_size_known else '-'} mL"
+            room = _COLUMN - 0.3 - _COLUMN_GAP - width_of(volume, _LEGEND_SIZE)
+            self._text(left + 0.3, y, shortened(shown[index].name, room, _LEGEND_SIZE, tail=_TAIL) + volume)
 
     def footer(self, note: str, is_size_known: bool) -> None:
         """The scale bar, `note`, and the orientation of the image."""

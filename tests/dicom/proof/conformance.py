@@ -36,6 +36,11 @@ ALLOWED = (
         "Label Map Segmentation Storage is one too, which dicom3tools of 2022 do not know.",
     ),
     Allowed(
+        r"Warning - </Laterality\(0020,0060\)> - is only permitted to be empty when actually unknown; .*",
+        ("dicom-sc",),
+        "It is unknown where the source states none; dciodvfy calls it an error to leave it out.",
+    ),
+    Allowed(
         r"Warning - Different information entities for attribute - Element=<AccessionNumber> IE <(Series|Study)> "
         r"versus <(Series|Study)> for file <.*> versus <.*>",
         ("study",),

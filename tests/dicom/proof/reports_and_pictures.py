@@ -39,9 +39,9 @@ def true_values(series: Series) -> dict[str, Reported]:
 def report_by_highdicom(file: Path) -> dict[str, Reported]:
     """A report by highdicom: groups of volumes and of points."""
     content = highdicom.sr.srread(file).content
-    points = {one.tracking_identifier: one.roi.value[0] for one in content.get_planar_roi_measurement_groups()}
+    points = {_label(one.tracking_identifier): one.roi.value[0] for one in content.get_planar_roi_measurement_groups()}
     return {
-        one.tracking_identifier: Reported(measured.value, np.array(points[one.tracking_identifier]))
+        _label(one.tracking_identifier): Reported(measured.value, np.array(points[_label(one.tracking_identifier)]))
         for one in content.get_volumetric_roi_measurement_groups()
         for measured in one.get_measurements()
         if measured.name.value == _VOLUME
@@ -53,11 +53,16 @@ def report_by_dcmqi(file: Path) -> dict[str, Reported]:
     made = file.with_name(f"{file.name}.json")
     run_program("tid1500reader", "--inputDICOM", file, "--outputMetadata", made)
     return {
-        group["TrackingIdentifier"]: Reported(float(item["value"]), None)
+        _label(group["TrackingIdentifier"]): Reported(float(item["value"]), None)
         for group in json.loads(made.read_text())["Measurements"]
         for item in group.get("measurementItems", ())
         if item["quantity"]["CodeValue"] == _VOLUME
     }
+
+
+def _label(tracking: str) -> str:
+    """The label in a tracking identifier, behind the name of the model."""
+    return tracking.rpartition(": ")[2]
 
 
 def places_in_picture(file: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -66,9 +66,9 @@ Label map segmentations are younger than dicom3tools: what `dciodvfy` says of th
 that the number of the background, 0, is no segment) is shown by the test and decides nothing. `dicom-validator` was
 not used: it needs the text of the standard, which it downloads, and the machine of the measurements has no way there.
 """
-PEERS = """The same phantom and readers, with plain use of highdicom's `Segmentation` and of rt-utils 1.2.7. The latter reads
-no multi-frame series. It draws contours through the centres of the pixels at a border, which filling by pixel centres
-may leave out; where rows and columns differ in spacing, it exchanges the two (rt-utils 84 and 102).
+PEERS = """The same phantom and readers, with plain use of highdicom's `Segmentation` and of rt-utils 1.2.7. rt-utils
+reads no multi-frame series. It draws contours through the centres of the pixels at a border, which filling by pixel
+centres may leave out; where rows and columns differ in spacing, it exchanges the two (rt-utils 84 and 102).
 """
 EVERY = """Dice coefficient and distance of the centres of mass in millimetres, of the worst label and modality.
 """

@@ -147,7 +147,7 @@ def row(what: tuple[str, str, str, str], by_reader: Mapping[str, Mapping]) -> st
         both = [found[series] for modality in ("CT", "MR") if (series := Series(*what, modality)) in found]
         reason = next((one.reason for one in both if one.reason), "")
         worst = f"{min(one.dice for one in both):.4f}, {number(max(one.millimetres for one in both))} mm"
-        worst = worst.removesuffix(", - mm")
+        worst = worst.removesuffix(", - mm").replace("missing mm", "missing")
         cells.append(reason[:60] or worst)
     return f"| {' | '.join((*what, *cells))} |"
 

@@ -5,7 +5,7 @@ VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-lowest check results clean
+.PHONY: help demo test test-lowest test-ohif check positions results clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,10 +19,18 @@ test: $(VENV)/.test  ## the whole test suite
 test-lowest: $(VENV_LOWEST)/.test  ## the same with the lowest versions that pyproject.toml allows; needs Python 3.11
 	$(VENV_LOWEST)/bin/python -m pytest
 
+test-ohif: $(VENV)/.test  ## where segmentations lie in the OHIF viewer; needs npm, chromium, chromium-driver, orthanc, orthanc-dicomweb
+	$(INSTALL) selenium==4.45.0
+	$(BIN)/python -m benchmarks.dicom.ohif.check
+
 check: $(VENV)/.dev  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+positions: $(VENV)/.test  ## write docs/reference/dicom-positions.md: where other software finds DICOM results
+	$(INSTALL) rt-utils==1.2.7
+	$(BIN)/python -m benchmarks.dicom.positions
 
 results:  ## write benchmarks/RESULTS.md from benchmarks/results.jsonl
 	$(PYTHON) benchmarks/render.py

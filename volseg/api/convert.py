@@ -10,10 +10,11 @@ from volseg.data.io.dicom_labels.placing import Target, target_series
 from volseg.data.io.dicom_labels.reader import LabelImage, holds_labels, read_dicom_labels
 from volseg.data.io.formats import is_dicom, sibling
 from volseg.data.io.inputs import protect_scans
+from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan, read_image, require_geometry
 from volseg.data.io.writing import write_image, write_labels, written_suffix
 from volseg.errors import InputError, UsageError
-from volseg.files import access_to, as_json, given_path, require_writable, sha256_of, whole_file
+from volseg.files import access_to, as_json, given_path, require_writable, whole_file
 from volseg.version import __version__
 
 
@@ -42,7 +43,7 @@ def convert(
         overwrite: replace an existing file.
 
     Returns:
-        The record: "input" (UIDs of DICOM, else the SHA-256 of the file), "warnings", and for labels "labels" (name to
+        The record: "input" (UIDs of DICOM, else the SHA-256 of the files), "warnings", and for labels "labels" (name to
         value, or to the values that a label consists of) and "segments" (number, voxels, volume_ml and codes by name).
 
     Raises:
@@ -66,9 +67,8 @@ def convert(
     scan = read_image(path, choice)
     if beside is not None:
         require_geometry(scan.geometry, read_image(beside).geometry, str(path), "the scan of --like")
-    # Without its name, which may be a patient's.
-    about = dict(scan.chosen) if "series" in scan.chosen else {"sha256": sha256_of(path), **scan.chosen}
-    return _save({"input": about, "warnings": list(scan.warnings)}, target, lambda: write_image(scan, target))
+    record = {**scan.chosen, "input": input_of(scan, [path]), "warnings": list(scan.warnings)}
+    return _save(record, target, lambda: write_image(scan, target))
 
 
 def _check_output(inputs: Sequence[Path], output: Path, overwrite: bool) -> None:

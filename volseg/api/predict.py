@@ -325,6 +325,7 @@ def _possible(formats: Sequence[OutputFormat], result: Result) -> tuple[list[Out
 def _write_format(output: OutputFormat, result: Result, path: Path) -> None:
     """Write one more format; one of the caller that raises must not end the other cases."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         output.write(result, path)
     except (VolsegError, MemoryError):
         raise

@@ -121,7 +121,7 @@ def test_a_folder_holds_labels_if_it_holds_one_object_and_no_image(tmp_path):
     assert read_dicom_labels(path.parent).merged.voxels[1] > 0
     write(square(), tmp_path / "labels" / "rt.dcm")
     with pytest.raises(
-        InputError, match=r"contains 2 segmentations or structure sets: rt.dcm \(RTSTRUCT\), seg \(DICOM"
+        InputError, match=r"contains 2 segmentations or structure sets: file 1 of 2 by name \(RTSTRUCT\), file 2 of 2"
     ):
         holds_labels(path.parent)
     series(tmp_path / "labels")

@@ -1,0 +1,1 @@
+"""DICOM results in the real OHIF viewer."""

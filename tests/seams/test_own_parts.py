@@ -161,8 +161,8 @@ def test_formats_are_named_when_one_is_unknown(tmp_path):
     assert format_names() == ["dicom-sc", "dicom-seg", "dicom-sr", "nifti", "preview", "rtstruct"]
     with pytest.raises(UsageError, match=f"no output format 'obj'. Use {', '.join(format_names())}"):
         find_format("obj")
-    with pytest.raises(UsageError, match="but nifti, the label image, is always written"):
-        volseg.predict(tmp_path, write_model(tmp_path / "m.safetensors"), tmp_path / "out", to="preview")
+    with pytest.raises(UsageError, match="no output format 'obj'"):
+        volseg.predict(tmp_path, write_model(tmp_path / "m.safetensors"), tmp_path / "out", to="preview,obj")
 
 
 def test_a_format_that_raises_is_the_error_of_its_case(tmp_path, table):

@@ -11,7 +11,7 @@ import torch
 from volseg.device import choose_device, device_name, machine_memory_gb
 from volseg.precision import CUDNN_ADVICE, autocast, choose_precision, cudnn_is_sound, exact_float32, precision_name
 
-PACKAGES = ("volseg", "torch", "nibabel", "SimpleITK", "numpy")
+PACKAGES = ("volseg", "torch", "nibabel", "SimpleITK", "numpy", "pydicom", "highdicom")
 # Of a convolution, as a share of its largest value; bfloat16 rounds by 2 ** -9.
 LARGEST_ERROR = 2e-2
 
@@ -31,7 +31,8 @@ def examine() -> list[Finding]:
     return [
         Finding("python", sys.version.split()[0]),
         *(Finding(package, version(package)) for package in PACKAGES),
-        _monai(),
+        _optional("monai", "only training needs it"),
+        _optional("pynetdicom", "only volseg node needs it"),
         Finding("device", f"{device} ({device_name(device)})"),
         Finding("precision", precision_name(precision)),
         Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
@@ -42,12 +43,12 @@ def examine() -> list[Finding]:
     ]
 
 
-def _monai() -> Finding:
-    """MONAI, which an installation for predicting only does without."""
+def _optional(package: str, need: str) -> Finding:
+    """A package that some installations do without."""
     try:
-        return Finding("monai", version("monai"))
+        return Finding(package, version(package))
     except PackageNotFoundError:
-        return Finding("monai", "not installed, only training needs it")
+        return Finding(package, f"not installed, {need}")
 
 
 def _memory() -> Finding:

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from volseg.api.outputs import OutputFormat, find_format, format_names
+from volseg.api.outputs import OutputFormat, find_format, find_formats
 from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
 from volseg.data.io.choice import chosen
@@ -125,8 +125,8 @@ def predict(
         volume: number of a volume of 4-D scans, from 1; or "all": each volume is a case of its own, named <name>_tN.
         untilt: resample slices with gantry tilt to an upright grid for the network; the labels stay on the slices.
         probabilities: also write the class probabilities to `<stem>.probabilities.npy`, float16 (C, I, J, K).
-        to: output formats; they must include "nifti", the label image. Options of a format follow it after colons:
-            "dicom-seg:labelmap". DICOM formats are for DICOM series alone.
+        to: output formats besides "nifti", the label image, which is always written. Options of a format follow it
+            after colons: "dicom-seg:labelmap". DICOM formats are for DICOM series alone.
         preview: also write a picture, as "preview" in `to`.
         overwrite: replace existing results.
         skip_existing: skip cases whose result already exists.
@@ -188,21 +188,15 @@ def _volumes_of(case: Case, alone: bool) -> list[Case]:
 
 
 def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
-    """The output formats, without the label image, in order.
+    """The output formats besides the label image, which is always written, in order.
 
     Raises:
-        UsageError: a format does not exist, two write the same file, or the label image is not among them.
+        UsageError: a format does not exist, or two write the same file.
     """
-    names = [name.strip() for name in to.split(",")] if isinstance(to, str) else list(to)
-    found = {name: find_format(name) for name in [*names, *(["preview"] if preview else [])]}
-    if "nifti" not in found:
-        raise UsageError(f"The output formats are {', '.join(names)}, but nifti, the label image, is always written. "
-                         f"Add it; all formats are {', '.join(format_names())}.")  # fmt: skip
-    by_file: dict[str | None, str] = {}
-    for name, output in found.items():
-        if (other := by_file.setdefault(output.suffix, name)) != name:
-            raise UsageError(f"{other} and {name} write the same file, {output.suffix}. Ask for one of them.")
-    return [output for output in found.values() if output.suffix]
+    wanted = find_formats(to)
+    if preview and not any(one.name == "preview" for one in wanted):
+        wanted.append(find_format("preview"))
+    return [one for one in wanted if one.suffix]
 
 
 def _require_dicom(cases: Sequence[Case], formats: Sequence[OutputFormat]) -> None:
@@ -215,8 +209,8 @@ def _require_dicom(cases: Sequence[Case], formats: Sequence[OutputFormat]) -> No
     others = [str(case.paths[0]) for case in cases if not is_dicom(case.paths[0])] if asking else []
     if others:
         raise UsageError(
-            f"{first_few(asking)} can be written for DICOM series alone, but {len(others)} of {len(cases)} cases are "
-            f"none: {first_few(others)}. Segment them on their own, without these formats in --to."
+            f"{first_few(asking)} can be written for DICOM series alone, found {first_few(others)}. Segment what is no "
+            "DICOM on its own, without these formats in --to."
         )
 
 

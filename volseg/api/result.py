@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from volseg.api.outputs import OutputFormat, find_format
+from volseg.api.outputs import OutputFormat, find_formats
 from volseg.config import Label
-from volseg.data.io.formats import sibling
+from volseg.data.io.formats import DICOM_SUFFIXES, sibling
 from volseg.data.io.reading import Scan
-from volseg.errors import InputError
+from volseg.errors import InputError, UsageError
 from volseg.files import as_json, whole_file
 from volseg.inference.quality import LabelQuality
 from volseg.version import __version__
@@ -86,35 +86,55 @@ class Result:
             "not_written": dict(self.not_written),
         }
 
-    def save(self, path: str | Path, to: str = "nifti") -> None:
+    def save(self, path: str | Path, to: str | Sequence[str] = "nifti") -> None:
         """Write the result to `path`, and its JSON record to `<stem>.json` next to it, each whole or not at all.
 
         Args:
-            path: the file; for "nifti" a name that ends in an image suffix, which is the image format.
-            to: the output format, one of `volseg.api.outputs.format_names()`, with options after colons:
-                "dicom-seg:labelmap".
+            path: the file; for "nifti" a name that ends in an image suffix, which is the image format. For several
+                formats, the label image: the others get its name with their own suffixes.
+            to: the output format, one of `volseg.api.outputs.format_names()`, with options after colons
+                ("dicom-seg:labelmap"); or several, in a list or with commas.
 
         Raises:
-            UsageError: the format does not exist, or the suffix of `path` is not that of an image format.
+            UsageError: the format does not exist, or `path` does not end in its suffix.
             InputError: the format cannot hold this result: the scan is no DICOM series, or nothing was found.
             ResourceError: the disk is full or not writable.
         """
-        path = Path(path)
-        output = find_format(to)
-        if reason := output.reason_for_none(self):
-            raise InputError(f"{self.scan.source}: {reason}")
-        result = self.with_warnings([output])
-        record = result.record if self.formats else replace(result, formats=(output.name,)).record
+        path, outputs = Path(path), find_formats(to)
+        alone = outputs[0] if len(outputs) == 1 else None
+        _check_name(path, alone)
+        for one in outputs:
+            if reason := one.reason_for_none(self):
+                raise InputError(f"{self.scan.source}: {reason}")
+        result = self.with_warnings(outputs)
+        record = result.record if self.formats else replace(result, formats=tuple(one.name for one in outputs)).record
         # The record is on disk before the label image appears, and appears only if the label image is complete.
-        with whole_file(_record_of(path, output.suffix)) as temporary:
+        with whole_file(_record_of(path, alone.suffix if alone else None)) as temporary:
             temporary.write_text(as_json(record), encoding="utf-8")
-            output.write(result, path)
+            for one in outputs:
+                one.write(result, path if alone or one.suffix is None else sibling(path, one.suffix))
 
     def with_warnings(self, formats: Sequence[OutputFormat]) -> "Result":
         """The same, with what has to be assumed about it for files in these formats among its warnings."""
         more = [warning for one in formats for warning in one.warnings(self)]
         warnings = tuple(dict.fromkeys((*self.scan.warnings, *more)))
         return replace(self, scan=replace(self.scan, warnings=warnings)) if more else self
+
+
+def _check_name(path: Path, output: OutputFormat | None) -> None:
+    """Reject a name that does not end as files of its format do; without a format, one that is no label image.
+
+    Raises:
+        UsageError: as above.
+    """
+    if output is None or output.suffix is None:
+        if path.suffix.lower() in DICOM_SUFFIXES:
+            raise UsageError(
+                f'{path.name} is no name for a label image. For a DICOM object say which, such as to="dicom-seg"; for '
+                "a label image give a name that ends in .nii.gz."
+            )
+    elif path.suffix.lower() != Path(output.suffix).suffix:
+        raise UsageError(f"{path.name} is no name for {output.name}. Give one that ends in {output.suffix}.")
 
 
 def _record_of(path: Path, suffix: str | None) -> Path:

@@ -48,7 +48,11 @@ def predict(
         bool, typer.Option("--probabilities", help="also write the class probabilities, .npy")
     ] = False,
     to: Annotated[
-        str, typer.Option(help="output formats, e.g. nifti,preview; nifti: an image with the suffix of --output")
+        str,
+        typer.Option(
+            metavar="FORMATS",
+            help="with commas: nifti (the label image, always), preview, dicom-seg, rtstruct, dicom-sr, dicom-sc",
+        ),
     ] = "nifti",
     preview: Annotated[bool, typer.Option("--preview", help="also write a picture of three planes, .png")] = False,
     overwrite: Overwrite = False,
@@ -118,6 +122,7 @@ def _report(done: list[Any], as_json: bool) -> int:
         ]
         if rows:
             show_table("Volumes", ("case", "label", "voxels", "mL", "flags"), rows)
+        _say_where([outcome for outcome in done if outcome.record])
     if not failed:
         return 0
     if len(done) > 1:
@@ -127,6 +132,14 @@ def _report(done: list[Any], as_json: bool) -> int:
     if len(failed) < len(done):
         return 3
     return int(failed[0].error.exit_code)
+
+
+def _say_where(written: list[Any]) -> None:
+    """Log where the results are, and in which formats."""
+    if written:
+        where = written[0].output if len(written) == 1 else written[0].output.parent
+        formats = dict.fromkeys(name for outcome in written for name in outcome.record["formats"])
+        logger.info("Wrote %s (%s)", where, ", ".join(formats))
 
 
 def _about_scan(record: dict[str, Any]) -> list[str]:

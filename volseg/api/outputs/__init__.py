@@ -88,6 +88,21 @@ def find_format(text: str) -> OutputFormat:
     )
 
 
+def find_formats(to: str | Iterable[str]) -> list[OutputFormat]:
+    """Find several formats: their names in a list, or in one text with commas.
+
+    Raises:
+        UsageError: as `find_format`; or two write the same file.
+    """
+    names = to.split(",") if isinstance(to, str) else to
+    found = {name: find_format(name) for name in (one.strip() for one in names)}
+    by_file: dict[str | None, str] = {}
+    for name, output in found.items():
+        if (other := by_file.setdefault(output.suffix, name)) != name:
+            raise UsageError(f"{other} and {name} write the same file, {output.suffix}. Ask for one of them.")
+    return list(found.values())
+
+
 def add_format(name: str, suffix: str, write: Callable[[Any, Path], None]) -> None:
     """Add a format, or replace the one of that name, for this process.
 

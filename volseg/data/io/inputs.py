@@ -16,7 +16,7 @@ from pathlib import Path
 
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.folders import Found, absolute, name_of, scans_at
-from volseg.data.io.formats import SUFFIXES, image_suffix, sibling
+from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, image_suffix, sibling
 from volseg.errors import UsageError
 from volseg.files import access_to, require_writable
 
@@ -170,6 +170,11 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
         if len(cases) == 1:
             return [out]
         raise UsageError(f"--output {out} names one file, but there are {len(cases)} cases. Give a folder.")
+    if out.suffix.lower() in DICOM_SUFFIXES and not os.path.isdir(out):
+        raise UsageError(
+            f"--output {out} ends in {out.suffix}, but it is the label image or a folder. Give a folder; DICOM "
+            "results lie in it, named as the case."
+        )
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(
             f"--output {out} is a file without an image suffix. Give a folder, or one of {', '.join(SUFFIXES)}."

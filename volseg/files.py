@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from volseg.errors import InputError, ResourceError, UsageError
+from volseg.errors import InputError, ResourceError, UsageError, VolsegError
 from volseg.text import shows_names
 
 # The temporary names of `whole_file`.
@@ -78,18 +78,52 @@ def whole_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        advice = "Free some space or choose another place." if error.errno in _FULL else "Choose another place."
-        raise ResourceError(f"Could not write {path}: {error.strerror or error}. {advice}") from error
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def whole_files(folder: Path, last: str) -> Iterator[Path]:
+    """Yield a temporary folder; on success its files take their places in `folder`, `last` as the last of them.
+
+    If anything fails, what was in `folder` stays as it was.
+
+    Raises:
+        ResourceError: a file cannot be written.
+    """
+    temporary = _temporary(folder / last)
+    try:
+        with _writing(folder / last):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with _writing(folder / last):
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+                os.replace(file, folder / file.name)
+    except VolsegError as error:
+        # Of the file that was to be, not of its temporary place.
+        error.args = tuple(str(part).replace(str(temporary), str(folder)) for part in error.args)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(folder)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system while `path` is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        advice = "Free some space or choose another place." if error.errno in _FULL else "Choose another place."
+        raise ResourceError(f"Could not write {path}: {error.strerror or error}. {advice}") from error
 
 
 def require_writable(paths: Iterable[Path]) -> None:

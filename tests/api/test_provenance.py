@@ -123,9 +123,9 @@ def with_reason(monkeypatch):
         path.write_text(path.suffix)
 
     reasons = ["no label was found."]
-    picky = OutputFormat("picky", ".picky", write, reason_for_none=lambda _: reasons[0], instead="plain")
+    picky = OutputFormat("picky", (), ".picky", write, reason_for_none=lambda _: reasons[0], instead="plain")
     monkeypatch.setitem(outputs._added, "picky", picky)
-    monkeypatch.setitem(outputs._added, "plain", OutputFormat("plain", ".plain", write))
+    monkeypatch.setitem(outputs._added, "plain", OutputFormat("plain", (), ".plain", write))
     return reasons
 
 

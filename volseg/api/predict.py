@@ -19,7 +19,7 @@ from volseg.data.io.inputs import Case, by_volume, find_cases, plan_outputs
 from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
 from volseg.errors import Stopped, UsageError, VolsegError
-from volseg.files import given_path
+from volseg.files import given_path, whole_files
 from volseg.progress import Progress, silent
 from volseg.text import first_few
 
@@ -214,13 +214,14 @@ def _require_dicom(cases: Sequence[Case], formats: Sequence[OutputFormat]) -> No
         )
 
 
-def _absent(formats: Sequence[OutputFormat], labels: Path) -> list[str]:
-    """The suffixes of formats that cannot hold an existing result, as its record says."""
-    try:
-        reasons = json.loads(sibling(labels, ".json").read_text(encoding="utf-8"))["not_written"]
-        return [str(one.suffix) for one in formats if one.name in reasons]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+def _absent(formats: Sequence[OutputFormat], labels: Path) -> list[str] | None:
+    """The suffixes of formats that cannot hold an existing result, as its record says; None if it has other options."""
+    record = _record_at(labels)
+    reasons, written = record.get("not_written", ()), record.get("formats", ())
+    others = {one.name for one in formats if one.asked not in written}
+    if others & {str(name).partition(":")[0] for name in written}:
+        return None
+    return [str(one.suffix) for one in formats if one.asked in reasons]
 
 
 def _loaded(model: str | Path | Segmenter, options: Mapping[str, Any]) -> Segmenter:
@@ -275,30 +276,50 @@ def _segment_files(
 def _write(
     case: Case, output: Path, probabilities: Path | None, outcome: Outcome, formats: Sequence[OutputFormat]
 ) -> Prediction:
-    """Write the files of a case; if that fails, remove those that are there and return the error as its outcome."""
+    """Write the files of a case, all or none; if that fails, return the error as its outcome."""
     if outcome.result is None:
         return Prediction(case, output, error=outcome.error)
-    files = [probabilities] if probabilities else []
     try:
         kept, reasons = _possible(formats, outcome.result)
-        names = ("nifti", *(one.name for one in kept))
+        names = ("nifti", *(one.asked for one in kept))
         result = replace(outcome.result.with_warnings(kept), formats=names, not_written=reasons)
-        for one in formats:
-            if one.name in reasons:
-                # With --overwrite, the file of an earlier result may be there.
-                sibling(output, str(one.suffix)).unlink(missing_ok=True)
-                logger.warning("%s: %s", case.name, reasons[one.name])
-        with memory_errors("writing the result"):
+        for name, reason in reasons.items():
+            logger.warning("%s: %s: %s", case.name, name, reason)
+        before = _files_of_result(output)
+        # The label image is the last one, so that there is none without the others.
+        with memory_errors("writing the result"), whole_files(output.parent, output.name) as folder:
             for one in kept:
-                files.append(sibling(output, str(one.suffix)))
-                _write_format(one, result, files[-1])
-            # The label image is the last one, so that there is none without the others.
-            result.save(output)
+                _write_format(one, result, folder / sibling(output, str(one.suffix)).name)
+            result.save(folder / output.name)
     except VolsegError as error:
-        for file in files:
-            file.unlink(missing_ok=True)
+        if probabilities:
+            probabilities.unlink(missing_ok=True)
         return Prediction(case, output, error=error)
+    # What an earlier result had and this one has not must not pass for a part of it.
+    for file in before - {sibling(output, str(one.suffix)) for one in kept} - {probabilities}:
+        file.unlink(missing_ok=True)
     return Prediction(case, output, record=result.record)
+
+
+def _files_of_result(labels: Path) -> set[Path]:
+    """The files beside an existing label image that its record names, and its probabilities."""
+    record = _record_at(labels)
+    try:
+        known = [find_format(str(name)).suffix for name in record.get("formats", ())]
+    # One of a format that was added in another process.
+    except UsageError:
+        known = []
+    suffixes = [*(suffix for suffix in known if suffix), *([PROBABILITIES] if record else [])]
+    return {sibling(labels, suffix) for suffix in suffixes}
+
+
+def _record_at(labels: Path) -> dict[str, Any]:
+    """The record of an existing result; empty if there is none, or the file is something else."""
+    try:
+        found = json.loads(sibling(labels, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "volseg_version" in found else {}
 
 
 def _possible(formats: Sequence[OutputFormat], result: Result) -> tuple[list[OutputFormat], dict[str, str]]:
@@ -309,7 +330,7 @@ def _possible(formats: Sequence[OutputFormat], result: Result) -> tuple[list[Out
     while waiting:
         one = waiting.pop(0)
         if reason := one.reason_for_none(result):
-            reasons[one.name] = reason
+            reasons[one.asked] = reason
             waiting += [find_format(one.instead)] if one.instead and one.instead not in reasons else []
         else:
             kept.setdefault(one.name, one)

@@ -10,9 +10,10 @@ import numpy as np
 from volseg.api.outputs import OutputFormat, find_formats
 from volseg.config import Label
 from volseg.data.io.formats import DICOM_SUFFIXES, sibling
+from volseg.data.io.inputs import protect_scans
 from volseg.data.io.reading import Scan
 from volseg.errors import InputError, UsageError
-from volseg.files import as_json, whole_file
+from volseg.files import as_json, given_path, whole_file
 from volseg.inference.quality import LabelQuality
 from volseg.version import __version__
 
@@ -96,20 +97,22 @@ class Result:
                 ("dicom-seg:labelmap"); or several, in a list or with commas.
 
         Raises:
-            UsageError: the format does not exist, or `path` does not end in its suffix.
+            UsageError: the format does not exist, `path` does not end in its suffix, or it is the scan.
             InputError: the format cannot hold this result: the scan is no DICOM series, or nothing was found.
             ResourceError: the disk is full or not writable.
         """
-        path, outputs = Path(path), find_formats(to)
+        path, outputs = given_path(path), find_formats(to)
         alone = outputs[0] if len(outputs) == 1 else None
+        record_path = _record_of(path, alone.suffix if alone else None)
         _check_name(path, alone)
+        protect_scans([path, record_path], [Path(self.scan.source)])
         for one in outputs:
             if reason := one.reason_for_none(self):
                 raise InputError(f"{self.scan.source}: {reason}")
         result = self.with_warnings(outputs)
-        record = result.record if self.formats else replace(result, formats=tuple(one.name for one in outputs)).record
+        record = result.record if self.formats else replace(result, formats=tuple(one.asked for one in outputs)).record
         # The record is on disk before the label image appears, and appears only if the label image is complete.
-        with whole_file(_record_of(path, alone.suffix if alone else None)) as temporary:
+        with whole_file(record_path) as temporary:
             temporary.write_text(as_json(record), encoding="utf-8")
             for one in outputs:
                 one.write(result, path if alone or one.suffix is None else sibling(path, one.suffix))
@@ -135,6 +138,8 @@ def _check_name(path: Path, output: OutputFormat | None) -> None:
             )
     elif path.suffix.lower() != Path(output.suffix).suffix:
         raise UsageError(f"{path.name} is no name for {output.name}. Give one that ends in {output.suffix}.")
+    elif _record_of(path, output.suffix) == path:
+        raise UsageError(f"{path.name} is the name of the record of the result. Give {output.name} another suffix.")
 
 
 def _record_of(path: Path, suffix: str | None) -> Path:

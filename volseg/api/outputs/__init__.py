@@ -13,6 +13,7 @@ and, where they apply,
     reason_for_none  (result) -> str: why a result has no such file, as a sentence without the name of the scan, which
                  goes into the record; empty if it has
     INSTEAD      the format that is written where a result has none in this one
+    FOLLOWS      a format whose options this one takes where both are written, unless it is given its own
     warnings     (result) -> sentences for the log and the record: what had to be assumed for the file
 
 A module is imported when its format is first used. From Python, `add_format` adds one without a module.
@@ -38,6 +39,7 @@ class OutputFormat:
 
     Args:
         name: without options.
+        options: those asked for, sorted.
         suffix: of its file; None for the label image itself.
         write: the function that writes a result to a path.
         needs_dicom: whether the scan must be a DICOM series.
@@ -47,12 +49,19 @@ class OutputFormat:
     """
 
     name: str
+    options: tuple[str, ...]
     suffix: str | None
     write: Callable[[Any, Path], None]
     needs_dicom: bool = False
     reason_for_none: Callable[[Any], str] = lambda _: ""
     instead: str = ""
     warnings: Callable[[Any], Sequence[str]] = lambda _: ()
+    follows: str = ""
+
+    @property
+    def asked(self) -> str:
+        """Its name with its options, as it is asked for."""
+        return ":".join((self.name, *self.options))
 
 
 def format_names() -> list[str]:
@@ -66,7 +75,7 @@ def find_format(text: str) -> OutputFormat:
     Raises:
         UsageError: no format has this name, or it has no such option.
     """
-    name, *options = text.split(":")
+    name, *options = (part.strip() for part in text.split(":"))
     if name in _added:
         _check_options(name, options, ())
         return _added[name]
@@ -79,12 +88,14 @@ def find_format(text: str) -> OutputFormat:
     write = in_silence(module.write) if needs_dicom else module.write
     return OutputFormat(
         name,
+        tuple(sorted(set(options))),
         module.SUFFIX,
         partial(write, options=frozenset(options)) if known else write,
         needs_dicom,
         getattr(module, "reason_for_none", lambda _: ""),
         getattr(module, "INSTEAD", ""),
         getattr(module, "warnings", lambda _: ()),
+        getattr(module, "FOLLOWS", ""),
     )
 
 
@@ -94,13 +105,23 @@ def find_formats(to: str | Iterable[str]) -> list[OutputFormat]:
     Raises:
         UsageError: as `find_format`; or two write the same file.
     """
-    names = to.split(",") if isinstance(to, str) else to
-    found = {name: find_format(name) for name in (one.strip() for one in names)}
+    names = to.split(",") if isinstance(to, str) else list(to)
+    if not any(name.strip() for name in names):
+        raise UsageError(f"No output format is named. Use {', '.join(format_names())}.")
+    found = {one.asked: one for one in (find_format(name) for name in names if name.strip())}
     by_file: dict[str | None, str] = {}
     for name, output in found.items():
         if (other := by_file.setdefault(output.suffix, name)) != name:
             raise UsageError(f"{other} and {name} write the same file, {output.suffix}. Ask for one of them.")
-    return list(found.values())
+    by_name = {one.name: one for one in found.values()}
+    return [_following(one, by_name.get(one.follows)) for one in by_name.values()]
+
+
+def _following(output: OutputFormat, other: OutputFormat | None) -> OutputFormat:
+    """A format with the options of the one that it follows, unless it has its own."""
+    if other is None or output.options:
+        return output
+    return find_format(":".join((output.name, *other.options)))
 
 
 def add_format(name: str, suffix: str, write: Callable[[Any, Path], None]) -> None:
@@ -111,7 +132,7 @@ def add_format(name: str, suffix: str, write: Callable[[Any, Path], None]) -> No
         suffix: of its file, for example ".csv": `scan.nii.gz` gives `scan.csv`.
         write: called with a `volseg.Result` and the path to write.
     """
-    _added[name] = OutputFormat(name, suffix, write)
+    _added[name] = OutputFormat(name, (), suffix, write)
 
 
 def _check_options(name: str, found: Iterable[str], known: Iterable[str]) -> None:

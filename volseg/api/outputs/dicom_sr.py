@@ -12,6 +12,8 @@ from volseg.inference.quality import IN_WORDS
 
 SUFFIX = ".sr.dcm"
 NEEDS_DICOM = True
+# Its segments are those of the segmentation that is written with it.
+FOLLOWS = "dicom-seg"
 OPTIONS = {
     name: f"refer to the segmentation of dicom-seg:{name} in place of that of dicom-seg" for name in dicom_seg.OPTIONS
 }

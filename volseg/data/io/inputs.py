@@ -105,7 +105,7 @@ def plan_outputs(
     overwrite: bool = False,
     skip_existing: bool = False,
     also: Sequence[str] = (),
-    absent: Callable[[Path], Collection[str]] = lambda _: (),
+    absent: Callable[[Path], Collection[str] | None] = lambda _: (),
 ) -> list[tuple[Case, Path]]:
     """Decide before any computation which cases to segment and where to write each label image.
 
@@ -115,7 +115,8 @@ def plan_outputs(
         overwrite: overwrite existing results.
         skip_existing: skip cases whose result exists with all its files.
         also: suffixes of further files of a result, such as ".probabilities.npy".
-        absent: which of these suffixes the result of an existing label image cannot have.
+        absent: which of these suffixes the result of an existing label image cannot have; None if it is another
+            result than the one that is wanted.
 
     Raises:
         UsageError: two cases with one output path; a result that exists, would overwrite a scan, would lie in a DICOM
@@ -136,9 +137,8 @@ def plan_outputs(
     files = [[output, *(sibling(output, suffix) for suffix in also)] for output in outputs]
     present = [[file for file in one if os.path.exists(file)] for one in files]
     if skip_existing:
-        files = [[one[0], *_without(one, absent(one[0]))] for one in files]
         # The label image is written last; other files without it come from an interrupted run.
-        jobs = [job for job, one, found in zip(jobs, files, present, strict=True) if found != one]
+        jobs = [job for job, one, found in zip(jobs, files, present, strict=True) if not _is_there(one, found, absent)]
     existing = [found[0] for found in present if found]
     if existing and not overwrite and not skip_existing:
         raise UsageError(
@@ -148,6 +148,12 @@ def plan_outputs(
     others = (".json", *also)
     require_writable(file for _, label in jobs for file in (label, *(sibling(label, suffix) for suffix in others)))
     return jobs
+
+
+def _is_there(files: Sequence[Path], found: Sequence[Path], absent: Callable[[Path], Collection[str] | None]) -> bool:
+    """Whether the files of a result are all there but those that it cannot have, see `plan_outputs`."""
+    gone = absent(files[0])
+    return gone is not None and [files[0], *_without(files, gone)] == list(found)
 
 
 def _without(files: Sequence[Path], suffixes: Collection[str]) -> list[Path]:

@@ -30,6 +30,8 @@ def test_relative_paths_are_relative_to_the_folder_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rules": [{"model": "hippocampus", "to": ["preview"]}]}, "expected a DICOM format"),
+        ({"rules": [{"model": "hippocampus", "to": ["dicom-seg", "dicom-seg:labelmap"]}]}, "of different files"),
         ({"prot": 1}, "unknown key 'prot'"),
         ({"port": 70000}, "'port': Input should be less than or equal to 65535, found 70000"),
         ({"ae_title": "A" * 17}, "'ae_title': expected 1 to 16 ASCII characters"),

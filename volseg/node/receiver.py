@@ -30,7 +30,7 @@ _MOST_CONNECTIONS = 256
 _HANDSHAKE_SECONDS = 30.0
 
 
-class _Listener(ThreadedAssociationServer):
+class _Listener(ThreadedAssociationServer):  # type: ignore[misc]
     """The listening socket: who is not listed gets no thread, and a TLS handshake is made in that of its connection.
 
     pynetdicom's own makes it in the thread that accepts: one silent connection would hold up all others.

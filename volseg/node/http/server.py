@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or method == "POST"
         try:
             # Browsers send Origin: no page of the web may ask in the name of who opens it.
-            if not server.is_allowed(self.client_address[0]) or "Origin" in self.headers:
+            if "Origin" in self.headers:
                 self.reply(403, b"")
             elif not any(answer(self, method, self.path.partition("?")[0]) for answer in server.answers):
                 self.reply(404, b"")
@@ -147,8 +147,8 @@ class Server(ThreadingHTTPServer):
         return int(self.server_address[1])
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - of socketserver
-        """Whether there is a thread for another connection; else it is closed."""
-        return self._free.acquire(blocking=False)
+        """Whether this address may ask and there is a thread for it; else the connection is closed."""
+        return self.is_allowed(client_address[0]) and self._free.acquire(blocking=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Handle a connection and give its thread back."""

@@ -30,6 +30,11 @@ def test_relative_paths_are_relative_to_the_folder_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rules": [{"model": "hippocampus", "to": ["preview"]}]}, "expected a DICOM format"),
+        ({"rules": [{"model": "hippocampus", "to": ["dicom-seg", "dicom-seg:labelmap"]}]}, "of different files"),
+        ({"compute": {"device": "banana"}}, "'compute.device': expected auto, cpu, cuda, cuda:N or mps"),
+        ({"compute": {"precision": "fp8"}}, "'compute.precision'"),
+        ({"compute": {"max_memory": "much"}}, "'compute.max_memory': expected bytes or a size such as 2G"),
         ({"prot": 1}, "unknown key 'prot'"),
         ({"port": 70000}, "'port': Input should be less than or equal to 65535, found 70000"),
         ({"ae_title": "A" * 17}, "'ae_title': expected 1 to 16 ASCII characters"),

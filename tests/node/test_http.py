@@ -6,13 +6,16 @@ import shutil
 import socket
 import threading
 from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from dicomweb_client.web import DICOMwebClient
 from pydicom import dcmread
 
-from tests.node.world import ask, uids, write_series
+from tests.node.world import ask, configure, uids, wait_for, write_series
 from volseg.errors import InputError
+from volseg.node.dicomweb import WebArchive
+from volseg.node.errors import DeliveryError
 from volseg.node.http.inbox import Inbox
 from volseg.node.http.monitor import Monitor
 from volseg.node.http.multipart import parts_of
@@ -120,10 +123,58 @@ def test_a_server_of_ipv6(store, counters):
         server.close()
 
 
+class Elsewhere(BaseHTTPRequestHandler):
+    """Sends every request on to another host, and counts those that follow."""
+
+    followed = 0
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).followed += self.path == "/elsewhere"
+        self.send_response(307)
+        self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_results_follow_no_redirection(tmp_path, models):
+    """An archive that names another host must not make the node send patient data there."""
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as archive:
+        threading.Thread(target=archive.serve_forever, daemon=True).start()
+        web = {"dicomweb": {"url": f"http://127.0.0.1:{archive.server_port}"}}
+        path = next(write_series(tmp_path, 1).glob("*.dcm"))
+        with pytest.raises(DeliveryError, match="HTTP status 307"):
+            WebArchive(configure(tmp_path, models[:1], archive=web)).send(str(path))
+        archive.shutdown()
+    assert Elsewhere.followed == 0
+
+
+def test_pages_in_a_browser_may_not_ask(url):
+    assert ask(f"{url}/retry", b"")[0] == 200
+    assert ask(f"{url}/retry", b"", Origin="http://evil.example")[0] == 403
+
+
+def test_many_slow_connections_use_few_threads(server, url):
+    before = threading.active_count()
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(server.most_connections + 20)]
+    try:
+        wait_for(lambda: threading.active_count() > before + server.most_connections - 5)
+        assert threading.active_count() <= before + server.most_connections
+    finally:
+        for one in slow:
+            one.close()
+    wait_for(lambda: threading.active_count() <= before + 5)
+    assert ask(f"{url}/health")[0] == 200
+
+
 def test_only_listed_addresses_may_ask(store, counters):
     server = Server(("127.0.0.1", 0), [Inbox(store, counters, False).answer], lambda address: address != "127.0.0.1")
     try:
-        assert ask(f"http://127.0.0.1:{server.port}/retry", b"")[0] == 403
+        with pytest.raises(OSError):
+            ask(f"http://127.0.0.1:{server.port}/retry", b"")
     finally:
         server.close()
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import threading
 from io import BytesIO
@@ -12,6 +13,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 from typer.testing import CliRunner
 
+from tests.data.io.dicom.writers import write
 from tests.node.orthanc import free_port
 from tests.node.world import (
     LABELMAP_SEG,
@@ -19,12 +21,14 @@ from tests.node.world import (
     SEG,
     ask,
     configure,
+    datasets,
     send,
     uids,
     wait_for,
     write_series,
 )
 from volseg.cli import app
+from volseg.files import sha256_of
 from volseg.node import worker as worker_module
 from volseg.node.queue import NewJob
 from volseg.node.service import Node
@@ -178,7 +182,7 @@ def test_a_labelmap_that_the_archive_does_not_take_is_written_as_binary(tmp_path
 def test_a_stopped_job_begins_anew_at_the_next_start(tmp_path, models, store):
     stop = threading.Event()
     config = configure(tmp_path, models[:1])
-    worker = Worker(config, store, {str(models[0]): "ab" * 32}, stop)
+    worker = Worker(config, store, {str(models[0]): sha256_of(models[0])}, stop)
     for path in sorted(write_series(tmp_path, 1).glob("*.dcm")):
         landed = store.incoming / path.name
         landed.write_bytes(path.read_bytes())
@@ -196,7 +200,9 @@ def test_a_stopped_job_begins_anew_at_the_next_start(tmp_path, models, store):
 
 def test_repeated_results_are_the_same_bytes(tmp_path, models, store):
     series = write_series(tmp_path, 1)
-    segmenter = Worker(configure(tmp_path, models[:1]), store, {}, threading.Event())._segmenter(str(models[0]))
+    segmenter = Worker(configure(tmp_path, models[:1]), store, {}, threading.Event())._segmenter(
+        str(models[0]), sha256_of(models[0])
+    )
     first, second = (write_results(segmenter, series, tmp_path / name, ["stub"])[0] for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -260,10 +266,57 @@ def test_jobs_of_models_that_left_the_rules_are_still_done(tmp_path, models, sto
         landed = store.incoming / path.name
         landed.write_bytes(path.read_bytes())
         store.keep(landed)
-    store.queue.decide(series, "complete", [NewJob(str(models[1]), "cd" * 32, "stub")])
+    store.queue.decide(series, "complete", [NewJob(str(models[1]), sha256_of(models[1]), "stub")])
     store.queue.say_complete(series)
     assert Worker(configure(tmp_path, models[:1]), store, {}, threading.Event()).step()
     assert store.queue.counts()["jobs"] == {"done": 1}
+
+
+def test_a_model_that_is_away_or_replaced_is_tried_again_and_never_mixed_up(tmp_path, models, archive):
+    model = tmp_path / "own.safetensors"
+    shutil.copy(models[0], model)
+    config = configure(tmp_path, [model], archive_port=archive.port)
+    with Node(config) as node:
+        for other, message in ((None, "There is no model"), (models[1], "another file than the one this job is for")):
+            model.unlink(missing_ok=True)
+            if other:
+                shutil.copy(other, model)
+            else:
+                send(node.receiver.port, sorted(write_series(tmp_path, 1).glob("*.dcm")))
+            wait_for(lambda m=message: any(m in job["reason"] for job in node.store.queue.overview()["jobs"]))
+        assert "done" not in states(node, "jobs")
+    with Node(config) as node:
+        wait_for(lambda: states(node, "deliveries") == {"sent": 1})
+        assert node.store.queue.overview()["jobs"][0]["model_sha256"] == sha256_of(models[1])
+
+
+def test_a_series_whose_files_are_gone_holds_up_no_other(tmp_path, models, archive):
+    with Node(configure(tmp_path, models[:1], archive_port=archive.port, quiet_seconds=1)) as node:
+        for number in (1, 2):
+            send(node.receiver.port, sorted(write_series(tmp_path, number).glob("*.dcm")))
+        shutil.rmtree(node.store.series_folder(uids(1)[1]))
+        wait_for(lambda: states(node, "jobs") == {"done": 1})
+        assert states(node, "series") == {"complete": 1, "no rule": 1}
+
+
+def test_a_series_of_no_rule_is_looked_at_again_when_more_of_it_comes(tmp_path, models, archive):
+    with Node(configure(tmp_path, models[:1], archive_port=archive.port)) as node:
+        report = datasets(1, slices=1, SOPClassUID=SEG)[0]
+        report.SOPInstanceUID = f"{uids(1)[1]}.99"
+        send(node.receiver.port, [write(report, tmp_path / "report.dcm")])
+        wait_for(lambda: states(node, "series") == {"no rule": 1})
+        send(node.receiver.port, sorted(write_series(tmp_path, 1).glob("*.dcm")))
+        wait_for(lambda: states(node, "series") == {"complete": 1})
+
+
+def test_health_tells_of_a_step_that_fails(tmp_path, models, archive, monkeypatch):
+    with Node(configure(tmp_path, models[:1], archive_port=archive.port, monitor_port=0)) as node:
+        url = f"http://127.0.0.1:{node.monitor.port}/health"
+        with monkeypatch.context() as patched:
+            patched.setattr(node.store.queue, "settled_series", lambda _: 1 / 0)
+            wait_for(lambda: ask(url)[0] == 503)
+            assert b"The last step of receiving failed" in ask(url)[1]
+        wait_for(lambda: ask(url)[0] == 200)
 
 
 def test_status_without_a_queue_and_an_unknown_action_are_one_sentence(tmp_path, models):

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import socket
+import warnings
 from collections import namedtuple
 
 import pytest
@@ -12,8 +14,8 @@ from pynetdicom import AE, build_context
 from pynetdicom.sop_class import Verification
 
 from tests.data.io.dicom.writers import write
-from tests.node.world import SENDER, configure, datasets, send, uids, write_series
-from volseg.errors import ConfigError, UsageError
+from tests.node.world import SENDER, configure, datasets, send, uids, wait_for, write_series
+from volseg.errors import ConfigError, InputError, UsageError
 from volseg.node import store as store_module
 from volseg.node.receiver import Receiver
 from volseg.node.store import Store
@@ -87,18 +89,74 @@ def test_unknown_titles_are_rejected(receiver, store, tmp_path, title, called):
     assert store.queue.instance_count() == 0
 
 
-def test_unknown_addresses_are_rejected_at_the_association(tmp_path, models, store, counters, caplog):
+def test_unknown_addresses_are_not_let_in(tmp_path, models, store, counters, caplog):
     peers = [{"ae_title": SENDER, "address": "10.9.8.7"}]
     receiver = Receiver(configure(tmp_path, models[:1], peers=peers), store, counters)
     try:
         entity = AE(ae_title=SENDER)
         entity.add_requested_context(Verification)
         association = entity.associate("127.0.0.1", receiver.port, ae_title="VOLSEG")
-        assert association.is_rejected
+        assert not association.is_established
     finally:
         receiver.close()
     assert counters.counts()["rejected_associations"] == 1
-    assert "Rejected an association of 'SENDER' from 127.0.0.1, which is not in peers" in caplog.text
+    assert "Closed a connection from 127.0.0.1, which is not in peers" in caplog.text
+
+
+def test_silent_connections_hold_up_nobody(receiver, tmp_path):
+    paths = sorted(write_series(tmp_path, 1).glob("*.dcm"))
+    silent = [socket.create_connection(("127.0.0.1", receiver.port)) for _ in range(20)]
+    try:
+        assert send(receiver.port, paths) == [0] * 6
+    finally:
+        for one in silent:
+            one.close()
+
+
+def test_further_associations_than_allowed_are_rejected_for_now(tmp_path, models, store, counters):
+    receiver = Receiver(configure(tmp_path, models[:1], limits={"associations": 1, "free_disk": 0}), store, counters)
+    paths = sorted(write_series(tmp_path, 1).glob("*.dcm"))
+    entity = AE(ae_title=SENDER)
+    entity.add_requested_context(Verification)
+    try:
+        association = entity.associate("127.0.0.1", receiver.port, ae_title="VOLSEG")
+        assert send(receiver.port, paths) == []
+        association.release()
+        assert wait_for(lambda: send(receiver.port, paths)) == [0] * 6
+    finally:
+        receiver.close()
+
+
+def test_control_characters_in_a_uid_are_refused(receiver, store, tmp_path):
+    (data,) = datasets(1, slices=1)
+    with warnings.catch_warnings(action="ignore"):
+        data.SeriesInstanceUID = "1.2\nERROR"
+        path = write(data, tmp_path / "odd.dcm")
+    assert send(receiver.port, [path]) == [0xC000]
+    assert store.queue.instance_count() == 0
+
+
+def test_received_series_without_their_queue_are_refused(receiver, store, tmp_path, models):
+    send(receiver.port, sorted(write_series(tmp_path, 1).glob("*.dcm")))
+    store.close()
+    config = configure(tmp_path, models[:1])
+    queue = config.store / "queue.sqlite"
+    content = queue.read_bytes()
+    queue.write_bytes(b"")
+    with pytest.raises(InputError, match="is missing or empty"):
+        Store(config)
+    half = len(content) // 4096 // 2 * 4096
+    queue.write_bytes(content[:4096] + bytes(range(256)) * 16 * (half // 4096) + content[4096 + half :])
+    with pytest.raises(InputError, match="is damaged"):
+        Store(config)
+    queue.write_bytes(content)
+    again = Store(config)
+    assert again.queue.instance_count() == 6
+    again.close()
+
+
+def test_the_store_is_for_its_owner_alone(store):
+    assert store.folder.stat().st_mode & 0o077 == 0
 
 
 def test_an_almost_full_disk_is_answered_with_out_of_resources(receiver, store, tmp_path, monkeypatch):

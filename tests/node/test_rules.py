@@ -32,6 +32,9 @@ def header():
         ({"ImageType": "PRIMARY"}, True),
         ({"ImageType": "DERIVED"}, False),
         ({"SliceThickness": 1.5}, True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}, True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, False),
+        ({"SeriesDescription": "20-01-01"}, False),
         ({"SliceThickness": {"at_most": 1.5}}, True),
         ({"SliceThickness": {"at_least": 1.6}}, False),
         ({"SliceThickness": {"at_least": 1, "at_most": 2}}, True),
@@ -63,11 +66,11 @@ def test_every_model_whose_rule_matches_has_the_series_by_its_first_rule(header)
     rules = [
         checked(Rule, {"model": model, "to": [to], "when": when}, "rule")
         for model, to, when in (
-            ("one", "nifti", {"Modality": "MR"}), ("two", "preview", {"Modality": "CT"}),
-            ("one", "preview", {}), ("three", "preview", {}),
+            ("one", "dicom-seg", {"Modality": "MR"}), ("two", "rtstruct", {"Modality": "CT"}),
+            ("one", "rtstruct", {}), ("three", "rtstruct", {}),
         )
     ]  # fmt: skip
     found = matching(rules, header, {"one": "a1", "two": "b2", "three": "c3"})
     assert {sha256: (one.model, one.to) for sha256, one in found.items()} == {
-        "a1": ("one", ("nifti",)), "c3": ("three", ("preview",))
+        "a1": ("one", ("dicom-seg",)), "c3": ("three", ("rtstruct",))
     }  # fmt: skip

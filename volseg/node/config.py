@@ -41,6 +41,18 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _device(text: str) -> str:
+    # Whether this machine has it is seen when a model is loaded, and tried again.
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def _memory(text: str | None) -> str | None:
+    _bytes(text)
+    return text
+
+
 def _bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -146,9 +158,9 @@ class Tls(Frozen):
 class Compute(Frozen):
     """As the options of volseg predict."""
 
-    device: str = "auto"
-    precision: str = "auto"
-    max_memory: str | None = None
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_memory: Annotated[str | None, AfterValidator(_memory)] = None
 
 
 class NodeConfig(Frozen):

@@ -84,6 +84,8 @@ def _session(config: NodeConfig, web: Web) -> requests.Session:
     session = requests.Session()
     # Proxies and passwords come from the configuration alone.
     session.trust_env = False
+    # Another address than that of the configuration gets nothing.
+    session.max_redirects = 0
     if web.user is not None and web.password_file is not None:
         session.auth = (web.user, web.password_file.read_text(encoding="utf-8").strip())
     if config.tls:

@@ -10,6 +10,10 @@ class FullDiskError(ResourceError):
     """The disk has no room for an object; the peer may send it again later."""
 
 
+class ModelError(VolsegError):
+    """A model cannot be loaded, whatever the series; work for it is tried again."""
+
+
 class ObjectError(InputError):
     """What was received is no DICOM object that can be kept."""
 

@@ -14,6 +14,9 @@ from volseg.config import Frozen
 from volseg.data.io.dicom.values import texts
 from volseg.errors import UsageError
 
+# UIDs, versions and dates with dashes are texts.
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
 
 class Bounds(Frozen):
     """A number within limits, both included."""
@@ -62,6 +65,15 @@ def _condition(value: Any) -> "Bounds | tuple[str, ...]":
     return tuple(str(one) for one in listed)
 
 
+def _files(names: tuple[str, ...]) -> tuple[str, ...]:
+    suffixes = [find_format(name).suffix or "" for name in names]
+    if len(set(suffixes)) < len(suffixes):
+        raise ValueError("expected formats of different files")
+    if not any(suffix.endswith(".dcm") for suffix in suffixes):
+        raise ValueError("expected a DICOM format, because nothing else is sent to an archive")
+    return names
+
+
 Condition = Annotated[Any, AfterValidator(_condition)]
 Attribute = Annotated[str, AfterValidator(_attribute)]
 
@@ -71,7 +83,7 @@ class Rule(Frozen):
 
     model: str
     when: dict[Attribute, Condition] = Field(default_factory=dict, description="all of them have to hold")
-    to: Annotated[tuple[Annotated[str, AfterValidator(_format)], ...], Field(min_length=1)] = ("dicom-seg",)
+    to: Annotated[tuple[Annotated[str, AfterValidator(_format)], ...], AfterValidator(_files)] = ("dicom-seg",)
 
     def matches(self, data: Dataset) -> bool:
         """Whether all conditions hold for the header of an instance; an attribute without value fulfils none."""
@@ -102,6 +114,6 @@ def _holds(condition: Bounds | tuple[str, ...], values: Sequence[str]) -> bool:
 
 def _like(value: str, pattern: str) -> bool:
     """Whether a value is like a shell pattern, whatever the case; numbers are compared as numbers."""
-    if re.fullmatch(r"[-+.\d]+([eE][-+]?\d+)?", pattern):
+    if _NUMBER.fullmatch(pattern):
         return Bounds(at_least=float(pattern), at_most=float(pattern)).holds(value)
     return fnmatchcase(value.strip().upper(), pattern.upper())

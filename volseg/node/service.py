@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from volseg.files import sha256_of
-from volseg.modelfile import find_model
+from volseg.modelfile import find_model, read_card
 from volseg.node.config import NodeConfig, load_node_config
 from volseg.node.http.inbox import Inbox
 from volseg.node.http.monitor import Counters, Monitor
@@ -35,7 +35,7 @@ class Node:
 
     def __init__(self, config: NodeConfig) -> None:
         self._stop = threading.Event()
-        models = {rule.model: sha256_of(find_model(rule.model)) for rule in config.rules}
+        models = {rule.model: _sha256(rule.model) for rule in config.rules}
         self.store = Store(config)
         counters = Counters()
         self._closing: list[Callable[[], None]] = [self.store.close]
@@ -93,10 +93,12 @@ class Node:
             while not self._stop.is_set():
                 try:
                     busy = step()
+                    counters.report(name, True)
                 # The queue is on a disk, which may be full for a while.
                 except Exception as error:
                     logger.error("A step of %s failed: %s", name, type(error).__name__)
                     logger.debug("Traceback of the error:", exc_info=error)
+                    counters.report(name, False)
                     busy = False
                     self._stop.wait(1)
                 if not busy:
@@ -106,6 +108,13 @@ class Node:
         thread.start()
         counters.watch(name, thread)
         return thread
+
+
+def _sha256(model: str) -> str:
+    """The SHA-256 of a model file, which is checked first."""
+    path = find_model(model)
+    read_card(path)
+    return sha256_of(path)
 
 
 def serve(path: str | Path) -> None:

@@ -30,7 +30,7 @@ from volseg.data.io.dicom.values import parsing, text
 from volseg.errors import InputError, UsageError
 from volseg.node.config import NodeConfig
 from volseg.node.errors import FullDiskError, ObjectError
-from volseg.node.queue import Queue
+from volseg.node.queue import NAME, Queue
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ def identity_of(path: Path) -> Identity:
             found = Identity(*(text(data, name) for name in names))
     except InputError as error:
         raise ObjectError("The object is not readable DICOM.") from error
+    odd = [name for name, value in zip(names, found, strict=True) if not value.isprintable()]
+    if odd:
+        raise ObjectError(f"The {', '.join(odd)} of the object holds control characters.")
     missing = [name for name, value in zip(names, found, strict=True) if not value]
     if missing:
         raise ObjectError(f"The object lacks {', '.join(missing)}; the node cannot tell what it belongs to.")
@@ -85,8 +88,10 @@ class Store:
     def __init__(self, config: NodeConfig) -> None:
         self.folder, self.free_bytes = config.store, config.limits.free_disk
         try:
+            # It holds patient data.
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.incoming, self.folder / "series", self.folder / "jobs"):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
             self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 - held as long as the store
         except OSError as error:
             raise UsageError(
@@ -100,7 +105,9 @@ class Store:
                 f"Another node uses the store {self.folder}. Stop it, or give each node its own store."
             ) from error
         try:
+            self._require_queue()
             self.queue = Queue(self.folder, config.retry)
+            self.queue.require_whole()
             self._sweep()
             self.queue.wait_again()
         except BaseException:
@@ -124,6 +131,11 @@ class Store:
     def job_folder(self, number: int) -> Path:
         """Where the results of a job lie."""
         return self.folder / "jobs" / str(number)
+
+    def sync_job(self, number: int) -> None:
+        """Write the names of a job's results to the disk itself; their contents are there."""
+        for folder in (self.job_folder(number), self.folder / "jobs"):
+            _sync(folder)
 
     def free_disk(self) -> int:
         """Bytes that are free on the disk of the store."""
@@ -181,6 +193,19 @@ class Store:
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < time.time() - STALE_SECONDS:
                     path.unlink()
+
+    def _require_queue(self) -> None:
+        """Refuse received objects without their queue: a new one would forget them.
+
+        Raises:
+            InputError: they have none.
+        """
+        queue = self.folder / NAME
+        if any((self.folder / "series").iterdir()) and not (queue.is_file() and queue.stat().st_size):
+            raise InputError(
+                f"{self.folder} holds received series, but their queue {queue} is missing or empty. Restore it, or "
+                f"move {self.folder} away and send its series again."
+            )
 
     def _require_room(self) -> None:
         if self.free_disk() < self.free_bytes:

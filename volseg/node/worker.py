@@ -12,6 +12,7 @@ from volseg.data.io.dicom.header import is_scan_class
 from volseg.data.io.dicom.values import text
 from volseg.errors import InputError, VolsegError
 from volseg.node.config import NodeConfig
+from volseg.node.errors import ModelError
 from volseg.node.queue import NewDelivery, NewJob
 from volseg.node.rules import matching
 from volseg.node.store import Store, header_of, identity_of
@@ -55,10 +56,12 @@ class Worker:
     def __init__(self, config: NodeConfig, store: Store, models: Mapping[str, str], stop: threading.Event) -> None:
         self._config, self._store, self._models, self._stop = config, store, models, stop
         self._loaded: dict[str, Segmenter] = {}
+        store.queue.use_models(models)
 
     def settle(self) -> bool:
         """Decide which models the complete series are for; whether there were any."""
         settled = self._store.queue.settled_series(self._config.quiet_seconds)
+        failed: Exception | None = None
         for series_uid in settled:
             try:
                 state, jobs = self._decision(series_uid)
@@ -66,16 +69,24 @@ class Worker:
                 # One series that cannot be read must not hold up the others.
                 logger.error("Series %s: its header cannot be read: %s", series_uid, reason_of(error))
                 state, jobs = "no rule", []
+            except Exception as error:
+                failed = error
+                logger.error("Series %s: not decided: %s", series_uid, reason_of(error))
+                continue
             self._store.queue.decide(series_uid, state, jobs)
             models = ", ".join(Path(job.model).stem for job in jobs)
             logger.info("Series %s: %s%s", series_uid, state, f", for {models}" if models else "")
+        if failed:
+            raise failed
         return bool(settled)
 
     def _decision(self, series_uid: str) -> tuple[str, list[NewJob]]:
         """The state of a complete series, and its jobs."""
         if self._store.queue.is_own(series_uid):
             return "own", []
-        first = min(self._store.series_folder(series_uid).glob("*.dcm"))
+        first = min(self._store.series_folder(series_uid).glob("*.dcm"), default=None)
+        if first is None:
+            raise InputError("its files are no longer in the store.")
         data = header_of(first)
         if not is_scan_class(text(data, "SOPClassUID")):
             return "no rule", []
@@ -97,12 +108,13 @@ class Worker:
         logger.info("Series %s: segmented by %s, attempt %d", series_uid, Path(model).stem, job["attempts"])
         try:
             files = write_results(
-                self._segmenter(model),
+                self._segmenter(model, job["model_sha256"]),
                 self._store.series_folder(series_uid),
                 self._store.job_folder(number),
                 formats,
                 self._progress,
             )
+            self._store.sync_job(number)
             finished = queue.finish_job(number, [_delivery(file) for file in files])
         except KeyboardInterrupt:
             queue.release("jobs", number)
@@ -118,11 +130,26 @@ class Worker:
             logger.info("Series %s: done by %s, %s", series_uid, Path(model).stem, said)
         return True
 
-    def _segmenter(self, model: str) -> Segmenter:
+    def _segmenter(self, model: str, sha256: str) -> Segmenter:
+        """The model of a job, loaded.
+
+        Raises:
+            ModelError: it is missing, cannot be loaded, or is not the one that the job is for.
+        """
         if model not in self._loaded:
             compute = self._config.compute
-            self._loaded[model] = Segmenter.load(
-                model, device=compute.device, precision=compute.precision, max_memory=compute.max_memory
+            try:
+                loaded = Segmenter.load(
+                    model, device=compute.device, precision=compute.precision, max_memory=compute.max_memory
+                )
+            except InputError as error:
+                raise ModelError(str(error)) from error
+            if loaded.sha256 == sha256:
+                self._loaded[model] = loaded
+        if model not in self._loaded or self._loaded[model].sha256 != sha256:
+            raise ModelError(
+                f"{model} is another file than the one this job is for. Restart the node to use it, or put the earlier "
+                "one back."
             )
         return self._loaded[model]
 

@@ -28,6 +28,7 @@ class Counters:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter(rejected_associations=0, refused_objects=0)
         self._threads: dict[str, threading.Thread] = {}
+        self._failing: set[str] = set()
 
     def add(self, name: str) -> None:
         """Count an event."""
@@ -43,6 +44,16 @@ class Counters:
         """The number of each event."""
         with self._lock:
             return dict(self._counts)
+
+    def report(self, name: str, works: bool) -> None:
+        """Whether the last step of a watched thread worked."""
+        with self._lock:
+            (self._failing.discard if works else self._failing.add)(name)
+
+    def failing(self) -> list[str]:
+        """The names of watched threads whose last step failed."""
+        with self._lock:
+            return sorted(self._failing)
 
     def ended(self) -> list[str]:
         """The names of watched threads that have ended."""
@@ -70,6 +81,7 @@ class Monitor:
     def problems(self) -> list[str]:
         """Why the node is not healthy, a sentence each."""
         found = [f"The {name} has stopped." for name in self._counters.ended()]
+        found += [f"The last step of {name} failed; see the log." for name in self._counters.failing()]
         if self._store.free_disk() < self._store.free_bytes:
             found.append("The disk of the store is almost full, so that objects are refused.")
         dead = sum(states.get("dead", 0) for states in self._store.queue.counts().values())

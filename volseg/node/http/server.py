@@ -43,7 +43,8 @@ class Handler(BaseHTTPRequestHandler):
         # After an answer to a body that was not read to its end, the connection cannot go on.
         self.close_connection = self.close_connection or method == "POST"
         try:
-            if not server.is_allowed(self.client_address[0]):
+            # Browsers send Origin: no page of the web may ask in the name of who opens it.
+            if "Origin" in self.headers:
                 self.reply(403, b"")
             elif not any(answer(self, method, self.path.partition("?")[0]) for answer in server.answers):
                 self.reply(404, b"")
@@ -117,6 +118,8 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # Connections at a time; each has a thread.
+    most_connections = 64
 
     def __init__(
         self,
@@ -126,6 +129,7 @@ class Server(ThreadingHTTPServer):
         context: ssl.SSLContext | None = None,
     ) -> None:
         self.answers, self.is_allowed, self._context = answers, is_allowed, context
+        self._free = threading.BoundedSemaphore(self.most_connections)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, Handler)
@@ -141,6 +145,17 @@ class Server(ThreadingHTTPServer):
     def port(self) -> int:
         """The port it listens on."""
         return int(self.server_address[1])
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - of socketserver
+        """Whether this address may ask and there is a thread for it; else the connection is closed."""
+        return self.is_allowed(client_address[0]) and self._free.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle a connection and give its thread back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection, in its own thread; so a slow TLS handshake holds up nobody else."""

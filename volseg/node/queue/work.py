@@ -1,66 +1,16 @@
-"""The queue of a node: every object, series, job and delivery, with its state, in one SQLite file.
-
-    series      receiving -> complete: it has jobs | no rule | own: results of this node; then removed with its files
-    job         waiting -> running -> done | failed: the series cannot be segmented | dead: given up
-    delivery    waiting -> running -> sent | replaced: made anew for the archive | dead: given up
-    fetch       waiting -> running -> done | dead: given up
-
-Every change is one transaction, on disk when its function returns (WAL, synchronous=FULL). Work is claimed before it
-starts, with the time from which it may be claimed again: work that ended with its process is claimed again, and work
-that ends every process does not block the rest. Each table has one claimer.
-
-No column holds patient data: UIDs, names of models and formats, and reasons without them.
-"""
+"""Every change of the queue, each one transaction."""
 
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from volseg.errors import InputError
 from volseg.node.config import Retry
-
-NAME = "queue.sqlite"
-Work = Literal["jobs", "deliveries", "fetches"]
-WORK: tuple[Work, ...] = ("jobs", "deliveries", "fetches")
-STATES = {
-    "series": ("receiving", "complete", "no rule", "own", "removed"),
-    "jobs": ("waiting", "running", "done", "failed", "dead"),
-    "deliveries": ("waiting", "running", "sent", "replaced", "dead"),
-    "fetches": ("waiting", "running", "done", "dead"),
-}
-# Raised when the tables change; a queue of another version is rejected.
-VERSION = 1
-_SCHEMA = """
-CREATE TABLE instances (
-    series_uid TEXT NOT NULL, sop_uid TEXT NOT NULL, bytes INTEGER NOT NULL, received_at REAL NOT NULL,
-    PRIMARY KEY (series_uid, sop_uid)) WITHOUT ROWID;
-CREATE TABLE series (
-    series_uid TEXT PRIMARY KEY, study_uid TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'receiving',
-    instances INTEGER NOT NULL DEFAULT 0, last_at REAL NOT NULL,
-    said_complete INTEGER NOT NULL DEFAULT 0, changed_at REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE jobs (
-    id INTEGER PRIMARY KEY, series_uid TEXT NOT NULL, model TEXT NOT NULL, model_sha256 TEXT NOT NULL,
-    formats TEXT NOT NULL, seen INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'waiting',
-    attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
-    changed_at REAL NOT NULL, UNIQUE (series_uid, model_sha256));
-CREATE TABLE deliveries (
-    id INTEGER PRIMARY KEY, job_id INTEGER NOT NULL, path TEXT NOT NULL, sop_class TEXT NOT NULL, sop_uid TEXT NOT NULL,
-    series_uid TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'waiting', attempts INTEGER NOT NULL DEFAULT 0,
-    not_before REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at REAL NOT NULL,
-    UNIQUE (job_id, sop_uid));
-CREATE TABLE fetches (
-    id INTEGER PRIMARY KEY, series_uid TEXT NOT NULL UNIQUE, study_uid TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'waiting', attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0,
-    reason TEXT NOT NULL DEFAULT '', changed_at REAL NOT NULL);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX series_by_state ON series (state);
-CREATE INDEX deliveries_by_series ON deliveries (series_uid);
-"""
-
+from volseg.node.queue.tables import NAME, SCHEMA, VERSION, WORK, Work
 
 _INSTANCES = "SELECT instances FROM series WHERE series.series_uid=jobs.series_uid"
 
@@ -119,9 +69,26 @@ class Queue:
                     "until its queue is empty, or another store."
                 )
             if not found:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+                for statement in filter(str.strip, SCHEMA.split(";")):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={VERSION}")
+
+    def require_whole(self) -> None:
+        """Check the file page by page.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            found = self._value("PRAGMA quick_check(1)")
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            self.close()
+            raise InputError(
+                f"{self._path} is damaged. Restore it from a backup or by the command .recover of sqlite3, or move the "
+                "store away and send its series again."
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -173,7 +140,8 @@ class Queue:
                 (series_uid, study_uid, now, now),
             )
             db.execute(
-                "UPDATE series SET instances=instances+1, last_at=?, said_complete=0 WHERE series_uid=?",
+                "UPDATE series SET instances=instances+1, last_at=?, said_complete=0, state=CASE WHEN state IN "
+                "('no rule','removed') THEN 'receiving' ELSE state END WHERE series_uid=?",
                 (now, series_uid),
             )
             db.execute(
@@ -225,6 +193,15 @@ class Queue:
                 )
 
     # Work.
+
+    def use_models(self, models: Mapping[str, str]) -> None:
+        """Jobs that are not done are for the files that their models have now, by SHA-256; one for each stays."""
+        with self._transaction() as db:
+            for model, sha256 in models.items():
+                db.execute(
+                    "UPDATE OR IGNORE jobs SET model_sha256=? WHERE model=? AND state!='done' AND model_sha256!=?",
+                    (sha256, model, sha256),
+                )
 
     def claim_job(self, quiet_seconds: float) -> dict[str, Any] | None:
         """The next job; one whose series still receives objects has to wait."""

@@ -222,3 +222,20 @@ def test_what_was_recorded_before_a_kill_is_there(tmp_path):
         queue.close()
     assert count >= max([12, *said]) + 1
     assert series["instances"] == count, "an object and its series are recorded together"
+
+
+def test_a_series_without_a_rule_is_decided_again_and_failed_work_tried_again(tmp_path):
+    queue = Queue(tmp_path)
+    queue.add_instance("1.1", "1.2", "1.3", 9)
+    queue.decide("1.2", "no rule")
+    assert queue.settled_series(0) == []
+    queue.reopen_series()
+    assert queue.settled_series(0) == ["1.2"]
+    queue.decide("1.2", "complete", [NewJob("model", "a" * 64, "dicom-seg")])
+    assert not queue.is_segmented("1.2")
+    job = queue.claim_job(0)
+    queue.end("jobs", job["id"], "failed", "a slice was missing")
+    assert queue.revive() == 1
+    queue.finish_job(queue.claim_job(0)["id"], [])
+    assert queue.is_segmented("1.2")
+    queue.close()

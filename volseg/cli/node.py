@@ -46,5 +46,19 @@ def _show(found: dict[str, Any]) -> None:
         for row in found[kind]
         if row["state"] not in ("done", "sent")
     ]
+    rows += [
+        ("series", row["series_uid"], row["state"], "", "") for row in found["series"] if row["state"] == "no rule"
+    ]
+    rows += [
+        (
+            "jobs",
+            row["series_uid"],
+            row["state"],
+            row["attempts"],
+            f"{row['late']} objects came too late for the result",
+        )
+        for row in found["jobs"]
+        if row["late"]
+    ]
     if rows:
         show_table("Not finished", ("what", "series", "state", "attempts", "reason"), rows[:SHOWN])

@@ -62,7 +62,10 @@ def checked(kind: type[Value], document: Any, source: str, error_type: type[Vols
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        complaints = [_complaint(detail) for detail in error.errors()]
+        found = error.errors()
+        # What is wrong within a list or mapping counts, not that the whole is wrong, too.
+        inner = {detail["loc"][:at] for detail in found for at in range(len(detail["loc"]))}
+        complaints = [_complaint(detail) for detail in found if detail["loc"] not in inner]
         more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
         raise error_type(f"{source} is invalid: {'; '.join(complaints[:SHOWN] + more)}.") from error
 
@@ -73,9 +76,11 @@ def _complaint(detail: Any) -> str:
         return f"unknown key '{place}'"
     if detail["type"] == "missing":
         return f"'{place}' is missing"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Value error, ").rstrip(".")
     if detail["type"] == "model_type":
         message = "expected a mapping of keys to values"
+    if detail["type"] == "tuple_type":
+        message = "expected a list"
     found = repr(detail["input"])
     found = found if len(found) <= QUOTED else f"{found[:QUOTED]}..."
     return f"'{place}': {message}, found {found}" if place else message

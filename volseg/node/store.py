@@ -170,7 +170,12 @@ class Store:
                 _sync(target.parent.parent)
             os.replace(landed, target)
             _sync(target.parent)
-            self.queue.add_instance(found.study_uid, found.series_uid, found.sop_uid, size)
+            added = self.queue.add_instance(found.study_uid, found.series_uid, found.sop_uid, size)
+            if added and self.queue.is_segmented(found.series_uid):
+                logger.warning(
+                    "Series %s: an object came after it was segmented; the result is about a part of the series",
+                    found.series_uid,
+                )
         except (OSError, sqlite3.OperationalError) as error:
             if getattr(error, "errno", None) not in _FULL and "full" not in str(error):
                 raise

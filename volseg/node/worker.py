@@ -9,7 +9,7 @@ from pathlib import Path
 from volseg.api.predict import predict
 from volseg.api.segmenter import Segmenter
 from volseg.data.io.dicom.header import is_scan_class
-from volseg.data.io.dicom.values import text
+from volseg.data.io.dicom.values import printable, text
 from volseg.errors import InputError, VolsegError
 from volseg.node.config import NodeConfig
 from volseg.node.errors import ModelError
@@ -57,6 +57,7 @@ class Worker:
         self._config, self._store, self._models, self._stop = config, store, models, stop
         self._loaded: dict[str, Segmenter] = {}
         store.queue.use_models(models)
+        store.queue.reopen_series()
 
     def settle(self) -> bool:
         """Decide which models the complete series are for; whether there were any."""
@@ -92,6 +93,8 @@ class Worker:
             return "no rule", []
         found = matching(self._config.rules, data, self._models)
         jobs = [NewJob(rule.model, sha256, ",".join(rule.to)) for sha256, rule in found.items()]
+        if not jobs:
+            logger.info("Series %s: no rule is for Modality %s", series_uid, printable(text(data, "Modality")) or "-")
         return "complete" if jobs else "no rule", jobs
 
     def step(self) -> bool:
@@ -105,7 +108,7 @@ class Worker:
         if queue.fact(NO_LABELMAP) and formats != without_labelmap(formats):
             logger.info("Series %s: BINARY, because the archive takes no LABELMAP", series_uid)
             formats = without_labelmap(formats)
-        logger.info("Series %s: segmented by %s, attempt %d", series_uid, Path(model).stem, job["attempts"])
+        logger.info("Series %s: being segmented by %s, attempt %d", series_uid, Path(model).stem, job["attempts"])
         try:
             files = write_results(
                 self._segmenter(model, job["model_sha256"]),

@@ -124,6 +124,10 @@ class Queue:
         found = self._value("SELECT 1 FROM instances WHERE series_uid=? AND sop_uid=?", series_uid, sop_uid)
         return found is not None
 
+    def is_segmented(self, series_uid: str) -> bool:
+        """Whether a model has already segmented a series."""
+        return self._value("SELECT 1 FROM jobs WHERE series_uid=? AND state='done'", series_uid) is not None
+
     def add_instance(self, study_uid: str, series_uid: str, sop_uid: str, size: int) -> bool:
         """Record an object whose file is on disk; False if it was recorded before.
 
@@ -303,17 +307,23 @@ class Queue:
             )
 
     def revive(self) -> int:
-        """All dead work waits again, with new attempts, and facts are forgotten; how much work that is."""
+        """Dead and failed work waits again, with new attempts; facts are forgotten; how much work that is."""
         with self._transaction() as db:
             db.execute("DELETE FROM facts")
             changed = [
                 db.execute(
-                    f"UPDATE {table} SET state='waiting', attempts=0, not_before=0, changed_at=? WHERE state='dead'",
+                    f"UPDATE {table} SET state='waiting', attempts=0, not_before=0, changed_at=? "
+                    "WHERE state IN ('dead','failed')",
                     (time.time(),),
                 ).rowcount
                 for table in WORK
             ]
         return sum(changed)
+
+    def reopen_series(self) -> None:
+        """Series that no rule was for are decided again: the rules may be others now."""
+        with self._transaction() as db:
+            db.execute("UPDATE series SET state='receiving' WHERE state='no rule'")
 
     @staticmethod
     def _set(db: sqlite3.Connection, table: Work, number: int, state: str, reason: str) -> None:

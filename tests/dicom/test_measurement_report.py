@@ -109,6 +109,32 @@ def test_the_centre_of_mass_is_a_point_of_the_patient(tmp_path, kind, axes):
     ]
 
 
+REGIONS = (Label(name="whole", value=1, parts=(1, 2)), Label(name="core", value=2, parts=(2,)))
+
+
+def test_a_region_refers_to_its_segment_where_one_holds_its_voxels(tmp_path):
+    result = result_of(tmp_path / "series", table=REGIONS)
+    voxels = float(np.isin(result.labels, (1, 2)).sum())
+    binary, labelmap = (saved(result, tmp_path, to) for to in ("dicom-sr", "dicom-sr:labelmap"))
+    assert value(volumetric(binary, "whole"), codes_voxels())[0] == voxels
+    assert volumetric(binary, "whole").referenced_segment[0].referenced_segment_numbers == [1]
+    # No segment of a label map has two values.
+    groups = labelmap.content.get_volumetric_roi_measurement_groups()
+    assert [one.tracking_identifier for one in groups] == ["phantom: core"]
+    assert groups[0].referenced_segment[0].referenced_segment_numbers == [2]
+    (whole,) = labelmap.content.get_image_measurement_groups()
+    assert whole.tracking_identifier == "phantom: whole"
+    assert value(whole, codes_voxels())[0] == voxels
+    assert [one for one in comments(whole) if "the region of the values 1, 2." in one]
+    assert not [one for one in comments(groups[0]) if "region" in one]
+    points = labelmap.content.get_planar_roi_measurement_groups()
+    assert [one.tracking_identifier for one in points] == ["phantom: whole", "phantom: core"]
+
+
+def codes_voxels():
+    return hd.sr.CodedConcept("voxels", "99VOLSEG", "Number of voxels")
+
+
 def test_a_label_without_voxels_has_volume_0_and_no_region(tmp_path):
     report = saved(result_of(tmp_path / "series"), tmp_path)
     (group,) = report.content.get_image_measurement_groups()

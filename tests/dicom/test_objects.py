@@ -11,9 +11,11 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from tests.data.io.dicom.writers import classic, read, write, write_all
 from tests.dicom.results import about, frames, made, series, some_labels, written
+from volseg import files
 from volseg.config import Label
 from volseg.dicom.objects import Kind, describe, one_line, series_number
 from volseg.dicom.source import source_of
+from volseg.errors import ResourceError
 
 REQUIRED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
@@ -203,6 +205,20 @@ def test_one_volume_of_a_4_d_series_refers_to_its_own_slices(tmp_path):
         data = written(tmp_path / "seg.dcm", about(folder, labels, volume=volume), labels)
         found[volume] = {one.ReferencedSOPInstanceUID for one in data.SourceImageSequence}
         assert found[volume] == {f"1.2.3.4.{volume}.{k + 1}" for k in range(4)}
+
+
+def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch):
+    """The pixels are larger than what is written at once, so that the disk is full within their element."""
+    labels = some_labels((80, 70, 6))
+    what = about(series(tmp_path / "series", shape=labels.shape), labels)
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(files, "_temporary", lambda _: full)
+    with pytest.raises(ResourceError) as caught:
+        written(tmp_path / "seg.dcm", what, labels, labelmap=True)
+    advice = "Free some space or choose another place."
+    assert str(caught.value) == f"Could not write {tmp_path / 'seg.dcm'}: No space left on device. {advice}"
+    assert not (tmp_path / "seg.dcm").exists()
 
 
 @pytest.mark.parametrize(

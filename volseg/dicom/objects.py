@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,8 +118,19 @@ def write(data: Dataset, path: Path) -> None:
     data.file_meta.ImplementationClassUID = UID(_IMPLEMENTATION)
     data.file_meta.ImplementationVersionName = f"VOLSEG {__version__}"[:16]
     _carry_odd_values()
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, _errors_of_the_system():
         data.save_as(temporary, enforce_file_format=True)
+
+
+@contextmanager
+def _errors_of_the_system() -> Iterator[None]:
+    """Raise what the operating system said: pydicom wraps it in an error of the same type without its number."""
+    try:
+        yield
+    except OSError as error:
+        while isinstance(error.__cause__, OSError):
+            error = error.__cause__
+        raise error from None
 
 
 def _carry_odd_values() -> None:

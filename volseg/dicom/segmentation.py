@@ -118,6 +118,8 @@ def _modules(about: About, kind: Kind, segments: list[SegmentDescription]) -> Da
     )
     # Required, if only empty; no person made it.
     made.ContentCreatorName = None
+    # Required, so what a source leaves open is 00 here (PS3.3 C.8.20.2); a picture leaves it open too.
+    made.LossyImageCompression = "00"
     # Without the tables that highdicom keeps of the frames, which are replaced.
     return Dataset(made)
 

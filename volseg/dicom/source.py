@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from volseg.data.grid.geometry import LPS_FROM_RAS, Geometry
 from volseg.data.io.dicom.frames import Frame
+from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.values import number, text
 from volseg.data.io.reading import Scan
 from volseg.dicom.uids import derived_uid
@@ -95,9 +96,14 @@ class Source:
         )
 
     @cached_property
+    def headers(self) -> tuple[Header, ...]:
+        """The headers of the files, each once, in the order of their first slices."""
+        return tuple({id(one.header): one.header for one in self.slices}.values())
+
+    @property
     def files(self) -> tuple[Dataset, ...]:
         """The datasets of the files, each once, in the order of their first slices."""
-        return tuple({id(one.header): one.header.data for one in self.slices}.values())
+        return tuple(one.data for one in self.headers)
 
     @cached_property
     def frames_by_file(self) -> dict[str, tuple[int, ...]]:

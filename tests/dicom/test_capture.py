@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,25 @@ def test_odd_statements_of_a_compression_are_not_carried(tmp_path):
     made = saved(result_of(tmp_path / "series", **odd), tmp_path)
     assert made.LossyImageCompression == "01"
     assert not {"LossyImageCompressionRatio", "LossyImageCompressionMethod"} & set(made.dir())
+
+
+def test_names_that_cannot_be_drawn_are_drawn_as_codes_without_a_warning(tmp_path, monkeypatch):
+    table = (Label(name="a\nb\x07", value=1), Label(name=" \n ", value=2), Label(name="\U0001f9e0 肝", value=9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lines, _ = drawn(result_of(tmp_path / "series", table=table), monkeypatch)
+    assert any(one.startswith("a\\nb\\x07  ") for one in lines)
+    assert any(one.startswith("label 2  ") for one in lines)
+    assert not [one for one in lines if not one.isprintable()]
+
+
+def test_the_volume_of_a_region_is_that_of_the_record(tmp_path, monkeypatch):
+    table = (Label(name="whole", value=1, parts=(1, 2)), Label(name="core", value=2, parts=(2,)))
+    result = result_of(tmp_path / "series", table=table)
+    lines, _ = drawn(result, monkeypatch)
+    for one in result.measures:
+        (line,) = [line for line in lines if line.startswith(f"{one.name}  ")]
+        assert float(line.split()[1]) == pytest.approx(one.volume_ml, rel=0.005)
 
 
 def test_two_runs_give_the_same_bytes(tmp_path):

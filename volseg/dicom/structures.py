@@ -14,7 +14,7 @@ from volseg.config import Label
 from volseg.data.io.dicom.values import tag_of
 from volseg.dicom.about import About
 from volseg.dicom.contours import Outline, outlines
-from volseg.dicom.objects import RESEARCH_USE, Kind, describe, one_line
+from volseg.dicom.objects import RESEARCH_USE, Kind, describe, name_of, one_line
 from volseg.dicom.source import Reference, Source
 from volseg.report.colours import Colour, label_colours
 
@@ -106,7 +106,7 @@ def _region(label: Label, about: About, frame_of_reference: str, xor: bool) -> D
     made = Dataset()
     made.ROINumber = label.value
     made.ReferencedFrameOfReferenceUID = frame_of_reference
-    made.ROIName = one_line(label.name, 64)
+    made.ROIName = name_of(label)
     made.ROIDescription = _XOR if xor else _KEYHOLE
     made.ROIGenerationAlgorithm = "AUTOMATIC"
     end = f" (sha256 {about.model_sha256[:16]})"

@@ -150,9 +150,7 @@ def _groups(
     source = about.source
     shared: dict[str, Any] = {
         # Those of the segment.
-        "tracking_identifier": sr.TrackingIdentifier(
-            about.identity.uid("segment", label.name), one_line(f"{about.model}: {label.name}")
-        ),
+        "tracking_identifier": sr.TrackingIdentifier(*about.tracking(label)),
         **_what(label),
         "algorithm_id": sr.AlgorithmIdentification(
             name=one_line(about.model) or "unnamed",
@@ -223,9 +221,10 @@ def _comments(label: Label, measure: LabelQuality, segment: sr.ReferencedSegment
     elif measure.reason:
         yield f"No volume: {measure.reason.rstrip('.')}."
     if measure.voxels and segment is None and _is_union(label):
+        values = ", ".join(map(str, label.stored_values))
         yield (
-            f"The numbers are of the region of the values {', '.join(map(str, label.stored_values))}. The label map has no "
-            "segment of all these values, so none is referred to."
+            f"The numbers are of the region of the values {values}. The label map has no segment of all of them, so "
+            "none is referred to."
         )
     if "touches_border" in measure.flags:
         yield (

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import pydicom
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit
+from pydicom.uid import HTJ2K, JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from tests.data.io.dicom import writers
 from tests.data.io.dicom.test_compressed import baseline, compressed, encoded, lossy_jpeg2000, smooth
-from tests.dicom.results import about, some_labels
+from tests.dicom.results import about, series, some_labels
 from tests.dicom.whole_results import PATIENT, phantom, result_of
 from volseg.api.outputs import dicom_sc
 from volseg.config import Label
@@ -116,6 +117,19 @@ def test_a_lossy_transfer_syntax_tells_by_itself(tmp_path, name):
         assert made.get("LossyImageCompressionMethod") == method
         ratio = made.get("LossyImageCompressionRatio")
         assert (ratio is None) if method is None else 1 < float(ratio) < 32 * 24
+
+
+@pytest.mark.parametrize(
+    ("syntax", "method"),
+    [(JPEGExtended12Bit, "ISO_10918_1"), (JPEGLSNearLossless, "ISO_14495_1"), (HTJ2K, "ISO_15444_15")],
+)
+def test_methods_of_other_lossy_transfer_syntaxes(tmp_path, syntax, method):
+    """The pixels were read; their syntax alone is another one here."""
+    labels = some_labels()
+    what = about(series(tmp_path / "series"), labels)
+    slices = [replace(one, header=replace(one.header, syntax=str(syntax))) for one in what.source.slices]
+    made = segmentation(labels, replace(what, source=replace(what.source, slices=tuple(slices))))
+    assert (made.LossyImageCompression, made.LossyImageCompressionMethod) == ("01", method)
 
 
 def test_odd_statements_of_a_compression_are_not_carried(tmp_path):

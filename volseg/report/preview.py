@@ -157,7 +157,7 @@ def _oriented(array: np.ndarray, order: tuple[int, int, int], flips: tuple[bool,
 def _fullest_slices(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[int], np.ndarray]:
     """The slice with the most foreground voxels along R, A and S, and the number of voxels of each label.
 
-    That of a region counts all its parts.     Slice by slice, so that no second array of the scan's size is needed.
+    That of a region counts all its parts. Slice by slice, so that no second array of the scan's size is needed.
     """
     values = [label.value for label in shown]
     parts = [list(label.stored_values) for label in shown]

@@ -1,6 +1,5 @@
 """Structured reports, read back by highdicom, pydicom and dcmtk."""
 
-import logging
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from pydicom.sr.codedict import codes
 from tests.data.io.dicom import writers
 from tests.dicom.whole_results import SHA, TABLE, phantom, result_of
 from volseg.api.outputs import find_format
-from volseg.api.predict import _write_format
+from volseg.api.predict import _possible
 from volseg.config import Label
 from volseg.dicom.report.measurement_report import FLAGS
 from volseg.dicom.report.measurements import measure_labels
@@ -241,15 +240,14 @@ def test_frames_of_a_multi_frame_source_are_named(tmp_path):
         assert image.referenced_frame_numbers == list(range(1, 10))
 
 
-def test_an_empty_result_has_volume_0_and_the_reason_why_there_is_no_segmentation(tmp_path, caplog):
+def test_an_empty_result_has_volume_0_and_the_reason_why_there_is_no_segmentation(tmp_path):
     result = result_of(tmp_path / "series", np.zeros((22, 18, 9), np.uint8))
     with pytest.raises(InputError, match="no label was found, and a DICOM Segmentation cannot be empty"):
         result.save(tmp_path / "x.seg.dcm", to="dicom-seg")
-    with caplog.at_level(logging.WARNING):
-        _write_format(find_format("dicom-seg"), result, tmp_path / "x.nii.gz")
-    assert "a DICOM Segmentation cannot be empty" in caplog.text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["series", "x.sr.dcm"]
-    report = hd.sr.srread(tmp_path / "x.sr.dcm")
+    instead, reasons = _possible([find_format("dicom-seg")], result)
+    assert [one.name for one in instead] == ["dicom-sr"]
+    assert "a DICOM Segmentation cannot be empty" in reasons["dicom-seg"]
+    report = saved(result, tmp_path)
     groups = report.content.get_image_measurement_groups()
     assert [one.get_measurements(codes.SCT.Volume)[0].value for one in groups] == [0, 0, 0]
     assert not report.content.get_volumetric_roi_measurement_groups()

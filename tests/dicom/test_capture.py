@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,16 @@ import pydicom
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pydicom.uid import HTJ2K, JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from tests.data.io.dicom import writers
-from tests.dicom.whole_results import phantom, result_of
+from tests.data.io.dicom.test_compressed import baseline, compressed, encoded, lossy_jpeg2000, smooth
+from tests.dicom.results import about, series, some_labels
+from tests.dicom.whole_results import PATIENT, phantom, result_of
 from volseg.api.outputs import dicom_sc
 from volseg.config import Label
+from volseg.dicom.capture import secondary_capture
+from volseg.dicom.segmentation import segmentation
 from volseg.report.fitting import width_of
 from volseg.report.preview import DPI, draw_preview
 
@@ -85,6 +92,73 @@ def test_a_picture_of_lossy_slices_is_lossy(tmp_path):
     made = saved(result_of(tmp_path / "series", **lossy), tmp_path)
     assert (made.LossyImageCompression, made.LossyImageCompressionMethod) == ("01", "ISO_10918_1")
     assert float(made.LossyImageCompressionRatio) == 9.5
+
+
+# How a series was compressed, its LossyImageCompression, and what a segmentation says of that, with the method.
+COMPRESSED = {
+    "JPEG": (JPEGBaseline8Bit, baseline, None, "01", "ISO_10918_1"),
+    "JPEG that denies it": (JPEGBaseline8Bit, baseline, "00", "01", "ISO_10918_1"),
+    "JPEG 2000": (JPEG2000, lossy_jpeg2000, None, "01", "ISO_15444_1"),
+    "JPEG 2000 without loss": (JPEG2000, lambda frame, _: encoded(frame, JPEG2000Lossless), "00", "00", None),
+    "lossless": (JPEG2000Lossless, encoded, None, "00", None),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_lossy_transfer_syntax_tells_by_itself(tmp_path, name):
+    syntax, encode, stated, lossy, method = COMPRESSED[name]
+    array = smooth(np.uint8, (32, 24, 4))
+    headers = compressed(writers.classic(array, LossyImageCompression=stated, **PATIENT), array, syntax, encode)
+    what = about(writers.write_all(tmp_path, headers, syntax=syntax), array)
+    for made in (segmentation(some_labels(array.shape), what), secondary_capture(np.zeros((4, 4, 3), "u1"), what)):
+        # Only a segmentation has to state what the source leaves open.
+        is_open = name == "lossless" and made.Modality == "OT"
+        assert made.get("LossyImageCompression") == (None if is_open else lossy)
+        assert made.get("LossyImageCompressionMethod") == method
+        ratio = made.get("LossyImageCompressionRatio")
+        assert (ratio is None) if method is None else 1 < float(ratio) < 32 * 24
+
+
+@pytest.mark.parametrize(
+    ("syntax", "method"),
+    [(JPEGExtended12Bit, "ISO_10918_1"), (JPEGLSNearLossless, "ISO_14495_1"), (HTJ2K, "ISO_15444_15")],
+)
+def test_methods_of_other_lossy_transfer_syntaxes(tmp_path, syntax, method):
+    """The pixels were read; their syntax alone is another one here."""
+    labels = some_labels()
+    what = about(series(tmp_path / "series"), labels)
+    slices = [replace(one, header=replace(one.header, syntax=str(syntax))) for one in what.source.slices]
+    made = segmentation(labels, replace(what, source=replace(what.source, slices=tuple(slices))))
+    assert (made.LossyImageCompression, made.LossyImageCompressionMethod) == ("01", method)
+
+
+def test_odd_statements_of_a_compression_are_not_carried(tmp_path):
+    odd = {
+        "LossyImageCompression": "01", "LossyImageCompressionRatio": "abc",
+        "LossyImageCompressionMethod": "jpeg, of some kind",
+    }  # fmt: skip
+    made = saved(result_of(tmp_path / "series", **odd), tmp_path)
+    assert made.LossyImageCompression == "01"
+    assert not {"LossyImageCompressionRatio", "LossyImageCompressionMethod"} & set(made.dir())
+
+
+def test_names_that_cannot_be_drawn_are_drawn_as_codes_without_a_warning(tmp_path, monkeypatch):
+    table = (Label(name="a\nb\x07", value=1), Label(name=" \n ", value=2), Label(name="\U0001f9e0 肝", value=9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lines, _ = drawn(result_of(tmp_path / "series", table=table), monkeypatch)
+    assert any(one.startswith("a\\nb\\x07  ") for one in lines)
+    assert any(one.startswith("label 2  ") for one in lines)
+    assert not [one for one in lines if not one.isprintable()]
+
+
+def test_the_volume_of_a_region_is_that_of_the_record(tmp_path, monkeypatch):
+    table = (Label(name="whole", value=1, parts=(1, 2)), Label(name="core", value=2, parts=(2,)))
+    result = result_of(tmp_path / "series", table=table)
+    lines, _ = drawn(result, monkeypatch)
+    for one in result.measures:
+        (line,) = [line for line in lines if line.startswith(f"{one.name}  ")]
+        assert float(line.split()[1]) == pytest.approx(one.volume_ml, rel=0.005)
 
 
 def test_two_runs_give_the_same_bytes(tmp_path):

@@ -76,7 +76,7 @@ def test_any_other_name_is_a_code_of_its_own_that_says_no_more(name):
     found = of(name)
     assert found.private
     assert found.category.scheme_designator == found.type.scheme_designator == PRIVATE_SCHEME
-    assert found.type.meaning == (name or "unnamed")
+    assert found.type.meaning == (name or "label 1")
     assert "Tissue" not in found.category.meaning
     assert "Organ" not in found.category.meaning
 

@@ -22,7 +22,7 @@ CHESS = np.indices((6, 7)).sum(axis=0) % 2 == 0
 
 
 def contours_of(mask, keyhole=True):
-    found = list(outlines(mask.astype(np.uint8)[:, :, None], {1}, keyhole))
+    found = list(outlines(mask.astype(np.uint8)[:, :, None], {1: (1,)}, keyhole))
     return found[0].contours if found else []
 
 
@@ -143,7 +143,7 @@ def test_labels_are_told_apart_by_slice_and_value():
     labels[1:4, 1:3, 1] = 2
     labels[4, 3, 1:3] = 300
     labels[0, 0, 3] = 7
-    found = list(outlines(labels, {2, 300}))
+    found = list(outlines(labels, {2: (2,), 300: (300,)}))
     assert [(one.slice, one.label) for one in found] == [(1, 2), (1, 300), (2, 300)]
     for one in found:
         filled = by_matplotlib(one.contours, labels.shape[:2])
@@ -151,4 +151,14 @@ def test_labels_are_told_apart_by_slice_and_value():
 
 
 def test_no_label_gives_no_contour():
-    assert not list(outlines(np.zeros((4, 4, 3), dtype=np.uint8), {1}))
+    assert not list(outlines(np.zeros((4, 4, 3), dtype=np.uint8), {1: (1,)}))
+
+
+def test_a_region_is_the_union_of_its_values():
+    labels = np.zeros((8, 6, 2), dtype=np.uint8)
+    labels[1:3, 1:5, 0], labels[3:6, 2:4, 0], labels[6, 2, 0] = 1, 2, 3
+    found = list(outlines(labels, {1: (1, 2, 4), 2: (2,), 9: (9,)}))
+    assert [(one.slice, one.label) for one in found] == [(0, 1), (0, 2)]
+    for one, values in zip(found, ((1, 2), (2,)), strict=True):
+        assert len(one.contours) == 1
+        np.testing.assert_array_equal(by_matplotlib(one.contours, labels.shape[:2]), np.isin(labels[:, :, 0], values))

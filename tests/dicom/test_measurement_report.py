@@ -1,6 +1,5 @@
 """Structured reports, read back by highdicom, pydicom and dcmtk."""
 
-import logging
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from pydicom.sr.codedict import codes
 from tests.data.io.dicom import writers
 from tests.dicom.whole_results import SHA, TABLE, phantom, result_of
 from volseg.api.outputs import find_format
-from volseg.api.predict import _write_format
+from volseg.api.predict import _possible
 from volseg.config import Label
 from volseg.dicom.report.measurement_report import FLAGS
 from volseg.dicom.report.measurements import measure_labels
@@ -107,6 +106,32 @@ def test_the_centre_of_mass_is_a_point_of_the_patient(tmp_path, kind, axes):
     assert codes.DCM.CenterOfMass in [
         item.value for item in group[0].ContentSequence if item.ValueType == "CODE" and item.name.value == "130400"
     ]
+
+
+REGIONS = (Label(name="whole", value=1, parts=(1, 2)), Label(name="core", value=2, parts=(2,)))
+
+
+def test_a_region_refers_to_its_segment_where_one_holds_its_voxels(tmp_path):
+    result = result_of(tmp_path / "series", table=REGIONS)
+    voxels = float(np.isin(result.labels, (1, 2)).sum())
+    binary, labelmap = (saved(result, tmp_path, to) for to in ("dicom-sr", "dicom-sr:labelmap"))
+    assert value(volumetric(binary, "whole"), codes_voxels())[0] == voxels
+    assert volumetric(binary, "whole").referenced_segment[0].referenced_segment_numbers == [1]
+    # No segment of a label map has two values.
+    groups = labelmap.content.get_volumetric_roi_measurement_groups()
+    assert [one.tracking_identifier for one in groups] == ["phantom: core"]
+    assert groups[0].referenced_segment[0].referenced_segment_numbers == [2]
+    (whole,) = labelmap.content.get_image_measurement_groups()
+    assert whole.tracking_identifier == "phantom: whole"
+    assert value(whole, codes_voxels())[0] == voxels
+    assert [one for one in comments(whole) if "the region of the values 1, 2." in one]
+    assert not [one for one in comments(groups[0]) if "region" in one]
+    points = labelmap.content.get_planar_roi_measurement_groups()
+    assert [one.tracking_identifier for one in points] == ["phantom: whole", "phantom: core"]
+
+
+def codes_voxels():
+    return hd.sr.CodedConcept("voxels", "99VOLSEG", "Number of voxels")
 
 
 def test_a_label_without_voxels_has_volume_0_and_no_region(tmp_path):
@@ -215,15 +240,14 @@ def test_frames_of_a_multi_frame_source_are_named(tmp_path):
         assert image.referenced_frame_numbers == list(range(1, 10))
 
 
-def test_an_empty_result_has_volume_0_and_the_reason_why_there_is_no_segmentation(tmp_path, caplog):
+def test_an_empty_result_has_volume_0_and_the_reason_why_there_is_no_segmentation(tmp_path):
     result = result_of(tmp_path / "series", np.zeros((22, 18, 9), np.uint8))
     with pytest.raises(InputError, match="no label was found, and a DICOM Segmentation cannot be empty"):
         result.save(tmp_path / "x.seg.dcm", to="dicom-seg")
-    with caplog.at_level(logging.WARNING):
-        _write_format(find_format("dicom-seg"), result, tmp_path / "x.nii.gz")
-    assert "a DICOM Segmentation cannot be empty" in caplog.text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["series", "x.sr.dcm"]
-    report = hd.sr.srread(tmp_path / "x.sr.dcm")
+    instead, reasons = _possible([find_format("dicom-seg")], result)
+    assert [one.name for one in instead] == ["dicom-sr"]
+    assert "a DICOM Segmentation cannot be empty" in reasons["dicom-seg"]
+    report = saved(result, tmp_path)
     groups = report.content.get_image_measurement_groups()
     assert [one.get_measurements(codes.SCT.Volume)[0].value for one in groups] == [0, 0, 0]
     assert not report.content.get_volumetric_roi_measurement_groups()

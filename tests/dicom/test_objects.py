@@ -11,9 +11,13 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from tests.data.io.dicom.writers import classic, read, write, write_all
 from tests.dicom.results import about, frames, made, series, some_labels, written
+from volseg import files
 from volseg.config import Label
 from volseg.dicom.objects import Kind, describe, one_line, series_number
+from volseg.dicom.segmentation import segmentation
 from volseg.dicom.source import source_of
+from volseg.dicom.structures import structure_set
+from volseg.errors import InputError, ResourceError
 
 REQUIRED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
@@ -201,8 +205,57 @@ def test_one_volume_of_a_4_d_series_refers_to_its_own_slices(tmp_path):
             write(data, folder / f"{volume}-{k}.dcm")
     for volume in (1, 2):
         data = written(tmp_path / "seg.dcm", about(folder, labels, volume=volume), labels)
+        assert data.SeriesDescription == f"model: segmentation, volume {volume} (research use only)"
         found[volume] = {one.ReferencedSOPInstanceUID for one in data.SourceImageSequence}
         assert found[volume] == {f"1.2.3.4.{volume}.{k + 1}" for k in range(4)}
+
+
+def test_slices_of_one_name_are_refused(tmp_path):
+    path = series(tmp_path / "series", change=lambda k, data: setattr(data, "SOPInstanceUID", f"1.2.{max(k, 1)}"))
+    with pytest.raises(InputError, match=r"has the SOPInstanceUID of .*, expected one of its own.*export the series"):
+        source_of(read(path))
+
+
+def test_slices_of_different_patients_give_a_warning_without_their_data(tmp_path):
+    def change(k, data):
+        if k:
+            data.PatientName, data.PatientSex, data.PatientBirthDate = "Another^Secret", "F", "19800101"
+
+    stated = {"PatientName": "Secret^Name", "PatientSex": "M", "PatientBirthDate": "19800101"}
+    (warning,) = source_of(read(series(tmp_path / "series", change=change, **stated))).warnings
+    assert "differ in PatientName, PatientSex; DICOM results state what the first slice states" in warning
+    assert "Secret" not in warning
+    assert not source_of(read(series(tmp_path / "one", **stated))).warnings
+
+
+@pytest.mark.parametrize("name", ["\\", "\n", "  "])
+def test_a_name_without_anything_to_show_is_the_value(tmp_path, name):
+    labels, label = some_labels(values=(3,)), Label(name=name, value=3)
+    what = about(series(tmp_path / "series"), labels, [label])
+    segment = segmentation(labels, what).SegmentSequence[0]
+    assert structure_set(labels, what).StructureSetROISequence[0].ROIName == segment.SegmentLabel == "label 3"
+    assert segment.TrackingID == "model: label 3"
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "label 3"
+
+
+def test_labels_of_one_name_are_tracked_apart(tmp_path):
+    labels = some_labels()
+    what = about(series(tmp_path / "series"), labels, [Label(name="one", value=1), Label(name="one", value=7)])
+    assert len({one.TrackingUID for one in segmentation(labels, what).SegmentSequence}) == 2
+
+
+def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch):
+    """The pixels are larger than what is written at once, so that the disk is full within their element."""
+    labels = some_labels((80, 70, 6))
+    what = about(series(tmp_path / "series", shape=labels.shape), labels)
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(files, "_temporary", lambda _: full)
+    with pytest.raises(ResourceError) as caught:
+        written(tmp_path / "seg.dcm", what, labels, labelmap=True)
+    advice = "Free some space or choose another place."
+    assert str(caught.value) == f"Could not write {tmp_path / 'seg.dcm'}: No space left on device. {advice}"
+    assert not (tmp_path / "seg.dcm").exists()
 
 
 @pytest.mark.parametrize(

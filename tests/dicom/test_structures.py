@@ -126,6 +126,17 @@ def test_contours_lie_on_the_voxels_of_the_labels(tmp_path, plane, backwards, ki
     assert_same(filled(data, folder, labels.shape), expected(labels, scan))
 
 
+def test_a_region_has_the_voxels_of_all_its_values(tmp_path):
+    """As in a binary segmentation: regions of interest overlap where the regions do."""
+    regions = (Label(name="whole", value=1, parts=(1, 2, 3)), Label(name="core", value=2, parts=(2,)))
+    folder, scan, labels = series(tmp_path / "series", phantom())
+    data = written(tmp_path / "x.dcm", labels, about(scan, labels, regions))
+    assert [one.ROIName for one in data.StructureSetROISequence] == ["whole", "core"]
+    wanted = {(2, *key[1:]): mask for key, mask in expected(np.where(labels == 2, labels, 0), scan).items()}
+    wanted |= expected((labels > 0).astype(np.uint8), scan)
+    assert_same(filled(data, folder, labels.shape), wanted)
+
+
 def test_unevenly_spaced_and_shifted_slices_keep_their_own_places(tmp_path):
     """Each slice has the position that it states, not that of a grid with the mean distance."""
     labels = phantom()

@@ -6,6 +6,7 @@ from typing import Any
 
 from volseg.config import Label
 from volseg.dicom.identity import Identity, identity_of
+from volseg.dicom.objects import name_of, one_line
 from volseg.dicom.source import Source, source_of
 
 # Of the record of a result, what decides on its labels.
@@ -36,6 +37,11 @@ class About:
         if not chosen:
             return self
         return replace(self, identity=replace(self.identity, seed=self.identity.uid("options", *chosen)))
+
+    def tracking(self, label: Label) -> tuple[str, str]:
+        """The tracking UID and identifier of a label; its value tells labels of one name apart."""
+        uid = self.identity.uid("segment", str(label.value), label.name)
+        return uid, one_line(f"{self.model}: {name_of(label)}")
 
 
 def about_result(result: Any) -> About:

@@ -12,6 +12,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from volseg.config import CodedName, Label
+from volseg.dicom.objects import name_of, one_line
 
 PRIVATE_SCHEME = "99VOLSEG"
 PRIVATE_SCHEME_NAME = "volseg: labels by their names, measurements and flags"
@@ -157,7 +158,8 @@ def codes_of(label: Label) -> SegmentCodes:
     """The codes of a label: those that its model states, else those that its name means, else a private one."""
     known = _known(_words(label.name))
     if label.code is None:
-        return known or SegmentCodes(_private("label of a model"), _private(label.name))
+        name = label.name if one_line(label.name) else name_of(label)
+        return known or SegmentCodes(_private("label of a model"), _private(name))
     stated = label.code
     return SegmentCodes(
         _code(stated.category) if stated.category else _category(stated, known),
@@ -234,12 +236,7 @@ def _category(stated: CodedName, known: SegmentCodes | None) -> Code:
 def _private(name: str) -> Code:
     """A code of our own for a name: the same name has the same value in all models."""
     value = hashlib.sha256(name.encode()).hexdigest()[:12].upper()
-    return Code(f"N-{value}", PRIVATE_SCHEME, _meaning(name))
-
-
-def _meaning(name: str) -> str:
-    """A name as a code meaning: one value of at most 64 characters, never empty."""
-    return "".join(one if one.isprintable() and one != "\\" else " " for one in name).strip()[:64].strip() or "unnamed"
+    return Code(f"N-{value}", PRIVATE_SCHEME, one_line(name))
 
 
 _ABNORMAL: Code = codes.SCT.MorphologicallyAbnormalStructure

@@ -8,7 +8,7 @@ that touch at a corner alone are contours of their own.
 Points are (i, j), continuous indices of columns and rows; whole numbers are centres of pixels.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -40,26 +40,35 @@ class Outline(NamedTuple):
     contours: list[np.ndarray]
 
 
-def outlines(labels: np.ndarray, values: Collection[int], keyhole: bool = True) -> Iterator[Outline]:
-    """The contours of labels, by slice and then in the order of their values.
+def outlines(labels: np.ndarray, parts: Mapping[int, Collection[int]], keyhole: bool = True) -> Iterator[Outline]:
+    """The contours of labels, by slice and then in the order of `parts`.
 
     Only the box around a label in its slice is looked at, so no second array of the labels' size is made.
 
     Args:
         labels: (I, J, K) unsigned integers.
-        values: the labels that are wanted.
+        parts: the labels that are wanted, each with the values of its voxels; a region is the union of several.
         keyhole: join each hole to the contour around it; else holes are contours of their own.
     """
     for k, plane in enumerate(_planes(labels)):
-        for label, box in enumerate(find_objects(plane), start=1):
-            if box is None or label not in values:
+        boxes = {value: box for value, box in enumerate(find_objects(plane), start=1) if box}
+        for label, values in parts.items():
+            there = [value for value in values if value in boxes]
+            if not there:
                 continue
-            polygons = _polygons(plane[box] == label)
+            box = _around([boxes[value] for value in there])
+            polygons = _polygons(np.isin(plane[box], there))
             if keyhole:
                 polygons = [[_joined(rings)] for rings in polygons]
             corner = (box[1].start, box[0].start)
             contours = [_without_straight_points(ring) + corner for rings in polygons for ring in rings]
             yield Outline(k, label, contours)
+
+
+def _around(boxes: list[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """The smallest box that holds all boxes."""
+    along = zip(*boxes, strict=True)
+    return tuple(slice(min(one.start for one in axis), max(one.stop for one in axis)) for axis in along)
 
 
 def _planes(labels: np.ndarray) -> Iterator[np.ndarray]:

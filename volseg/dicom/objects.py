@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from volseg.config import Label
 from volseg.data.io.dicom.values import tag_of, texts
 from volseg.dicom.identity import Identity
 from volseg.dicom.source import Source
@@ -76,7 +78,8 @@ def describe(data: Dataset, kind: Kind, source: Source, identity: Identity, mode
     data.SOPClassUID, data.SOPInstanceUID = kind.sop_class, identity.uid(kind.name, "instance")
     data.Modality, data.SeriesInstanceUID = kind.modality, identity.uid(kind.name, "series")
     data.SeriesNumber = series_number(source, kind)
-    data.SeriesDescription = _shortened(f"{model}: {kind.name}", f" ({RESEARCH_USE})")
+    volume = "" if source.volume is None else f", volume {source.volume}"
+    data.SeriesDescription = _shortened(f"{model}: {kind.name}", f"{volume} ({RESEARCH_USE})")
     data.InstanceNumber = 1
     data.Manufacturer = data.ManufacturerModelName = "volseg"
     data.SoftwareVersions = __version__
@@ -94,6 +97,11 @@ def describe(data: Dataset, kind: Kind, source: Source, identity: Identity, mode
 def one_line(text: str, length: int = 64) -> str:
     """A text as one value of an LO: no backslash, which separates values, no control characters, cut to a length."""
     return "".join(one if one.isprintable() and one != "\\" else " " for one in text).strip()[:length].strip()
+
+
+def name_of(label: Label) -> str:
+    """The name of a label as one value; its value where nothing of the name can be shown."""
+    return one_line(label.name) or f"label {label.value}"
 
 
 def series_number(source: Source, kind: Kind) -> int:
@@ -117,8 +125,19 @@ def write(data: Dataset, path: Path) -> None:
     data.file_meta.ImplementationClassUID = UID(_IMPLEMENTATION)
     data.file_meta.ImplementationVersionName = f"VOLSEG {__version__}"[:16]
     _carry_odd_values()
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, _errors_of_the_system():
         data.save_as(temporary, enforce_file_format=True)
+
+
+@contextmanager
+def _errors_of_the_system() -> Iterator[None]:
+    """Raise what the operating system said: pydicom wraps it in an error of the same type without its number."""
+    try:
+        yield
+    except OSError as error:
+        while isinstance(error.__cause__, OSError):
+            error = error.__cause__
+        raise error from None
 
 
 def _carry_odd_values() -> None:

@@ -27,7 +27,7 @@ from volseg.dicom.codes import PRIVATE_SCHEME, PRIVATE_SCHEME_NAME, codes_of
 from volseg.dicom.image.frames import Frames, binary_frames, labelmap_frames, per_frame
 from volseg.dicom.image.pixels import in_file_order
 from volseg.dicom.image.references import put_references
-from volseg.dicom.objects import Kind, describe, one_line
+from volseg.dicom.objects import Kind, describe, name_of, one_line
 from volseg.dicom.source import Source
 from volseg.errors import InputError
 from volseg.report.colours import label_colours
@@ -118,6 +118,8 @@ def _modules(about: About, kind: Kind, segments: list[SegmentDescription]) -> Da
     )
     # Required, if only empty; no person made it.
     made.ContentCreatorName = None
+    # Required, so what a source leaves open is 00 here (PS3.3 C.8.20.2); a picture leaves it open too.
+    made.LossyImageCompression = "00"
     # Without the tables that highdicom keeps of the frames, which are replaced.
     return Dataset(made)
 
@@ -150,15 +152,16 @@ def _segment(
 ) -> SegmentDescription:
     """The description of one label."""
     known = codes_of(label)
+    tracking_uid, tracking_id = about.tracking(label)
     made = SegmentDescription(
         segment_number=number,
-        segment_label=one_line(label.name) or f"label {label.value}",
+        segment_label=name_of(label),
         segmented_property_category=known.category,
         segmented_property_type=known.type,
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        tracking_uid=about.identity.uid("segment", label.name),
-        tracking_id=one_line(f"{about.model}: {label.name}"),
+        tracking_uid=tracking_uid,
+        tracking_id=tracking_id,
         anatomic_regions=[known.region] if known.region else None,
         display_color=CIELabColor.from_rgb(*colour),
     )

@@ -3,7 +3,7 @@
 Headers stay as they were read; nothing here changes them. Positions are LPS+ millimetres, as in DICOM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,11 +13,14 @@ from pydicom.dataset import Dataset
 
 from volseg.data.grid.geometry import LPS_FROM_RAS, Geometry
 from volseg.data.io.dicom.frames import Frame
-from volseg.data.io.dicom.values import number, text
+from volseg.data.io.dicom.header import Header
+from volseg.data.io.dicom.values import described, number, text
 from volseg.data.io.reading import Scan
 from volseg.dicom.uids import derived_uid
 from volseg.errors import InputError
 
+# What all slices of a patient share.
+_OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
@@ -36,10 +39,12 @@ class Source:
     Args:
         slices: along K of the scan, at least one.
         geometry: of the scan, RAS+; labels (I, J, K) are I columns, J rows, K slices.
+        volume: its number, where one of several of the series was chosen.
     """
 
     slices: tuple[Frame, ...]
     geometry: Geometry
+    volume: int | None = None
 
     @property
     def header(self) -> Dataset:
@@ -65,12 +70,20 @@ class Source:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What has to be assumed of it, one sentence each."""
-        if self._stated_frame_of_reference:
-            return ()
-        return (
-            "The series states no FrameOfReferenceUID: DICOM results have one derived from its SeriesInstanceUID, "
-            "which connects them with each other but with no other series.",
-        )
+        return tuple(self._warnings())
+
+    def _warnings(self) -> Iterator[str]:
+        if not self._stated_frame_of_reference:
+            yield (
+                "The series states no FrameOfReferenceUID: DICOM results have one derived from its SeriesInstanceUID, "
+                "which connects them with each other but with no other series."
+            )
+        varying = [name for name in _OF_PATIENT if len({described(one, name) for one in self.files}) > 1]
+        if varying:
+            yield (
+                f"The slices of the series differ in {', '.join(varying)}; DICOM results state what the first slice "
+                "states. Check that all slices are of one patient."
+            )
 
     @property
     def _stated_frame_of_reference(self) -> str:
@@ -95,9 +108,14 @@ class Source:
         )
 
     @cached_property
+    def headers(self) -> tuple[Header, ...]:
+        """The headers of the files, each once, in the order of their first slices."""
+        return tuple({id(one.header): one.header for one in self.slices}.values())
+
+    @property
     def files(self) -> tuple[Dataset, ...]:
         """The datasets of the files, each once, in the order of their first slices."""
-        return tuple({id(one.header): one.header.data for one in self.slices}.values())
+        return tuple(one.data for one in self.headers)
 
     @cached_property
     def frames_by_file(self) -> dict[str, tuple[int, ...]]:
@@ -149,7 +167,8 @@ def source_of(scan: Scan) -> Source:
     """The series that a scan was read from.
 
     Raises:
-        InputError: the scan is no DICOM, a mosaic, or does not state to which study and series it belongs.
+        InputError: the scan is no DICOM, a mosaic, does not state to which study and series it belongs, or has files
+            of the same name.
     """
     if not scan.slices:
         raise InputError(
@@ -157,7 +176,8 @@ def source_of(scan: Scan) -> Source:
             "have none), so no DICOM object can refer to them; leave the DICOM formats out of --to."
         )
     _require_names(scan.slices, scan.source)
-    return Source(scan.slices, scan.geometry)
+    _require_own_names(scan.slices, scan.source)
+    return Source(scan.slices, scan.geometry, scan.chosen.get("volume"))
 
 
 def _require_names(slices: Sequence[Frame], source: str) -> None:
@@ -168,4 +188,16 @@ def _require_names(slices: Sequence[Frame], source: str) -> None:
             raise InputError(
                 f"{one.header.among(source)} states no {missing[0]}, so no DICOM object can refer to it; export the "
                 "series again, or leave the DICOM formats out of --to."
+            )
+
+
+def _require_own_names(slices: Sequence[Frame], source: str) -> None:
+    """Reject files that a result could not tell apart."""
+    files: dict[str, Header] = {}
+    for one in slices:
+        first = files.setdefault(text(one.header.data, "SOPInstanceUID"), one.header)
+        if first is not one.header:
+            raise InputError(
+                f"{one.header.among(source)} has the SOPInstanceUID of {first.name}, expected one of its own, so no "
+                "DICOM object can refer to it; export the series again, or leave the DICOM formats out of --to."
             )

@@ -14,7 +14,7 @@ from volseg.config import Label
 from volseg.data.io.dicom.values import tag_of
 from volseg.dicom.about import About
 from volseg.dicom.contours import Outline, outlines
-from volseg.dicom.objects import RESEARCH_USE, Kind, describe, one_line
+from volseg.dicom.objects import RESEARCH_USE, Kind, describe, name_of, one_line
 from volseg.dicom.source import Reference, Source
 from volseg.report.colours import Colour, label_colours
 
@@ -30,6 +30,8 @@ _DECIMALS = 5
 def structure_set(labels: np.ndarray, about: About, xor: bool = False) -> Dataset:
     """The labels as regions of interest, numbered by their values; one without voxels has no contours.
 
+    A region of the model is the union of its parts, so regions of interest may overlap.
+
     Args:
         labels: (I, J, K) unsigned integers on the grid of the source.
         about: source, labels and model.
@@ -40,7 +42,8 @@ def structure_set(labels: np.ndarray, about: About, xor: bool = False) -> Datase
     """
     source = about.source
     frame_of_reference = source.frame_of_reference_uid
-    found = sorted(outlines(labels, {one.value for one in about.labels}, not xor), key=attrgetter("label"))
+    parts = {one.value: one.stored_values for one in about.labels}
+    found = sorted(outlines(labels, parts, not xor), key=attrgetter("label"))
     by_label = {value: list(group) for value, group in groupby(found, attrgetter("label"))}
     images = [_image(reference) for reference in source.references]
 
@@ -103,7 +106,7 @@ def _region(label: Label, about: About, frame_of_reference: str, xor: bool) -> D
     made = Dataset()
     made.ROINumber = label.value
     made.ReferencedFrameOfReferenceUID = frame_of_reference
-    made.ROIName = one_line(label.name, 64)
+    made.ROIName = name_of(label)
     made.ROIDescription = _XOR if xor else _KEYHOLE
     made.ROIGenerationAlgorithm = "AUTOMATIC"
     end = f" (sha256 {about.model_sha256[:16]})"

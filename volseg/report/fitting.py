@@ -3,7 +3,7 @@
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from volseg.report.save_figure import any_character
+from volseg.report.save_figure import accept_any_character
 
 # Drawn glyphs are rounded to pixels, so a text may be this much wider than its outline.
 _ROUNDING = 1.03
@@ -12,8 +12,8 @@ _POINTS = 72.0  # in an inch
 
 def width_of(text: str, size: float, weight: str = "normal") -> float:
     """The width of a line of text at a font size in points."""
-    with any_character():
-        width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), False)
+    accept_any_character()
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), False)
     return float(width) / _POINTS * _ROUNDING
 
 

@@ -24,6 +24,7 @@ from volseg.files import whole_file
 from volseg.report.colours import label_colours
 from volseg.report.fitting import shortened, width_of, wrapped
 from volseg.report.save_figure import save_figure
+from volseg.text import printable
 
 DPI = 120
 _PLANES_WIDTH, _PLANES_HEIGHT = 10.0, 6.5  # maximum size of the three planes together
@@ -156,10 +157,11 @@ def _oriented(array: np.ndarray, order: tuple[int, int, int], flips: tuple[bool,
 def _fullest_slices(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[int], np.ndarray]:
     """The slice with the most foreground voxels along R, A and S, and the number of voxels of each label.
 
-    Slice by slice, so that no second array of the scan's size is needed.
+    That of a region counts all its parts. Slice by slice, so that no second array of the scan's size is needed.
     """
     values = [label.value for label in shown]
-    values_up_to = max([int(labels.max()), *values]) + 1
+    parts = [list(label.stored_values) for label in shown]
+    values_up_to = max([int(labels.max()), *values, *(value for one in parts for value in one)]) + 1
     is_shown = np.zeros(values_up_to, dtype=bool)
     is_shown[values] = True
     totals = np.zeros(values_up_to, dtype=np.int64)
@@ -172,7 +174,7 @@ def _fullest_slices(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[in
         counts[1] += foreground.sum(axis=0)
         counts[2][level] = foreground.sum()
     fullest = [np.flatnonzero(count == count.max()) for count in counts]
-    return [int(slices[len(slices) // 2]) for slices in fullest], totals[values]
+    return [int(slices[len(slices) // 2]) for slices in fullest], np.array([totals[one].sum() for one in parts])
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
@@ -266,7 +268,7 @@ class _Page:
         self.width = max(sum(self.cells) + 6 * _GAP, 2 * _COLUMN + 2 * _GAP)
         self.columns = int((self.width - 2 * _GAP) / _COLUMN)
         rows = min(-(-labels // self.columns), most_rows)
-        lines = [line for note in notes for line in wrapped(note, self.width - 2 * _GAP, _NOTE_SIZE)]
+        lines = [line for note in notes for line in wrapped(printable(note), self.width - 2 * _GAP, _NOTE_SIZE)]
         self.legend_top = (rows + 1.5) * _LINE + _GAP + len(lines) * _NOTE_LINE
         self.row = max(self.size[1:])
         self.height = self.legend_top + self.row + 2 * _GAP + (_TITLE if title else 0)
@@ -274,7 +276,7 @@ class _Page:
         self.width, self.height = (math.ceil(length * DPI) / DPI for length in (self.width, self.height))
         self.rows = rows
         self.figure = Figure(figsize=(self.width, self.height), facecolor=_PAGE)
-        title = shortened(title, self.width - 2 * _GAP, _TITLE_SIZE, "bold")
+        title = shortened(printable(title), self.width - 2 * _GAP, _TITLE_SIZE, "bold")
         self._text(_GAP, self.height - _TITLE * 0.6, title, fontsize=_TITLE_SIZE, weight="bold")
         for place, line in enumerate(lines):
             y = self.legend_top - (rows + 0.3) * _LINE - (place + 0.5) * _NOTE_LINE
@@ -333,7 +335,8 @@ class _Page:
             self._block(left, y, 0.2, 0.15, colours[index])
             volume = f"  {_volume_text(volumes_ml[index]) if is_size_known else '-'} mL"
             room = _COLUMN - 0.3 - _COLUMN_GAP - width_of(volume, _LEGEND_SIZE)
-            self._text(left + 0.3, y, shortened(shown[index].name, room, _LEGEND_SIZE, tail=_TAIL) + volume)
+            name = printable(shown[index].name.strip()) or f"label {shown[index].value}"
+            self._text(left + 0.3, y, shortened(name, room, _LEGEND_SIZE, tail=_TAIL) + volume)
 
     def footer(self, note: str, is_size_known: bool) -> None:
         """The scale bar, `note`, and the orientation of the image."""

@@ -58,19 +58,24 @@ class SegmentReference(NamedTuple):
 
     Args:
         sop_class, instance, series: its UIDs.
-        numbers: the segment of each label.
+        numbers: the segment of each label; None where no segment holds the voxels of the label.
     """
 
     sop_class: str
     instance: str
     series: str
-    numbers: tuple[int, ...]
+    numbers: tuple[int | None, ...]
 
 
 def segmentation_of(about: About, labelmap: bool = False) -> SegmentReference:
-    """The segmentation that `volseg.dicom.segmentation` makes of the same labels."""
+    """The segmentation that `volseg.dicom.segmentation` makes of the same labels.
+
+    A region of several values is no segment of a label map, whose segments have one value each.
+    """
     kind = LABELMAP if labelmap else BINARY
-    numbers = tuple(label.value if labelmap else at for at, label in enumerate(about.labels, start=1))
+    numbers: tuple[int | None, ...] = tuple(range(1, len(about.labels) + 1))
+    if labelmap:
+        numbers = tuple(None if _is_union(label) else label.value for label in about.labels)
     uids = [about.identity.uid(kind.name, part) for part in ("instance", "series")]
     return SegmentReference(kind.sop_class, uids[0], uids[1], numbers)
 
@@ -119,6 +124,11 @@ def measurement_report(
     return made
 
 
+def _is_union(label: Label) -> bool:
+    """Whether a label has voxels of other values than its own."""
+    return set(label.stored_values) != {label.value}
+
+
 def _what(label: Label) -> dict[str, Any]:
     """The finding of a group: category and code of the label, and its place with the side where it has one."""
     known = codes_of(label)
@@ -140,9 +150,7 @@ def _groups(
     source = about.source
     shared: dict[str, Any] = {
         # Those of the segment.
-        "tracking_identifier": sr.TrackingIdentifier(
-            about.identity.uid("segment", label.name), one_line(f"{about.model}: {label.name}")
-        ),
+        "tracking_identifier": sr.TrackingIdentifier(*about.tracking(label)),
         **_what(label),
         "algorithm_id": sr.AlgorithmIdentification(
             name=one_line(about.model) or "unnamed",
@@ -159,11 +167,10 @@ def _groups(
             [sr.SourceImageForMeasurementGroup(*one) for one in _frames(source)] if _is_multi_frame(source) else None
         )
         group = sr.MeasurementsAndQualitativeEvaluations(**shared, **said, source_images=images)
-        yield _with_comments(group, measure)
-        return
-    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(**shared, **said, referenced_segment=segment)
-    yield _with_comments(group, measure)
-    if measure.volume_ml is not None:
+    else:
+        group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(**shared, **said, referenced_segment=segment)
+    yield _with_comments(group, _comments(label, measure, segment))
+    if measure.voxels and measure.volume_ml is not None:
         point = np.array([numbers.centre_mm], dtype=np.float64)
         yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             **shared,
@@ -200,19 +207,25 @@ def _intensity(source: Source) -> tuple[Code, Code]:
     return _INTENSITY, _ARBITRARY
 
 
-def _with_comments(group: Any, measure: LabelQuality) -> Any:
+def _with_comments(group: Any, sentences: Iterable[str]) -> Any:
     """A group with sentences about its numbers."""
-    for one in _comments(measure):
+    for one in sentences:
         group[0].ContentSequence.append(_comment(one))
     return group
 
 
-def _comments(measure: LabelQuality) -> Iterator[str]:
+def _comments(label: Label, measure: LabelQuality, segment: sr.ReferencedSegment | None) -> Iterator[str]:
     """What a reader of the numbers has to know."""
     if not measure.voxels:
         yield f"Volume 0: {IN_WORDS['empty']}."
     elif measure.reason:
         yield f"No volume: {measure.reason.rstrip('.')}."
+    if measure.voxels and segment is None and _is_union(label):
+        values = ", ".join(map(str, label.stored_values))
+        yield (
+            f"The numbers are of the region of the values {values}. The label map has no segment of all of them, so "
+            "none is referred to."
+        )
     if "touches_border" in measure.flags:
         yield (
             "The label reaches the first or last slice, row or column of the scan, so its volume and its length are "
@@ -232,13 +245,16 @@ def _evaluations(sentences: Iterable[str]) -> sr.ContainerContentItem:
     return container
 
 
-def _segment(segmentation: SegmentReference, at: int, source: Source) -> sr.ReferencedSegment:
-    """The segment of a label, with its source: the series, or the frames of multi-frame files."""
+def _segment(segmentation: SegmentReference, at: int, source: Source) -> sr.ReferencedSegment | None:
+    """The segment of a label, with its source: the series, or the frames of multi-frame files; None without one."""
+    number = segmentation.numbers[at]
+    if number is None:
+        return None
     many = _is_multi_frame(source)
     return sr.ReferencedSegment(
         segmentation.sop_class,
         segmentation.instance,
-        segmentation.numbers[at],
+        number,
         source_images=[sr.SourceImageForSegmentation(*one) for one in _frames(source)] if many else None,
         source_series=None if many else sr.SourceSeriesForSegmentation(source.series_uid),
     )

@@ -1,7 +1,7 @@
 """The DICOM node under stress, in front of a real Orthanc (Debian: orthanc, orthanc-dicomweb) on loopback.
 
-    python benchmarks/node.py round SERIES [--count 20] [--to dicom-seg] [--seed 1]
-    python benchmarks/node.py storm [--instances 2000] [--associations 8] [--seed 1]
+    python benchmarks/node.py round SERIES [--count 20] [--to dicom-seg] [--seed 1] [--record]
+    python benchmarks/node.py storm [--instances 2000] [--associations 8] [--seed 1] [--record]
 
 `round` stores copies of a DICOM series that the bundled model fits, with UIDs of their own, in Orthanc, which forwards
 them to the node; two models segment each. The node is killed (SIGKILL) twice and Orthanc stopped and started once, at
@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.record import CHECKOUT
+from common.record import CHECKOUT, publish, record_options
+from common.results import headline, rounded, table
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
@@ -53,8 +54,8 @@ SMALL_SERIES = 12
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    main_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = main_parser.add_subparsers(dest="verb", required=True)
     there = verbs.add_parser("round")
     there.add_argument("series", type=Path)
     there.add_argument("--count", type=int, default=20)
@@ -64,7 +65,9 @@ def main() -> int:
     storm.add_argument("--instances", type=int, default=2000)
     storm.add_argument("--associations", type=int, default=8)
     storm.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
+    for parser in (there, storm):
+        record_options(parser)
+    options = main_parser.parse_args()
     return run_round(options) if options.verb == "round" else run_storm(options)
 
 
@@ -124,18 +127,21 @@ def run_round(options: argparse.Namespace) -> int:
             time.sleep(2)
         found = node.status()
         said(f"at the end: {found['counts']}")
-        return judged_round(found, orthanc, options.count)
+        return judged_round(found, orthanc, options)
 
 
-def judged_round(found: dict[str, Any], orthanc: Orthanc, count: int) -> int:
-    """Print what Orthanc holds; 1 if that is not one result of each series and model."""
+def judged_round(found: dict[str, Any], orthanc: Orthanc, options: argparse.Namespace) -> int:
+    """Publish what Orthanc holds; 1 if that is not one result of each series and model."""
+    count = options.count
     models = {one["id"]: Path(one["model"]).stem for one in found["jobs"]}
     sent = {one["sop_uid"]: models[one["job_id"]] for one in found["deliveries"]}
     query = {"Level": "Instance", "Query": {"Modality": "SEG"}, "Expand": True}
     there = orthanc.post("/tools/find", json.dumps(query).encode())
     uids = [one["MainDicomTags"]["SOPInstanceUID"] for one in there]
     held = Counter(sent.get(uid, "unknown") for uid in uids)
-    print(f"SEG objects in Orthanc, by model: {dict(held)}; {len(set(uids))} different")
+    title = f"{count} series through a DICOM node that is killed twice, to an archive that is away once"
+    rows = [{"model": name, "series": count, "results in the archive": number} for name, number in held.items()]
+    publish(options, "node-round", title, [table(rows)], [headline(title, rows[0]["model"], "results in the archive")])
     series = len({one["series_uid"] for one in found["jobs"]})
     good = held == Counter(dict.fromkeys(models.values(), count)) and len(set(uids)) == len(uids) and series == count
     print("PASS" if good else "FAIL")
@@ -199,8 +205,12 @@ def run_storm(options: argparse.Namespace) -> int:
     print(f"{options.associations} associations: {len(acknowledged)} acknowledged in {seconds:.1f} s, statuses "
           f"{dict(statuses)}, {len(lost)} lost, {known} objects known after a kill, jobs {running}")  # fmt: skip
     bound = before + STORM_BOUND_BYTES
-    print(f"peak resident memory: {before / 2**20:.0f} MiB after one series of both models, {peak / 2**20:.0f} MiB "
-          f"after the storm; bound {bound / 2**20:.0f} MiB")  # fmt: skip
+    row = {
+        "associations": options.associations, "acknowledged": len(acknowledged), "lost": len(lost), "seconds": rounded(seconds),
+        "peak memory before, MiB": rounded(before / 2**20), "peak memory, MiB": rounded(peak / 2**20), "bound, MiB": rounded(bound / 2**20),
+    }  # fmt: skip
+    title = f"{options.instances} slices at once to a DICOM node while two models segment"
+    publish(options, "node-storm", title, [table([row])], [headline(title, options.associations, "lost")])
     good = len(acknowledged) == each * options.associations and not lost and peak <= bound
     print("PASS" if good else "FAIL")
     return not good

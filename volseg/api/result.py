@@ -136,7 +136,7 @@ def _check_name(path: Path, output: OutputFormat | None) -> None:
                 f'{path.name} is no name for a label image. For a DICOM object say which, such as to="dicom-seg"; for '
                 "a label image give a name that ends in .nii.gz."
             )
-    elif path.suffix.lower() != Path(output.suffix).suffix:
+    elif path.suffix.lower() != f".{output.suffix.rpartition('.')[2]}":
         raise UsageError(f"{path.name} is no name for {output.name}. Give one that ends in {output.suffix}.")
     elif _record_of(path, output.suffix) == path:
         raise UsageError(f"{path.name} is the name of the record of the result. Give {output.name} another suffix.")

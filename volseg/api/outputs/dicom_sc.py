@@ -8,6 +8,7 @@ from volseg.dicom.about import about_result
 from volseg.dicom.capture import secondary_capture
 from volseg.dicom.objects import NOT_FOR_DIAGNOSIS
 from volseg.dicom.objects import write as write_object
+from volseg.dicom.source import source_of
 from volseg.inference.quality import IN_WORDS
 from volseg.report.preview import DPI, draw_preview
 from volseg.report.save_figure import pixels_of
@@ -49,3 +50,8 @@ def _notes(result: Any) -> Iterator[str]:
         elif names or flag in result.scan_flags:
             listed = f": {first_few(names, _MOST_NAMES)}" if names else ""
             yield f"{words[0].upper()}{words[1:]}{listed}."
+
+
+def warnings(result: Any) -> tuple[str, ...]:
+    """What has to be assumed about the series."""
+    return source_of(result.scan).warnings

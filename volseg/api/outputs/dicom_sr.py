@@ -8,6 +8,7 @@ from volseg.dicom.about import about_result
 from volseg.dicom.objects import write as write_object
 from volseg.dicom.report.measurement_report import measurement_report, segmentation_of
 from volseg.dicom.report.measurements import measure_labels
+from volseg.dicom.source import source_of
 from volseg.inference.quality import IN_WORDS
 
 SUFFIX = ".sr.dcm"
@@ -36,3 +37,8 @@ def write(result: Any, path: Path, options: frozenset[str] = frozenset()) -> Non
     else:
         notes.append("No segmentation: no label was found, and a DICOM Segmentation cannot be empty.")
     write_object(measurement_report(about, result.measures, numbers, segmentation, notes), path)
+
+
+def warnings(result: Any) -> tuple[str, ...]:
+    """What has to be assumed about the series."""
+    return source_of(result.scan).warnings

@@ -160,7 +160,8 @@ def test_labels_on_the_grid_of_a_nifti_scan_have_its_header(tmp_path):
         assert np.array_equal(found.header[field], image.header[field])
     assert (
         record["warnings"][0]
-        == "No frame of reference is known of the scan; the labels are placed by coordinates alone."
+        == "Labels are placed by their coordinates, because the image that they are placed on states no frame of "
+        "reference to check."
     )
 
 
@@ -215,19 +216,19 @@ def test_a_reference_may_be_a_segmentation(tmp_path, prediction, place):
     for predicted, reference in pairs:
         report = volseg.evaluate(predicted, reference)
         case = report["cases"][0]
-        assert (case["name"], case["labels"]["label_1"]["dice"], case["labels"]["label_2"]["dice"]) == (
+        assert (case["name"], case["labels"]["Part 1"]["dice"], case["labels"]["Part 2"]["dice"]) == (
             "scan",
             1.0,
             0.0,
         )
-        assert any("placed by coordinates alone" in warning for warning in report["warnings"])
+        assert any("placed by their coordinates" in warning for warning in report["warnings"])
 
 
 def test_a_reference_may_be_a_structure_set_without_its_series(tmp_path, prediction):
     write(structures({1: [on_slice(OUTER, 1)]}), tmp_path / "a" / "b" / "rt.dcm")
     report = volseg.evaluate(prediction, tmp_path / "a" / "b")
     both = (blocks()[1][1:6, 1:4, 1]).sum()
-    assert report["cases"][0]["labels"]["label_1"]["dice"] == pytest.approx(2 * both / (blocks()[1].sum() + 15))
+    assert report["cases"][0]["labels"]["Part 1"]["dice"] == pytest.approx(2 * both / (blocks()[1].sum() + 15))
 
 
 def test_a_prediction_may_be_a_segmentation_too(tmp_path, prediction):
@@ -268,7 +269,7 @@ def dataset(tmp_path):
 
 
 def test_training_labels_in_dicom_are_found_by_name(dataset):
-    assert "label_1" in volseg.plan(dataset[0])
+    assert "Part 1" in volseg.plan(dataset[0])
 
 
 @pytest.mark.usefixtures("one_thread")

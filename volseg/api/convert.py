@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from volseg.data.grid.geometry import require_geometry
 from volseg.data.io.choice import Choice, chosen
 from volseg.data.io.dicom_labels.placing import Target, target_series
 from volseg.data.io.dicom_labels.reader import LabelImage, holds_labels, read_dicom_labels
 from volseg.data.io.formats import is_dicom, sibling
 from volseg.data.io.inputs import protect_scans
 from volseg.data.io.provenance import input_of
-from volseg.data.io.reading import Scan, read_image, require_geometry
+from volseg.data.io.reading import Scan, read_image
 from volseg.data.io.writing import write_image, write_labels, written_suffix
 from volseg.errors import InputError, UsageError
 from volseg.files import access_to, as_json, given_path, require_writable, whole_file

@@ -8,7 +8,7 @@ from typing import Any
 from volseg.data.grid.geometry import require_geometry
 from volseg.data.io.choice import Choice, chosen
 from volseg.data.io.dicom_labels.placing import Target, target_series
-from volseg.data.io.dicom_labels.reader import LabelImage, holds_labels, read_dicom_labels
+from volseg.data.io.dicom_labels.reader import LabelImage, holds_labels, labels_among, read_dicom_labels
 from volseg.data.io.formats import is_dicom, sibling
 from volseg.data.io.inputs import protect_scans
 from volseg.data.io.provenance import input_of
@@ -16,6 +16,7 @@ from volseg.data.io.reading import Scan, read_image
 from volseg.data.io.writing import write_image, write_labels, written_suffix
 from volseg.errors import InputError, UsageError
 from volseg.files import access_to, as_json, given_path, require_writable, whole_file
+from volseg.text import first_few
 from volseg.version import __version__
 
 
@@ -68,7 +69,13 @@ def convert(
     scan = read_image(path, choice)
     if beside is not None:
         require_geometry(scan.geometry, read_image(beside).geometry, str(path), "the scan of --like")
-    record = {**scan.chosen, "input": input_of(scan, [path]), "warnings": list(scan.warnings)}
+    beside_scan = labels_among(path) if is_dicom(path) else []
+    said = (
+        [f"Labels are there as well: {first_few(beside_scan)}; give such a file to convert them."]
+        if beside_scan
+        else []
+    )
+    record = {**scan.chosen, "input": input_of(scan, [path]), "warnings": [*scan.warnings, *said]}
     return _save(record, target, lambda: write_image(scan, target))
 
 

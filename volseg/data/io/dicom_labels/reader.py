@@ -14,7 +14,7 @@ from volseg.data.io.dicom.values import printable, text
 from volseg.data.io.dicom_labels.contours_on_grid import draw_structures
 from volseg.data.io.dicom_labels.frames_on_grid import draw_segments, own_grid
 from volseg.data.io.dicom_labels.label_names import Named
-from volseg.data.io.dicom_labels.objects import KINDS, SEGMENTATION, STRUCTURES, Part, label_file
+from volseg.data.io.dicom_labels.objects import KINDS, SEGMENTATION, STRUCTURES, Part, label_file, label_files
 from volseg.data.io.dicom_labels.overlaps import Canvas, Merged, about_overlaps, reject_overlaps
 from volseg.data.io.dicom_labels.placing import NO_SERIES, Target, connection, series_beside
 from volseg.data.io.dicom_labels.segmentation import Segmentation, open_segmentation
@@ -73,6 +73,12 @@ def holds_labels(path: Path) -> bool:
     """
     with files_of(path) as names:
         return label_file(names, str(path)) is not None
+
+
+def labels_among(path: Path) -> list[str]:
+    """The segmentations and structure sets of a folder, .zip or DICOMDIR: their names for messages and their kinds."""
+    with files_of(path) as names:
+        return label_files(names)
 
 
 def read_dicom_labels(path: Path, target: Target | None = None, choice: Choice = ONLY) -> LabelImage:

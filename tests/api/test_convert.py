@@ -12,6 +12,7 @@ import volseg
 from tests.data.io.dicom.writers import CT, ORIGIN, affine_of, classic, stack, write, write_all
 from tests.data.io.dicom_labels.writers import SHAPE, blocks, code, on_slice, segmentation, series, structures
 from tests.pipeline import TINY
+from volseg.api.describe import describe
 from volseg.data.cases.dataset import open_dataset
 from volseg.data.io.reading import read_label_of, read_scan
 from volseg.errors import GridError, InputError, UsageError
@@ -384,3 +385,14 @@ def test_training_labels_in_dicom_have_their_values_by_name(dataset):
     assert np.array_equal(found.channels[0], 2 * dataset[1])
     cases = take_fingerprint(open_dataset(dataset[0])).cases
     assert [(one.volumes_ml["box"], one.volumes_ml["part_1"] > 0) for one in cases] == [(0, True)] * 2
+
+
+def test_info_describes_labels(tmp_path):
+    path = write(segmentation(blocks()), tmp_path / "seg.dcm")
+    found = describe(path)
+    assert (found["what"], found["type"], found["frame_of_reference"]) == ("DICOM SEG", "BINARY", "1.2.9")
+    assert found["labels"] == "1 Part 1 (Liver, 2 frames); 2 Part 2 (Liver, 2 frames)"
+    assert (found["of_series"], found["of_images"]) == ("1.2.3.4", 4)
+    write(structures({4: [on_slice(OUTER, 1)]}), tmp_path / "rt" / "rt.dcm")
+    found = describe(tmp_path / "rt")
+    assert (found["what"], found["labels"]) == ("RTSTRUCT", "4 Part 4 (1 contour)")

@@ -32,9 +32,10 @@ def convert(
     """Write a scan, or the labels of a DICOM segmentation or structure set, as an image file.
 
     A scan keeps its voxels and its geometry: integers stay integers, scaled values are float32 (float64 where that is
-    not exact). Labels of a segmentation (SEG) lie on its own grid, those of a structure set (RTSTRUCT) on that of the
-    series it belongs to, which is looked for in its folder and the folder above; with `like`, both lie on that scan's
-    grid. A label has its SegmentNumber or ROINumber as value; labels that overlap have a value for each overlap.
+    not exact). Labels of a segmentation (SEG) or structure set (RTSTRUCT) lie on the grid of the series they belong to,
+    which is looked for in their folder and the folder above; a SEG without one has its own grid. With `like`, they lie
+    on that scan's grid. A label has its SegmentNumber or ROINumber as value; labels that overlap have a value for each
+    overlap.
 
     Args:
         source: a scan, a DICOM series folder or zip, or a DICOM SEG or RTSTRUCT (a file, or a folder that holds one).

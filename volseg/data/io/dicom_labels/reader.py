@@ -81,6 +81,20 @@ def labels_among(path: Path) -> list[str]:
         return label_files(names)
 
 
+def open_labels(path: Path, names: Mapping[Path, str]) -> Segmentation | StructureSet:
+    """The only segmentation or structure set among the files of a path, without its pixels.
+
+    Raises:
+        InputError: it cannot be read, or there is none or several.
+    """
+    source = str(path)
+    file = label_file(names, source)
+    if file is None:
+        raise InputError(f"{source} holds no DICOM segmentation or structure set; give its file.")
+    header = read_object(file, names[file])
+    return open_structures(header, source) if sop_class_of(file) == STRUCTURES else open_segmentation(header, source)
+
+
 def read_dicom_labels(path: Path, target: Target | None = None, choice: Choice = ONLY) -> LabelImage:
     """Read the only segmentation or structure set of a path, see `holds_labels`.
 
@@ -94,14 +108,8 @@ def read_dicom_labels(path: Path, target: Target | None = None, choice: Choice =
         GridError: it does not belong to the grid, see `volseg.data.io.dicom_labels.placing`.
         InputError: it cannot be read, see `volseg.data.io.dicom_labels`.
     """
-    source = str(path)
     with files_of(path) as names:
-        file = label_file(names, source)
-        if file is None:
-            raise InputError(f"{source} holds no DICOM segmentation or structure set; give its file.")
-        header = read_object(file, names[file])
-        is_structures = sop_class_of(file) == STRUCTURES
-        found = open_structures(header, source) if is_structures else open_segmentation(header, source)
+        found = open_labels(path, names)
         if target is not None:
             return _on_target(found, target)
         try:

@@ -9,7 +9,10 @@ import pytest
 import volseg
 from tests.data.io.dicom.writers import write
 from tests.data.io.dicom_labels.writers import SHAPE, blocks, on_slice, segmentation, series, structures
-from volseg.data.io.dicom_labels.label_names import matching
+from tests.data.small_cases import small_plan
+from volseg.data.cases.cache import cache_key
+from volseg.data.cases.dataset import TrainingCase
+from volseg.data.io.dicom_labels.label_names import Named, by_name, matching
 from volseg.errors import GridError, InputError
 
 OUTER = np.array([[0.5, 0.5], [5.5, 0.5], [5.5, 3.5], [0.5, 3.5]])
@@ -179,3 +182,30 @@ def test_a_grid_of_fewer_slices_names_the_cure(tmp_path, image):
     assert any("covers only the slices" in one and "--like SCAN" in one for one in record["warnings"])
     with pytest.raises(GridError, match="convert that again with volseg convert --like SCAN"):
         volseg.evaluate(tmp_path / "own.nii.gz", image(1, 0))
+
+
+def test_within_plain_labels_a_voxel_belongs_to_the_inner_one():
+    own = Named({"organ": 1, "lesion": 2}, {"organ": (1, 2), "lesion": (2,)})
+    array = np.array([0, 1, 2], np.uint8).reshape(3, 1, 1)
+    found, _ = by_name(array, own, {"organ": (7,), "lesion": (300,)}, "it")
+    assert found.ravel().tolist() == [0, 7, 300]
+    assert found.dtype == np.uint16
+
+
+def test_a_voxel_gets_the_value_that_its_regions_share():
+    own = Named({"core": 1, "whole": 2}, {"core": (1,), "whole": (1, 2)})
+    array = np.array([0, 1, 2], np.uint8).reshape(3, 1, 1)
+    assert by_name(array, own, {"whole": (1, 2), "core": (2,)}, "it")[0].ravel().tolist() == [0, 2, 1]
+    with pytest.raises(InputError, match="voxels that are whole alone, for which the labels have no value"):
+        by_name(array, own, {"whole": (1, 2), "core": (2,), "rim": (1,)}, "it")
+
+
+def test_the_names_of_labels_are_part_of_a_cache_key_of_dicom_labels(tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes(b"scan")
+    for label, expected in (("label.dcm", 2), ("label.nii.gz", 1)):
+        (tmp_path / label).write_bytes(b"label")
+        case = TrainingCase("case", (tmp_path / "scan.nii.gz",), tmp_path / label)
+        plan = small_plan()
+        renamed = tuple(label.model_copy(update={"name": f"other {label.name}"}) for label in plan.labels)
+        plans = (plan, plan.model_copy(update={"labels": renamed}))
+        assert len({cache_key(case, one) for one in plans}) == expected

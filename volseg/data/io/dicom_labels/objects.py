@@ -59,7 +59,7 @@ def label_file(names: Mapping[Path, str], source: str) -> Path | None:
     Raises:
         InputError: there are several.
     """
-    classes = {path: sop_class_of(path) for path in names}
+    classes = {path: sop_class_of(path, _whole(name, names, source)) for path, name in names.items()}
     if any(_is_scan(path, names[path], sop_class) for path, sop_class in classes.items()):
         return None
     found = [path for path, sop_class in classes.items() if sop_class in KINDS]
@@ -74,8 +74,13 @@ def label_file(names: Mapping[Path, str], source: str) -> Path | None:
 
 def label_files(names: Mapping[Path, str]) -> list[str]:
     """The segmentations and structure sets among files, each by its name for messages and its kind."""
-    kinds = {name: KINDS.get(sop_class_of(path), "") for path, name in names.items()}
+    kinds = {name: KINDS.get(sop_class_of(path, name), "") for path, name in names.items()}
     return [f"{name} ({kind})" for name, kind in kinds.items() if kind]
+
+
+def _whole(name: str, names: Mapping[Path, str], source: str) -> str:
+    """A file and its input, for messages; one name where they are the same."""
+    return source if len(names) == 1 else f"{source}: {name}"
 
 
 def _is_scan(path: Path, name: str, sop_class: str) -> bool:

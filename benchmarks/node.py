@@ -206,9 +206,14 @@ def run_storm(options: argparse.Namespace) -> int:
           f"{dict(statuses)}, {len(lost)} lost, {known} objects known after a kill, jobs {running}")  # fmt: skip
     bound = before + STORM_BOUND_BYTES
     row = {
-        "associations": options.associations, "acknowledged": len(acknowledged), "lost": len(lost), "seconds": rounded(seconds),
-        "peak memory before, MiB": rounded(before / 2**20), "peak memory, MiB": rounded(peak / 2**20), "bound, MiB": rounded(bound / 2**20),
-    }  # fmt: skip
+        "associations": options.associations,
+        "acknowledged": len(acknowledged),
+        "lost": len(lost),
+        "seconds": rounded(seconds),
+        "peak memory before, MiB": rounded(before / 2**20),
+        "peak memory, MiB": rounded(peak / 2**20),
+        "bound, MiB": rounded(bound / 2**20),
+    }
     title = f"{options.instances} slices at once to a DICOM node while two models segment"
     publish(options, "node-storm", title, [table([row])], [headline(title, options.associations, "lost")])
     good = len(acknowledged) == each * options.associations and not lost and peak <= bound

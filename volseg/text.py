@@ -15,6 +15,11 @@ def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") ->
     return f"{listed}{' ' if separator == ', ' else separator}and {len(items) - shown} more"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, in the plural unless it is 1: "1 case", "3 cases"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def shows_names() -> bool:
     """Whether messages name files within a DICOM series: with --debug alone, as they often hold a patient's name."""
     return logging.getLogger("volseg").isEnabledFor(logging.DEBUG)
@@ -30,7 +35,10 @@ def by_sentence(cases: Mapping[str, Sequence[str]]) -> list[str]:
     for name, sentences in cases.items():
         for sentence in dict.fromkeys(sentences):
             names.setdefault(sentence, []).append(name)
-    return [f"{sentence} ({len(found)} of {len(cases)} cases: {first_few(found)})" for sentence, found in names.items()]
+    return [
+        f"{sentence} ({len(found)} of {counted(len(cases), 'case')}: {first_few(found)})"
+        for sentence, found in names.items()
+    ]
 
 
 def printable(text: object) -> str:

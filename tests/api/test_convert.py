@@ -10,12 +10,16 @@ import SimpleITK as sitk
 
 import volseg
 from tests.data.io.dicom.writers import CT, ORIGIN, affine_of, classic, stack, write, write_all
-from tests.data.io.dicom_labels.writers import SHAPE, blocks, on_slice, segmentation, series, structures
+from tests.data.io.dicom_labels.writers import SHAPE, blocks, code, on_slice, segmentation, series, structures
 from tests.pipeline import TINY
-from volseg.data.io.reading import read_scan
+from volseg.api.describe import describe
+from volseg.data.cases.dataset import open_dataset
+from volseg.data.io.reading import read_label_of, read_scan
 from volseg.errors import GridError, InputError, UsageError
+from volseg.planning.fingerprint import take_fingerprint
 
 AFFINE = np.array([[-1.5, 0.1, 0, 7], [0.1, 1.5, 0, -3], [0, 0, 2.5, 11], [0, 0, 0, 1.0]])
+PICTURE = "1.2.840.10008.5.1.4.1.1.7"
 OUTER = np.array([[0.5, 0.5], [5.5, 0.5], [5.5, 3.5], [0.5, 3.5]])
 
 
@@ -160,7 +164,8 @@ def test_labels_on_the_grid_of_a_nifti_scan_have_its_header(tmp_path):
         assert np.array_equal(found.header[field], image.header[field])
     assert (
         record["warnings"][0]
-        == "No frame of reference is known of the scan; the labels are placed by coordinates alone."
+        == "Labels are placed by their coordinates, because the image that they are placed on states no frame of "
+        "reference to check."
     )
 
 
@@ -215,19 +220,19 @@ def test_a_reference_may_be_a_segmentation(tmp_path, prediction, place):
     for predicted, reference in pairs:
         report = volseg.evaluate(predicted, reference)
         case = report["cases"][0]
-        assert (case["name"], case["labels"]["label_1"]["dice"], case["labels"]["label_2"]["dice"]) == (
+        assert (case["name"], case["labels"]["Part 1"]["dice"], case["labels"]["Part 2"]["dice"]) == (
             "scan",
             1.0,
             0.0,
         )
-        assert any("placed by coordinates alone" in warning for warning in report["warnings"])
+        assert any("placed by their coordinates" in warning for warning in report["warnings"])
 
 
 def test_a_reference_may_be_a_structure_set_without_its_series(tmp_path, prediction):
     write(structures({1: [on_slice(OUTER, 1)]}), tmp_path / "a" / "b" / "rt.dcm")
     report = volseg.evaluate(prediction, tmp_path / "a" / "b")
     both = (blocks()[1][1:6, 1:4, 1]).sum()
-    assert report["cases"][0]["labels"]["label_1"]["dice"] == pytest.approx(2 * both / (blocks()[1].sum() + 15))
+    assert report["cases"][0]["labels"]["Part 1"]["dice"] == pytest.approx(2 * both / (blocks()[1].sum() + 15))
 
 
 def test_a_prediction_may_be_a_segmentation_too(tmp_path, prediction):
@@ -268,7 +273,7 @@ def dataset(tmp_path):
 
 
 def test_training_labels_in_dicom_are_found_by_name(dataset):
-    assert "label_1" in volseg.plan(dataset[0])
+    assert "Part 1" in volseg.plan(dataset[0])
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -294,3 +299,100 @@ def test_training_labels_that_do_not_belong_to_their_image_are_listed_as_problem
     with pytest.raises(InputError, match=r"a: geometry differs: .*contours lie between the slices") as caught:
         volseg.plan(tmp_path / "data")
     assert len(caught.value.problems) == 3
+
+
+# ---- folders of several kinds, codes, the grid of the series beside
+
+
+def picture(path, **options):
+    return write(
+        classic(np.zeros((4, 3, 1), np.uint8), sop_class=PICTURE, ImagePositionPatient=None, **options)[0], path
+    )
+
+
+def test_a_folder_of_results_asks_for_one_of_its_files(tmp_path):
+    folder = tmp_path / "results"
+    write(segmentation(blocks()), folder / "a.seg.dcm")
+    picture(folder / "a.sc.dcm")
+    scan(folder)
+    assert volseg.convert(folder, tmp_path / "one.nii.gz")["input"]["kind"] == "DICOM SEG"
+    write(structures({1: [on_slice(OUTER, 1)]}), folder / "a.rtstruct.dcm")
+    with pytest.raises(
+        InputError,
+        match=r"contains 2 segmentations or structure sets: file 1 of 4 by name \(RTSTRUCT\), file 3 of 4 by name "
+        r"\(DICOM SEG\); give one file \(--debug shows the names\)",
+    ):
+        volseg.convert(folder, tmp_path / "two.nii.gz")
+
+
+def test_a_picture_is_no_scan(tmp_path):
+    picture(tmp_path / "sc" / "a.dcm")
+    with pytest.raises(InputError, match=r"is a picture \(Secondary Capture\) and no scan"):
+        volseg.convert(tmp_path / "sc", tmp_path / "out.nii.gz")
+
+
+def test_a_series_with_labels_says_that_they_are_there(tmp_path):
+    ct = series(tmp_path / "ct")
+    write(segmentation(blocks()), ct / "zz.seg.dcm")
+    record = volseg.convert(ct, tmp_path / "out.nii.gz")
+    assert record["warnings"][-1] == (
+        "Labels are there as well: file 5 of 5 by name (DICOM SEG); give such a file to convert them."
+    )
+    assert record["input"][0]["kind"] == "dicom"
+
+
+def test_codes_have_their_modifiers(tmp_path):
+    def change(data):
+        kind = data.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = code("255549009", "SCT", "Anterior")
+        data.SegmentSequence[1].AnatomicRegionSequence = code("64033007", "SCT", "Kidney")
+        data.SegmentSequence[1].AnatomicRegionSequence[0].AnatomicRegionModifierSequence = code(
+            "7771000", "SCT", "Left"
+        )
+
+    path = write(segmentation(blocks(), change=change), tmp_path / "seg.dcm")
+    found = volseg.convert(path, tmp_path / "out.nii.gz")["segments"]
+    assert found["Part 1"]["codes"]["modifier"] == {"value": "255549009", "scheme": "SCT", "meaning": "Anterior"}
+    assert "modifier" not in found["Part 2"]["codes"]
+    assert found["Part 2"]["codes"]["region"]["meaning"] == "Kidney"
+    assert found["Part 2"]["codes"]["region_modifier"]["meaning"] == "Left"
+
+
+def test_a_segmentation_lies_on_the_grid_of_the_series_beside_it(tmp_path):
+    """It covers fewer slices than the series."""
+    path = write(segmentation({1: blocks()[1]}), tmp_path / "results" / "seg.dcm")
+    alone = volseg.convert(path, tmp_path / "alone" / "out.nii.gz")
+    assert alone["input"]["grid_of_series"] is None
+    assert any("no series that it belongs to lies beside it" in one for one in alone["warnings"])
+    assert values(tmp_path / "alone" / "out.nii.gz").shape == (7, 5, 2)
+    ct = series(tmp_path / "ct")
+    found = volseg.convert(path, tmp_path / "out.nii.gz")
+    assert found["input"]["grid_of_series"] == "1.2.3.4"
+    assert found["warnings"] == []
+    assert np.array_equal(values(tmp_path / "out.nii.gz"), blocks()[1])
+    sorted(ct.iterdir())[1].unlink()
+    broken = volseg.convert(path, tmp_path / "out.nii.gz", overwrite=True)
+    assert any("the series beside it cannot be used" in one for one in broken["warnings"])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_labels_in_dicom_have_their_values_by_name(dataset):
+    """Part 1 has number 1, where the dataset has something else."""
+    (dataset[0] / "labels.json").write_text('{"box": 1, "part_1": 2}')
+    case = open_dataset(dataset[0]).cases[0]
+    table = open_dataset(dataset[0]).labels.table
+    found = read_label_of(case.label, case.images[0], {1, 2}, table)
+    assert np.array_equal(found.channels[0], 2 * dataset[1])
+    cases = take_fingerprint(open_dataset(dataset[0])).cases
+    assert [(one.volumes_ml["box"], one.volumes_ml["part_1"] > 0) for one in cases] == [(0, True)] * 2
+
+
+def test_info_describes_labels(tmp_path):
+    path = write(segmentation(blocks()), tmp_path / "seg.dcm")
+    found = describe(path)
+    assert (found["what"], found["type"], found["frame_of_reference"]) == ("DICOM SEG", "BINARY", "1.2.9")
+    assert found["labels"] == "1 Part 1 (Liver, 2 frames); 2 Part 2 (Liver, 2 frames)"
+    assert (found["of_series"], found["of_images"]) == ("1.2.3.4", 4)
+    write(structures({4: [on_slice(OUTER, 1)]}), tmp_path / "rt" / "rt.dcm")
+    found = describe(tmp_path / "rt")
+    assert (found["what"], found["labels"]) == ("RTSTRUCT", "4 Part 4 (1 contour)")

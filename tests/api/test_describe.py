@@ -12,7 +12,7 @@ from volseg.data.io.reading import read_scan
 from volseg.errors import InputError
 
 COLOUR = [("R", "u1"), ("G", "u1"), ("B", "u1")]
-KINDS = "an image, a DICOM series, a model or a run folder"
+KINDS = "an image, a DICOM series, SEG or RTSTRUCT, a model or a run folder"
 
 
 def holding(value):

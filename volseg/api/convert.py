@@ -5,16 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from volseg.data.grid.geometry import require_geometry
 from volseg.data.io.choice import Choice, chosen
 from volseg.data.io.dicom_labels.placing import Target, target_series
-from volseg.data.io.dicom_labels.reader import LabelImage, holds_labels, read_dicom_labels
+from volseg.data.io.dicom_labels.reader import LabelImage, holds_labels, labels_among, read_dicom_labels
 from volseg.data.io.formats import is_dicom, sibling
 from volseg.data.io.inputs import protect_scans
 from volseg.data.io.provenance import input_of
-from volseg.data.io.reading import Scan, read_image, require_geometry
+from volseg.data.io.reading import Scan, read_image
 from volseg.data.io.writing import write_image, write_labels, written_suffix
 from volseg.errors import InputError, UsageError
 from volseg.files import access_to, as_json, given_path, require_writable, whole_file
+from volseg.text import first_few
 from volseg.version import __version__
 
 
@@ -30,9 +32,10 @@ def convert(
     """Write a scan, or the labels of a DICOM segmentation or structure set, as an image file.
 
     A scan keeps its voxels and its geometry: integers stay integers, scaled values are float32 (float64 where that is
-    not exact). Labels of a segmentation (SEG) lie on its own grid, those of a structure set (RTSTRUCT) on that of the
-    series it belongs to, which is looked for in its folder and the folder above; with `like`, both lie on that scan's
-    grid. A label has its SegmentNumber or ROINumber as value; labels that overlap have a value for each overlap.
+    not exact). Labels of a segmentation (SEG) or structure set (RTSTRUCT) lie on the grid of the series they belong to,
+    which is looked for in their folder and the folder above; a SEG without one has its own grid. With `like`, they lie
+    on that scan's grid. A label has its SegmentNumber or ROINumber as value; labels that overlap have a value for each
+    overlap.
 
     Args:
         source: a scan, a DICOM series folder or zip, or a DICOM SEG or RTSTRUCT (a file, or a folder that holds one).
@@ -67,7 +70,13 @@ def convert(
     scan = read_image(path, choice)
     if beside is not None:
         require_geometry(scan.geometry, read_image(beside).geometry, str(path), "the scan of --like")
-    record = {**scan.chosen, "input": input_of(scan, [path]), "warnings": list(scan.warnings)}
+    beside_scan = labels_among(path) if is_dicom(path) else []
+    said = (
+        [f"Labels are there as well: {first_few(beside_scan)}; give such a file to convert them."]
+        if beside_scan
+        else []
+    )
+    record = {**scan.chosen, "input": input_of(scan, [path]), "warnings": [*scan.warnings, *said]}
     return _save(record, target, lambda: write_image(scan, target))
 
 

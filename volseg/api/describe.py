@@ -14,7 +14,7 @@ from volseg.data.io.choice import Choice, chosen
 from volseg.data.io.formats import is_dicom
 from volseg.data.io.inputs import Case, find_cases
 from volseg.data.io.readers.stored import Stored
-from volseg.data.io.reading import read_stored
+from volseg.data.io.reading import holds_dicom_labels, read_stored
 from volseg.errors import InputError, UsageError
 from volseg.files import access_to, given_path, read_json_lines, sha256_of
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card
@@ -25,7 +25,7 @@ from volseg.training.run_folder import is_run
 
 MIB = 2**20
 # The inputs of `describe`, for messages.
-_KINDS = "an image, a DICOM series, a model or a run folder"
+_KINDS = "an image, a DICOM series, SEG or RTSTRUCT, a model or a run folder"
 # The folders of a dataset, for each layout of volseg.data.cases.dataset.
 _DATASET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
@@ -33,7 +33,7 @@ _DATASET_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 def describe(
     path: str | Path, series: str | int | None = None, volume: int | None = None, untilt: bool = False
 ) -> dict[str, Any]:
-    """Describe a run folder, a model file, a bundled model or an image; the key "what" names its kind.
+    """Describe a run folder, model file, bundled model, image, DICOM SEG or RTSTRUCT; the key "what" names its kind.
 
     A bundled name means that model, as for `volseg predict`, even if a file or folder has this name. Only a run folder
     of that name takes precedence, because `volseg train` describes the run it has finished.
@@ -60,6 +60,8 @@ def describe(
             f"There is no file or folder {path}, and no bundled model of that name "
             f"({', '.join(bundled_models())}); give {_KINDS}."
         )
+    if not _is_dataset(path) and holds_dicom_labels(path):
+        return _describe_labels(path)
     choice = chosen(series, volume, untilt)
     return _describe_image(_scan_in(path, choice) if is_folder else Case("", (path,), "", choice))
 
@@ -157,13 +159,17 @@ def _members_text(card: ModelCard) -> str:
     return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)
 
 
+def _is_dataset(path: Path) -> bool:
+    return any(all((path / name).is_dir() for name in names) for names in _DATASET_FOLDERS)
+
+
 def _scan_in(folder: Path, choice: Choice) -> Case:
     """The scan of a folder: the folder itself if it is a DICOM series, else the only scan in it.
 
     Raises:
         InputError: it is a training dataset, or contains no scan or several.
     """
-    if any(all((folder / name).is_dir() for name in names) for names in _DATASET_FOLDERS):
+    if _is_dataset(folder):
         raise InputError(f"{folder} is a training dataset; use 'volseg plan {folder}' for it, or give {_KINDS}.")
     try:
         scans = find_cases([folder], ("scan",), choice=choice)
@@ -174,6 +180,12 @@ def _scan_in(folder: Path, choice: Choice) -> Case:
         listed = first_few([f"{scan.paths[0]}{one}" for scan, one in zip(scans, series, strict=True)])
         raise InputError(f"{folder} is a folder of {len(scans)} scans; give one of them: {listed}.")
     return scans[0]
+
+
+def _describe_labels(path: Path) -> dict[str, Any]:
+    from volseg.data.io.dicom_labels.description import description  # noqa: PLC0415 - pydicom is loaded where needed
+
+    return description(path)
 
 
 def _describe_image(case: Case) -> dict[str, Any]:

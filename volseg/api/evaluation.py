@@ -27,7 +27,8 @@ def evaluate(
         references: its reference, or a folder of them; matched by name without suffix.
         labels: {name: value in the images}, or a file with such a mapping (a dataset.json, JSON or YAML). A region of
             the file is compared as the union of its values, and voxels with the file's ignore label are excluded.
-            None: the values found.
+            Labels of DICOM SEG and RTSTRUCT get the values of the labels of their names. None: the values found, and
+            of DICOM the names.
         output: the report as JSON; a CSV is written next to it.
         metrics: custom metrics by name, in addition to the built-in ones. Each is called per case and label as
             `metric(prediction, reference, spacing_mm)` if at least one of the two masks is not empty, and returns a

@@ -13,6 +13,7 @@ from volseg.api.segmenter import Segmenter
 from volseg.config import ComponentRule, Plan, rules_in_words
 from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.dataset import Dataset, TrainingCase
+from volseg.data.cases.labels import table_of
 from volseg.data.io.reading import read_channels, read_label, read_label_of
 from volseg.data.io.writing import write_labels
 from volseg.evaluation.overlap import label_overlaps
@@ -53,7 +54,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         windows = Windows(plan.patch_size, batch_size=windows_at_once(plan, dtype, device))
         volume = torch.from_numpy(cached.image[...])
         labels = Labeller(network, plan, windows, dtype).label(volume, cached.grid)
-        reference = read_label_of(cached.case.label, cached.case.images[0])
+        reference = read_label_of(cached.case.label, cached.case.images[0], labels=table_of(plan))
         by_label = label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
         return as_measures(by_label)
 
@@ -105,7 +106,7 @@ def validate_from_files(
         # Without a JSON record, because it would refer to a model file that does not have its scores yet.
         write_labels(result.labels, result.scan, pair.prediction)
         if not plan.regions:
-            reference = read_label(pair.reference, like=result.scan.geometry).channels[0]
+            reference = read_label(pair.reference, like=result.scan.geometry, labels=table_of(plan)).channels[0]
             counts[case.name] = tally(result.labels, reference, plan, result.scan.geometry.voxel_ml)
     # All ranks get the same component counts in the same order, so they choose the same rules.
     counts = ranks.gather(counts)

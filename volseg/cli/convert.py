@@ -28,7 +28,7 @@ def convert(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
-    """Write a scan, or the labels of a DICOM SEG or RTSTRUCT, as an image file on its own grid, with a JSON record."""
+    """Write a scan, or the labels of a DICOM SEG or RTSTRUCT, as an image file with a JSON record."""
     from volseg.api.convert import convert as start
 
     record = start(source, output, like, series=series, volume=volume, overwrite=overwrite)

@@ -7,6 +7,7 @@ import typer
 
 from volseg.cli.app import Json, app, figure
 from volseg.cli.console import guarded, show_json, show_line, show_table
+from volseg.text import counted
 
 
 @app.command()
@@ -33,6 +34,6 @@ def evaluate(
         for name, row in mean["labels"].items()
     ]
     columns = ("label", "cases", "Dice", "sd", "IoU", "precision", "recall", "difference mL")
-    show_table(f"Means over {len(document['cases'])} cases", columns, rows)
+    show_table(f"Means over {counted(len(document['cases']), 'case')}", columns, rows)
     show_line(f"mean foreground Dice: {figure(mean['foreground_dice'])}")
     return 0

@@ -9,10 +9,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeAlias
 
+from volseg.data.cases.labels import with_ignore
+from volseg.data.io.dicom_labels.label_names import Table
 from volseg.data.io.formats import is_dicom
 from volseg.data.io.reading import Scan, read_label
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
+from volseg.evaluation.label_values import Valued, with_values
 from volseg.evaluation.overlap import (
     ABSENT,
     ABSENT_UNSIZED,
@@ -31,10 +34,11 @@ Measures: TypeAlias = dict[str, float | None]
 
 
 class _Compared(NamedTuple):
-    """One case: its measures by label, the values in its two images that belong to no label, the warnings of reading
-    them, and whether they state their size."""
+    """One case: its measures by label, the first value of each label, the values in its two images that belong to no
+    label, the warnings of reading them, and whether they state their size."""
 
     measures: dict[str, Measures]
+    first_values: dict[str, int]
     unnamed_predicted: set[int]
     unnamed_true: set[int]
     warnings: tuple[str, ...]
@@ -52,8 +56,8 @@ def evaluate_pairs(
 
     Args:
         pairs: the files, see `match_pairs`.
-        labels: by name, the value of each label in the images, or all values of a region; None: every value found, as
-            label_1, label_2, ...
+        labels: by name, the value of each label in the images, or all values of a region; labels in DICOM have them by
+            their names. None: see `volseg.evaluation.label_values`.
         workers: threads; each holds one prediction and one reference in memory.
         ignore: value of ignored voxels in references.
         metrics: custom metrics by name, see `volseg.evaluation.custom_metrics`; several workers call them from several
@@ -72,7 +76,8 @@ def evaluate_pairs(
     check_metric_names(metrics)
     with ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda pair: _compare(pair, labels, ignore, metrics), pairs.matched))
-    names = labels or sorted({name for one in found for name in one.measures}, key=_value_of)
+    first = {name: value for one in reversed(found) for name, value in one.first_values.items()}
+    names = labels or sorted(first, key=lambda name: (first[name], name))
     compared = {pair.name: one for pair, one in zip(pairs.matched, found, strict=True)}
     absent = {
         sized: {**asdict(ABSENT if sized else ABSENT_UNSIZED), **dict.fromkeys(metrics)} for sized in (True, False)
@@ -154,28 +159,35 @@ def _compare(
     metrics: Mapping[str, Metric],
 ) -> _Compared:
     """The measures of one case, of the given labels or of those found in its two images."""
-    reference, prediction = _read_pair(pair)
+    table = None if labels is None else with_ignore({name: _as_values(value) for name, value in labels.items()}, ignore)
+    reference, prediction = _read_pair(pair, table)
+    valued = Valued(reference, prediction, labels) if labels else with_values(reference, prediction)
+    reference, prediction, values, about = valued
     true, predicted = reference.channels[0], prediction.channels[0]
     in_true, in_predicted = values_in(true), values_in(predicted)
-    values = labels or {f"label_{value}": value for value in in_true | in_predicted}
     unstated = reference.unstated or prediction.unstated
     voxel_ml = None if unstated else reference.geometry.voxel_ml
     measures = as_measures(label_overlaps(predicted, true, values, voxel_ml, ignore))
     if metrics:
         custom = metric_values(metrics, predicted, true, values, reference.geometry.spacing_mm, pair.name, ignore)
         measures = {label: {**built_in, **custom[label]} for label, built_in in measures.items()}
-    known = {one for value in values.values() for one in ((value,) if isinstance(value, int) else value)} | {ignore}
-    warnings = tuple(dict.fromkeys((*reference.warnings, *prediction.warnings)))
-    return _Compared(measures, in_predicted - known, in_true - known, warnings, not unstated)
+    known = {one for value in values.values() for one in _as_values(value)} | {ignore}
+    first = {name: min(_as_values(value)) for name, value in values.items()}
+    warnings = tuple(dict.fromkeys((*reference.warnings, *prediction.warnings, *about)))
+    return _Compared(measures, first, in_predicted - known, in_true - known, warnings, not unstated)
 
 
-def _read_pair(pair: Pair) -> tuple[Scan, Scan]:
+def _as_values(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else value
+
+
+def _read_pair(pair: Pair, labels: Table | None) -> tuple[Scan, Scan]:
     """The reference and the prediction of a case; a reference in DICOM alone is placed on the prediction's grid."""
     if is_dicom(pair.reference) and not is_dicom(pair.prediction):
-        prediction = read_label(pair.prediction)
-        return read_label(pair.reference, like=prediction.geometry), prediction
-    reference = read_label(pair.reference)
-    return reference, read_label(pair.prediction, like=reference.geometry)
+        prediction = read_label(pair.prediction, labels=labels)
+        return read_label(pair.reference, prediction, labels=labels), prediction
+    reference = read_label(pair.reference, labels=labels)
+    return reference, read_label(pair.prediction, reference, labels=labels)
 
 
 def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
@@ -193,11 +205,6 @@ def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
 def _absent(names: Sequence[str]) -> list[str]:
     """The warning about labels that occur in no image."""
     return [f"Labels that occur in no image: {first_few(names)}. Are these the right labels?"] if names else []
-
-
-def _value_of(found_name: str) -> int:
-    """The value in a label name that `_compare` made."""
-    return int(found_name.removeprefix("label_"))
 
 
 def _each_measure(

@@ -161,7 +161,7 @@ def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint
 
 def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _CaseCheck:
     """Measure a case or find all its problems, unless its measurements are in the cache."""
-    known = dataset.labels.known
+    labels = dataset.labels
     digest: str | None = None
     try:
         file = cache and _cache_file(dataset, cache, case)
@@ -169,10 +169,12 @@ def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _Ca
             return cached
         scan = read_channels(case.images, len(dataset.channels))
         digest = voxel_digest(scan)
-        label = read_label(case.label, like=scan.geometry, known=known)
+        label = read_label(case.label, like=scan.geometry, known=labels.known, labels=labels.table)
     except InputError as error:
         first = Problem(case.name, error.problem, error.found, error.remedy or "fix it, or remove the case")
-        return _CaseCheck(None, case_problems(case, len(dataset.channels), known) or [first], digest)
+        return _CaseCheck(
+            None, case_problems(case, len(dataset.channels), labels.known, labels.table) or [first], digest
+        )
     check = _CaseCheck(_case_fingerprint(dataset, case, scan, label), [], digest)
     if file:
         _write_cached(check, file)

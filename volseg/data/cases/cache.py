@@ -28,8 +28,10 @@ from volseg.config import IGNORED, Plan, Triple
 from volseg.data.cases.cache_key import cache_stem, content_key
 from volseg.data.cases.chunked_arrays import open_chunked, write_chunked
 from volseg.data.cases.dataset import TrainingCase
+from volseg.data.cases.labels import table_of
 from volseg.data.grid.geometry import GridMap
 from volseg.data.grid.preprocess import classes_of, image_to_network, label_to_network
+from volseg.data.io.formats import is_dicom
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import InputError
 from volseg.files import as_tuples, whole_file, write_json
@@ -144,7 +146,10 @@ def cache_key(case: TrainingCase, plan: Plan) -> str:
     Raises:
         InputError: a file cannot be read.
     """
-    return content_key(case, {"format": _KEY_FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING)})
+    # The labels of DICOM have their values by name.
+    names = {"names": [label.name for label in plan.labels]} if is_dicom(case.label) else {}
+    facts = {"format": _KEY_FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING), **names}
+    return content_key(case, facts)
 
 
 def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
@@ -156,7 +161,7 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
     try:
         scan = read_channels(case.images, len(plan.channels))
         known = {*plan.stored_values, *([plan.ignore] if plan.ignore else [])}
-        return scan, read_label(case.label, like=scan.geometry, known=known)
+        return scan, read_label(case.label, like=scan.geometry, known=known, labels=table_of(plan))
     except InputError as error:
         raise InputError(f"Case {case.name}: {error}") from error
 

@@ -294,12 +294,18 @@ def _is_label(path: Path) -> bool:
 
 
 def _labels_found(cases: Sequence[TrainingCase]) -> dict[str, int]:
-    """A name for each value in the label images; images that cannot be read are skipped."""
+    """A name for each value in the label images, or the names if all are DICOM; what cannot be read is skipped."""
     found: set[int] = set()
+    named: set[str] = set()
     for case in cases:
         with suppress(InputError):
             label = read_label_of(case.label, case.images[0])
-            found |= {int(value) for value in np.unique(label.channels[0])}
+            if label.named is not None:
+                named |= set(label.named.numbers)
+            else:
+                found |= {int(value) for value in np.unique(label.channels[0])}
+    if named and not found:
+        return {name: value for value, name in enumerate(sorted(named), 1)}
     return {f"label_{value}": value for value in sorted(found - {0})}
 
 

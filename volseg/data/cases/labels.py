@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from volseg.config import LabelCode, checked
+from volseg.config import LabelCode, Plan, checked
 from volseg.data.io.checks import LARGEST_LABEL
 from volseg.errors import InputError
 from volseg.text import first_few
@@ -43,10 +43,14 @@ class LabelSet:
         return self.parts or {name: (value,) for name, value in self.values.items()}
 
     @property
+    def table(self) -> dict[str, tuple[int, ...]]:
+        """Name to values in label images, those of the ignore label included."""
+        return with_ignore(self.stored, self.ignore)
+
+    @property
     def known(self) -> set[int]:
         """All values that label images may contain, apart from 0."""
-        ignored = set() if self.ignore is None else {self.ignore}
-        return {value for values in self.stored.values() for value in values} | ignored
+        return {value for values in self.table.values() for value in values}
 
 
 def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
@@ -88,6 +92,16 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
             f"above {highest}, the highest of the other labels."
         )
     return replace(found, ignore=ignored[0])
+
+
+def with_ignore(stored: Mapping[str, tuple[int, ...]], ignore: int | None) -> dict[str, tuple[int, ...]]:
+    """The values of labels by name, and those of the ignore label, if there is one."""
+    return {**stored, **({} if ignore is None else {IGNORE: (ignore,)})}
+
+
+def table_of(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The values of a plan's labels in label images by name, those of the ignore label included."""
+    return with_ignore({label.name: label.stored_values for label in plan.labels}, plan.ignore)
 
 
 def with_codes(labels: LabelSet, stated: Any, source: str) -> LabelSet:

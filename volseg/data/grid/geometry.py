@@ -3,6 +3,7 @@
 Voxel axes are I, J, K in the file's voxel order; the world is RAS+ millimetres. Network axes are D, H, W.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +14,11 @@ from volseg.errors import GridError
 
 # RAS+ to LPS+ millimetres and back: the first two world axes of SimpleITK and DICOM point the other way.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+_FEWER_SLICES = (
+    "one covers a part of the grid of the other, as a DICOM SEG does on its own grid: convert that again with volseg "
+    "convert --like SCAN"
+)
 
 # (start, stop) along D, H and W.
 Box: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -79,6 +85,17 @@ class Geometry:
         corners = np.array(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij")).reshape(3, -1)
         distance = np.linalg.norm((self.affine - other.affine)[:3] @ np.vstack([corners, np.ones(8)]), axis=0)
         return bool(distance.max() <= tolerance_voxels * min(self.spacing_mm))
+
+    def is_part_of(self, other: "Geometry", tolerance_voxels: float = 1e-2) -> bool:
+        """Whether its voxels are some of the other's, but not all, in any order of axes and directions."""
+        to_other = np.linalg.solve(other.affine, self.affine)
+        whole = np.round(to_other)
+        corners = np.array(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij")).reshape(3, -1)
+        places = (whole @ np.vstack([corners, np.ones(8)]))[:3]
+        off = np.abs((to_other - whole) @ np.vstack([corners, np.ones(8)])).max()
+        inside = (places >= 0).all() and (places.max(axis=1) < other.shape).all()
+        are_axes = (np.abs(whole[:3, :3]).sum(axis=0) == 1).all() and (np.abs(whole[:3, :3]).sum(axis=1) == 1).all()
+        return bool(off <= tolerance_voxels and inside and are_axes and math.prod(self.shape) < math.prod(other.shape))
 
 
 def ras_order(affine: np.ndarray) -> tuple[Triple, tuple[bool, bool, bool]]:
@@ -180,3 +197,21 @@ def map_to_network(geometry: Geometry, plan: Plan, box: Box | None = None) -> Gr
         shape=(shape[0], shape[1], shape[2]),
         spacing_mm=spacing,
     )
+
+
+def require_geometry(found: Geometry, expected: Geometry, source: str, whose: str) -> None:
+    """Reject a geometry that differs from the expected one."""
+    if not found.same_grid(expected):
+        is_part = found.is_part_of(expected) or expected.is_part_of(found)
+        raise GridError(
+            f"{source} has another geometry than {whose}: {_description(found)}, expected {_description(expected)}",
+            _FEWER_SLICES if is_part else "resample it",
+            "geometry differs",
+        )
+
+
+def _description(geometry: Geometry) -> str:
+    """Size, spacing, orientation and origin in a few words."""
+    size = " x ".join(str(size) for size in geometry.shape)
+    spacing = " x ".join(f"{spacing:.3g}" for spacing in geometry.spacing_mm)
+    return f"{size} voxels of {spacing} mm, {geometry.axis_codes}, from {np.round(geometry.affine[:3, 3], 2).tolist()}"

@@ -14,18 +14,21 @@ from typing import Any
 import numpy as np
 from isal import igzip
 
-from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.geometry import Geometry, require_geometry
 from volseg.data.grid.shear import find_shear, upright_geometry
 from volseg.data.io import itk_files
 from volseg.data.io.checks import check_affine, check_container, check_label, check_scan, check_volume
 from volseg.data.io.choice import ONLY, Choice
+from volseg.data.io.dicom_labels.label_names import Named, Table, by_name
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers import mgh, nifti
 from volseg.data.io.readers.nibabel_image import stored_from_nibabel
 from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
 from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO
-from volseg.errors import GridError, InputError
+from volseg.errors import InputError
 from volseg.files import access_to
+
+_WHOSE = "the image or reference it belongs to"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,8 @@ class Scan:
         untilt: whether its slices are tilted, and the network shall see them upright, see `volseg.data.grid.shear`.
             Channels and geometry are as stored all the same.
         slices: the headers of a DICOM series, see `Stored`; results in DICOM's own formats refer to them.
+        named: the labels of a DICOM object by their names, with the values that `channels` has for them; else None.
+        frames: the FrameOfReferenceUIDs of a DICOM object with labels.
     """
 
     channels: tuple[np.ndarray, ...]
@@ -55,6 +60,8 @@ class Scan:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     untilt: bool = False
     slices: tuple[Any, ...] = ()
+    named: Named | None = None
+    frames: frozenset[str] = frozenset()
 
 
 def read_scan(path: Path, channels: int = 1, choice: Choice = ONLY) -> Scan:
@@ -98,36 +105,44 @@ def read_channels(paths: Sequence[Path], channels: int = 1, choice: Choice = ONL
     )
 
 
-def read_label(path: Path, like: Geometry | None = None, known: Collection[int] | None = None) -> Scan:
+def read_label(
+    path: Path,
+    like: Geometry | Scan | None = None,
+    known: Collection[int] | None = None,
+    labels: Table | None = None,
+) -> Scan:
     """Read a label image: one channel of uint8, or uint16 if a value exceeds 255.
 
     Args:
         path: as for `read_scan`; or a DICOM segmentation or structure set, or a folder or .zip that holds only one.
-        like: the required geometry, on which DICOM is placed; None for any.
+        like: the required geometry, or the label image that has it, on which DICOM is placed; None for any.
         known: the values allowed apart from 0; None for any.
+        labels: name to values, which the labels of DICOM get by their names; None: they are numbered as there.
 
     Raises:
         GridError: its geometry differs from `like`, or has no voxels in common with it.
-        InputError: it is missing, corrupt, or fails a requirement of volseg.data.io.checks.
+        InputError: it is missing, corrupt, fails a requirement of volseg.data.io.checks, or `labels` lacks a name.
     """
-    if (labels := _dicom_labels(Path(path), like, known)) is not None:
-        return labels
+    if (found := _dicom_labels(Path(path), like, known, labels)) is not None:
+        return found
+    required = like.geometry if isinstance(like, Scan) else like
     stored = read_stored(Path(path))
     warnings = stored.warnings + check_affine(stored.affine, stored.source)
     label = check_label(stored.array, stored.source, known)
     geometry = Geometry(label.shape, stored.affine)
-    if like is not None:
-        require_geometry(geometry, like, stored.source, "the image or reference it belongs to")
+    if required is not None:
+        require_geometry(geometry, required, stored.source, _WHOSE)
     return Scan((label,), geometry, stored.header, stored.source, tuple(warnings), stored.unstated, stored.chosen)
 
 
-def read_label_of(path: Path, image: Path, known: Collection[int] | None = None) -> Scan:
+def read_label_of(path: Path, image: Path, known: Collection[int] | None = None, labels: Table | None = None) -> Scan:
     """Read the label image of an image; DICOM is placed on the image's grid, others keep theirs.
 
     Args:
         path: as for `read_label`.
         image: as for `read_scan`.
         known: as for `read_label`.
+        labels: as for `read_label`.
 
     Raises:
         GridError: DICOM that does not belong to the image.
@@ -137,7 +152,7 @@ def read_label_of(path: Path, image: Path, known: Collection[int] | None = None)
         return read_label(path, known=known)
     stored = read_stored(image)
     check_affine(stored.affine, stored.source)
-    return read_label(path, Geometry(stored.array.shape[:3], stored.affine), known)
+    return read_label(path, Geometry(stored.array.shape[:3], stored.affine), known, labels)
 
 
 def holds_dicom_labels(path: Path) -> bool:
@@ -153,7 +168,9 @@ def holds_dicom_labels(path: Path) -> bool:
     return holds_labels(path)
 
 
-def _dicom_labels(path: Path, like: Geometry | None, known: Collection[int] | None) -> Scan | None:
+def _dicom_labels(
+    path: Path, like: Geometry | Scan | None, known: Collection[int] | None, labels: Table | None
+) -> Scan | None:
     """A DICOM segmentation or structure set as a label image; None if the path holds neither."""
     _require_readable(path)
     if not holds_dicom_labels(path):
@@ -163,11 +180,22 @@ def _dicom_labels(path: Path, like: Geometry | None, known: Collection[int] | No
     from volseg.data.io.dicom_labels.reader import read_dicom_labels  # noqa: PLC0415
 
     source = str(path)
-    found = read_dicom_labels(path, Target(like, "the image or reference it belongs to") if like else None)
+    target = None
+    if like is not None:
+        target = (
+            Target(like.geometry, like.source, frames=like.frames) if isinstance(like, Scan) else Target(like, _WHOSE)
+        )
+    found = read_dicom_labels(path, target)
     found.reject_overlaps(source)
     axes = check_affine(found.geometry.affine, source)
-    label = check_label(found.merged.array, source, known)
-    return Scan((label,), found.geometry, found.header, source, (*axes, *found.warnings))
+    array, about = found.merged.array, list[str]()
+    if labels is not None:
+        array, about = by_name(array, found.named, labels, source)
+    label = check_label(array, source, known)
+    return Scan(
+        (label,), found.geometry, found.header, source, (*axes, *found.warnings, *about), named=found.named,
+        frames=found.frames,
+    )  # fmt: skip
 
 
 def read_image(path: Path, choice: Choice = ONLY) -> Scan:
@@ -355,20 +383,3 @@ def _require_readable(path: Path) -> None:
             open(path, "rb").close()
         elif not path.is_dir():
             raise InputError(f"{path} is neither a file nor a folder", "give another file", "no file")
-
-
-def require_geometry(found: Geometry, expected: Geometry, source: str, whose: str) -> None:
-    """Reject a geometry that differs from the expected one."""
-    if not found.same_grid(expected):
-        raise GridError(
-            f"{source} has another geometry than {whose}: {_description(found)}, expected {_description(expected)}",
-            "resample it",
-            "geometry differs",
-        )
-
-
-def _description(geometry: Geometry) -> str:
-    """Size, spacing, orientation and origin in a few words."""
-    size = " x ".join(str(size) for size in geometry.shape)
-    spacing = " x ".join(f"{spacing:.3g}" for spacing in geometry.spacing_mm)
-    return f"{size} voxels of {spacing} mm, {geometry.axis_codes}, from {np.round(geometry.affine[:3, 3], 2).tolist()}"

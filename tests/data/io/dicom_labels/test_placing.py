@@ -134,3 +134,12 @@ def test_a_tilted_series_holds_contours_on_its_slices(tmp_path):
     moved = on_slice(SQUARE, 3) + np.array([0, 3 * 0.8, 0])
     found = read_labels(structures({1: [moved]}), tmp_path, ct)
     assert np.array_equal(found.merged.array, expected([3]))
+
+
+def test_a_file_that_cannot_be_read_is_named_by_number(tmp_path):
+    """Names of files often hold that of a patient."""
+    write(segmentation(blocks()), tmp_path / "labels" / "a.dcm")
+    (tmp_path / "labels" / "secret.dcm").symlink_to(tmp_path / "gone.dcm")
+    with pytest.raises(InputError, match="labels: file 2 of 2 by name cannot be read") as found:
+        holds_labels(tmp_path / "labels")
+    assert "secret" not in str(found.value)

@@ -146,7 +146,7 @@ def test_positions_without_a_frame_are_empty_slices_of_its_own_grid(tmp_path):
     assert found.geometry.shape == (7, 5, 6)
     assert np.array_equal(found.merged.array, mask[:, :, 1:7])
     np.testing.assert_allclose(found.geometry.affine, affine_of(stack(9)[1:7]), atol=1e-6)
-    assert "3 of 6 positions between the first frame and the last have no frame: empty." in found.warnings
+    assert "Slices without a frame between the first frame and the last, which stay empty: 3 of 6." in found.warnings
 
 
 def test_two_frames_with_a_gap_have_the_distance_that_is_stated(tmp_path):

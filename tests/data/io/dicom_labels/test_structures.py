@@ -59,7 +59,10 @@ def test_the_slices_of_a_grid_may_run_along_any_axis(tmp_path):
     affine = affine_of(stack(6))[:, [2, 0, 1, 3]]
     found = read_dicom_labels(path, Target(Geometry((6, 24, 20), affine), "the scan"))
     assert np.array_equal(found.merged.array, expected().transpose(2, 0, 1))
-    assert "No frame of reference is known of the scan; the labels are placed by coordinates alone." in found.warnings
+    assert (
+        "Labels are placed by their coordinates, because the image that they are placed on states no frame of "
+        "reference to check." in found.warnings
+    )
 
 
 def test_structures_that_cross_have_a_value_for_what_they_share(tmp_path, ct):

@@ -173,7 +173,7 @@ def read_object(path: Path, name: str) -> Header:
     Raises:
         InputError: it is cut short or corrupt, or the system denies access to it.
     """
-    with access_to(path), open(path, "rb") as stream:
+    with access_to(path, name), open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         with parsing(name):
             data, place, pixels = _parsed(stream)
@@ -194,13 +194,17 @@ def _check_whole(data: Dataset) -> None:
             raise EOFError
 
 
-def sop_class_of(path: Path) -> str:
+def sop_class_of(path: Path, name: str = "") -> str:
     """The SOP class of a file from its first elements; empty if it is no DICOM, corrupt there, or states none.
+
+    Args:
+        path: of the file.
+        name: for messages, without what its path may say of the patient.
 
     Raises:
         InputError: the system denies access to it.
     """
-    with access_to(path), open(path, "rb") as stream:
+    with access_to(path, name), open(path, "rb") as stream:
         start = stream.read(132)
         if not begins_as_dicom(start):
             return ""

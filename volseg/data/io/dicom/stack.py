@@ -87,6 +87,11 @@ def normal_of(frame: Frame) -> np.ndarray:
 def check_place(frame: Frame, source: str) -> None:
     """Reject a slice whose position, orientation or spacing is not stated or makes no sense."""
     where = frame.header.among(source)
+    if frame.position is None and frame.header.is_picture:
+        raise InputError(
+            f"{where} is a picture (Secondary Capture) and no scan: it has no place in the patient; give the series of "
+            "the scan."
+        )
     if frame.position is None:
         raise InputError(f"{where}: slices lack ImagePositionPatient; export the series again.")
     if frame.axes is None:

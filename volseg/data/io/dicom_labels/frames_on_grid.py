@@ -51,7 +51,9 @@ def own_grid(found: Segmentation) -> tuple[Geometry, list[str]]:
             f"own grid is unclear; {_LIKE}."
         )
     if missing := count - len(slices):
-        warnings.append(f"{missing} of {count} positions between the first frame and the last have no frame: empty.")
+        warnings.append(
+            f"Slices without a frame between the first frame and the last, which stay empty: {missing} of {count}."
+        )
     return Geometry((columns, rows, count), affine_of(slices[0], step)), warnings
 
 

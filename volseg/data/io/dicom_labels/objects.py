@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from volseg.data.io.dicom.header import STORAGE, is_scan_class, sop_class_of
-from volseg.data.io.dicom.values import described, items, text, texts
+from volseg.data.io.dicom.header import STORAGE, Header, is_scan_class, read_header, sop_class_of
+from volseg.data.io.dicom.values import described, element, items, text, texts
 from volseg.errors import InputError
 from volseg.text import first_few
 
@@ -16,6 +16,7 @@ SEGMENTATION, LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1
 STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 # What they are called in messages and records.
 KINDS = {SEGMENTATION: "DICOM SEG", LABEL_MAP: "DICOM SEG", STRUCTURES: "RTSTRUCT"}
+_MODIFIERS = ("SegmentedPropertyTypeModifierCodeSequence", "AnatomicRegionModifierSequence")
 # Values of a label image that stand for a label.
 LARGEST = 65535
 
@@ -27,7 +28,8 @@ class Part:
     Args:
         number: its SegmentNumber or ROINumber.
         name: its SegmentLabel or ROIName; unique in its object.
-        codes: "category" and "type", each with value, scheme and meaning, as far as they are stated.
+        codes: "category", "type" and "region", and their modifiers ("modifier", that of the type; "region_modifier"; a
+            second one "modifier_2"), each with value, scheme and meaning, as far as they are stated.
     """
 
     number: int
@@ -50,22 +52,46 @@ class References(NamedTuple):
 
 
 def label_file(names: Mapping[Path, str], source: str) -> Path | None:
-    """The only segmentation or structure set among files given with their names; None if there are none, or images.
+    """The only segmentation or structure set among files given with their names; None if there are none, or scans.
+
+    Pictures, such as the secondary capture of a result, are no scans.
 
     Raises:
         InputError: there are several.
     """
-    kinds: dict[Path, str] = {}
-    for path in names:
-        sop_class = sop_class_of(path)
-        if sop_class.startswith(STORAGE) and is_scan_class(sop_class):
-            return None
-        if sop_class in KINDS:
-            kinds[path] = KINDS[sop_class]
-    if len(kinds) > 1:
-        listed = first_few([f"{names[path]} ({kind})" for path, kind in kinds.items()])
-        raise InputError(f"{source} contains {len(kinds)} segmentations or structure sets: {listed}; give one file.")
-    return next(iter(kinds), None)
+    classes = {path: sop_class_of(path, _whole(name, names, source)) for path, name in names.items()}
+    if any(_is_scan(path, names[path], sop_class) for path, sop_class in classes.items()):
+        return None
+    found = [path for path, sop_class in classes.items() if sop_class in KINDS]
+    if len(found) > 1:
+        listed = first_few([f"{names[path]} ({KINDS[classes[path]]})" for path in found])
+        raise InputError(
+            f"{source} contains {len(found)} segmentations or structure sets: {listed}; give one file (--debug "
+            "shows the names)."
+        )
+    return found[0] if found else None
+
+
+def label_files(names: Mapping[Path, str]) -> list[str]:
+    """The segmentations and structure sets among files, each by its name for messages and its kind."""
+    kinds = {name: KINDS.get(sop_class_of(path, name), "") for path, name in names.items()}
+    return [f"{name} ({kind})" for name, kind in kinds.items() if kind]
+
+
+def _whole(name: str, names: Mapping[Path, str], source: str) -> str:
+    """A file and its input, for messages; one name where they are the same."""
+    return source if len(names) == 1 else f"{source}: {name}"
+
+
+def _is_scan(path: Path, name: str, sop_class: str) -> bool:
+    """Whether a file may be a slice of a scan; a secondary capture may if it states a place."""
+    if not sop_class.startswith(STORAGE) or not is_scan_class(sop_class):
+        return False
+    if not sop_class.startswith(f"{STORAGE}7"):
+        return True
+    header = read_header(path, name)
+    places = ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence")
+    return isinstance(header, Header) and any(element(header.data, place) is not None for place in places)
 
 
 def named_parts(found: Iterable[tuple[int, str, Mapping[str, Mapping[str, str]]]], kind: str) -> tuple[Part, ...]:
@@ -80,17 +106,24 @@ def named_parts(found: Iterable[tuple[int, str, Mapping[str, Mapping[str, str]]]
 
 
 def codes_of(data: Dataset, sequences: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The codes in code sequences, by a name for each sequence."""
+    """The codes in code sequences by a name for each sequence, and their modifiers, such as a side."""
     found = {}
     for name, sequence in sequences.items():
         if codes := items(data, sequence):
-            stated = {
-                "value": text(codes[0], "CodeValue"),
-                "scheme": text(codes[0], "CodingSchemeDesignator"),
-                "meaning": described(codes[0], "CodeMeaning"),
-            }
-            found[name] = {key: value for key, value in stated.items() if value}
+            found[name] = _code(codes[0])
+            modifiers = [one for inner in _MODIFIERS for one in items(codes[0], inner)]
+            start = "modifier" if name == "type" else f"{name}_modifier"
+            found |= {f"{start}_{at}" if at > 1 else start: _code(modifier) for at, modifier in enumerate(modifiers, 1)}
     return found
+
+
+def _code(data: Dataset) -> dict[str, str]:
+    stated = {
+        "value": text(data, "CodeValue"),
+        "scheme": text(data, "CodingSchemeDesignator"),
+        "meaning": described(data, "CodeMeaning"),
+    }
+    return {key: value for key, value in stated.items() if value}
 
 
 def uids(data: Iterable[Dataset], name: str) -> frozenset[str]:

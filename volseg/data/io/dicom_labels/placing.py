@@ -23,6 +23,8 @@ from volseg.data.io.dicom_labels.objects import References, uids
 from volseg.errors import GridError, InputError
 from volseg.files import access_to, folders_below
 
+# The problem of labels without a series.
+NO_SERIES = "no series"
 # Files that are looked at to find the series beside an object.
 _MOST_FILES = 5000
 _LIKE = "give the scan that it belongs to (--like, like= in Python)"
@@ -42,6 +44,7 @@ class Target:
         series: its SeriesInstanceUID, for the record; empty if it is no DICOM.
         warnings: of reading it.
         unstated: why its size in millimetres is unknown, see `volseg.data.io.readers.stored.Stored`; empty if it is.
+        frames: FrameOfReferenceUIDs of DICOM labels that have the grid; empty for anything else.
     """
 
     geometry: Geometry
@@ -51,6 +54,7 @@ class Target:
     series: str = ""
     warnings: tuple[str, ...] = ()
     unstated: str = ""
+    frames: frozenset[str] = frozenset()
 
 
 def target_series(path: Path, choice: Choice = ONLY) -> Target:
@@ -83,19 +87,17 @@ def connection(own: References, target: Target, source: str) -> list[str]:
         GridError: it has another frame of reference, or nothing connects them.
     """
     if target.references is None:
-        return [f"No frame of reference is known of {target.name}; the labels are placed by coordinates alone."]
+        _check_frames(own.frames, target.frames, target.name, source)
+        if own.frames and target.frames:
+            return []
+        without = "the image that they are placed on states" if own.frames else "they state"
+        return [f"Labels are placed by their coordinates, because {without} no frame of reference to check."]
     return _warnings(_rank(own, target.references, source), own)
 
 
 def _rank(own: References, other: References, source: str) -> int:
     """How an object belongs to a series."""
-    if own.frames and other.frames and not own.frames <= other.frames:
-        raise GridError(
-            f"{source} has another frame of reference than the scan (FrameOfReferenceUID), so its coordinates mean "
-            "other places",
-            _LIKE,
-            "another frame of reference",
-        )
+    _check_frames(own.frames, other.frames, "the scan", source)
     rank = _rank_by_uids(own, other)
     if rank == _NOTHING:
         absent = "neither states" if not own.frames and not other.frames else "one does not state"
@@ -106,6 +108,17 @@ def _rank(own: References, other: References, source: str) -> int:
             "nothing connects them",
         )
     return rank
+
+
+def _check_frames(own: frozenset[str], other: frozenset[str], whose: str, source: str) -> None:
+    """Reject an object of another frame of reference."""
+    if own and other and not own <= other:
+        raise GridError(
+            f"{source} has another frame of reference than {whose} (FrameOfReferenceUID), so its coordinates mean "
+            "other places",
+            _LIKE,
+            "another frame of reference",
+        )
 
 
 def _rank_by_uids(own: References, other: References) -> int:
@@ -149,7 +162,7 @@ def series_beside(path: Path, own: References, choice: Choice = ONLY) -> Target:
         f"{path}: the series that it belongs to is neither in its folder nor in the folder above (of folders with more "
         f"than {_MOST_FILES} files, none is looked at)",
         _LIKE,
-        "no series",
+        NO_SERIES,
     )
 
 

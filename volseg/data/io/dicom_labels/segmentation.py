@@ -26,7 +26,11 @@ from volseg.errors import InputError
 
 _BINARY, _FRACTIONAL, _LABEL_MAP = "BINARY", "FRACTIONAL", "LABELMAP"
 _PHOTOMETRICS = ("MONOCHROME2", "PALETTE COLOR")
-_CODES = {"category": "SegmentedPropertyCategoryCodeSequence", "type": "SegmentedPropertyTypeCodeSequence"}
+_CODES = {
+    "category": "SegmentedPropertyCategoryCodeSequence",
+    "type": "SegmentedPropertyTypeCodeSequence",
+    "region": "AnatomicRegionSequence",
+}
 # The code of a background in a label map (DICOM PS3.16, DCM).
 _BACKGROUND = {"value": "125040", "scheme": "DCM"}
 

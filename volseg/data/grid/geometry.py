@@ -16,8 +16,8 @@ from volseg.errors import GridError
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _FEWER_SLICES = (
-    "one covers a part of the grid of the other, as a DICOM SEG does on its own grid: convert that again with volseg "
-    "convert --like SCAN"
+    "one covers a part of the grid of the other, as a DICOM SEG may do: convert that again with volseg convert --like "
+    "SCAN, or resample it"
 )
 
 # (start, stop) along D, H and W.

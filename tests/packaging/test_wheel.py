@@ -77,15 +77,16 @@ def test_the_metadata_say_what_it_is_and_where(metadata: Message) -> None:
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= classifiers
     assert {"Typing :: Typed", "Intended Audience :: Healthcare Industry"} <= classifiers
     assert "segmentation" in metadata["Keywords"].split(",")
-    assert set(metadata.get_all("Provides-Extra")) == {"test", "dicom", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"test", "node", "dev"}
 
 
 def test_installing_it_is_the_whole_tool(metadata: Message) -> None:
-    required = {name: line for line in metadata.get_all("Requires-Dist") if (name := re.match(r"[\w-]+", line)[0])}
-    core = {name for name, line in required.items() if "extra ==" not in line}
+    required = [(re.match(r"[\w-]+", line)[0], line) for line in metadata.get_all("Requires-Dist")]
+    core = {name for name, line in required if "extra ==" not in line}
     assert {"torch", "monai", "tensorboard", "matplotlib", "blosc2", "nibabel", "SimpleITK", "pydicom"} <= core
-    assert "scikit-learn" not in required
-    assert {name for name, line in required.items() if 'extra == "dicom"' in line} == {"highdicom", "pynetdicom"}
+    assert {"highdicom", "contourpy"} <= core
+    assert "scikit-learn" not in dict(required)
+    assert {name for name, line in required if 'extra == "node"' in line} == {"pynetdicom", "dicomweb-client"}
 
 
 def test_pictures_of_the_readme_are_found_from_a_package_index(metadata: Message) -> None:

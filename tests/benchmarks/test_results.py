@@ -21,6 +21,7 @@ FIELDS = {
 }  # fmt: skip
 MACHINE = {"device": str, "threads": int, "instructions": str, "python": str | None, "torch": str | None}
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name != "render.py")
+SCRIPTS += [BENCHMARKS / "dicom" / name for name in ("node.py", "write.py")]
 
 
 @pytest.fixture

@@ -1,10 +1,6 @@
 """The page "Inside other systems": its watcher waits for whole files, and its script for Orthanc sends scans alone."""
 
 import json
-import os
-import shutil
-import socket
-import subprocess
 import threading
 import time
 import urllib.request
@@ -15,6 +11,7 @@ import pytest
 from tests.data.images import ramp
 from tests.data.io.dicom.writers import classic, write_all
 from tests.docs.pages import ROOT, blocks_of
+from tests.node.orthanc import PROGRAM, Orthanc, free_port
 
 PAGE = ROOT / "docs" / "how-to" / "inside-other-systems.md"
 PATIENCE_SECONDS = 30
@@ -74,12 +71,6 @@ def test_the_watcher_takes_whole_files_only_and_moves_them(watching):
     assert moved == ["scan.nii", "series", "torn.nii", "torn.nii.txt"]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def receiver():
     """What a node would receive: (Modality, SOPInstanceUID), in a list, and its port."""
@@ -102,40 +93,22 @@ def receiver():
 @pytest.fixture
 def orthanc(tmp_path, receiver):
     """A real Orthanc with the script of the page; gives the URL of its REST interface."""
-    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not program:
+    if not PROGRAM:
         pytest.skip("the program Orthanc is not installed (Debian package orthanc)")
     (tmp_path / "to-volseg.lua").write_text(block("lua", "OnStableSeries"))
-    port = free_port()
-    config = json.loads(block("json", "LuaScripts")) | {
-        "DicomModalities": {"volseg": ["VOLSEG", "127.0.0.1", receiver[1]]},
+    peer = ("VOLSEG", receiver[1])
+    options = json.loads(block("json", "LuaScripts")) | {
         "LuaScripts": [str(tmp_path / "to-volseg.lua")],
+        # The page has the port that a node listens on by default.
+        "DicomModalities": {"volseg": [peer[0], "127.0.0.1", peer[1]]},
         "StableAge": 1,
-        "StorageDirectory": str(tmp_path / "storage"),
-        "IndexDirectory": str(tmp_path / "storage"),
-        "HttpPort": port,
-        "DicomPort": free_port(),
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
     }
-    (tmp_path / "orthanc.json").write_text(json.dumps(config))
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([program, tmp_path / "orthanc.json"], stdout=log, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
+    server = Orthanc(tmp_path / "orthanc", peer, **options)
     try:
-        wait_until(lambda: answers(f"{url}/system"))
-        yield url
+        server.start()
+        yield f"http://127.0.0.1:{server.http_port}"
     finally:
-        process.terminate()
-        process.wait(PATIENCE_SECONDS)
-
-
-def answers(url):
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+        server.stop()
 
 
 def test_orthanc_sends_scans_and_not_results(tmp_path, receiver, orthanc):

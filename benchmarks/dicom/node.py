@@ -1,7 +1,7 @@
 """The DICOM node under stress, in front of a real Orthanc (Debian: orthanc, orthanc-dicomweb) on loopback.
 
-    python benchmarks/node.py round SERIES [--count 20] [--to dicom-seg] [--seed 1] [--record]
-    python benchmarks/node.py storm [--instances 2000] [--associations 8] [--seed 1] [--record]
+    python benchmarks/dicom/node.py round SERIES [--count 20] [--to dicom-seg] [--seed 1] [--record]
+    python benchmarks/dicom/node.py storm [--instances 2000] [--associations 8] [--seed 1] [--record]
 
 `round` stores copies of a DICOM series that the bundled model fits, with UIDs of their own, in Orthanc, which forwards
 them to the node; two models segment each. The node is killed (SIGKILL) twice and Orthanc stopped and started once, at
@@ -33,14 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.record import CHECKOUT, publish, record_options
-from common.results import headline, rounded, table
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 
-# The helpers of the tests, which are not installed.
-sys.path.insert(0, str(CHECKOUT))
+# What the benchmarks share, and the helpers of the tests, which are not installed.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common.record import publish, record_options
+from common.results import headline, rounded, table
 
 from tests.data.io.dicom.writers import CT, classic, write_all
 from tests.node.orthanc import Orthanc, free_port

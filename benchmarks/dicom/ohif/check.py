@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.dicom.ohif.archive import PLUGIN, orthanc, store
 from benchmarks.dicom.ohif.site import download, served
 from tests.dicom.proof.phantom_series import INTENSITIES, LABELS, Series, result_of, write_series
+from tests.node.orthanc import DICOMWEB, PROGRAM, Orthanc, free_port
 from volseg.report.colours import label_colours
 
 SERIES = (Series("axial"), Series("oblique sagittal", "down", "unequal", modality="MR"))
@@ -29,9 +29,8 @@ LEAST_DICE, FURTHEST_PIXELS = 0.9, 3.0
 
 def missing_programs() -> list[str]:
     """Which programs are not on this machine."""
-    programs = ("Orthanc", "chromium", "chromedriver", "npm")
-    found = [name for name in programs if shutil.which(name) is None]
-    return found if PLUGIN.exists() else [*found, str(PLUGIN)]
+    found = [name for name in ("chromium", "chromedriver", "npm") if shutil.which(name) is None]
+    return [*([] if PROGRAM else ["Orthanc"]), *found, *([] if DICOMWEB.exists() else [str(DICOMWEB)])]
 
 
 def overlay_of(plain: np.ndarray, drawn: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> np.ndarray:
@@ -122,10 +121,15 @@ def check_all(output: Path) -> list[str]:
             folder = Path(made)
             scan = write_series(folder / "scan", series)
             write_segmentation(scan, folder / "result.seg.dcm")
-            with orthanc(folder) as archive, served(site, archive) as address, chromium() as viewer:
+            archive = Orthanc(folder / "orthanc", ("NOBODY", free_port()))
+            archive.start()
+            try:
                 for file in [*sorted(scan.iterdir()), folder / "result.seg.dcm"]:
-                    store(archive, file)
-                faults += check_series(viewer, address, series, output)
+                    archive.post("/instances", file.read_bytes())
+                with served(site, f"127.0.0.1:{archive.http_port}") as address, chromium() as viewer:
+                    faults += check_series(viewer, address, series, output)
+            finally:
+                archive.stop()
     return faults
 
 

@@ -49,7 +49,7 @@ def test_a_cached_case_is_the_preprocessed_case(cases, folder):
         assert one.grid == grid
         assert torch.equal(torch.from_numpy(one.image[...]), expected)
         assert torch.equal(torch.from_numpy(whole_label(one)), label_to_network(label, grid, plan))
-        assert (one.image.dtype, one.label.dtype) == (np.float32, np.uint8)
+        assert (one.image[...].dtype, one.label[...].dtype) == (np.float32, np.uint8)
 
 
 def test_a_cropped_label_lies_on_the_grid_of_its_image(tmp_path, folder):
@@ -127,7 +127,7 @@ def test_a_finished_case_is_not_preprocessed_again_and_an_unfinished_one_is(case
     assert done == ["case_1"]
 
 
-@pytest.mark.parametrize("part", ["image.b2nd", "label.b2nd", "foreground.npy"])
+@pytest.mark.parametrize("part", ["image.blocks", "label.blocks", "foreground.blocks"])
 def test_a_case_with_a_missing_file_is_preprocessed_again(cases, folder, part):
     first = cache_cases(cases, small_plan(), folder)
     lost = first[1].stem.with_name(f"{first[1].stem.name}.{part}")
@@ -142,7 +142,7 @@ def test_an_entry_of_another_format_is_written_again_under_the_same_key(cases, f
     first = cache_cases(cases, small_plan(), folder)
     document = first[1].stem.with_name(f"{first[1].stem.name}.json")
     content = document.read_text()
-    image = first[1].stem.with_name(f"{first[1].stem.name}.image.b2nd")
+    image = first[1].stem.with_name(f"{first[1].stem.name}.image.blocks")
     right = image.read_bytes()
     document.write_text(content.replace(f'"format": {cache.FORMAT}', f'"format": {cache.FORMAT - 1}'))
     image.write_bytes(b"another")
@@ -160,7 +160,7 @@ def test_an_interrupted_run_leaves_only_whole_files_and_resumes(cases, folder, m
         with pytest.raises(KeyboardInterrupt):
             cache_cases(cases, small_plan(), folder)
     # No case is complete; the cases in progress have left whole files, and none is half-written.
-    assert {path.name.split(".", 2)[2] for path in folder.iterdir()} == {"foreground.npy", "image.b2nd", "label.b2nd"}
+    assert {path.name.split(".", 2)[2] for path in folder.iterdir()} == {"foreground.blocks", "image.blocks", "label.blocks"}
     assert len(cache_cases(cases, small_plan(), folder)) == 3
     assert len(list(folder.iterdir())) == 12
 
@@ -286,9 +286,10 @@ def test_after_a_bad_case_no_further_one_is_started(tmp_path, folder, monkeypatc
 
 
 def test_an_entry_is_cheap_to_send_and_records_its_source_files(cases, folder):
-    one = cache_cases(cases, small_plan(), folder)[2]
+    first, other, one = cache_cases(cases, small_plan(), folder)
     sent = pickle.dumps(one)
-    assert len(sent) < 1500
+    # All cases of a run share one plan.
+    assert len(pickle.dumps([first, other, one])) < len(sent) + 2 * 1500
     assert np.array_equal(pickle.loads(sent).image[...], one.image[...])
     document = json.loads(one.stem.with_name(f"{one.stem.name}.json").read_text())
     assert document["images"] == [str(cases[2].images[0])]

@@ -114,9 +114,10 @@ def lock_run_folder(run: Path) -> Iterator[None]:
     However a process ends, the system releases its lock. Where the file system has no locks, a warning says so.
 
     Raises:
-        UsageError: another process holds the lock.
+        UsageError: another process holds the lock, or a file of the run is a link, see `_require_own_files`.
         ResourceError: the folder cannot be written to.
     """
+    _require_own_files(run)
     with ExitStack() as held:
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,23 @@ def lock_run_folder(run: Path) -> Iterator[None]:
         if not sure:
             logger.warning("%s has no file locks, so nothing keeps another process from training in it", run)
         yield
+
+
+def _require_own_files(run: Path) -> None:
+    """Check that training writes through no link, and waits for no pipe, in a run folder that someone else has made.
+
+    Raises:
+        UsageError: a file that is written in place is a link, or a file of the run is a folder, pipe or device.
+    """
+    for name in (LOCK, "log.txt", "metrics.jsonl", CHECKPOINT):
+        if (run / name).is_symlink():
+            raise UsageError(
+                f"{run / name} is a link, which may lead anywhere, so nothing is written to it. Remove it. "
+                "Only cache and validation may be links."
+            )
+    for name in (LOCK, "log.txt", "metrics.jsonl", "settings.yaml", "config.yaml", "plan.yaml", "splits.json"):
+        if os.path.exists(run / name) and not (run / name).is_file():
+            raise UsageError(f"{run / name} is not a file. Remove it, or choose another folder.")
 
 
 def start_run(run: Path, settings: RunSettings, config: Config) -> None:
@@ -147,6 +165,9 @@ def remove_scores(run: Path) -> None:
 def _remove(run: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for path in run.glob(pattern):
+            if path.is_symlink() and path.is_dir():
+                # `cache` or `validation` on another disk; what lies there may belong to others.
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:

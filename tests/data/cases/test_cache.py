@@ -160,7 +160,7 @@ def test_an_interrupted_run_leaves_only_whole_files_and_resumes(cases, folder, m
         with pytest.raises(KeyboardInterrupt):
             cache_cases(cases, small_plan(), folder)
     # No case is complete; the cases in progress have left whole files, and none is half-written.
-    assert {path.name.split(".", 2)[2] for path in folder.iterdir()} == {"foreground.blocks", "image.blocks", "label.blocks"}
+    assert {path.name.split(".")[2] for path in folder.iterdir()} == {"foreground", "image", "label"}
     assert len(cache_cases(cases, small_plan(), folder)) == 3
     assert len(list(folder.iterdir())) == 12
 

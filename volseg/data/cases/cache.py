@@ -289,7 +289,8 @@ def _load(case: TrainingCase, plan: Plan, stem: Path) -> CachedCase | None:
 
 def _checksum(document: dict[str, Any]) -> int:
     """The CRC-32 of a JSON document."""
-    return crc32(as_json(document).encode())
+    checksum: int = crc32(as_json(document).encode())
+    return checksum
 
 
 def _foreground(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int] | None]:

@@ -195,7 +195,7 @@ def _bounds(index: Any, length: int) -> tuple[int, int]:
 
 
 def _overlaps(start: int, stop: int, edge: int) -> list[tuple[int, slice, slice]]:
-    """The blocks along an axis that hold a part of `start` to `stop`: number, its place in the block and in the part."""
+    """The blocks along an axis that reach into `start` to `stop`: number, and what they share, in block and in part."""
     found = []
     for number in range(start // edge, -(-stop // edge)):
         low, high = max(number * edge, start), min((number + 1) * edge, stop)

@@ -123,7 +123,7 @@ def main(data: str, folder: Path, method: str, trials: list[str]) -> None:
         left = [child for child in noted["children"] if is_running(child)]
         found[trial] = {"code": code, "seconds": seconds, "children": len(noted["children"]), "left": left}
         trace.unlink(missing_ok=True)
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -70,22 +70,22 @@ def test_a_run_that_was_ended_at_any_moment_resumes_to_the_same_weights(world):
         assert steps == list(range(1, 9)), run
 
 
-UNGUARDED = """
+UNGUARDED = f"""
 import multiprocessing, sys
 multiprocessing.set_start_method("spawn")
 print("imported", file=sys.stderr)
 import volseg
-print(volseg.train(sys.argv[1], sys.argv[2], steps=1, device="cpu", overrides=%r))
-""" % (TINY,)
-DAEMON = """
+print(volseg.train(sys.argv[1], sys.argv[2], steps=1, device="cpu", overrides={TINY!r}))
+"""
+DAEMON = f"""
 import multiprocessing, sys
 def work(folders):
     import volseg
-    return str(volseg.train(*folders, steps=1, device="cpu", overrides=%r))
+    return str(volseg.train(*folders, steps=1, device="cpu", overrides={TINY!r}))
 if __name__ == "__main__":
     with multiprocessing.get_context("fork").Pool(1) as pool:
         print(pool.map(work, [sys.argv[1:]])[0])
-""" % (TINY,)
+"""
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
-from volseg.errors import ResourceError, UsageError
+from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.files import LEFTOVERS, require_writable, write_text
 from volseg.system import file_lock
 from volseg.text import first_few
@@ -92,6 +92,8 @@ def configure_run(
     if resume and overwrite:
         raise UsageError("Both resume and overwrite were given. Give one of them.")
     if resume and is_run(run):
+        _require_keys(run / MARK, RunSettings)
+        _require_keys(run / "config.yaml", Config)
         stored = load_config(run / "config.yaml")
         if (config or overrides) and load_config(config, overrides) != stored:
             raise UsageError(
@@ -148,6 +150,20 @@ def _require_own_files(run: Path) -> None:
     for name in (LOCK, "log.txt", "metrics.jsonl", "settings.yaml", "config.yaml", "plan.yaml", "splits.json"):
         if os.path.exists(run / name) and not (run / name).is_file():
             raise UsageError(f"{run / name} is not a file. Remove it, or choose another folder.")
+
+
+def _require_keys(path: Path, kind: type[Frozen]) -> None:
+    """Check that a file of a run has all keys of `kind`, which would otherwise have their defaults, not the run's.
+
+    Raises:
+        ConfigError: one is missing, because the file was changed: it is written with all of them.
+    """
+    document = read_yaml(path)
+    if missing := [key for key in kind.model_fields if key not in document]:
+        raise ConfigError(
+            f"{path} lacks {first_few(missing)}, so it is not as the run wrote it. Restore it, or start again with "
+            "--overwrite."
+        )
 
 
 def start_run(run: Path, settings: RunSettings, config: Config) -> None:

@@ -22,7 +22,7 @@ import torch
 
 import volseg
 import volseg.api.train
-from tests.pipeline import TINY
+from tests.pipeline import TINY, is_running
 
 LIMIT = 60
 # Checkpoints after every step.
@@ -78,14 +78,6 @@ def train(trial: str, data: str, folder: Path) -> None:
         progress=progress,
         loss=nan if way == "nan" else None,
     )
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there, other than as an entry that nobody has collected."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait(pid: int) -> int | None:

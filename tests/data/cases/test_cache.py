@@ -4,6 +4,7 @@ import pickle
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +19,7 @@ from volseg.data.cases.cache import cache_cases, cache_key
 from volseg.data.cases.dataset import TrainingCase
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network, label_to_network
-from volseg.errors import InputError
+from volseg.errors import InputError, ResourceError
 
 
 @pytest.fixture
@@ -294,3 +295,59 @@ def test_an_entry_is_cheap_to_send_and_records_its_source_files(cases, folder):
     document = json.loads(one.stem.with_name(f"{one.stem.name}.json").read_text())
     assert document["images"] == [str(cases[2].images[0])]
     assert document["label"] == str(cases[2].label)
+
+
+def test_an_entry_of_another_case_is_not_taken_for_the_case(cases, folder):
+    first = cache_cases(cases, small_plan(), folder)
+    wide, narrow = (one.stem.with_name(f"{one.stem.name}.image.blocks") for one in (first[2], first[0]))
+    right = narrow.read_bytes()
+    shutil.copy(wide, narrow)
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert narrow.read_bytes() == right
+
+
+@pytest.mark.parametrize(
+    "change", [{"grid": None}, {"grid": {}}, {"foreground_ranges": [[0, 10**9]]}, {"known_range": 3}, {"format": None}]
+)
+def test_an_odd_document_is_written_again_although_its_checksum_is_right(cases, folder, change):
+    first = cache_cases(cases, small_plan(), folder)
+    path = first[0].stem.with_name(f"{first[0].stem.name}.json")
+    content = path.read_text()
+    document = json.loads(content) | change
+    document.pop("crc32")
+    path.write_text(json.dumps(document | {"crc32": cache._checksum(document)}))
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert path.read_text() == content
+
+
+def test_two_that_prepare_the_same_cases_at_once_agree(cases, folder):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: cache_cases(cases, small_plan(), folder), range(3)))
+    assert found[0] == found[1] == found[2]
+    assert len(list(folder.iterdir())) == 12
+    assert [one.image[...].mean() for one in found[0]] == [one.image[...].mean() for one in found[2]]
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence_unless_it_is_complete(cases, folder, monkeypatch):
+    first = cache_cases(cases, small_plan(), folder)
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refused)
+    assert cache_cases(cases, small_plan(), folder) == first
+    first[0].stem.with_name(f"{first[0].stem.name}.json").unlink()
+    with pytest.raises(ResourceError, match=r"Could not write .*: Permission denied\. Choose another place\."):
+        cache_cases(cases, small_plan(), folder)
+    (folder.parent / "file").write_text("")
+    with pytest.raises(ResourceError, match="Could not write"):
+        cache_cases(cases, small_plan(), folder.parent / "file")
+
+
+def test_parts_of_an_earlier_format_are_removed_when_a_case_is_prepared_again(cases, folder):
+    first = cache_cases(cases, small_plan(), folder)
+    old = first[0].stem.with_name(f"{first[0].stem.name}.image.b2nd")
+    old.write_bytes(b"another")
+    first[0].stem.with_name(f"{first[0].stem.name}.json").write_text('{"format": 5}')
+    cache_cases(cases, small_plan(), folder)
+    assert not old.exists()

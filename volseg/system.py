@@ -6,6 +6,7 @@ Nothing here is needed at import: a part that a system lacks is replaced, or its
 import ctypes
 import getpass
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -134,6 +135,15 @@ def physical_memory() -> int | None:
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _stated("/proc/meminfo", "MemTotal:")
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that processes of Linux can still share through /dev/shm, which containers keep small; else None."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with suppress(OSError):
+        return shutil.disk_usage("/dev/shm").free
+    return None
 
 
 def resident_bytes() -> int:

@@ -5,6 +5,7 @@ import pickle
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,14 @@ def test_a_batch_has_the_agreed_shape_and_kind(dataset):
     assert (batch["image"].shape, batch["image"].dtype) == ((4, 1, 8, 8, 8), torch.float32)
     assert (batch["label"].shape, batch["label"].dtype) == ((4, 8, 8, 8), torch.uint8)
     assert {type(value) for value in batch.values()} == {torch.Tensor}
+
+
+def test_a_batch_takes_no_more_shared_memory_than_is_planned(dataset):
+    batch = dataset[0]
+    size = sum(tensor.nbytes for tensor in batch.values())
+    assert size <= dataset.batch_bytes <= 1.25 * size
+    half = replace(dataset, sampler=PatchSampler(0.33, seed=7, rank=1, world=2))
+    assert half.batch_bytes == dataset.batch_bytes / 2
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

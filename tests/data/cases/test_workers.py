@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline import environment
+from volseg.data.cases import workers
 
 ROOT = str(Path(__file__).parents[3])
 ASK = """
@@ -15,7 +16,25 @@ from volseg.data.cases.workers import possible_workers
 logging.basicConfig()
 
 def ask(sent=1):
-    print(possible_workers(3, sent))
+    print(possible_workers(3, sent, 1))
+"""
+UNSENT = """
+import multiprocessing
+from functools import partial
+from torch.utils.data import DataLoader
+from volseg.data.cases.workers import serve
+
+class Item:
+    def __reduce__(self):
+        raise RuntimeError("no room")
+
+class Items:
+    def __getitem__(self, index):
+        return Item()
+
+if __name__ == "__main__":
+    told, end = multiprocessing.Pipe(duplex=False)
+    next(iter(DataLoader(Items(), None, sampler=range(9), num_workers=1, worker_init_fn=partial(serve, told))))
 """
 SPAWN = "multiprocessing.set_start_method(sys.argv[1])\n"
 GUARD = "if __name__ == '__main__':\n"
@@ -48,10 +67,10 @@ def python(*arguments):
 def test_processes_are_started_only_where_they_can_be(tmp_path, script, expected):
     path = tmp_path / "script.py"
     path.write_text(ASK + script)
-    for method, workers in zip(("fork", "spawn", "forkserver"), expected, strict=True):
+    for method, number in zip(("fork", "spawn", "forkserver"), expected, strict=True):
         done = python(str(path), method)
-        assert done.stdout.strip() == workers, done.stderr
-        assert ("Batches are prepared without child processes" in done.stderr) == (workers == "0")
+        assert done.stdout.strip() == number, done.stderr
+        assert ("Batches are prepared without child processes" in done.stderr) == (number == "0")
 
 
 @pytest.mark.parametrize("arguments", [["-c", f"{ASK}{SPAWN}ask()"], ["-m", "package"]])
@@ -78,3 +97,19 @@ def test_a_child_that_imports_its_script_says_so_before_it_trains(tmp_path):
     done = python(str(path))
     assert done.stdout.strip() == "1"
     assert "UsageError: The script that trains is imported by its own child processes" in done.stderr
+
+
+@pytest.mark.parametrize(("room", "expected"), [(0, 0), (299, 0), (300, 1), (499, 1), (500, 2), (10**9, 3), (None, 3)])
+def test_as_many_workers_as_shared_memory_has_room_for(monkeypatch, caplog, room, expected):
+    monkeypatch.setattr(workers, "free_shared_memory", lambda: room)
+    assert workers.possible_workers(3, 1, 100) == expected
+    assert ("/dev/shm" in caplog.text) == (expected < 3)
+
+
+def test_a_batch_that_cannot_be_sent_ends_its_worker(tmp_path):
+    """It would be waited for without end."""
+    path = tmp_path / "script.py"
+    path.write_text(UNSENT)
+    done = python(str(path))
+    assert done.returncode == 1
+    assert "exited unexpectedly" in done.stderr

@@ -3,6 +3,7 @@
 Images are (B, C, D, H, W), labels (B, D, H, W), or (B, K, D, H, W) for regions. Augmentation comes in as a callable.
 """
 
+import math
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from volseg.config import Plan
 from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.patch_sampling import ORDER, SAMPLE, PatchSampler
-from volseg.data.cases.workers import end_workers, possible_workers, serve
+from volseg.data.cases.workers import READY, end_workers, possible_workers, serve
 from volseg.data.grid.preprocess import training_target
 from volseg.errors import TrainingError, UsageError, VolsegError
 
@@ -76,6 +77,13 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
             "label": training_target(torch.stack([sample["label"][0] for sample in samples]), self.plan),
         }
 
+    @property
+    def batch_bytes(self) -> int:
+        """The size of this process's part of a batch, at most: float32 images, labels of at most two bytes."""
+        samples = len(self.sampler.sample_numbers(0, self.plan.batch_size))
+        labels = len(self.plan.labels) if self.plan.regions else 1
+        return samples * math.prod(self.plan.patch_size) * (4 * len(self.plan.channels) + 2 * labels)
+
     def sample(self, number: int) -> dict[str, Any]:
         """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices}."""
         epoch, position = divmod(number, len(self.cases))
@@ -127,7 +135,8 @@ class BatchLoader:
             _Reported(dataset),
             batch_size=None,
             sampler=range(start_step, sys.maxsize),
-            num_workers=possible_workers(workers, dataset),
+            num_workers=(possible := possible_workers(workers, dataset, dataset.batch_bytes)),
+            prefetch_factor=READY if possible else None,
             worker_init_fn=partial(serve, self._told),
         )
         self._batches: Iterator[Any] | None = None

@@ -14,11 +14,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
 from volseg.errors import UsageError
+from volseg.system import free_shared_memory
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ GUARD = 'if __name__ == "__main__":'
 # Seconds between two looks whether the parent is still there, and until a worker that does not end is killed.
 LOOK, PATIENCE = 1.0, 3.0
 _PR_SET_PDEATHSIG = 1
+# Batches that each worker keeps ready.
+READY = 2
 
 
 def require_main_process() -> None:
@@ -41,17 +45,27 @@ def require_main_process() -> None:
         )
 
 
-def possible_workers(wanted: int, sent: object) -> int:
-    """The number of processes that this process may start; 0, with a warning, where it may start none.
+def possible_workers(wanted: int, sent: object, batch_bytes: int) -> int:
+    """The number of processes that this process may start; fewer, with a warning, where it cannot be as many.
 
     Args:
         wanted: as many at most.
         sent: what each of them is sent.
+        batch_bytes: the size of a batch, which goes through shared memory.
     """
     if wanted and (obstacle := _obstacle(sent)):
         logger.warning("Batches are prepared without child processes: %s", obstacle)
         return 0
-    return wanted
+    room = free_shared_memory()
+    # One batch is used while each worker keeps others ready.
+    possible = wanted if room is None else min(max((room // batch_bytes - 1) // READY, 0), wanted)
+    if possible < wanted:
+        logger.warning(
+            "Batches of %.1f MB are prepared by %d instead of %d child processes: /dev/shm has %.1f MB left. "
+            "Give it more, such as --shm-size 1g in a container.",
+            batch_bytes / 1e6, possible, wanted, (room or 0) / 1e6,
+        )  # fmt: skip
+    return possible
 
 
 def _obstacle(sent: object) -> str:
@@ -107,12 +121,20 @@ def serve(end: Connection, worker: int) -> None:  # noqa: ARG001 - PyTorch's int
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # A batch that shared memory has no room for would be waited for without end.
+    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
     parent = os.getppid()
     if sys.platform == "linux":
         # Even while it computes.
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with, args=(parent, end), daemon=True).start()
+
+
+def _end_unsent(error: Exception, batch: object) -> None:  # noqa: ARG001 - Python's interface
+    """End this process, which PyTorch tells the parent."""
+    logger.error("A batch cannot be sent: %s", error)
+    os._exit(1)
 
 
 def _end_with(parent: int, end: Connection) -> None:

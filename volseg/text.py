@@ -15,6 +15,14 @@ def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") ->
     return f"{listed}{' ' if separator == ', ' else separator}and {len(items) - shown} more"
 
 
+def shortened(text: str, longest: int) -> str:
+    """A text of at most `longest` characters: of a longer one the start and the end, where messages say what to do."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
+
+
 def counted(count: int, noun: str) -> str:
     """A number and its noun, in the plural unless it is 1: "1 case", "3 cases"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

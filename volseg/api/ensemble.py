@@ -11,8 +11,8 @@ from torch import Tensor
 from volseg.config import Channel, ComponentRule, Label, Plan
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
-from volseg.modelfile import ModelCard, check_model_path, find_model, load_model, read_card, save_model
-from volseg.networks import Ensemble, load_network
+from volseg.modelfile import ModelCard, check_model_path, find_model, read_card, save_model
+from volseg.networks import Ensemble, open_network
 from volseg.text import first_few
 from volseg.training.run_folder import is_run
 
@@ -60,7 +60,7 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
     cards = [read_card(path) for path in paths]
     for path, card in zip(paths, cards, strict=True):
         _check_fits(path, card, paths[0], cards[0])
-    members = Ensemble([load_network(*load_model(path), path) for path in paths])
+    members = Ensemble([open_network(path)[1] for path in paths])
     plan = _merge_plans([card.plan for card in cards])
     # Names instead of paths, which differ between machines.
     command = shlex.join(["volseg", "ensemble", *(card.name for card in cards), "--output", "MODEL"])

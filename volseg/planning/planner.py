@@ -103,21 +103,21 @@ def make_plan(
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases
     batch_size = decide("batch_size", choices.batch_size, _batch_size(network, patch, memory, voxels, accelerated))
-    plan = Plan(
-        dataset=dataset.name,
-        channels=decide("channels", None, _channels(fingerprint, choices)),
-        labels=decide("labels", None, _labels(dataset, fingerprint)),
-        regions=bool(dataset.labels.parts),
-        ignore=dataset.labels.ignore,
-        axes=order,
-        spacing_mm=spacing,
-        patch_size=patch,
-        batch_size=batch_size,
-        mirror_axes=decide("mirror_axes", choices.mirror_axes, _mirror_axes(fingerprint, order)),
-        steps=decide("steps", None, _steps(cases, batch_size)),
-        network=network,
-    )
-    return plan, reasons
+    document = {
+        "dataset": dataset.name,
+        "channels": decide("channels", None, _channels(fingerprint, choices)),
+        "labels": decide("labels", None, _labels(dataset, fingerprint)),
+        "regions": bool(dataset.labels.parts),
+        "ignore": dataset.labels.ignore,
+        "axes": order,
+        "spacing_mm": spacing,
+        "patch_size": patch,
+        "batch_size": batch_size,
+        "mirror_axes": decide("mirror_axes", choices.mirror_axes, _mirror_axes(fingerprint, order)),
+        "steps": decide("steps", None, _steps(cases, batch_size)),
+        "network": network,
+    }
+    return checked(Plan, document, "The plan"), reasons
 
 
 def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
@@ -277,15 +277,18 @@ def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
     normalisation = choices.normalisation or ("ct" if channel.name.lower() == "ct" else "zscore")
     mean_range = _outward(channel.mean_range)
     if normalisation != "ct":
-        return Channel(name=channel.name, normalisation=normalisation, mean_range=mean_range)
-    return Channel(
-        name=channel.name,
-        normalisation="ct",
-        clip=_outward(channel.percentiles),
-        mean=_rounded(channel.mean),
-        std=_rounded(channel.std),
-        mean_range=mean_range,
-    )
+        document = {"name": channel.name, "normalisation": normalisation, "mean_range": mean_range}
+        return checked(Channel, document, f"The intensities of channel {channel.name}")
+    document = {
+        "name": channel.name,
+        "normalisation": "ct",
+        "clip": _outward(channel.percentiles),
+        "mean": _rounded(channel.mean),
+        # Constant intensities are not divided.
+        "std": _rounded(channel.std) or 1.0,
+        "mean_range": mean_range,
+    }
+    return checked(Channel, document, f"The intensities of channel {channel.name}")
 
 
 def _mirror_axes(fingerprint: Fingerprint, order: tuple[int, ...]) -> tuple[tuple[Axis, ...], str]:

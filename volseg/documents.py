@@ -53,28 +53,29 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
         raise DocumentError(f"byte {error.start} is not UTF-8") from error
 
 
-def read_json(path: Path, nan: bool = False) -> Any:
+def read_json(path: Path, nan: bool = False, times: int = 1) -> Any:
     """The JSON document in a file; see `parse_json`.
 
     Raises:
         OSError: not readable.
         DocumentError: see `parse_json`.
     """
-    return parse_json(read_text(path), nan)
+    return parse_json(read_text(path, times * LARGEST_JSON), nan, times)
 
 
-def parse_json(text: str, nan: bool = False) -> Any:
+def parse_json(text: str, nan: bool = False, times: int = 1) -> Any:
     """A JSON document.
 
     Args:
         text: the document.
         nan: accept NaN and infinite numbers, which JSON does not have but other programs write.
+        times: accept so many times the usual size.
 
     Raises:
         DocumentError: not JSON, a key twice in one object, or beyond the bounds.
     """
-    if sum(map(text.count, ",[{")) > MOST_VALUES:
-        raise DocumentError(f"it has more than {MOST_VALUES:,} values")
+    if sum(map(text.count, ",[{")) > times * MOST_VALUES:
+        raise DocumentError(f"it has more than {times * MOST_VALUES:,} values")
     try:
         document = json.loads(
             text.removeprefix("\ufeff"),
@@ -164,8 +165,8 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.depth = self.nodes = 0
-        # By the identity of each finished node: the values in it, those that its aliases repeat included.
-        self.sizes: dict[int, int] = {}
+        # By the identity of each finished node: the values and the levels in it, those of its aliases included.
+        self.sizes: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         alias = self.check_event(yaml.AliasEvent)
@@ -175,15 +176,22 @@ class _Loader(yaml.SafeLoader):
             raise DocumentError(f"it is nested more than {DEEPEST} levels deep")
         if self.nodes > MOST_NODES:
             raise DocumentError(f"it has more than {MOST_NODES:,} values")
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self.depth -= 1
-        if alias and id(node) not in self.sizes:
-            raise DocumentError(f"an alias on line {node.start_mark.line + 1} contains itself")
         if not alias:
-            size = self.sizes[id(node)] = 1 + sum(self.sizes[id(one)] for one in _children(node))
-            if size > MOST_NODES:
-                raise DocumentError(f"its aliases repeat more than {MOST_NODES:,} values")
+            self._measure(node)
+        elif id(node) not in self.sizes:
+            raise DocumentError(f"an alias on line {node.start_mark.line + 1} contains itself")
         return node
+
+    def _measure(self, node: yaml.Node) -> None:
+        inner = [self.sizes[id(one)] for one in _children(node)]
+        size, height = 1 + sum(size for size, _ in inner), 1 + max((height for _, height in inner), default=0)
+        if size > MOST_NODES:
+            raise DocumentError(f"its aliases repeat more than {MOST_NODES:,} values")
+        if height > DEEPEST:
+            raise DocumentError(f"it is nested more than {DEEPEST} levels deep")
+        self.sizes[id(node)] = size, height
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -193,7 +201,9 @@ class _Loader(yaml.SafeLoader):
                 raise DocumentError(f"the key on line {key.start_mark.line + 1} is not a name")
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise DocumentError(f"the key '{key.value[:60]}' is on line {lines[key.value]} and again on line {line}")
+                raise DocumentError(
+                    f"the key '{key.value[:60]}' is on line {lines[key.value]} and again on line {line}"
+                )
             lines[key.value] = line
         return node
 

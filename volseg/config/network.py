@@ -15,8 +15,8 @@ Blocks = Annotated[
     Discriminator(lambda value: "all" if isinstance(value, str) else "each"),
 ]
 STAGES = 4
-# Bounds that no real network comes near: the largest residual encoders of nnU-Net have 9 stages, 512 features, 60 blocks
-# and 2e9 weights at most.
+# Bounds that no real network comes near: the largest residual encoders of nnU-Net have 9 stages, 512 features,
+# 60 blocks and 1e9 weights at most.
 MOST_STAGES, MOST_BLOCKS, LARGEST_KERNEL, LARGEST_STRIDE, MOST_WEIGHTS = 12, 500, 31, 64, 4 * 10**9
 
 

@@ -36,7 +36,7 @@ IGNORED = -1
 SHOWN = 10
 QUOTED = 200
 _QUOTES = reprlib.Repr()
-_QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother = 3, QUOTED, QUOTED
+_QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother = 3, 3 * QUOTED, 3 * QUOTED
 _QUOTES.maxlist = _QUOTES.maxtuple = _QUOTES.maxdict = 20
 
 
@@ -100,5 +100,6 @@ def _complaint(detail: Any) -> str:
         message = "expected a mapping of keys to values"
     if detail["type"] == "tuple_type":
         message = "expected a list"
-    found = shortened(_QUOTES.repr(detail["input"]), QUOTED)
+    found = _QUOTES.repr(detail["input"])
+    found = found if len(found) <= QUOTED else f"{found[:QUOTED]}..."
     return f"'{place}': {message}, found {found}" if place else message

@@ -4,7 +4,9 @@ A checkpoint as nnU-Net leaves it contains NumPy scalars (losses, scores) next t
 stand-ins below build these scalars and nothing else; any other function or class in a file is rejected by name.
 """
 
+import itertools
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,10 @@ import torch
 from torch import Tensor
 
 from volseg.errors import InputError
+
+# Bytes of the pickle in a checkpoint, without the tensors' numbers. That of the largest residual encoder, with 1000
+# epochs of losses, has about 1 MiB.
+LARGEST_PICKLE = 4 * 2**20
 
 
 class NumberType:
@@ -76,7 +82,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         weights, configuration = document["network_weights"], document["init_args"]["configuration"]
         trainer, mirror_axes = document["trainer_name"], document.get("inference_allowed_mirroring_axes")
-        checkpoint = Checkpoint(dict(weights), str(configuration), str(trainer), tuple(map(int, mirror_axes or ())))
+        # A tuple may hold itself a billion times, so nothing but text becomes text.
+        if not (isinstance(configuration, str) and isinstance(trainer, str)):
+            raise TypeError
+        axes = tuple(_axis(one) for one in itertools.islice(mirror_axes or (), 4))
+        checkpoint = Checkpoint(dict(weights), configuration, trainer, axes)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is not a checkpoint of nnU-Net v2: network_weights, init_args or trainer_name is missing or of "
@@ -89,7 +99,34 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _axis(value: Any) -> int:
+    """A network axis: one of 0, 1 and 2."""
+    if value not in (0, 1, 2):
+        raise ValueError(value)
+    return int(value)
+
+
+def _check_size(path: Path) -> None:
+    """Reject a file whose pickle is larger than that of any network: reading it would take minutes.
+
+    Raises:
+        InputError: see above. What is no .zip at all is left to torch.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [one for one in archive.infolist() if one.filename.endswith(".pkl")]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if any(one.file_size > LARGEST_PICKLE for one in pickles):
+        found = max(one.file_size for one in pickles) / 2**20
+        raise InputError(
+            f"{path} describes its content in {found:.1f} MiB, but a checkpoint of nnU-Net needs less than "
+            f"{LARGEST_PICKLE / 2**20:g}. Take the file as nnU-Net wrote it."
+        )
+
+
 def _load(path: Path) -> Any:
+    _check_size(path)
     try:
         with torch.serialization.safe_globals(STAND_INS):
             unknown = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

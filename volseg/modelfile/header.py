@@ -117,4 +117,3 @@ def _check_offsets(tensors: dict[str, Entry], available: int) -> None:
         end = stop
     if end != available:
         raise DocumentError(f"its tensors have {end} bytes, but {available} follow the header")
-

@@ -46,7 +46,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         with utf8_path(path) as readable:
-            return load_file(readable, device="cpu")
+            weights: dict[str, torch.Tensor] = load_file(readable, device="cpu")
+            return weights
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = shortened(" ".join(str(error).split()), 200)
         raise InputError(f"The weights in {path} cannot be read: {reason}. Give a readable model file.") from error

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -50,18 +49,25 @@ def outline(config: NetworkConfig) -> nn.Module:
     build = find_network(config.architecture)
     if build is not UNet:
         return build(config)
-    with _Undrawn(), torch.device("meta"):
+    with _Outlined():
         return UNet(config)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves out the drawing of random weights, which takes seconds to import on the meta device."""
+class _Outlined(TorchFunctionMode):
+    """Makes the tensors of torch's modules on the meta device and draws no random weights.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    `torch.device("meta")` alone would draw them, for which it imports sympy and more: seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What torch calls instead of each of its functions."""
-        if getattr(func, "__name__", "") in _DRAWING:
+        if (name := getattr(func, "__name__", "")) in _DRAWING:
             return args[0] if args else kwargs["tensor"]
+        if name in _MAKING:
+            return func(*args, **{**(kwargs or {}), "device": "meta"})
         return func(*args, **(kwargs or {}))
 
 
+# By their names: the functions that torch's modules call for their weights, and those that fill them at random.
+_MAKING = frozenset({"empty", "ones", "zeros", "tensor"})
 _DRAWING = frozenset({"uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_"})

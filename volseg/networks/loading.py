@@ -84,8 +84,12 @@ def _compare(first: nn.Module, members: int, found: Mapping[str, Kind], source: 
     needed = {f"{_prefix(member, members)}{name}": kind for member in range(members) for name, kind in one.items()}
     missing = [name for name in needed if name not in found]
     extra = [name for name in found if name not in needed]
-    wrong = [f"{name} is {found[name]}, not {needed[name]}" for name in needed if found.get(name, needed[name]) != needed[name]]
-    for names, what in ((missing, "without"), (extra, "with also"), (wrong, "and")):
+    wrong = [
+        f"{name} is {found[name]}, not {needed[name]}"
+        for name in needed
+        if found.get(name, needed[name]) != needed[name]
+    ]
+    for names, what in ((missing, "it lacks"), (extra, "it also has"), (wrong, "in it")):
         if names:
             raise _does_not_fit(source, f"{what} {first_few([_short(name) for name in names], 1)}")
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -277,9 +277,9 @@ def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
     normalisation = choices.normalisation or ("ct" if channel.name.lower() == "ct" else "zscore")
     mean_range = _outward(channel.mean_range)
     if normalisation != "ct":
-        document = {"name": channel.name, "normalisation": normalisation, "mean_range": mean_range}
-        return checked(Channel, document, f"The intensities of channel {channel.name}")
-    document = {
+        plain = {"name": channel.name, "normalisation": normalisation, "mean_range": mean_range}
+        return checked(Channel, plain, f"The intensities of channel {channel.name}")
+    document: dict[str, Any] = {
         "name": channel.name,
         "normalisation": "ct",
         "clip": _outward(channel.percentiles),

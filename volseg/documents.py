@@ -15,7 +15,7 @@ import yaml
 # Bytes of a JSON document. A dataset.json of 10,000 cases has about 1 MB.
 LARGEST_JSON = 16 * 2**20
 # Bytes of a YAML document, whose parser is 100 times as slow. A plan of 1,000 labels has about 200 kB.
-LARGEST_YAML = 2**20
+LARGEST_YAML = 2**19
 # Values in a JSON document: each takes up to 200 bytes of memory.
 MOST_VALUES = 500_000
 # Values in a YAML document, those that aliases repeat included.

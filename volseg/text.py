@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # What begins a line of a list in a message.
 LISTED = "\n  "
@@ -80,3 +81,7 @@ class OneLine(logging.Formatter):
         """The line without a traceback."""
         record.message = printable_lines(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name in logging
+        """A traceback, whose last lines are a message."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))

@@ -1,6 +1,7 @@
 """The card of a model: the JSON document in the header of its file. It is read without torch."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,6 +19,8 @@ HEADER_KEY = "volseg"
 # 3: networks have an architecture, "unet" in files of version 2.
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
+# The model in a run folder.
+RUN_MODEL = "model.safetensors"
 BUNDLED = Path(__file__).parent.parent / "models"
 # Networks in one file: folds of several trainings.
 MOST_MEMBERS = 100
@@ -125,6 +128,22 @@ def find_model(model: str | Path) -> Path:
             f"There is no model {str(model)!r}. Give the path of a model file or a bundled name ({names})."
         )
     return Path(model)
+
+
+def check_cards(models: Iterable[str | Path]) -> None:
+    """Refuse models whose header shows that they cannot be used, for callers that have not imported torch yet.
+
+    Args:
+        models: bundled names, model files or run folders; what does not exist is left to those who open it.
+
+    Raises:
+        InputError: see `read_card`.
+    """
+    for model in models:
+        path = bundled_models().get(str(model)) or Path(model)
+        path = path / RUN_MODEL if os.path.isdir(path) else path
+        if path.suffix == ".safetensors" and os.path.isfile(path):
+            read_card(path)
 
 
 def check_model_path(path: Path, overwrite: bool) -> None:

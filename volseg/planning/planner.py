@@ -315,7 +315,11 @@ def _yaml_lines(key: str, value: object, reason: str | None) -> list[str]:
     """One entry of the plan's YAML, with its reason as a comment above it."""
     # Lists of numbers on one line; a scalar must not become "{key: value}".
     flow = None if isinstance(value, list) else False
-    text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=110)
+    options: dict[str, Any] = {"default_flow_style": flow, "sort_keys": False, "width": 110}
+    text = yaml.safe_dump({key: value}, allow_unicode=True, **options)
+    # YAML keeps marks of the direction of writing, which a terminal obeys.
+    if not text.replace("\n", "").isprintable():
+        text = yaml.safe_dump({key: value}, allow_unicode=False, **options)
     return [*([_comment(reason)] if reason else []), *text.rstrip().split("\n")]
 
 

@@ -72,8 +72,10 @@ def as_text(value: Any) -> str:
         elif isinstance(one, dict) and list(one) == ["__integer__"]:
             parts.append(one["__integer__"])
         elif isinstance(one, dict):
-            pairs = [[_Text("," if i else ""), _Text(json.dumps(k)), _Text(":"), v] for i, (k, v) in enumerate(one.items())]
-            waiting += [_Text("}"), *reversed(sum(pairs, [])), _Text("{")]
+            pairs = [
+                [_Text("," if i else ""), _Text(json.dumps(k)), _Text(":"), v] for i, (k, v) in enumerate(one.items())
+            ]
+            waiting += [_Text("}"), *(part for pair in reversed(pairs) for part in reversed(pair)), _Text("{")]
         elif isinstance(one, list):
             pairs = [[_Text("," if i else ""), v] for i, v in enumerate(one)]
             waiting += [_Text("]"), *(part for pair in reversed(pairs) for part in reversed(pair)), _Text("[")]

@@ -15,7 +15,7 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
 
 import volseg.api.convert
 import volseg.api.importing  # noqa: F401 - like that above, loaded before the trials are forked
-from tests.interop.folders import CONFIGURATION, write_folder
+from tests.interop.folders import write_folder
 from tests.interop.variants import VARIANTS
 from tests.strangers.trials import check_refusal, command, run
 from volseg.data.io.dicom import files
@@ -206,6 +206,6 @@ def test_plans_beyond_all_bounds(trained, tmp_path, name):
     folder = shutil.copytree(trained, tmp_path / "folder")
     plans = json.loads((folder / "plans.json").read_text())
     key, value = PLANS[name]
-    plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"][key] = value
+    plans["configurations"]["base"]["architecture"]["arch_kwargs"][key] = value
     (folder / "plans.json").write_text(json.dumps(plans))
     check_refusal(run(command("import-nnunet", folder, "--output", tmp_path / "m.safetensors"), tmp_path))

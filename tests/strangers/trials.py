@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from volseg.cli import app, console
+
 MIB = 2**20
 # Address space beyond that of this process, and seconds, after which the system ends a trial.
 ROOM, SECONDS = 3 * 2**30, 30
@@ -43,8 +45,6 @@ def command(*arguments: object) -> Callable[[], None]:
     """The command line with these arguments, for `run`."""
 
     def call() -> None:
-        from volseg.cli import app
-
         app([str(argument) for argument in arguments], prog_name="volseg")
 
     return call
@@ -84,7 +84,7 @@ def _in_child(call: Callable[[], None], names: list[Path]) -> None:
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
-        except BaseException:  # noqa: BLE001 - whatever it is, the test has to see it
+        except BaseException:
             traceback.print_exc()
         os.write(9, str(max(status("VmHWM:") - before, 0) / MIB).encode())
     finally:
@@ -95,8 +95,6 @@ def _in_child(call: Callable[[], None], names: list[Path]) -> None:
 
 def _to_new_streams() -> None:
     """Let the consoles of the command line print to the files of the trial."""
-    from volseg.cli import console
-
     console.output_console.file, console.error_console.file = sys.stdout, sys.stderr
 
 

@@ -138,7 +138,9 @@ def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[An
     )
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in rows)
-        table.add_column(Text("\n".join(map(printable, column.split("\n")))), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            Text("\n".join(map(printable, column.split("\n")))), justify="right" if numeric else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     return table

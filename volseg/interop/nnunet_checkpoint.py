@@ -7,7 +7,8 @@ stand-ins below build these scalars and nothing else; any other function or clas
 import itertools
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,7 +97,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"network_weights in {path} contains more than named tensors. Copy the file again from its source."
         )
+    _check_storages(path, checkpoint.weights.values())
     return checkpoint
+
+
+def _check_storages(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Reject a checkpoint with fewer numbers than its tensors need; torch maps what follows them in the file instead.
+
+    Raises:
+        InputError: see above.
+    """
+    with zipfile.ZipFile(path) as archive:
+        there = Counter(one.file_size for one in archive.infolist() if "/data/" in one.filename)
+    plain = (one.untyped_storage() for one in tensors if one.layout == torch.strided and one.device.type == "cpu")
+    needed = Counter({one.data_ptr(): one.nbytes() for one in plain if one.nbytes()}.values())
+    if short := needed - there:
+        size = next(iter(short))
+        raise InputError(
+            f"{path} has tensors of {size} bytes without as many numbers. Copy the file again from its source."
+        )
 
 
 def _axis(value: Any) -> int:

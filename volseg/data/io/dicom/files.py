@@ -28,8 +28,8 @@ from volseg.text import shows_names
 LARGEST_ZIP_BYTES = 16 * 2**30
 # Files of a .zip: more than the largest series have slices.
 MOST_MEMBERS = 30_000
-# How many times its size a .zip may unpack to if that is more than so many bytes: slices shrink to a third, segmentations
-# to a hundredth.
+# How many times its size a .zip may unpack to if that is more than so many bytes: slices shrink to a third,
+# segmentations to a hundredth.
 MOST_TIMES, UNSUSPICIOUS_BYTES = 300, 2**28
 # Files that are so small that they cannot be DICOM: what begins the format has 132 bytes.
 SMALLEST_FILE, MOST_SMALL = 132, 1000
@@ -179,7 +179,7 @@ def _list_bytes(stream: IO[bytes]) -> int:
     locator = last[max(place - _LOCATOR_BYTES, 0) : place]
     if locator.startswith(_LOCATOR) and len(locator) == _LOCATOR_BYTES:
         (offset,) = struct.unpack_from("<Q", locator, 8)
-        # Programs that put something before the .zip leave the place as it was; the record itself is before its locator.
+        # The stated place is wrong where something was put before the .zip; the record itself is before its locator.
         for begin in (offset, start + place - _LOCATOR_BYTES - 56):
             stream.seek(min(max(begin, 0), size))
             record = stream.read(56)

@@ -306,3 +306,25 @@ def test_the_largest_real_networks_are_within_the_bounds(network):
     channels = tiny_plan().channels * network.in_channels
     plan = tiny_plan(network=network, labels=labels, channels=channels, patch_size=(256, 256, 256), batch_size=100)
     assert plan.network == network
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("training.name", 5),
+        ("training.fold", [1]),
+        ("scores.labels", {"other": {"dice": None, "cases": 3}}),
+        ("scores.labels.ball", {"dice": None, "cases": 3}),
+        ("plan.dataset", "x" * 500),
+    ],
+)
+def test_an_odd_record_ends_no_ensemble_with_a_traceback(stranger, tmp_path, place, value):
+    _, model = stranger
+    paths = []
+    for fold in range(2):
+        card = changed(card_in(model), "training.fold", fold)
+        text = json.dumps(changed(card, place, value) if fold or place.startswith("plan") else card)
+        paths.append(with_card(model, text, tmp_path / f"{fold}.safetensors"))
+    trial = run(command("ensemble", *paths, "--output", tmp_path / "both.safetensors"), tmp_path)
+    assert trial.code in (0, 2), trial.error
+    check_words(trial)

@@ -26,8 +26,8 @@ from volseg.text import LISTED, first_few, shortened
 INTERRUPTED = 128 + signal.SIGINT
 # The number of problems of a dataset that a message lists.
 SHOWN = 30
-# Characters of a sentence, so that it holds the longest path of a file, and sentences of a message. What a message quotes
-# may come from a file and be of any length.
+# Characters of a sentence, so that it holds the longest path of a file, and sentences of a message. What a message
+# quotes may come from a file and be of any length.
 LONGEST, MOST = 5000, 60
 
 

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "volseg"
 RANKS = {
     "version": 0, "text": 0, "system": 0,
-    "errors": 0.5,
+    "errors": 0.5, "documents": 0.5,
     "files": 1, "config": 1, "progress": 1,
     "device": 2, "precision": 2, "modelfile": 2,
     "data": 3, "networks": 3,

@@ -20,18 +20,25 @@ import signal
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from volseg.text import first_few
+from volseg.text import LISTED, first_few, shortened
 
 # The exit code after `Stopped` or any other Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
 # The number of problems of a dataset that a message lists.
 SHOWN = 30
+# Characters of a sentence, so that it holds the longest path of a file, and sentences of a message. What a message
+# quotes may come from a file and be of any length.
+LONGEST, MOST = 5000, 60
 
 
 class VolsegError(Exception):
     """Base of all errors raised on purpose by volseg."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message; what is too long for a person to read is left out."""
+        return LISTED.join(shortened(line, LONGEST) for line in super().__str__().split(LISTED)[:MOST])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without calling the constructor, whose arguments are not those of `Exception`."""

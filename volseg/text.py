@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # What begins a line of a list in a message.
 LISTED = "\n  "
@@ -13,6 +14,14 @@ def first_few(items: Sequence[object], shown: int = 5, separator: str = ", ") ->
     if len(items) <= shown:
         return listed
     return f"{listed}{' ' if separator == ', ' else separator}and {len(items) - shown} more"
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text of at most `longest` characters: of a longer one the start and the end, where messages say what to do."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -72,3 +81,7 @@ class OneLine(logging.Formatter):
         """The line without a traceback."""
         record.message = printable_lines(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name in logging
+        """A traceback, whose last lines are a message."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))

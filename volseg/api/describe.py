@@ -1,13 +1,14 @@
 """Descriptions of a model, an image or a run folder, and the cost of a network: `volseg info` and `volseg profile`."""
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
-from volseg.config import ComponentRule, Label, NetworkConfig, checked, load_config, rules_in_words
+from volseg.config import ComponentRule, Frozen, Label, NetworkConfig, checked, load_config, rules_in_words
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_scan
 from volseg.data.io.choice import Choice, chosen
@@ -15,15 +16,18 @@ from volseg.data.io.formats import is_dicom
 from volseg.data.io.inputs import Case, find_cases
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.reading import holds_dicom_labels, read_stored
+from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
 from volseg.files import access_to, given_path, read_json_lines, sha256_of
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
-from volseg.text import first_few
+from volseg.text import first_few, shortened
 from volseg.training.run_folder import is_run
 
 MIB = 2**20
+# Characters of a value in a model's record of its training.
+LONGEST = 2000
 # The inputs of `describe`, for messages.
 _KINDS = "an image, a DICOM series, SEG or RTSTRUCT, a model or a run folder"
 # The folders of a dataset, for each layout of volseg.data.cases.dataset.
@@ -127,8 +131,13 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
         "members": _members_text(card),
         "postprocessing": rules_in_words(card.postprocessing),
-        "trained_on": ", ".join(
-            f"{key} {value}" for key, value in card.training.items() if value is not None and key != "members"
+        "trained_on": shortened(
+            ", ".join(
+                f"{key} {shortened(str(value), LONGEST)}"
+                for key, value in card.training.items()
+                if value is not None and key != "members"
+            ),
+            5 * LONGEST,
         ),
         # For an ensemble of folds: each validation case is scored with the member that was not trained on it.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
@@ -250,28 +259,60 @@ def _extremes(array: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     return (float(values.min()), float(values.max())) if values.size else (None, None)
 
 
+class _Part(Frozen):
+    """A part of a run's files; other keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Progress(_Part):
+    """A line of metrics.jsonl."""
+
+    step: int = 0
+    seconds: float = 0.0
+    progress: float = 0.0
+    loss: float | None = None
+
+
+class _LabelMean(_Part):
+    """The mean scores of a label."""
+
+    dice: float | None
+
+
+class _Mean(_Part):
+    """The mean scores of a run."""
+
+    labels: dict[str, _LabelMean] = Field(default_factory=dict)
+    foreground_dice: float | None = None
+
+
+class _Validation(_Part):
+    """validation.json."""
+
+    mean: _Mean = _Mean()
+    postprocessing: dict[str, ComponentRule] = Field(default_factory=dict)
+
+
 def _describe_run(path: Path) -> dict[str, Any]:
-    last: dict[str, Any] = next(reversed(read_json_lines(path / "metrics.jsonl")), {})
-    scores = path / "validation.json"
-    document = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
-    mean = document.get("mean", {})
-    rules = {
-        name: checked(ComponentRule, rule, str(scores)) for name, rule in document.get("postprocessing", {}).items()
-    }
+    metrics, scores = path / "metrics.jsonl", path / "validation.json"
+    last = checked(_Progress, next(reversed(read_json_lines(metrics)), {}), f"The last line of {metrics}", InputError)
+    # Ten times the largest data sets of today.
+    read, advice = partial(read_json, times=4), "Check its permissions and its disk."
+    document = read_or(InputError, read, scores, "readable JSON", advice) if scores.exists() else {}
+    found = checked(_Validation, document, str(scores), InputError)
+    dice = {name: row.dice for name, row in found.mean.labels.items()}
     return {
         "what": "run",
         "folder": str(path),
-        "step": last.get("step", 0),
-        "minutes": round(last.get("seconds", 0) / 60, 2),
-        "progress": last.get("progress", 0),
-        "loss": last.get("loss"),
+        "step": last.step,
+        "minutes": round(last.seconds / 60, 2),
+        "progress": last.progress,
+        "loss": last.loss,
         "model": str(path / "model.safetensors") if (path / "model.safetensors").exists() else "not finished",
-        "foreground_dice": mean.get("foreground_dice"),
-        "dice": ", ".join(
-            f"{name} {row['dice']:.4f}" for name, row in mean.get("labels", {}).items() if row["dice"] is not None
-        )
-        or None,
-        "postprocessing": rules_in_words(rules),
+        "foreground_dice": found.mean.foreground_dice,
+        "dice": ", ".join(f"{name} {value:.4f}" for name, value in dice.items() if value is not None) or None,
+        "postprocessing": rules_in_words(found.postprocessing),
     }
 
 

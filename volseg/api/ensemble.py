@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from volseg.config import Channel, ComponentRule, Label, Plan
+from volseg.config import Channel, ComponentRule, Label, Plan, checked
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
-from volseg.modelfile import ModelCard, check_model_path, find_model, load_model, read_card, save_model
-from volseg.networks import Ensemble, load_network
+from volseg.modelfile import ModelCard, check_model_path, find_model, read_card, save_model
+from volseg.networks import Ensemble, open_network
 from volseg.text import first_few
 from volseg.training.run_folder import is_run
 
@@ -60,30 +60,28 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
     cards = [read_card(path) for path in paths]
     for path, card in zip(paths, cards, strict=True):
         _check_fits(path, card, paths[0], cards[0])
-    members = Ensemble([load_network(*load_model(path), path) for path in paths])
+    members = Ensemble([open_network(path)[1] for path in paths])
     plan = _merge_plans([card.plan for card in cards])
     # Names instead of paths, which differ between machines.
     command = shlex.join(["volseg", "ensemble", *(card.name for card in cards), "--output", "MODEL"])
     records = [
         {"name": card.name, "sha256": sha256_of(path), **card.training} for path, card in zip(paths, cards, strict=True)
     ]
-    save_model(
-        output,
-        ModelCard(
-            name=f"{plan.dataset}-ensemble{len(cards)}",
-            plan=plan,
-            members=len(cards),
-            postprocessing=_common_rules(cards),
-            training={
-                "command": f"{command} --half" if half else command,
-                "dataset": plan.dataset,
-                "licence": cards[0].training.get("licence"),
-                "members": records,
-            },
-            scores={"members": [card.scores for card in cards], **_out_of_fold_scores(cards)},
-        ),
-        _to_half(members.state_dict()) if half else members.state_dict(),
-    )
+    document = {
+        "name": f"{plan.dataset}-ensemble{len(cards)}",
+        "plan": plan,
+        "members": len(cards),
+        "postprocessing": _common_rules(cards),
+        "training": {
+            "command": f"{command} --half" if half else command,
+            "dataset": plan.dataset,
+            "licence": cards[0].training.get("licence"),
+            "members": records,
+        },
+        "scores": {"members": [card.scores for card in cards], **_out_of_fold_scores(cards)},
+    }
+    card = checked(ModelCard, document, "The ensemble", InputError)
+    save_model(output, card, _to_half(members.state_dict()) if half else members.state_dict())
     return output
 
 
@@ -149,13 +147,15 @@ def _out_of_fold_scores(cards: Sequence[ModelCard]) -> dict[str, Any]:
 
     Each case is scored with the member that was not trained on it. Empty unless all have scores and folds of their own.
     """
-    folds = {card.training.get("fold") for card in cards}
-    scored = all("labels" in card.scores for card in cards)
-    if len(folds) < len(cards) or not all(isinstance(fold, int) for fold in folds) or not scored:
+    folds = [card.training.get("fold") for card in cards]
+    # A model from someone else may have scores of other labels than its own.
+    scored = all(card.scores.get("labels", {}).keys() == cards[0].scores.get("labels", {}).keys() for card in cards)
+    if not all(isinstance(fold, int) for fold in folds) or len(set(folds)) < len(cards) or not scored:
         return {}
     labels = {}
-    for label in cards[0].scores["labels"]:
-        rows = [row for card in cards if (row := card.scores["labels"][label])["cases"]]
+    for label in cards[0].scores.get("labels", {}):
+        found = [card.scores["labels"][label] for card in cards]
+        rows = [row for row in found if row["cases"] and row["dice"] is not None]
         if cases := sum(row["cases"] for row in rows):
             labels[label] = {"dice": sum(row["dice"] * row["cases"] for row in rows) / cases, "cases": cases}
     if not labels:

@@ -1,14 +1,16 @@
 """Import models of other programs as volseg model files."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from volseg.config import checked
+from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
 from volseg.files import sha256_of
 from volseg.interop.nnunet_checkpoint import Checkpoint, read_checkpoint
@@ -68,26 +70,21 @@ def import_nnunet(
         prefix = f"members.{member}." if len(trained) > 1 else ""
         tensors = import_weights(fold.checkpoint.weights, plan.network, str(fold.path))
         weights |= {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-    card = ModelCard(
-        name=re.sub(r"^dataset\d+_", "", plan.dataset.lower()) or "model",
-        plan=plan,
-        members=len(trained),
-        training=_training_record(plans, dataset, trained, checkpoint),
-    )
+    document = {
+        "name": re.sub(r"^dataset\d+_", "", plan.dataset.lower()) or "model",
+        "plan": plan,
+        "members": len(trained),
+        "training": _training_record(plans, dataset, trained, checkpoint),
+    }
+    card = checked(ModelCard, document, "The nnU-Net model", InputError)
     save_model(output, card, weights)
     return output
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"Could not read {path}: {error.strerror or error}. Give the folder of a trained nnU-Net v2 model, "
-            "with plans.json, dataset.json and fold_*/."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}. Take a fresh copy of the file.") from error
+    # NumPy's NaN is in some plans, where the foreground of a dataset has no intensity.
+    advice = "Give the folder of a trained nnU-Net v2 model, with plans.json, dataset.json and fold_*/."
+    return read_or(InputError, partial(read_json, nan=True), path, "valid JSON", advice)
 
 
 def _checkpoints(folder: Path, name: str, folds: Sequence[int | str] | None) -> list[Path]:
@@ -131,12 +128,17 @@ def _training_record(plans: Any, dataset: Any, folds: Sequence[Fold], checkpoint
     return {
         "source": "nnU-Net v2 model folder",
         "dataset": plans["dataset_name"],
-        "licence": dataset.get("licence", dataset.get("license")),
-        "cases": dataset.get("numTraining"),
-        "plans": plans.get("plans_name"),
+        "licence": _stated(dataset.get("licence", dataset.get("license"))),
+        "cases": _stated(dataset.get("numTraining")),
+        "plans": _stated(plans.get("plans_name")),
         "configuration": first.configuration,
         "trainer": first.trainer,
         "checkpoint": checkpoint,
         "folds": ", ".join(fold.name.removeprefix("fold_") for fold in folds),
         "sha256": {fold.name: sha256_of(fold.path) for fold in folds},
     }
+
+
+def _stated(value: Any) -> str | int | None:
+    """A text or a number as it is stated; None for anything else, which a record cannot show."""
+    return value if isinstance(value, str | int) and not isinstance(value, bool) else None

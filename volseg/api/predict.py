@@ -1,6 +1,5 @@
 """Segment scans into files: reading, computing and writing overlap, and a case that fails does not stop the others."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,6 +17,7 @@ from volseg.data.io.formats import is_dicom, sibling
 from volseg.data.io.inputs import Case, by_volume, find_cases, plan_outputs
 from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
+from volseg.documents import read_json
 from volseg.errors import Stopped, UsageError, VolsegError
 from volseg.files import given_path, whole_files
 from volseg.progress import Progress, silent
@@ -316,7 +316,7 @@ def _files_of_result(labels: Path) -> set[Path]:
 def _record_at(labels: Path) -> dict[str, Any]:
     """The record of an existing result; empty if there is none, or the file is something else."""
     try:
-        found = json.loads(sibling(labels, ".json").read_text(encoding="utf-8"))
+        found = read_json(sibling(labels, ".json"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and "volseg_version" in found else {}

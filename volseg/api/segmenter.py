@@ -44,8 +44,8 @@ from volseg.inference.labelling import Labeller, probability_sink
 from volseg.inference.postprocessing import postprocess
 from volseg.inference.quality import measure, scan_flags
 from volseg.inference.windows import Windows, check_overlap
-from volseg.modelfile import ModelCard, find_model, load_model
-from volseg.networks import load_network
+from volseg.modelfile import ModelCard, find_model
+from volseg.networks import open_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
@@ -133,10 +133,10 @@ class Segmenter:
             raise UsageError(f"Unknown crop {crop!r}. Use none or body.")
         limit_threads_after_fork()
         path = find_model(model)
-        card, weights = load_model(path)
         place = choose_device(device)
         with memory_errors(f"loading the model on {place}"):
-            network = load_network(card, weights, path).to(place)
+            card, network = open_network(path)
+            network = network.to(place)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
         dtype = choose_precision(precision, place)
         windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror)

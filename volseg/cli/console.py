@@ -27,11 +27,13 @@ from rich.text import Text
 
 from volseg.errors import INTERRUPTED, SHOWN, DatasetError, OtherProcessError, ResourceError, VolsegError
 from volseg.progress import Progress
-from volseg.text import OneLine, printable, printable_lines
+from volseg.text import OneLine, printable, printable_lines, shortened
 
 LINE_SECONDS = 15.0
 # The width of tables in a file or a pipe, where rich would assume 80 columns and wrap them.
 PLAIN_WIDTH = 140
+# Characters of a cell; --json has all of a longer text.
+LONGEST_CELL = 10_000
 # Packages that deploy/predict.txt leaves out: only training and pictures need them.
 NOT_FOR_PREDICTION = frozenset({"blosc2", "matplotlib", "monai", "tensorboard"})
 # Packages of the extra `node`.
@@ -136,14 +138,16 @@ def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[An
     )
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            Text("\n".join(map(printable, column.split("\n")))), justify="right" if numeric else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     return table
 
 
 def show_line(text: str) -> None:
-    """Print a command's result on standard output, without formatting and as it is."""
+    """Print a command's result on standard output, without formatting; what it quotes is `printable`."""
     with _standard_output():
         sys.stdout.write(text + "\n")
 
@@ -207,7 +211,7 @@ def _cell(value: Any) -> Text:
     """A value in a table; as text, which rich does not search for markup."""
     if value is None:
         return Text("-")
-    return Text(f"{value:.4g}" if isinstance(value, float) else printable(value))
+    return Text(f"{value:.4g}" if isinstance(value, float) else printable(shortened(str(value), LONGEST_CELL)))
 
 
 def _log_progress() -> Progress:

@@ -8,6 +8,7 @@ import typer
 
 from volseg.cli.app import Json, Overwrite, app
 from volseg.cli.console import guarded, show_json, show_line, show_table
+from volseg.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -44,5 +45,5 @@ def convert(
         ]
         show_table(f"Labels in {output}", ("label", "values", "voxels", "mL"), rows)
     else:
-        show_line(f"Wrote {output}")
+        show_line(f"Wrote {printable(output)}")
     return 0

@@ -43,6 +43,9 @@ def ensemble(
     as_json: Json = False,
 ) -> int:
     """Combine the models of several runs, such as all folds, in one file that averages their logits."""
+    from volseg.modelfile import check_cards
+
+    check_cards(models)
     from volseg.api.describe import describe
     from volseg.api.ensemble import ensemble as join
 
@@ -63,6 +66,9 @@ def info(
     as_json: Json = False,
 ) -> int:
     """Describe a model, an image or a run folder."""
+    from volseg.modelfile import check_cards
+
+    check_cards([] if Path(path).is_dir() else [path])
     from volseg.api.describe import describe
 
     show_description(describe(path, series, volume, untilt), as_json)
@@ -78,6 +84,9 @@ def profile(
     as_json: Json = False,
 ) -> int:
     """Parameters, FLOPs and activation memory per stage: Conv3d against (2+1)D."""
+    from volseg.modelfile import check_cards
+
+    check_cards([model] if model else [])
     from volseg.api.describe import profile_document
 
     document = profile_document(config, model)

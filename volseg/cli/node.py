@@ -23,6 +23,9 @@ def node(
 ) -> int:
     """Run a DICOM node: it receives series, segments them and sends the results to an archive."""
     if action == "run":
+        from volseg.modelfile import check_cards
+
+        check_cards(_models(config))
         from volseg.node.service import serve
 
         serve(config)
@@ -34,6 +37,15 @@ def node(
     else:
         raise UsageError(f"volseg node has no action {action!r}. Leave it out to run the node, or use status.")
     return 0
+
+
+def _models(config: Path) -> list[Path]:
+    """The models that the rules of a configuration name; what is wrong with it is told where it is read."""
+    from volseg.config import read_yaml
+
+    rules = read_yaml(config).get("rules")
+    named = [rule.get("model") for rule in rules if isinstance(rule, dict)] if isinstance(rules, list) else []
+    return [config.absolute().parent / name for name in named if isinstance(name, str)]
 
 
 def _show(found: dict[str, Any]) -> None:

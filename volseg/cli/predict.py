@@ -62,6 +62,10 @@ def predict(
     as_json: Json = False,
 ) -> int:
     """Segment scans. Each label image has the grid of its scan; a JSON sidecar has volumes and flags."""
+    from volseg.modelfile import check_cards
+
+    # Before torch is imported, which takes seconds.
+    check_cards([model])
     from volseg.api.predict import predict as start
 
     with progress_bar() as progress:

@@ -7,7 +7,19 @@ from volseg.config.files import load_config, read_yaml
 from volseg.config.network import Block, NetworkConfig
 from volseg.config.plan import Channel, CodedName, ComponentRule, Label, LabelCode, Plan, Resampling, rules_in_words
 from volseg.config.training import AugmentationConfig, Config, PlanChoices, TrainingConfig
-from volseg.config.values import IGNORED, Activation, Axis, Count, Frozen, Mid, Norm, Normalisation, Triple, checked
+from volseg.config.values import (
+    IGNORED,
+    Activation,
+    Axis,
+    Count,
+    Frozen,
+    Mid,
+    Name,
+    Norm,
+    Normalisation,
+    Triple,
+    checked,
+)
 
 __all__ = [
     "IGNORED",
@@ -24,6 +36,7 @@ __all__ = [
     "Label",
     "LabelCode",
     "Mid",
+    "Name",
     "NetworkConfig",
     "Norm",
     "Normalisation",

@@ -4,25 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from volseg.config.training import Config
 from volseg.config.values import checked
+from volseg.documents import DEEPEST, DocumentError, parse_yaml, read_or
+from volseg.documents import read_yaml as read_document
 from volseg.errors import ConfigError
+from volseg.text import shortened
 
-
-class _Loader(yaml.SafeLoader):
-    """Rejects a duplicate key in a mapping, of which YAML would silently keep the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                raise yaml.YAMLError(f"the key '{name}' is on line {lines[name]} and again on line {line}")
-            lines[name] = line
-        return node
+# Characters of an override in a message.
+SHOWN = 100
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -43,14 +33,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping as a dict; an empty file is an empty dict.
 
     Raises:
-        ConfigError: not readable, not YAML, a duplicate key, or not a mapping.
+        ConfigError: not readable, not YAML, a duplicate key, beyond the bounds of `volseg.documents`, or not a mapping.
     """
-    try:
-        document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Could not read {path}: {error}. Give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    document = read_or(ConfigError, read_document, Path(path), "valid YAML", "Give the path of a YAML file.")
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -60,16 +45,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
+    shown = repr(shortened(override, SHOWN))
     if not separator or not key:
-        raise ConfigError(
-            f"--set {override!r} has no value; write key=value, for example training.learning_rate=0.001."
-        )
+        raise ConfigError(f"--set {shown} has no value; write key=value, for example training.learning_rate=0.001.")
     *parents, last = key.strip().split(".")
+    if len(parents) > DEEPEST:
+        raise ConfigError(f"--set {shown}: there is no key of {len(parents) + 1} parts.")
     for parent in parents:
         document = document.setdefault(parent, {})
         if not isinstance(document, dict):
-            raise ConfigError(f"--set {override!r}: '{parent}' is a value, not a group of values.")
+            raise ConfigError(f"--set {shown}: '{parent}' is a value, not a group of values.")
     try:
-        document[last] = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
+        document[last] = parse_yaml(text)
+    except DocumentError as error:
+        raise ConfigError(f"--set {shown}: {shortened(text, SHOWN)!r} is not a YAML value: {error}.") from error

@@ -1,10 +1,12 @@
 """The description of a network."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from volseg.config.values import Activation, Frozen, Mid, Norm, Triple
+from volseg.config.values import Activation, Frozen, Mid, Name, Norm, Size, Triple
+from volseg.text import shortened
 
 Block = Literal["conv3d", "conv2plus1d"]
 # Discriminated before validation, so that an error names only one of the two.
@@ -13,6 +15,9 @@ Blocks = Annotated[
     Discriminator(lambda value: "all" if isinstance(value, str) else "each"),
 ]
 STAGES = 4
+# Bounds that no real network comes near: the largest residual encoders of nnU-Net have 9 stages, 512 features,
+# 60 blocks and 1e9 weights at most.
+MOST_STAGES, MOST_BLOCKS, LARGEST_KERNEL, LARGEST_STRIDE, MOST_WEIGHTS = 12, 500, 31, 64, 4 * 10**9
 
 
 class NetworkConfig(Frozen):
@@ -21,13 +26,15 @@ class NetworkConfig(Frozen):
     Lists that are not given follow from `features`: two blocks per stage, kernels of 3, strides of 2.
     """
 
-    architecture: str = Field("unet", description="a name in `volseg.networks.NETWORKS`")
-    in_channels: int = Field(1, ge=1)
-    classes: int = Field(2, ge=1, description="background included")
+    architecture: Name = Field("unet", description="a name in `volseg.networks.NETWORKS`")
+    in_channels: Size = 1
+    classes: Size = Field(2, description="background included")
     block: Blocks = Field("conv3d", description="of all stages, or one for each")
     mid: Mid = "light"
     encoder: Literal["plain", "residual"] = "plain"
-    features: tuple[int, ...] = Field(tuple(32 * 2**stage for stage in range(STAGES)), min_length=1)
+    features: tuple[Size, ...] = Field(
+        tuple(32 * 2**stage for stage in range(STAGES)), min_length=1, max_length=MOST_STAGES
+    )
     encoder_blocks: tuple[int, ...] = (2,) * STAGES
     decoder_blocks: tuple[int, ...] = (2,) * (STAGES - 1)
     kernels: tuple[Triple, ...] = ((3, 3, 3),) * STAGES
@@ -40,7 +47,7 @@ class NetworkConfig(Frozen):
     @classmethod
     def _fill_stages(cls, given: Any) -> Any:
         features = given.get("features") if isinstance(given, dict) else None
-        if not isinstance(features, list | tuple):
+        if not isinstance(features, list | tuple) or len(features) > MOST_STAGES:
             return given
         stages = len(features)
         filled = {
@@ -70,7 +77,34 @@ class NetworkConfig(Frozen):
             raise ValueError(f"network.strides are {self.strides}, but have to start with (1, 1, 1) and be 1 or more")
         if min(*self.features, *self.encoder_blocks, *self.decoder_blocks) < 1:
             raise ValueError("network.features, encoder_blocks and decoder_blocks have to be 1 or more")
+        return self._within_bounds()
+
+    def _within_bounds(self) -> Self:
+        """Refuse a network that no machine could hold."""
+        largest = {
+            "kernel sizes": (max(size for kernel in self.kernels for size in kernel), LARGEST_KERNEL),
+            "strides": (max(step for stride in self.strides for step in stride), LARGEST_STRIDE),
+            "blocks": (sum(self.encoder_blocks) + sum(self.decoder_blocks), MOST_BLOCKS),
+        }
+        for name, (found, most) in largest.items():
+            if found > most:
+                raise ValueError(f"network has {name} of {shortened(str(found), 30)}, but at most {most} are supported")
+        if (weights := self._most_weights()) > MOST_WEIGHTS:
+            raise ValueError(f"network has up to {weights:.1e} weights, but at most {MOST_WEIGHTS:.0e} are supported")
         return self
+
+    def _most_weights(self) -> int:
+        """An upper bound of the number of weights, by its 3-D convolutions."""
+        total = 0
+        for s, (features, kernel, stride) in enumerate(zip(self.features, self.kernels, self.strides, strict=True)):
+            finer = self.features[s - 1] if s else self.in_channels
+            decoder = self.decoder_blocks[s] + 1 if s < len(self.decoder_blocks) else 0
+            middle = self.mid * sum(kernel) // features if isinstance(self.mid, int) else 0
+            # A residual block has two convolutions.
+            first = 2 * max(finer, features) * features
+            others = 2 * features * (features + middle) * (self.encoder_blocks[s] + decoder)
+            total += math.prod(kernel) * (first + others) + math.prod(stride) * finer * features
+        return total
 
     @property
     def blocks(self) -> tuple[Block, ...]:

@@ -1,13 +1,31 @@
 """The plan: all choices made before training, and everything that prediction needs besides the weights."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from volseg.config.network import NetworkConfig
-from volseg.config.values import Axes, Frozen, Normalisation, Triple
+from volseg.config.values import (
+    Axes,
+    Byte,
+    Count,
+    Frozen,
+    Intensity,
+    IntensityRange,
+    Name,
+    Normalisation,
+    Positive,
+    Size,
+    Spacing,
+    Triple,
+    Volume,
+    VolumeRange,
+)
 
+# Bounds that no real model comes near. 512 x 512 x 512 voxels are 2**27.
+MOST_CHANNELS, MOST_LABELS, MOST_PATCH_VOXELS = 1000, 4000, 2**27
 # What DICOM takes as one value of a text: no backslash, no control character, not blank.
 _ONE_VALUE = r"^[^\\\x00-\x1f\x7f]*[^\\\x00-\x20\x7f][^\\\x00-\x1f\x7f]*$"
 
@@ -15,12 +33,12 @@ _ONE_VALUE = r"^[^\\\x00-\x1f\x7f]*[^\\\x00-\x20\x7f][^\\\x00-\x1f\x7f]*$"
 class Channel(Frozen):
     """One input channel and how its intensities are normalised."""
 
-    name: str = "image"
+    name: Name = "image"
     normalisation: Normalisation = "zscore"
-    clip: tuple[float, float] | None = Field(None, description="ct: 0.5 and 99.5 percentile of the foreground")
-    mean: float | None = Field(None, description="ct: mean of the foreground")
-    std: float | None = Field(None, description="ct: standard deviation of the foreground")
-    mean_range: tuple[float, float] | None = Field(
+    clip: IntensityRange | None = Field(None, description="ct: 0.5 and 99.5 percentile of the foreground")
+    mean: Intensity | None = Field(None, description="ct: mean of the foreground")
+    std: Positive | None = Field(None, description="ct: standard deviation of the foreground")
+    mean_range: IntensityRange | None = Field(
         None, description="lowest and highest mean intensity of a training scan, stored units"
     )
 
@@ -54,13 +72,13 @@ class LabelCode(CodedName):
 class Label(Frozen):
     """A foreground label: its name, its value in label images, its colour and its code."""
 
-    name: str
+    name: Name
     value: int = Field(ge=1, le=65535)
     parts: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
-        (), description="a region's stored values, its own included; () for a plain label"
+        (), max_length=MOST_LABELS, description="a region's stored values, its own included; () for a plain label"
     )
-    colour: Triple | None = None
-    volume_ml_range: tuple[float, float] | None = Field(
+    colour: tuple[Byte, Byte, Byte] | None = None
+    volume_ml_range: VolumeRange | None = Field(
         None, description="smallest and largest volume in the training references, mL"
     )
     code: LabelCode | None = Field(None, description="what it is in DICOM objects; without one, its name decides")
@@ -85,7 +103,7 @@ class ComponentRule(Frozen):
     The Dice values are of the cases that the rule was chosen on, so they are slightly optimistic.
     """
 
-    smallest_ml: float = Field(0.0, ge=0, description="smallest volume that is kept, mL")
+    smallest_ml: Volume = Field(0.0, description="smallest volume that is kept, mL")
     largest_only: bool = Field(False, description="keep only the largest of these; all of several equally large ones")
     dice_before: float | None = Field(
         None, description="mean Dice of the label on the validation cases without the rule"
@@ -119,7 +137,7 @@ class Resampling(Frozen):
         "never", description="when the coarsest axis is resampled separately"
     )
     separate_order: Literal[0, 1, 2, 3, 4, 5] = Field(0, description="spline order of the separate axis")
-    anisotropy: float = Field(3.0, gt=0, description="spacing ratio above which 'anisotropic' applies")
+    anisotropy: Positive = Field(3.0, description="spacing ratio above which 'anisotropic' applies")
     nearest: Literal["scipy", "torch"] = Field(
         "scipy", description="whose arithmetic at order 0 decides between two voxels that are equally near"
     )
@@ -141,9 +159,9 @@ class Plan(Frozen):
     later regions are written over earlier ones.
     """
 
-    dataset: str
-    channels: tuple[Channel, ...]
-    labels: tuple[Label, ...]
+    dataset: Name
+    channels: tuple[Channel, ...] = Field(max_length=MOST_CHANNELS)
+    labels: tuple[Label, ...] = Field(max_length=MOST_LABELS)
     regions: bool = False
     ignore: int | None = Field(None, ge=1, le=65535, description="value of voxels that nobody annotated (ignore label)")
     orientation: Literal["ras", "stored"] = Field(
@@ -153,13 +171,13 @@ class Plan(Frozen):
     crop: Literal["none", "nonzero"] = Field("none", description="none, or the bounding box of all nonzero voxels")
     image_resampling: Resampling = Resampling()
     logits_resampling: Resampling = Resampling()
-    spacing_mm: tuple[float, float, float]
-    patch_size: Triple
-    batch_size: int = Field(2, ge=1)
+    spacing_mm: tuple[Spacing, Spacing, Spacing]
+    patch_size: tuple[Size, Size, Size]
+    batch_size: Size = 2
     mirror_axes: Axes = Field(
         (), description="network axes that may be flipped in augmentation and test-time augmentation"
     )
-    steps: int = Field(20_000, ge=1)
+    steps: Count = 20_000
     network: NetworkConfig
 
     @model_validator(mode="after")
@@ -176,6 +194,10 @@ class Plan(Frozen):
             raise ValueError("logits_resampling has to be linear, with nearest or linear along a separate axis")
         if sorted(self.axes) != [0, 1, 2]:
             raise ValueError(f"axes are {self.axes}, expected each of 0, 1 and 2 once")
+        if (voxels := math.prod(self.patch_size)) > MOST_PATCH_VOXELS:
+            raise ValueError(
+                f"patch_size {self.patch_size} has {voxels:,} voxels, at most {MOST_PATCH_VOXELS:,} are supported"
+            )
         for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):
             if size < 1 or size % divisor:
                 raise ValueError(

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from volseg.config.network import Blocks
-from volseg.config.values import Activation, Axes, Count, FractionRange, Frozen, Mid, Norm, Positive, Range
+from volseg.config.network import MOST_STAGES, Blocks
+from volseg.config.values import Activation, Axes, FractionRange, Frozen, Mid, Name, Norm, Range, Size, Spacing
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +48,17 @@ class Group(Frozen):
 class PlanChoices(Group):
     """The parts of the plan that a user may set; None: derived from the data."""
 
-    spacing_mm: tuple[Positive, Positive, Positive] | None = None
-    patch_size: tuple[Count, Count, Count] | None = None
-    batch_size: Count | None = None
+    spacing_mm: tuple[Spacing, Spacing, Spacing] | None = None
+    patch_size: tuple[Size, Size, Size] | None = None
+    batch_size: Size | None = None
     normalisation: Literal["zscore", "ct", "none"] | None = None
     mirror_axes: Axes | None = None
-    architecture: str | None = Field(None, description="a name in `volseg.networks.NETWORKS`")
+    architecture: Name | None = Field(None, description="a name in `volseg.networks.NETWORKS`")
     block: Blocks | None = Field(None, description="of all stages, or one for each entry of features")
     mid: Mid | None = None
     encoder: Literal["plain", "residual"] | None = None
-    features: tuple[Count, ...] | None = Field(None, min_length=2)
-    blocks_per_stage: int | None = Field(None, ge=1)
+    features: tuple[Size, ...] | None = Field(None, min_length=2, max_length=MOST_STAGES)
+    blocks_per_stage: Size | None = None
     norm: Norm | None = None
     activation: Activation | None = None
     deep_supervision: bool | None = None
@@ -94,11 +94,12 @@ class TrainingConfig(Group):
         le=1,
         description="fraction of the run over which patch edges grow from half to full; 0: full patches",
     )
-    validations: int = Field(5, ge=0, description="number of whole-volume validations during the run")
+    validations: int = Field(5, ge=0, le=1_000_000, description="number of whole-volume validations during the run")
     checkpoint_seconds: float = Field(60.0, gt=0)
     workers: int | None = Field(
         None,
         ge=0,
+        le=1024,
         description="processes that prepare batches (same batches for any number); None: chosen for the device",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

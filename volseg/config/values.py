@@ -1,17 +1,31 @@
 """Value types of configurations, and validation of documents with readable errors."""
 
+import reprlib
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from volseg.errors import ConfigError, VolsegError
+from volseg.text import shortened
 
 Triple = tuple[int, int, int]
 Axis = Literal[0, 1, 2]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+# Bounds, so that what a file or a stranger's model says takes no more memory or time than a real model could:
+# sizes of arrays and numbers of things, physical lengths, intensities (of float32) and names.
+LARGEST_COUNT, LARGEST_NUMBER = 10**9, 3e38
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+Size = Annotated[int, Field(ge=1, le=4096)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER)]
+# From a tenth of a nanometre to ten metres.
+Spacing = Annotated[float, Field(ge=1e-7, le=1e4)]
+Intensity = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+Volume = Annotated[float, Field(ge=0, le=LARGEST_NUMBER)]
+Name = Annotated[str, Field(max_length=500)]
+# Of sizes and intensities, in augmentation.
+Factor = Annotated[float, Field(gt=0, le=100)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Mid = Literal["light", "matched"] | Count
+Mid = Literal["light", "matched"] | Size
 Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
 Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "none"]
@@ -21,6 +35,9 @@ IGNORED = -1
 # Errors listed in one message, and the characters of a value that each of them quotes.
 SHOWN = 10
 QUOTED = 200
+_QUOTES = reprlib.Repr()
+_QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother = 3, 3 * QUOTED, 3 * QUOTED
+_QUOTES.maxlist = _QUOTES.maxtuple = _QUOTES.maxdict = 20
 
 
 class Frozen(BaseModel):
@@ -41,7 +58,9 @@ def _unique(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return axes
 
 
-Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+IntensityRange = Annotated[tuple[Intensity, Intensity], AfterValidator(_ascending)]
+VolumeRange = Annotated[tuple[Volume, Volume], AfterValidator(_ascending)]
+Range = Annotated[tuple[Factor, Factor], AfterValidator(_ascending)]
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
 Axes = Annotated[tuple[Axis, ...], AfterValidator(_unique)]
 Value = TypeVar("Value", bound=Frozen)
@@ -71,16 +90,16 @@ def checked(kind: type[Value], document: Any, source: str, error_type: type[Vols
 
 
 def _complaint(detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
+    place = shortened(".".join(str(part) for part in detail["loc"]), QUOTED)
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{place}'"
     if detail["type"] == "missing":
         return f"'{place}' is missing"
-    message = detail["msg"].removeprefix("Value error, ").rstrip(".")
+    message = shortened(detail["msg"].removeprefix("Value error, ").rstrip("."), 2 * QUOTED)
     if detail["type"] == "model_type":
         message = "expected a mapping of keys to values"
     if detail["type"] == "tuple_type":
         message = "expected a list"
-    found = repr(detail["input"])
+    found = _QUOTES.repr(detail["input"])
     found = found if len(found) <= QUOTED else f"{found[:QUOTED]}..."
     return f"'{place}': {message}, found {found}" if place else message

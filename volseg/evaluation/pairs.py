@@ -1,6 +1,5 @@
 """What is compared: pairs of label images, matched by name, and the names and values of labels."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from volseg.config import read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.io.formats import SUFFIXES, image_suffix, is_dicom, label_name
 from volseg.data.io.reading import holds_dicom_labels
+from volseg.documents import DocumentError, read_json
 from volseg.errors import InputError
 from volseg.files import access_to, is_hidden
 from volseg.text import first_few
@@ -119,8 +119,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_yaml(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = read_json(path)
+    except (OSError, DocumentError) as error:
         raise InputError(f"Could not read labels from {path}: {error}. Give a dataset.json or a mapping.") from error
     if not isinstance(document, dict):
         raise InputError(f"{path} holds a {type(document).__name__}, expected a mapping of names to values.")

@@ -4,8 +4,11 @@ A checkpoint as nnU-Net leaves it contains NumPy scalars (losses, scores) next t
 stand-ins below build these scalars and nothing else; any other function or class in a file is rejected by name.
 """
 
+import itertools
 import pickle
-from collections.abc import Callable, Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +18,10 @@ import torch
 from torch import Tensor
 
 from volseg.errors import InputError
+
+# Bytes of the pickle in a checkpoint, without the tensors' numbers. That of the largest residual encoder, with 1000
+# epochs of losses, has about 1 MiB.
+LARGEST_PICKLE = 4 * 2**20
 
 
 class NumberType:
@@ -76,7 +83,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         weights, configuration = document["network_weights"], document["init_args"]["configuration"]
         trainer, mirror_axes = document["trainer_name"], document.get("inference_allowed_mirroring_axes")
-        checkpoint = Checkpoint(dict(weights), str(configuration), str(trainer), tuple(map(int, mirror_axes or ())))
+        # A tuple may hold itself a billion times, so nothing but text becomes text.
+        if not (isinstance(configuration, str) and isinstance(trainer, str)):
+            raise TypeError
+        axes = tuple(_axis(one) for one in itertools.islice(mirror_axes or (), 4))
+        checkpoint = Checkpoint(dict(weights), configuration, trainer, axes)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is not a checkpoint of nnU-Net v2: network_weights, init_args or trainer_name is missing or of "
@@ -86,10 +97,55 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"network_weights in {path} contains more than named tensors. Copy the file again from its source."
         )
+    _check_storages(path, checkpoint.weights.values())
     return checkpoint
 
 
+def _check_storages(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Reject a checkpoint with fewer numbers than its tensors need; torch maps what follows them in the file instead.
+
+    Raises:
+        InputError: see above.
+    """
+    with zipfile.ZipFile(path) as archive:
+        there = Counter(one.file_size for one in archive.infolist() if "/data/" in one.filename)
+    plain = (one.untyped_storage() for one in tensors if one.layout == torch.strided and one.device.type == "cpu")
+    needed = Counter({one.data_ptr(): one.nbytes() for one in plain if one.nbytes()}.values())
+    if short := needed - there:
+        size = next(iter(short))
+        raise InputError(
+            f"{path} has tensors of {size} bytes without as many numbers. Copy the file again from its source."
+        )
+
+
+def _axis(value: Any) -> int:
+    """A network axis: one of 0, 1 and 2."""
+    if value not in (0, 1, 2):
+        raise ValueError(value)
+    return int(value)
+
+
+def _check_size(path: Path) -> None:
+    """Reject a file whose pickle is larger than that of any network: reading it would take minutes.
+
+    Raises:
+        InputError: see above. What is no .zip at all is left to torch.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [one for one in archive.infolist() if one.filename.endswith(".pkl")]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if any(one.file_size > LARGEST_PICKLE for one in pickles):
+        found = max(one.file_size for one in pickles) / 2**20
+        raise InputError(
+            f"{path} describes its content in {found:.1f} MiB, but a checkpoint of nnU-Net needs less than "
+            f"{LARGEST_PICKLE / 2**20:g}. Take the file as nnU-Net wrote it."
+        )
+
+
 def _load(path: Path) -> Any:
+    _check_size(path)
     try:
         with torch.serialization.safe_globals(STAND_INS):
             unknown = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

@@ -3,16 +3,17 @@
 Plans of nnU-Net 2.4 and later contain the arguments of a network class; older ones contain a few numbers of a U-Net.
 """
 
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import ConfigDict, Field
 
 from volseg.config import Activation, Count, NetworkConfig, Norm, checked
+from volseg.config.network import MOST_STAGES
 from volseg.errors import InputError
 from volseg.interop.stored import Stored
 
-PerStage = Count | tuple[Count, ...]
-PerAxis = Count | tuple[Count, ...]
+PerStage = Count | Annotated[tuple[Count, ...], Field(max_length=MOST_STAGES)]
+PerAxis = Count | Annotated[tuple[Count, ...], Field(max_length=3)]
 
 PACKAGE = "dynamic_network_architectures."
 ENCODERS = {"PlainConvUNet": "plain", "ResidualEncoderUNet": "residual"}
@@ -40,10 +41,10 @@ class OldNetwork(Stored):
     class_name: str = Field(alias="UNet_class_name")
     first_features: Count = Field(alias="UNet_base_num_features")
     most_features: Count = Field(alias="unet_max_num_features")
-    n_conv_per_stage_encoder: tuple[Count, ...]
-    n_conv_per_stage_decoder: tuple[Count, ...]
-    conv_kernel_sizes: tuple[PerAxis, ...]
-    pool_op_kernel_sizes: tuple[PerAxis, ...]
+    n_conv_per_stage_encoder: tuple[Count, ...] = Field(max_length=MOST_STAGES)
+    n_conv_per_stage_decoder: tuple[Count, ...] = Field(max_length=MOST_STAGES)
+    conv_kernel_sizes: tuple[PerAxis, ...] = Field(max_length=MOST_STAGES)
+    pool_op_kernel_sizes: tuple[PerAxis, ...] = Field(max_length=MOST_STAGES)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -69,11 +70,11 @@ class Arguments(Stored):
 
     model_config = ConfigDict(extra="forbid")
 
-    n_stages: Count
+    n_stages: int = Field(ge=1, le=MOST_STAGES)
     features_per_stage: PerStage
     conv_op: str
-    kernel_sizes: Count | tuple[PerAxis, ...]
-    strides: Count | tuple[PerAxis, ...]
+    kernel_sizes: Count | Annotated[tuple[PerAxis, ...], Field(max_length=MOST_STAGES)]
+    strides: Count | Annotated[tuple[PerAxis, ...], Field(max_length=MOST_STAGES)]
     n_conv_per_stage: PerStage | None = None
     n_blocks_per_stage: PerStage | None = None
     n_conv_per_stage_decoder: PerStage

@@ -218,7 +218,9 @@ def _channels(plans: Plans, dataset: Dataset, settings: Configuration) -> list[d
         elif kind == "ct":
             source = f"The intensities of channel {index} in plans.json"
             found = checked(Intensities, plans.intensities.get(str(index)), source, InputError)
-            values |= {"clip": (found.percentile_00_5, found.percentile_99_5), "mean": found.mean, "std": found.std}
+            values |= {"clip": (found.percentile_00_5, found.percentile_99_5), "mean": found.mean}
+            # As in nnU-Net, which divides by no less.
+            values["std"] = max(found.std, 1e-8)
         channels.append({"normalisation": kind, **values})
     return channels
 

@@ -18,6 +18,10 @@ from volseg.config import NetworkConfig
 from volseg.errors import InputError
 from volseg.networks import UNet
 from volseg.networks.blocks import ResidualBlock
+from volseg.networks.build import outline
+
+# Characters of a tensor's name in a message.
+SHOWN = 80
 
 # Prefixes that parallel training and compilation add to every name.
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
@@ -52,14 +56,32 @@ def import_weights(stored: Mapping[str, Tensor], config: NetworkConfig, origin: 
     Raises:
         InputError: a tensor is missing, is not in the network, or has another shape.
     """
-    with torch.device("meta"):
-        network = UNet(config)
-    source = Source(_without_copies(stored, origin), origin)
+    network = outline(config)
+    assert isinstance(network, UNet)
+    _check_types(stored, origin)
+    tensors, copies = _without_copies(stored, origin)
+    source = Source(dict(tensors), origin)
     weights: dict[str, Tensor] = {}
     for layer in _layers(network):
         weights |= source.take(layer, network)
     source.check_empty()
+    # Last: now the shapes are those of the network, so comparing takes no longer than copying did.
+    for name, tensor in copies:
+        if not torch.equal(tensors[name], tensor):
+            raise _two_for(name, origin)
     return weights
+
+
+def _check_types(stored: Mapping[str, Tensor], origin: str) -> None:
+    """Reject tensors that are not plain numbers in memory."""
+    for name, tensor in stored.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.is_complex() or tensor.dtype == torch.bool:
+            kind = str(tensor.dtype if plain else tensor.layout).removeprefix("torch.")
+            raise InputError(
+                f"The tensor {name[:SHOWN]} in {origin} is {kind} on {tensor.device.type}, expected floating-point "
+                "numbers in memory. Take the file as nnU-Net wrote it."
+            )
 
 
 class Source:
@@ -89,7 +111,7 @@ class Source:
         """Reject tensors that no layer has taken."""
         for name in self.tensors:
             raise InputError(
-                f"{self.origin} contains the tensor {name}, which the network in plans.json does not have. "
+                f"{self.origin} contains the tensor {name[:SHOWN]}, which the network in plans.json does not have. "
                 "volseg imports only networks that match their plans."
             )
 
@@ -107,24 +129,37 @@ class Source:
         tensor = self.tensors.pop(name)
         if tensor.shape != wanted.shape:
             raise InputError(
-                f"The tensor {name} in {self.origin} has shape {tuple(tensor.shape)}, but plans.json and "
+                f"The tensor {name} in {self.origin} has shape {tuple(tensor.shape)[:8]}, but plans.json and "
                 f"dataset.json give {tuple(wanted.shape)}. Take all files from one model folder."
+            )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise InputError(
+                f"The tensor {name} in {self.origin} holds {tensor.dtype}, but the network has {wanted.dtype} there. "
+                "Take the file as nnU-Net wrote it."
             )
         return tensor.detach().to(wanted.dtype, copy=True).contiguous()
 
 
-def _without_copies(stored: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
-    """Each tensor once, by the name of the module that owns it."""
+def _without_copies(stored: Mapping[str, Tensor], origin: str) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
+    """Each tensor once, by the name of the module that owns it; and the other tensors of the same names."""
     tensors: dict[str, Tensor] = {}
+    copies = []
     for full, tensor in stored.items():
         name = WRAPPERS.sub("", full)
         for copied, owner in SAME:
             name = copied.sub(owner, name)
-        if not torch.equal(tensors.setdefault(name, tensor), tensor):
-            raise InputError(
-                f"{origin} contains two different tensors for {name}. Copy the file again from its source."
-            )
-    return tensors
+        first = tensors.setdefault(name, tensor)
+        if first.shape != tensor.shape or first.dtype != tensor.dtype:
+            raise _two_for(name, origin)
+        if first is not tensor and not first.is_set_to(tensor):
+            copies.append((name, tensor))
+    return tensors, copies
+
+
+def _two_for(name: str, origin: str) -> InputError:
+    return InputError(
+        f"{origin} contains two different tensors for {name[:SHOWN]}. Copy the file again from its source."
+    )
 
 
 def _layers(network: UNet) -> Iterator[Layer]:

@@ -9,10 +9,11 @@ torch.Size([1, 3, 16, 32, 32])
 
 from volseg.config import NetworkConfig
 from volseg.networks.blocks import Conv2Plus1d
-from volseg.networks.build import NETWORKS, build_network, find_network, load_network
+from volseg.networks.build import NETWORKS, build_network, find_network
 from volseg.networks.classifier import Classifier
 from volseg.networks.cpu.instance_norm import InstanceNorm
 from volseg.networks.ensemble import Ensemble
+from volseg.networks.loading import load_network, open_network
 from volseg.networks.profile import Profile, StageProfile, compare_blocks, profile_network
 from volseg.networks.unet import UNet
 
@@ -30,5 +31,6 @@ __all__ = [
     "compare_blocks",
     "find_network",
     "load_network",
+    "open_network",
     "profile_network",
 ]

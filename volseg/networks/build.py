@@ -1,14 +1,13 @@
 """Build networks from their configuration; the only place that lists the architectures."""
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from volseg.config import NetworkConfig
-from volseg.errors import ConfigError, InputError
-from volseg.modelfile import ModelCard
-from volseg.networks.ensemble import Ensemble
+from volseg.errors import ConfigError
 from volseg.networks.unet import UNet
 
 # By `NetworkConfig.architecture`. An entry maps (B, in_channels, D, H, W) to logits (B, classes, D, H, W); in training
@@ -39,25 +38,36 @@ def build_network(config: NetworkConfig) -> nn.Module:
     return find_network(config.architecture)(config)
 
 
-def load_network(card: ModelCard, weights: dict[str, Tensor], source: Path) -> nn.Module:
-    """The network of a model file in evaluation mode, without gradients; ensemble members average their logits.
+def outline(config: NetworkConfig) -> nn.Module:
+    """A network of the same names and shapes for comparison, on the meta device, where tensors take no memory.
 
-    Args:
-        card: card of the model file.
-        weights: its weights by name.
-        source: path of the file, for messages.
+    An architecture of the user's own is built as it is, because it may need values to build itself.
 
     Raises:
-        ConfigError: the architecture is unknown.
-        InputError: the weights do not fit the network.
+        ConfigError: `config.architecture` is not in `NETWORKS`.
     """
-    members = [build_network(card.plan.network) for _ in range(card.members)]
-    network = Ensemble(members) if card.members > 1 else members[0]
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise InputError(
-            f"The weights in {source} do not fit its plan: {first[0].strip()} The file is corrupt."
-        ) from error
-    return network.eval().requires_grad_(False)
+    build = find_network(config.architecture)
+    if build is not UNet:
+        return build(config)
+    with _Outlined():
+        return UNet(config)
+
+
+class _Outlined(TorchFunctionMode):
+    """Makes the tensors of torch's modules on the meta device and draws no random weights.
+
+    `torch.device("meta")` alone would draw them, for which it imports sympy and more: seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What torch calls instead of each of its functions."""
+        if (name := getattr(func, "__name__", "")) in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        if name in _MAKING:
+            return func(*args, **{**(kwargs or {}), "device": "meta"})
+        return func(*args, **(kwargs or {}))
+
+
+# By their names: the functions that torch's modules call for their weights, and those that fill them at random.
+_MAKING = frozenset({"empty", "ones", "zeros", "tensor"})
+_DRAWING = frozenset({"uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_"})

@@ -15,7 +15,7 @@ from volseg.data.io.dicom.values import texts
 from volseg.errors import UsageError
 
 # UIDs, versions and dates with dashes are texts.
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 
 class Bounds(Frozen):

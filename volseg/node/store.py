@@ -25,6 +25,7 @@ from typing import IO, NamedTuple
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from volseg.data.io.dicom.header import inflates_too_far
 from volseg.data.io.dicom.values import parsing, text
 from volseg.errors import InputError, UsageError
 from volseg.node.config import NodeConfig
@@ -57,6 +58,7 @@ def identity_of(path: Path) -> Identity:
     """
     names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
     try:
+        _check_size(path)
         with parsing("The object"):
             data = dcmread(path, stop_before_pixels=True, specific_tags=list(names))
             found = Identity(*(text(data, name) for name in names))
@@ -71,8 +73,20 @@ def identity_of(path: Path) -> Identity:
     return found
 
 
+def _check_size(path: Path) -> None:
+    """Reject a file that pydicom would inflate to more than any real one has.
+
+    Raises:
+        InputError: see above.
+    """
+    with open(path, "rb") as stream:
+        if inflates_too_far(stream):
+            raise InputError(f"{path} is compressed more than real images are; send it in another transfer syntax.")
+
+
 def header_of(path: Path) -> Dataset:
     """The elements of a DICOM file before its pixels, not converted."""
+    _check_size(path)
     with parsing("The object"):
         return dcmread(path, stop_before_pixels=True)
 

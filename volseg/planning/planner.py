@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -103,21 +103,21 @@ def make_plan(
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases
     batch_size = decide("batch_size", choices.batch_size, _batch_size(network, patch, memory, voxels, accelerated))
-    plan = Plan(
-        dataset=dataset.name,
-        channels=decide("channels", None, _channels(fingerprint, choices)),
-        labels=decide("labels", None, _labels(dataset, fingerprint)),
-        regions=bool(dataset.labels.parts),
-        ignore=dataset.labels.ignore,
-        axes=order,
-        spacing_mm=spacing,
-        patch_size=patch,
-        batch_size=batch_size,
-        mirror_axes=decide("mirror_axes", choices.mirror_axes, _mirror_axes(fingerprint, order)),
-        steps=decide("steps", None, _steps(cases, batch_size)),
-        network=network,
-    )
-    return plan, reasons
+    document = {
+        "dataset": dataset.name,
+        "channels": decide("channels", None, _channels(fingerprint, choices)),
+        "labels": decide("labels", None, _labels(dataset, fingerprint)),
+        "regions": bool(dataset.labels.parts),
+        "ignore": dataset.labels.ignore,
+        "axes": order,
+        "spacing_mm": spacing,
+        "patch_size": patch,
+        "batch_size": batch_size,
+        "mirror_axes": decide("mirror_axes", choices.mirror_axes, _mirror_axes(fingerprint, order)),
+        "steps": decide("steps", None, _steps(cases, batch_size)),
+        "network": network,
+    }
+    return checked(Plan, document, "The plan"), reasons
 
 
 def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
@@ -277,15 +277,18 @@ def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
     normalisation = choices.normalisation or ("ct" if channel.name.lower() == "ct" else "zscore")
     mean_range = _outward(channel.mean_range)
     if normalisation != "ct":
-        return Channel(name=channel.name, normalisation=normalisation, mean_range=mean_range)
-    return Channel(
-        name=channel.name,
-        normalisation="ct",
-        clip=_outward(channel.percentiles),
-        mean=_rounded(channel.mean),
-        std=_rounded(channel.std),
-        mean_range=mean_range,
-    )
+        plain = {"name": channel.name, "normalisation": normalisation, "mean_range": mean_range}
+        return checked(Channel, plain, f"The intensities of channel {channel.name}")
+    document: dict[str, Any] = {
+        "name": channel.name,
+        "normalisation": "ct",
+        "clip": _outward(channel.percentiles),
+        "mean": _rounded(channel.mean),
+        # Constant intensities are not divided.
+        "std": _rounded(channel.std) or 1.0,
+        "mean_range": mean_range,
+    }
+    return checked(Channel, document, f"The intensities of channel {channel.name}")
 
 
 def _mirror_axes(fingerprint: Fingerprint, order: tuple[int, ...]) -> tuple[tuple[Axis, ...], str]:
@@ -312,7 +315,11 @@ def _yaml_lines(key: str, value: object, reason: str | None) -> list[str]:
     """One entry of the plan's YAML, with its reason as a comment above it."""
     # Lists of numbers on one line; a scalar must not become "{key: value}".
     flow = None if isinstance(value, list) else False
-    text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=110)
+    options: dict[str, Any] = {"default_flow_style": flow, "sort_keys": False, "width": 110}
+    text = yaml.safe_dump({key: value}, allow_unicode=True, **options)
+    # YAML keeps marks of the direction of writing, which a terminal obeys.
+    if not text.replace("\n", "").isprintable():
+        text = yaml.safe_dump({key: value}, allow_unicode=False, **options)
     return [*([_comment(reason)] if reason else []), *text.rstrip().split("\n")]
 
 

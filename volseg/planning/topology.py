@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from volseg.config import Block, NetworkConfig, PlanChoices, Triple
+from volseg.config import Block, NetworkConfig, PlanChoices, Triple, checked
 from volseg.errors import ConfigError
 
 Spacing = tuple[float, float, float]
@@ -117,16 +117,18 @@ def network_config(
     encoder_blocks, decoder_blocks = (blocks,) * stages, (blocks,) * (stages - 1)
     if choices.encoder == "residual" and not choices.blocks_per_stage:
         encoder_blocks, decoder_blocks = (1, 3, 4, *(6,) * stages)[:stages], (1,) * (stages - 1)
-    return NetworkConfig(
-        in_channels=channels,
-        classes=classes,
-        features=features,
-        encoder_blocks=encoder_blocks,
-        decoder_blocks=decoder_blocks,
-        kernels=topology.kernels[:stages],
-        strides=topology.strides[:stages],
-        **{"block": block, **choices.model_dump(include=NETWORK_CHOICES, exclude_none=True)},
-    )
+    document = {
+        "in_channels": channels,
+        "classes": classes,
+        "features": features,
+        "encoder_blocks": encoder_blocks,
+        "decoder_blocks": decoder_blocks,
+        "kernels": topology.kernels[:stages],
+        "strides": topology.strides[:stages],
+        "block": block,
+        **choices.model_dump(include=NETWORK_CHOICES, exclude_none=True),
+    }
+    return checked(NetworkConfig, document, "The network")
 
 
 def fit_patch(spacing_mm: Spacing, median: Triple, build: Callable[[Triple], NetworkConfig], budget: float) -> Triple:

@@ -10,8 +10,8 @@ Three layouts are recognised by the contents of the folder:
 The declaration of labels and of their codes ("label_codes" in dataset.json) is described in `volseg.data.cases.labels`.
 """
 
-import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,19 +20,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from volseg.config import Frozen, checked
+from volseg.config import Frozen, Name, checked
+from volseg.config.plan import MOST_CHANNELS
 from volseg.data.cases.labels import LabelSet, parse_labels, with_codes
 from volseg.data.io.formats import image_suffix, label_name, stem_of
 from volseg.data.io.reading import read_label_of
+from volseg.documents import read_json, read_or
 from volseg.errors import InputError, Problem, UsageError
 from volseg.files import access_to, is_hidden
-from volseg.text import first_few, printable
+from volseg.text import first_few, printable, shortened
 
 logger = logging.getLogger(__name__)
 
 Split = dict[str, list[str]]
+# Characters of a dataset's name, and of its licence and its description in records.
+LONGEST_NAME, LONGEST_TEXT = 400, 2000
 
 
 def _in_order(names: Any) -> list[Any]:
@@ -42,7 +46,14 @@ def _in_order(names: Any) -> list[Any]:
     return [names[str(index)] for index in range(len(names))]
 
 
-Channels = Annotated[tuple[str, ...], BeforeValidator(_in_order)]
+Channels = Annotated[tuple[Name, ...], BeforeValidator(_in_order), Field(max_length=MOST_CHANNELS)]
+
+
+def _ending(text: str) -> str:
+    """The end of a file's name, which must not lead into another folder or stand for any name."""
+    if len(text) > 20 or not text.isprintable() or set(text) & set("/\\*?["):
+        raise ValueError("expected the end of a file name such as .nii.gz")
+    return text
 
 
 class _Document(Frozen):
@@ -69,7 +80,7 @@ class _NnUNet(_Document):
     """dataset.json of nnU-Net v2."""
 
     channel_names: Channels
-    file_ending: str = ".nii.gz"
+    file_ending: Annotated[str, AfterValidator(_ending)] = ".nii.gz"
 
 
 class _Fold(_Document):
@@ -246,9 +257,26 @@ def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
 
 def _open_decathlon(folder: Path, document: dict[str, Any], index: _Decathlon) -> Dataset:
     cases = [
-        TrainingCase(stem_of(Path(scan.image)), (folder / scan.image,), folder / scan.label) for scan in index.training
+        TrainingCase(stem_of(Path(scan.image)), (_inside(folder, scan.image),), _inside(folder, scan.label))
+        for scan in index.training
     ]
     return _dataset(folder, document, index.modality, cases)
+
+
+def _inside(folder: Path, stated: str) -> Path:
+    """A file that dataset.json names, which has to be below the folder; links there may lead elsewhere.
+
+    Raises:
+        InputError: it is not, so a dataset from someone else could name any file of this machine.
+    """
+    # Of the name alone: what a link leads to is the choice of whoever made the folder here.
+    parts = Path(os.path.relpath(os.path.normpath(folder.absolute() / stated), folder.absolute())).parts
+    if "\0" in stated or not parts or parts[0] == os.pardir:
+        raise InputError(
+            f"dataset.json in {folder} names the file {printable(stated)!r}, which is not in that folder. "
+            "Move the file there, or put a link to it there."
+        )
+    return folder / stated
 
 
 def _open_nnunet(folder: Path, document: dict[str, Any], index: _NnUNet) -> Dataset:
@@ -316,15 +344,20 @@ def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], 
     first = {case.name: case for case in reversed(cases)}
     return Dataset(
         # It goes into model files, which are UTF-8.
-        name=printable(document.get("name", folder.resolve().name)),
+        name=printable(_text(document.get("name")) or folder.resolve().name)[:LONGEST_NAME],
         folder=folder,
         channels=channels,
         labels=labels,
         cases=tuple(first[name] for name in sorted(first)),
-        licence=str(document.get("licence", document.get("license", ""))),
-        description=str(document.get("description", "")),
+        licence=_text(document.get("licence", document.get("license"))),
+        description=_text(document.get("description")),
         problems=tuple(_same_name(case, first[case.name]) for case in cases if case is not first[case.name]),
     )
+
+
+def _text(stated: Any) -> str:
+    """A text or number as the dataset states it; "" for anything else."""
+    return shortened(str(stated), LONGEST_TEXT) if isinstance(stated, str | int | float) else ""
 
 
 def _same_name(case: TrainingCase, first: TrainingCase) -> Problem:
@@ -334,7 +367,4 @@ def _same_name(case: TrainingCase, first: TrainingCase) -> Problem:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}.") from error
+    return read_or(InputError, read_json, path, "readable JSON", "Check its permissions and its disk.")

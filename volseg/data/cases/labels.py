@@ -14,11 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from volseg.config import LabelCode, Plan, checked
+from volseg.config.plan import MOST_LABELS
 from volseg.data.io.checks import LARGEST_LABEL
 from volseg.errors import InputError
 from volseg.text import first_few
 
 IGNORE = "ignore"
+# Characters, as in a plan.
+LONGEST_NAME = 500
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
     stored: dict[str, tuple[int, ...]] = {}
     for key, entry in labels.items():
         name, values = _entry(key, entry, source)
+        if len(name) > LONGEST_NAME or len(stored) >= MOST_LABELS:
+            raise InputError(
+                f"{source} has more than {MOST_LABELS} labels, or one with a name of more than {LONGEST_NAME} "
+                "characters; that many are not supported."
+            )
         if name in stored:
             raise InputError(f"Two labels in {source} share the name '{name}'; give each a different one.")
         stored[name] = values

@@ -7,6 +7,7 @@ they are; the same holds for temporary files.
 import lzma
 import os
 import re
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -25,6 +26,13 @@ from volseg.files import access_to, folders_below, is_hidden
 from volseg.text import shows_names
 
 LARGEST_ZIP_BYTES = 16 * 2**30
+# Files of a .zip: more than the largest series have slices.
+MOST_MEMBERS = 30_000
+# How many times its size a .zip may unpack to if that is more than so many bytes: slices shrink to a third,
+# segmentations to a hundredth.
+MOST_TIMES, UNSUSPICIOUS_BYTES = 300, 2**28
+# Files that are so small that they cannot be DICOM: what begins the format has 132 bytes.
+SMALLEST_FILE, MOST_SMALL = 132, 1000
 DICOMDIR = "DICOMDIR"
 # Methods of compression by their numbers in a .zip (PKWARE, APPNOTE.TXT 6.3.10, section 4.4.5).
 _METHODS = {
@@ -35,6 +43,11 @@ _METHODS = {
 _CORRUPT = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, RuntimeError
 )  # fmt: skip
+# The record at the end of a .zip, what locates its 64-bit form, and that form (APPNOTE.TXT, sections 4.3.14 to 4.3.16).
+_END, _LOCATOR, _END64 = b"PK\5\6", b"PK\6\7", b"PK\6\6"
+_END_BYTES, _LOCATOR_BYTES, _LONGEST_COMMENT = 22, 20, 2**16
+# Bytes of a file in the list of files: a long name, and what programs add.
+_ENTRY_BYTES = 300
 _ENCRYPTED, _PATCHED = 0x1 | 0x40, 0x20
 _BLOCK = 2**20
 
@@ -139,17 +152,53 @@ def _unpacked(path: Path, folder: Path) -> dict[Path, str]:
     """Extract the files of a .zip into one folder, as numbers in the order of their names and with neutral suffixes."""
     names: dict[Path, str] = {}
     kinds: dict[str, int] = {}
-    with access_to(path):
-        open(path, "rb").close()
+    with access_to(path), open(path, "rb") as stream:
+        listed = _list_bytes(stream)
+    if listed > MOST_MEMBERS * _ENTRY_BYTES:
+        raise _unusable(path, f"has a list of files of {listed / 2**20:.0f} MiB")
     with _unzipping(path), zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if _is_meant(member)]
         _reject_unusable(members, path)
+        _require_room(sum(member.file_size for member in members), folder, path)
         for number, member in enumerate(sorted(members, key=lambda one: name_order(one.filename))):
             extracted = folder / f"{number:06}{_neutral_end(member.filename, kinds)}"
             names[extracted] = member.filename
             with archive.open(member) as stream:
                 _write_blocks(_blocks_of(stream), extracted, path)
     return numbered(names)
+
+
+def _list_bytes(stream: IO[bytes]) -> int:
+    """The size of the list of files in a .zip, which zipfile reads whole; 0 if there is none."""
+    size = stream.seek(0, os.SEEK_END)
+    start = stream.seek(max(size - _END_BYTES - _LONGEST_COMMENT - _LOCATOR_BYTES, 0))
+    last = stream.read()
+    place = last.rfind(_END)
+    if place < 0 or len(last) < place + _END_BYTES:
+        return 0
+    locator = last[max(place - _LOCATOR_BYTES, 0) : place]
+    if locator.startswith(_LOCATOR) and len(locator) == _LOCATOR_BYTES:
+        (offset,) = struct.unpack_from("<Q", locator, 8)
+        # The stated place is wrong where something was put before the .zip; the record itself is before its locator.
+        for begin in (offset, start + place - _LOCATOR_BYTES - 56):
+            stream.seek(min(max(begin, 0), size))
+            record = stream.read(56)
+            if record.startswith(_END64) and len(record) == 56:
+                return int(struct.unpack_from("<Q", record, 40)[0])
+    return int(struct.unpack_from("<L", last, place + 12)[0])
+
+
+def _require_room(total: int, folder: Path, path: Path) -> None:
+    """Check that the temporary folder has room for the files of a .zip.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    if total > (free := shutil.disk_usage(folder).free):
+        raise ResourceError(
+            f"{path} unpacks to {total / 2**20:.0f} MiB, but the temporary folder (TMPDIR) has {free / 2**20:.0f} MiB "
+            "left. Free some space there, set TMPDIR to another folder, or unpack it and give the folder."
+        )
 
 
 def _neutral_end(name: str, kinds: dict[str, int]) -> str:
@@ -170,7 +219,14 @@ def _reject_unusable(members: list[zipfile.ZipInfo], path: Path) -> None:
     total = sum(member.file_size for member in members)
     inner = [member for member in members if member.filename.lower().endswith(".zip")]
     scans = {suffix for member in members if (suffix := image_suffix(Path(member.filename)))}
-    if total > LARGEST_ZIP_BYTES:
+    packed = sum(member.compress_size for member in members)
+    if len(members) > MOST_MEMBERS:
+        reason = f"contains {len(members)} files, at most {MOST_MEMBERS} are accepted"
+    elif (small := sum(member.file_size < SMALLEST_FILE for member in members)) > MOST_SMALL:
+        reason = f"contains {small} files that are too small for DICOM"
+    elif total > max(MOST_TIMES * packed, UNSUSPICIOUS_BYTES):
+        reason = f"unpacks to {total / max(packed, 1):.0f} times its size ({total / 2**20:.0f} MiB), as no series does"
+    elif total > LARGEST_ZIP_BYTES:
         reason = f"unpacks to {total / 2**30:.1f} GiB, at most {LARGEST_ZIP_BYTES / 2**30:.1f} are accepted"
     elif any(member.flag_bits & _ENCRYPTED for member in members):
         reason = "is encrypted"
@@ -182,7 +238,11 @@ def _reject_unusable(members: list[zipfile.ZipInfo], path: Path) -> None:
         reason = f"is compressed by a method that is not supported here ({methods[0]})"
     else:
         return
-    raise InputError(f"{path} {reason}; unpack it and give the folder.")
+    raise _unusable(path, reason)
+
+
+def _unusable(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} {reason}; unpack it and give the folder.")
 
 
 def _unknown_method(member: zipfile.ZipInfo) -> str:

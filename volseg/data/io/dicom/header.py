@@ -2,9 +2,10 @@
 
 import io
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -17,7 +18,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from volseg.data.io.dicom.files import DICOMDIR, kind_of
+from volseg.data.io.dicom.files import DICOMDIR, MOST_TIMES, UNSUSPICIOUS_BYTES, kind_of
 from volseg.data.io.dicom.values import element, number, parsing, shown, tag_of, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
@@ -153,6 +154,8 @@ def read_header(path: Path, name: str, source: str = "") -> Header | Unusable:
         size = os.fstat(stream.fileno()).st_size
         stream.seek(0)
         try:
+            if inflates_too_far(stream):
+                return Unusable(name, f"it is compressed to less than a {MOST_TIMES}th of its size")
             with parsing(name):
                 found = _parsed(stream)
         except InputError:
@@ -175,10 +178,40 @@ def read_object(path: Path, name: str) -> Header:
     """
     with access_to(path, name), open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
+        if inflates_too_far(stream):
+            raise InputError(f"{name} is compressed to less than a {MOST_TIMES}th of its size; export it again.")
         with parsing(name):
             data, place, pixels = _parsed(stream)
             _check_whole(data)
     return _header(path, name, data, place, pixels, size)
+
+
+def inflates_too_far(stream: BinaryIO) -> bool:
+    """Whether a file is deflated as a whole and would take memory as no real file does: pydicom inflates it at once.
+
+    Args:
+        stream: the file; it is at its start before and after.
+    """
+    start = stream.read(4096)
+    stream.seek(0)
+    # Its transfer syntax, and the group of the elements that state it, whose length is in its first element.
+    if DeflatedExplicitVRLittleEndian.encode() not in start:
+        return False
+    length = int.from_bytes(start[140:144], "little") if start[132:138] == b"\2\0\0\0UL" else 0
+    stream.seek(144 + length)
+    packed, total, inflater = 0, 0, zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        while (block := stream.read(2**16)) and total <= max(UNSUSPICIOUS_BYTES, MOST_TIMES * packed):
+            packed += len(block)
+            while block:
+                total += len(inflater.decompress(block, 2**20))
+                block = inflater.unconsumed_tail
+    # What cannot be inflated is told where it is read.
+    except zlib.error:
+        return False
+    finally:
+        stream.seek(0)
+    return total > max(UNSUSPICIOUS_BYTES, MOST_TIMES * packed)
 
 
 def _check_whole(data: Dataset) -> None:
@@ -209,6 +242,8 @@ def sop_class_of(path: Path, name: str = "") -> str:
         if not begins_as_dicom(start):
             return ""
         stream.seek(0)
+        if inflates_too_far(stream):
+            return ""
         try:
             with parsing(path.name):
                 data = read_partial(stream, lambda tag, *_: tag > tag_of("SOPClassUID"), force=start[128:] != b"DICM")

@@ -17,9 +17,10 @@ LARGEST = 1e30
 # Longer lines and headers are no header; a binary file without line ends would be read whole otherwise.
 _LONGEST_LINE = 1 << 20
 _LONGEST_HEADER = 1 << 26
-_NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[-+]?\d{1,18}", re.ASCII)
 _PLACE = re.compile(r"%0?\d{0,2}d", re.ASCII)
+_LONGEST_LIST = 1000
 _NUMBERED = re.compile(rf"(.*?{_PLACE.pattern}.*?)((?:\s+[-+]?\d{{1,9}}){{0,4}})\s*", re.ASCII)
 _MILLIMETRES = {
     "nm": 1e-6, "nanometer": 1e-6, "nanometers": 1e-6, "nanometre": 1e-6, "nanometres": 1e-6,
@@ -123,7 +124,8 @@ def millimetres(unit: str, field: str, source: str) -> float:
 
 def numbered_files(value: str) -> tuple[str, list[str]] | None:
     """The name with a place for a number and the numbers after it, as in "s%03d.raw 0 34 1"; None without a place."""
-    match = _NUMBERED.fullmatch(value)
+    # Of a long text the match takes time by the square of its length.
+    match = _NUMBERED.fullmatch(value) if len(value) <= _LONGEST_LIST else None
     return (match[1], match[2].split()) if match else None
 
 

@@ -1,0 +1,196 @@
+"""The card of a model: the JSON document in the header of its file. It is read without torch."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
+
+from volseg.config import ComponentRule, Frozen, Name, Plan, checked
+from volseg.documents import BrokenDocumentError, DocumentError, parse_json
+from volseg.errors import InputError, UsageError
+from volseg.files import require_writable
+from volseg.modelfile.header import Header, read_header
+from volseg.text import first_few
+from volseg.version import __version__
+
+HEADER_KEY = "volseg"
+# 3: networks have an architecture, "unet" in files of version 2.
+SCHEMA_VERSION = 3
+READABLE = (2, 3)
+# The model in a run folder.
+RUN_MODEL = "model.safetensors"
+BUNDLED = Path(__file__).parent.parent / "models"
+# Networks in one file: folds of several trainings.
+MOST_MEMBERS = 100
+
+
+class _Record(BaseModel):
+    """What volseg reads of a record that may have more keys."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class _Mean(_Record):
+    """The scores of a label."""
+
+    dice: float | None
+    cases: int = Field(ge=0)
+
+
+class _Scores(_Record):
+    """The scores of a network."""
+
+    labels: dict[str, _Mean] = Field(default_factory=dict)
+    foreground_dice: float | None = None
+
+
+class _AllScores(_Scores):
+    """The scores of a model."""
+
+    members: tuple[_Scores, ...] = ()
+    out_of_fold: _Scores | None = None
+
+
+class _Named(_Record):
+    """The training of a member of an ensemble."""
+
+    name: Name
+
+
+class _Training(_Record):
+    """The training of a model."""
+
+    members: tuple[_Named, ...] = ()
+
+
+def _fits(kind: type[_Record]) -> WrapValidator:
+    """Checks that a document fits `kind` and leaves it as it is."""
+
+    def check(document: Any, handler: Any) -> Any:
+        kind.model_validate(document)
+        return handler(document)
+
+    return WrapValidator(check)
+
+
+class ModelCard(Frozen):
+    """The document in the header of a model file; together with the weights, all that prediction needs."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: Name
+    plan: Plan
+    members: int = Field(1, ge=1, le=MOST_MEMBERS, description="networks whose logits are averaged, such as the folds")
+    training: Annotated[dict[str, Any], _fits(_Training)] = Field(
+        default_factory=dict, description="data, licence, cases, steps, seconds, seed"
+    )
+    postprocessing: dict[str, ComponentRule] = Field(
+        default_factory=dict, description="by label name; chosen on the validation cases, none for regions"
+    )
+    scores: Annotated[dict[str, Any], _fits(_AllScores)] = Field(
+        default_factory=dict, description="on the validation cases, after postprocessing"
+    )
+    volseg_version: Name = __version__
+
+    @model_validator(mode="after")
+    def _rules_have_labels(self) -> Self:
+        unknown = self.postprocessing.keys() - {label.name for label in self.plan.labels}
+        if unknown:
+            raise ValueError(
+                f"postprocessing has rules for {first_few(sorted(unknown))}, but the plan has no such label"
+            )
+        if self.plan.regions and self.postprocessing:
+            raise ValueError("regions overlap, so postprocessing rules are not supported for them")
+        records = [record for record in (self.training.get("members"), self.scores.get("members")) if record]
+        if any(len(record) != self.members for record in records):
+            raise ValueError(f"training and scores have records of other numbers of members than {self.members}")
+        return self
+
+
+def bundled_models() -> dict[str, Path]:
+    """The bundled models, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
+
+
+def find_model(model: str | Path) -> Path:
+    """The path of a bundled model by name, or `model` itself as a path.
+
+    Raises:
+        InputError: `model` is neither a bundled name nor a file.
+    """
+    bundled = bundled_models()
+    if str(model) in bundled:
+        return bundled[str(model)]
+    if not os.path.isfile(model):
+        names = ", ".join(bundled) or "none in this version"
+        raise InputError(
+            f"There is no model {str(model)!r}. Give the path of a model file or a bundled name ({names})."
+        )
+    return Path(model)
+
+
+def check_cards(models: Iterable[str | Path]) -> None:
+    """Refuse models whose header shows that they cannot be used, for callers that have not imported torch yet.
+
+    Args:
+        models: bundled names, model files or run folders; what does not exist is left to those who open it.
+
+    Raises:
+        InputError: see `read_card`.
+    """
+    for model in models:
+        path = bundled_models().get(str(model)) or Path(model)
+        path = path / RUN_MODEL if os.path.isdir(path) else path
+        if path.suffix == ".safetensors" and os.path.isfile(path):
+            read_card(path)
+
+
+def check_model_path(path: Path, overwrite: bool) -> None:
+    """Check that a model file can be written to `path`.
+
+    Raises:
+        UsageError: the file exists and `overwrite` is False, its name does not end in .safetensors, or the operating
+            system does not allow it.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path} does not end in .safetensors. Choose a name that does.")
+    require_writable([path])
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} already exists. Choose another name or add --overwrite.")
+
+
+def read_card(path: Path) -> ModelCard:
+    """The document in a model file's header, without its weights.
+
+    Raises:
+        InputError: not a model file of volseg, one beyond the bounds of a card, or one written by a newer version.
+    """
+    return card_of(read_header(path), path)
+
+
+def card_of(header: Header, path: Path) -> ModelCard:
+    """The card in the header of the model file at `path`.
+
+    Raises:
+        InputError: see `read_card`.
+    """
+    text = header.metadata.get(HEADER_KEY)
+    if text is None:
+        raise InputError(f"{path} holds weights but no '{HEADER_KEY}' document: it is not a model that volseg wrote.")
+    place, again = f"The '{HEADER_KEY}' document in {path}", "Copy or download the model again."
+    try:
+        document = parse_json(text)
+    except BrokenDocumentError as error:
+        raise InputError(f"{place} is corrupt: {error}. {again}") from error
+    except DocumentError as error:
+        raise InputError(f"{place} was not written by volseg: {error}. Give a model of volseg.") from error
+    found = document.get("schema_version") if isinstance(document, dict) else None
+    if type(found) is not int:
+        raise InputError(f"{place} is corrupt: it states no schema version. {again}")
+    if found not in READABLE:
+        raise InputError(
+            f"{path} has schema version {found}, but this volseg reads {' and '.join(map(str, READABLE))}. "
+            "Use the volseg that wrote it, or a newer one."
+        )
+    return checked(ModelCard, document, f"The document in {path}", InputError)

@@ -1,0 +1,130 @@
+"""The network of a model file: its names and shapes are compared before any memory is taken for weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from volseg.errors import InputError
+from volseg.modelfile import ModelCard
+from volseg.modelfile.card import card_of
+from volseg.modelfile.header import FLOATING, read_header
+from volseg.modelfile.weights import load_weights
+from volseg.networks.build import outline
+from volseg.networks.ensemble import Ensemble
+from volseg.text import first_few, printable, shortened
+
+# Characters of a tensor's name in a message.
+SHOWN = 60
+
+
+class Kind(NamedTuple):
+    """What has to be equal in a file and in the network that its card describes."""
+
+    shape: tuple[int, ...]
+    is_floating: bool
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape)) or 'one number'} {'floating' if self.is_floating else 'integer'}"
+
+
+def open_network(path: Path) -> tuple[ModelCard, nn.Module]:
+    """The card of a model file, and its network as from `load_network`.
+
+    Raises:
+        ConfigError: the architecture is unknown.
+        InputError: not a model file, or its tensors do not fit the network of its card.
+    """
+    header = read_header(path)
+    card = card_of(header, path)
+    described = {name: Kind(one.shape, one.dtype in FLOATING) for name, one in header.tensors.items()}
+    unusual = [name for name, one in header.tensors.items() if one.dtype not in FLOATING and one.dtype[0] not in "IU"]
+    if unusual:
+        found = f"{_short(unusual[0])} has the number type {header.tensors[unusual[0]].dtype}"
+        raise _does_not_fit(path, found)
+    first = outline(card.plan.network)
+    _compare(first, card.members, described, path)
+    return card, _assembled(first, card, load_weights(path), path)
+
+
+def load_network(card: ModelCard, weights: dict[str, Tensor], source: Path) -> nn.Module:
+    """The network of a model file in evaluation mode, without gradients; ensemble members average their logits.
+
+    Args:
+        card: card of the model file.
+        weights: its weights by name; they are copied.
+        source: path of the file, for messages.
+
+    Raises:
+        ConfigError: the architecture is unknown.
+        InputError: the weights do not fit the network.
+    """
+    first = outline(card.plan.network)
+    _compare(first, card.members, {name: _kind(one) for name, one in weights.items()}, source)
+    return _assembled(first, card, weights, source)
+
+
+def _kind(tensor: Tensor) -> Kind:
+    return Kind(tuple(tensor.shape), tensor.is_floating_point())
+
+
+def _prefix(member: int, members: int) -> str:
+    return f"members.{member}." if members > 1 else ""
+
+
+def _compare(first: nn.Module, members: int, found: Mapping[str, Kind], source: Path) -> None:
+    """Compare the tensors of a file with those of `members` networks like the first.
+
+    Raises:
+        InputError: one is missing, in excess, or of another shape or kind of number.
+    """
+    one = {name: _kind(tensor) for name, tensor in first.state_dict().items() if isinstance(tensor, Tensor)}
+    needed = {f"{_prefix(member, members)}{name}": kind for member in range(members) for name, kind in one.items()}
+    missing = [name for name in needed if name not in found]
+    extra = [name for name in found if name not in needed]
+    wrong = [
+        f"{name} is {found[name]}, not {needed[name]}"
+        for name in needed
+        if found.get(name, needed[name]) != needed[name]
+    ]
+    for names, what in ((missing, "it lacks"), (extra, "it also has"), (wrong, "in it")):
+        if names:
+            raise _does_not_fit(source, f"{what} {first_few([_short(name) for name in names], 1)}")
+
+
+def _short(text: str) -> str:
+    return shortened(printable(text), 2 * SHOWN)
+
+
+def _does_not_fit(source: Path, found: str) -> InputError:
+    return InputError(
+        f"The weights in {source} do not fit its plan: {found}. Give the file as volseg wrote it, or train again."
+    )
+
+
+def _assembled(first: nn.Module, card: ModelCard, weights: Mapping[str, Tensor], source: Path) -> nn.Module:
+    """The network with weights that fit; the first of its members is given."""
+    networks = []
+    for member in range(card.members):
+        network = first if member == 0 else outline(card.plan.network)
+        prefix = _prefix(member, card.members)
+        own = {name: _placed(weights[f"{prefix}{name}"], wanted) for name, wanted in network.state_dict().items()}
+        try:
+            network.load_state_dict(own, assign=any(one.is_meta for one in network.state_dict().values()))
+        # A network of the user's own may compare more than names and shapes.
+        except RuntimeError as error:
+            raise _does_not_fit(source, " ".join(str(error).split())[: 4 * SHOWN]) from error
+        networks.append(network)
+    joined = Ensemble(networks) if card.members > 1 else networks[0]
+    return joined.eval().requires_grad_(False)
+
+
+def _placed(stored: Tensor, wanted: Tensor) -> Tensor:
+    """A copy of a stored tensor in the number type of `wanted`, and in the memory format that `initialise` gives."""
+    found = stored.to(wanted.dtype)
+    if found.ndim == 5:
+        found = found.contiguous(memory_format=torch.channels_last_3d)
+    # A view of the file would change with the file.
+    return found.clone() if found is stored else found

@@ -21,6 +21,7 @@ from volseg.device import free_gpu_memory, machine_memory_gb
 from volseg.errors import InputError, UsageError
 from volseg.inference.windows import Windows, window_count
 from volseg.modelfile import ModelCard
+from volseg.networks.footprint import Computing, footprint
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
 SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
 # From so many windows on, and so many voxels in network space for each of the scan, the voxel size is questioned.
 MANY_WINDOWS, MANY_VOXELS = 1000, 20
+RESAMPLED_BYTES, HEAP = 16 << 20, 32 << 20
 # Fragmentation of memory that is kept for reuse, as a factor; see `volseg.networks.cpu.malloc`.
-HOLES = 1.5
+HOLES = 1.25
 
 
 @dataclass(frozen=True)
@@ -122,19 +124,28 @@ class MemoryEstimate:
     def _windows(self, grid: list[int], chunk: ChunkSize) -> int:
         """Bytes of one batch of windows, its feature maps, the ring, and logits while they are resampled."""
         network, patch = self.card.plan.network, self.card.plan.patch_size
-        outputs = network.classes if self.card.members > 1 else min(network.features[0], network.classes)
-        ring = 4 * outputs * min(grid[0], max(patch)) * grid[1] * grid[2]
-        # A slab of logits, its planes, and their resampled logits.
+        at_end = self.card.members == 1 and network.features[0] < network.classes
+        outputs = network.features[0] if at_end else network.classes
+        planes = min(grid[0], max(patch))
+        ring = 4 * outputs * planes * grid[1] * grid[2]
+        # Two slabs of logits, the last plane of the one before, and resampled logits.
         plane = 4 * network.classes * grid[1] * grid[2]
-        resampling = 3 * max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels)
+        slab = min(plane * planes, max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels))
+        resampling = 2 * slab + 2 * plane + RESAMPLED_BYTES
         if not self.on_host:
             return resampling
-        maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
-        # Test-time flips and ensemble members are summed: the sum, one output, and the output of a constant window.
-        maps += 3 * 4 * outputs * math.prod(patch)
-        # The filters of `volseg.networks.cpu.winograd` are up to 8/3 as large as the weights of the layers.
-        filters = 8 * self.parameters * self.dtype.itemsize // 3
-        return ring + filters + int((maps + resampling) * (HOLES if chunk.keep_freed else 1))
+        batch = max(1, self.windows.batch_size)
+        computing = Computing(self.dtype.itemsize, keep_freed=chunk.keep_freed)
+        found = footprint(network, patch, batch, computing, head=not at_end)
+        values = 4 * batch * math.prod(patch)
+        # An output in float32, and its weights.
+        output = values * (outputs + 2)
+        flips = values * (outputs + 2 * network.in_channels) if self.windows.mirror_axes else 0
+        members = values * network.classes if self.card.members > 1 else 0
+        during = found.maps + flips + members
+        after = found.kept + 2 * output + resampling + flips
+        # The output of a constant window is kept.
+        return ring + output + self.card.members * found.filters + int(max(during, after) * HOLES) + HEAP
 
 
 def feature_maps(network: NetworkConfig, patch: Triple) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from volseg.errors import ResourceError, UsageError
+from volseg.system import tightest_limit, usable_cores, usable_memory
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ NO_MEMORY = (
     "MPS backend out of memory",
 )
 MOST_WORKERS = 8
+# Of a worker: torch, MONAI and a few batches.
+WORKER_BYTES = 1 << 30
 # Whether this process was forked from one that had loaded this module, and perhaps started PyTorch's threads.
 _forked = False
 
@@ -88,20 +91,26 @@ def gpu_memory_gb(device: torch.device) -> float:
 
 
 def machine_memory_gb() -> float:
-    """Total memory of this machine in GiB, used or free."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    """Memory that this process could take at most in GiB, used or free; infinite where the system does not tell.
+
+    The least of the machine's memory and the limits of `volseg.system.memory_limits`, such as that of a container.
+    """
+    found = usable_memory()
+    return math.inf if found is None else found / 2**30
 
 
 def batch_workers(device: torch.device, processes: int) -> int:
     """The number of workers that prepare batches for each of the `processes` that train on this machine.
 
     One on a CPU, where training needs the cores and waits for its only worker 1 % of the time. On a GPU, which uses
-    batches faster than one worker prepares them: all cores but one, divided by `processes`, at most 8.
+    batches faster than one worker prepares them: all cores but one, divided by `processes`, at most 8, and as many as
+    the free memory holds.
     """
     if device.type == "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max((cores - 1) // processes, 1), MOST_WORKERS)
+    machine = tightest_limit()
+    fitting = MOST_WORKERS if machine is None else machine.free // (WORKER_BYTES * processes)
+    return max(1, min((usable_cores() - 1) // processes, MOST_WORKERS, fitting))
 
 
 @contextmanager

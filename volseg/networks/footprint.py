@@ -185,8 +185,8 @@ class _Walk:
             middle = {"light": channels, "matched": matched_channels(x.channels, channels, kernel)}.get(
                 str(network.mid), network.mid
             )
-            sizes = _strided(x.sizes, stride)[1:]
-            between = self._planar(x, int(middle), (x.sizes[0], *sizes), (1, *kernel[1:]))
+            _, *plane = _strided(x.sizes, stride)
+            between = self._planar(x, int(middle), (x.sizes[0], plane[0], plane[1]), (1, *kernel[1:]))
             out = self._planar(between, channels, _strided(x.sizes, stride), (kernel[0], 1, 1))
             self._free(between)
             return out

@@ -11,19 +11,11 @@ from pathlib import Path
 import torch
 
 from volseg.errors import ResourceError, UsageError
-from volseg.system import tightest_limit, usable_cores, usable_memory
+from volseg.system import is_out_of_memory, tightest_limit, usable_cores, usable_memory
 
 logger = logging.getLogger(__name__)
 
 ADVICE = "Free memory, use a machine with more of it, or reduce the patch or batch size."
-# Messages of RuntimeErrors for which torch has no out-of-memory type.
-NO_MEMORY = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-)
 MOST_WORKERS = 8
 # Of a worker: torch, MONAI and a few batches.
 WORKER_BYTES = 1 << 30
@@ -122,10 +114,8 @@ def memory_errors(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
             raise
         raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EAGAIN, EDEADLK
+from errno import EACCES, EAGAIN, EDEADLK, ENOMEM
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,19 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+# What errors say that have no type of their own: of torch, of threads, and of libraries that are loaded.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "annot allocate memory",
+    "std::bad_alloc",
+    "could not create a memory object",
+    "can't start new thread",
+    "failed to map segment",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
 # Of version 2 and 1 of control groups: the controller, where they are mounted, the files of limits and of use, and the
 # lines of memory.stat that count file pages.
 _GROUPS = (
@@ -139,6 +152,19 @@ def physical_memory() -> int | None:
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _stated("/proc/meminfo", "MemTotal:")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it comes from, says that memory ran out; libraries have many ways to say so."""
+    seen: BaseException | None = error
+    while seen is not None:
+        said = isinstance(seen, RuntimeError | ImportError | SystemError) and any(
+            one in str(seen) for one in _NO_MEMORY
+        )
+        if said or isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == ENOMEM):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 class MemoryLimit(NamedTuple):

@@ -287,7 +287,8 @@ class Segmenter:
         """Segment many scans, in order; reading and computing overlap.
 
         Unless memory is limited or scarce, the next scan is read while one is computed; on a CPU, scans whose windows
-        are small are computed in parallel. A scan that cannot be segmented is an outcome with an error, not an exception.
+        are small are computed in parallel. A scan that cannot be segmented is an outcome with an error, not an
+        exception.
 
         Args:
             scans: each as for a call.

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from volseg.errors import INTERRUPTED, SHOWN, DatasetError, OtherProcessError, ResourceError, VolsegError
 from volseg.progress import Progress
+from volseg.system import is_out_of_memory, tightest_limit
 from volseg.text import OneLine, printable, printable_lines
 
 LINE_SECONDS = 15.0
@@ -64,6 +65,10 @@ def guarded(command: Callable[Arguments, int | None]) -> Callable[Arguments, Non
             # Print the whole message: torchrun sends SIGTERM when another process has ended.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             code = _report_error(_explained(error), bool(kwargs.get("as_json")))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            code = _report_error(_out_of_memory(error), bool(kwargs.get("as_json")))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
@@ -183,6 +188,15 @@ def _explained(error: VolsegError | KeyboardInterrupt | ModuleNotFoundError) -> 
     explained = VolsegError(
         f"The package {package} is not installed, but this command needs it: {why}. Install the rest with: {command}"
     )
+    explained.__cause__ = error
+    return explained
+
+
+def _out_of_memory(error: Exception) -> ResourceError:
+    """What to do when memory ran out where no other error says so, such as while libraries are loaded."""
+    machine = tightest_limit()
+    has = "" if machine is None else f": {machine.source} has {machine.free / 2**20:.0f} MiB left"
+    explained = ResourceError(f"Out of memory{has}. Free memory, raise the limit, or use a machine with more.")
     explained.__cause__ = error
     return explained
 

@@ -23,9 +23,6 @@ from volseg.networks.footprint import Computing, footprint
 from volseg.system import MemoryLimit, resident_bytes, tightest_limit
 
 logger = logging.getLogger(__name__)
-
-    "Free memory, raise the limit, or use a machine with more, or a model with a smaller patch or fewer classes."
-)
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 # Voxels of the scan processed at a time, the fastest first, and logits in network space for each of them.
 CHUNKS = (1 << 22, 1 << 20, 1 << 18)

@@ -57,6 +57,9 @@ _GROUPS = (
         ("total_inactive_file", "total_active_file"),
     ),
 )
+ADDRESS_SPACE = "the limit of the address space (ulimit -v)"
+# Of memory and of address space for the libraries and a small model; a build of torch for GPUs takes more space.
+_BYTES_TO_START, _SPACE_TO_START = 350 << 20, 800 << 20
 # Address space that a thread takes as its stack, and that glibc reserves for those that allocate memory.
 _STACK, _THREADS_SPACE = 8 << 20, 256 << 20
 _HELD = (EAGAIN, EACCES, EDEADLK)
@@ -158,13 +161,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or one that it comes from, says that memory ran out; libraries have many ways to say so."""
     seen: BaseException | None = error
     while seen is not None:
-        said = isinstance(seen, RuntimeError | ImportError | SystemError) and any(
-            one in str(seen) for one in _NO_MEMORY
-        )
-        if said or isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == ENOMEM):
+        says_so = isinstance(seen, RuntimeError | ImportError | SystemError)
+        if says_so and any(words in str(seen) for words in _NO_MEMORY):
+            return True
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == ENOMEM):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def missing_to_start() -> str | None:
+    """What keeps torch and the other libraries from being loaded, in words; None where there is memory for them.
+
+    Checked beforehand, because some libraries end the process where they find none.
+    """
+    for limit in memory_limits():
+        needed = _SPACE_TO_START if limit.source == ADDRESS_SPACE else _BYTES_TO_START
+        if limit.free < needed:
+            least, left = needed >> 20, limit.free >> 20
+            return f"volseg needs {least} MiB to start, but {limit.source} has {left} MiB left"
+    return None
 
 
 class MemoryLimit(NamedTuple):
@@ -239,7 +255,7 @@ def _shell_limits() -> Iterator[MemoryLimit]:
     if resource is None:
         return
     for kind, key, source in (
-        (resource.RLIMIT_AS, "VmSize:", "the limit of the address space (ulimit -v)"),
+        (resource.RLIMIT_AS, "VmSize:", ADDRESS_SPACE),
         (resource.RLIMIT_DATA, "VmData:", "the limit of the data segment (ulimit -d)"),
     ):
         limit = resource.getrlimit(kind)[0]

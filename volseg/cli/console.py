@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -27,12 +28,13 @@ from rich.text import Text
 
 from volseg.errors import INTERRUPTED, SHOWN, DatasetError, OtherProcessError, ResourceError, VolsegError
 from volseg.progress import Progress
-from volseg.system import is_out_of_memory, tightest_limit
+from volseg.system import is_out_of_memory, missing_to_start
 from volseg.text import OneLine, printable, printable_lines
 
 LINE_SECONDS = 15.0
 # The width of tables in a file or a pipe, where rich would assume 80 columns and wrap them.
 PLAIN_WIDTH = 140
+MORE_MEMORY = "Free memory, raise the limit, or use a machine with more."
 # Packages that deploy/predict.txt leaves out: only training and pictures need them.
 NOT_FOR_PREDICTION = frozenset({"blosc2", "matplotlib", "monai", "tensorboard"})
 # Packages of the extra `node`.
@@ -60,6 +62,7 @@ def guarded(command: Callable[Arguments, int | None]) -> Callable[Arguments, Non
         _start_logging()
         signal.signal(signal.SIGTERM, _as_interrupt)
         try:
+            _require_memory_to_start()
             code = command(*args, **kwargs)
         except (VolsegError, KeyboardInterrupt, ModuleNotFoundError) as error:
             # Print the whole message: torchrun sends SIGTERM when another process has ended.
@@ -68,7 +71,9 @@ def guarded(command: Callable[Arguments, int | None]) -> Callable[Arguments, Non
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            code = _report_error(_out_of_memory(error), bool(kwargs.get("as_json")))
+            # What the traceback holds is freed first.
+            traceback.clear_frames(error.__traceback__)
+            code = _report_error(ResourceError(f"Out of memory. {MORE_MEMORY}"), bool(kwargs.get("as_json")))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
@@ -192,13 +197,11 @@ def _explained(error: VolsegError | KeyboardInterrupt | ModuleNotFoundError) -> 
     return explained
 
 
-def _out_of_memory(error: Exception) -> ResourceError:
-    """What to do when memory ran out where no other error says so, such as while libraries are loaded."""
-    machine = tightest_limit()
-    has = "" if machine is None else f": {machine.source} has {machine.free / 2**20:.0f} MiB left"
-    explained = ResourceError(f"Out of memory{has}. Free memory, raise the limit, or use a machine with more.")
-    explained.__cause__ = error
-    return explained
+def _require_memory_to_start() -> None:
+    """Reject a limit under which not even the libraries can be loaded."""
+    missing = missing_to_start()
+    if missing:
+        raise ResourceError(f"{missing}. {MORE_MEMORY}")
 
 
 def _report_error(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:

@@ -9,7 +9,7 @@ from volseg.data.io.read_cost import reading_bytes
 from volseg.errors import InputError, ResourceError
 from volseg.system import resident_bytes, tightest_limit
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 MORE_MEMORY = "Free memory, raise the limit, use a machine with more, or a model with a smaller patch or fewer classes."
 # The least free memory for the next scan to be read while one is computed.
 PLENTY = 2 * GIB
@@ -75,6 +75,6 @@ def require_free(needed: int, what: str) -> None:
     machine = tightest_limit()
     if machine is not None and needed > machine.free:
         raise ResourceError(
-            f"{what} takes {needed / GIB:.2f} GiB, but {machine.source} has {machine.free / GIB:.2f} GiB left. "
+            f"{what} takes {needed / MIB:,.0f} MiB, but {machine.source} has {machine.free / MIB:,.0f} MiB left. "
             f"{MORE_MEMORY}"
         )

@@ -195,8 +195,11 @@ class _Walk:
         sizes = _strided(x.sizes, stride)
         large = same and self.batch * channels * math.prod(sizes) >= LARGE
         out = self._maps(channels, sizes, reusable=by_winograd or large)
-        self.weights += self.computing.itemsize * x.channels * channels * math.prod(kernel)
-        extra = self._winograd_bytes(x, channels) if by_winograd else self._planes_bytes(x, out, large)
+        weights = self.computing.itemsize * x.channels * channels * math.prod(kernel)
+        self.weights += weights
+        # Of the weights, one copy in the type of the maps and one in oneDNN's own format.
+        plain = self._planes_bytes(x, out, large) + 2 * weights
+        extra = self._winograd_bytes(x, channels) if by_winograd else plain
         self._take(out)
         with self.memory.briefly(extra):
             pass
@@ -235,9 +238,12 @@ class _Walk:
         tiles = max(1, winograd.CHUNK[self._dtype] // (scheme.outputs * plane * x.channels))
         tiles = min(tiles, self.batch * -(-x.sizes[0] // scheme.outputs))
         sums = scheme.outputs + 2
-        self.filters += self.computing.itemsize * 9 * sums * x.channels * channels
+        filters = self.computing.itemsize * 9 * sums * x.channels * channels
+        self.filters += filters
         # A product, or for bfloat16 four, exist also before they are copied or added.
-        return self.computing.itemsize * plane * tiles * ((sums + 2) * x.channels + (sums + 3) * channels)
+        values = plane * tiles * ((sums + 2) * x.channels + (sums + 3) * channels)
+        # Filters are made in float32, from a copy.
+        return self.computing.itemsize * values + 2 * 4 * filters // self.computing.itemsize
 
     def _planes_bytes(self, x: _Maps, out: _Maps, large: bool) -> int:
         """Copies that a plain convolution makes: of a few planes of its output, and of an input of one channel."""

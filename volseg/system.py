@@ -27,6 +27,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+_ROOT = Path("/")
 # What errors say that have no type of their own: of torch, of threads, and of libraries that are loaded.
 _NO_MEMORY = (
     "can't allocate memory",
@@ -45,14 +46,14 @@ _NO_MEMORY = (
 _GROUPS = (
     (
         "",
-        ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"),
+        ("sys/fs/cgroup", "sys/fs/cgroup/unified"),
         ("memory.max", "memory.high"),
         "memory.current",
         ("inactive_file", "active_file"),
     ),
     (
         "memory",
-        ("/sys/fs/cgroup/memory",),
+        ("sys/fs/cgroup/memory",),
         ("memory.limit_in_bytes",),
         "memory.usage_in_bytes",
         ("total_inactive_file", "total_active_file"),
@@ -170,7 +171,7 @@ def physical_memory() -> int | None:
         return _windows_memory()
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return _stated("/proc/meminfo", "MemTotal:")
+    return _stated("proc/meminfo", "MemTotal:")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -235,8 +236,8 @@ def usable_memory() -> int | None:
 def _machine_limit() -> Iterator[MemoryLimit]:
     total = physical_memory()
     if total is not None:
-        available = _stated("/proc/meminfo", "MemAvailable:")
-        swap = _stated("/proc/meminfo", "SwapFree:") or 0
+        available = _stated("proc/meminfo", "MemAvailable:")
+        swap = _stated("proc/meminfo", "SwapFree:") or 0
         yield MemoryLimit(total, total if available is None else min(total, available + swap), "this machine")
 
 
@@ -257,13 +258,13 @@ def _groups(controller: str, mounted: tuple[str, ...]) -> Iterator[Path]:
     A container may see its own group as the root of the hierarchy, under a path that exists outside only.
     """
     with suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (_ROOT / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines():
             _, controllers, path = line.split(":", 2)
             if controller not in controllers.split(","):
                 continue
             inner = Path(*(part for part in path.split("/") if part not in ("", ".", "..")))
             for root in mounted:
-                yield from (Path(root) / inner, *(Path(root) / parent for parent in inner.parents))
+                yield from (_ROOT / root / inner, *(_ROOT / root / parent for parent in inner.parents))
 
 
 def _shell_limits() -> Iterator[MemoryLimit]:
@@ -277,7 +278,7 @@ def _shell_limits() -> Iterator[MemoryLimit]:
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
             threads = _THREADS_SPACE + usable_cores() * _STACK
-            yield MemoryLimit(limit, max(0, limit - (_stated("/proc/self/status", key) or 0) - threads), source)
+            yield MemoryLimit(limit, max(0, limit - (_stated("proc/self/status", key) or 0) - threads), source)
 
 
 def _number(path: Path) -> int | None:
@@ -300,7 +301,7 @@ def resident_bytes() -> int:
     """Resident memory of this process in bytes; its peak where the system does not tell the current value."""
     if sys.platform == "win32":
         return _windows_process("working_set")
-    return _stated("/proc/self/status", "VmRSS:") or peak_memory_bytes()
+    return _stated("proc/self/status", "VmRSS:") or peak_memory_bytes()
 
 
 def peak_memory_bytes() -> int:
@@ -308,7 +309,7 @@ def peak_memory_bytes() -> int:
     if sys.platform == "win32":
         return _windows_process("peak_working_set")
     # VmHWM first, because `ru_maxrss` starts with the size of the parent process.
-    found = _stated("/proc/self/status", "VmHWM:")
+    found = _stated("proc/self/status", "VmHWM:")
     if found is not None or resource is None:
         return found or 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -318,7 +319,7 @@ def peak_memory_bytes() -> int:
 def _stated(path: str, key: str) -> int | None:
     """A value of a file of Linux such as "VmHWM: 12 kB", in bytes."""
     with suppress(OSError, ValueError, IndexError):
-        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (_ROOT / path).read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(key):
                 return int(line.split()[1]) * 1024
     return None

@@ -132,7 +132,7 @@ def test_windows_and_everything_around_them_add_up():
     assert found.maps >= 4 * values * (1 + 1 + 8 + 4 + 1)
     assert found.maps <= 4 * values * 30
     both = footprint(plan.network, plan.patch_size, 2, Computing(4, keep_freed=False), head=True)
-    assert both.maps == pytest.approx(2 * found.maps, rel=0.01)
+    assert both.maps == pytest.approx(2 * found.maps, rel=0.03)
     without = footprint(plan.network, plan.patch_size, 1, Computing(4, keep_freed=False), head=False)
     assert without.maps <= found.maps
 

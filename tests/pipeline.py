@@ -70,6 +70,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback}
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there, other than as an entry that nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two model files hold the same weights, bit for bit."""
     ours, theirs = load_file(one), load_file(other)

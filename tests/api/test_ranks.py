@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline import TINY, environment, leftovers, same_weights, torchrun
+from tests.pipeline import TINY, environment, is_running, leftovers, same_weights, torchrun
 from volseg import train
 from volseg.data.cases.phantom import write_phantoms
 from volseg.modelfile import read_card
@@ -111,6 +111,23 @@ def test_a_killed_process_ends_the_run_with_one_message_and_the_run_resumes(rank
     assert again.returncode == 0, again.stderr
     assert same_weights(shared / "model.safetensors", run / "model.safetensors")
     assert [record["step"] for record in metrics(run)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_the_processes_of_a_killed_launcher_save_their_state_and_end(phantoms, tmp_path):
+    run = tmp_path / "run"
+    launched = [str(100_000) if word == str(STEPS) else word for word in command(phantoms, run)]
+    process = subprocess.Popen(launched, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (run / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    pids = [pid_of_rank(process.pid, rank) for rank in (0, 1)]
+    process.kill()
+    # The ranks hold its standard error open, so this waits for them.
+    _, errors = process.communicate(timeout=60)
+    assert [pid for pid in pids if is_running(pid)] == []
+    assert "Traceback" not in errors
+    assert (run / "checkpoint" / "state.safetensors").exists()
 
 
 def test_a_wrong_call_gives_one_message_and_leaves_no_folder(phantoms, tmp_path):

@@ -14,12 +14,13 @@ import torch
 
 from volseg.api.validation import validate_from_files, validator
 from volseg.config import Config, Plan, PlanChoices, load_config
-from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, batch_loader, check_shared, lost_workers
+from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, BatchLoader, check_shared, lost_workers
 from volseg.data.cases.cache import CachedCase, cache_cases
 from volseg.data.cases.cache_key import shared_cache
 from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
 from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.data.cases.progressive_patches import ProgressivePatches
+from volseg.data.cases.workers import require_main_process
 from volseg.device import batch_workers, choose_device, gpu_memory_gb, machine_memory_gb, memory_errors
 from volseg.errors import DatasetError, InputError, Stopped, UsageError
 from volseg.files import remove_leftovers, write_json, write_text
@@ -138,6 +139,7 @@ def train(
         Stopped: Ctrl-C or SIGTERM; the checkpoint is on disk.
         VolsegError: see `volseg.errors`.
     """
+    require_main_process()
     if not (loss is None or callable(loss)) or not all(map(callable, transforms)):
         raise UsageError("The loss and the transforms have to be functions; a loss by name is training.loss.")
     settings = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
@@ -167,7 +169,8 @@ def train(
             except KeyboardInterrupt as stop:
                 again = shlex.join(["volseg", "train", str(dataset), "--output", str(folder), "--resume"])
                 again = again if ranks.world == 1 else "the same command and --resume"
-                raise Stopped(f"Interrupted; checkpoint saved in {folder}. Resume with: {again}") from stop
+                saved = "checkpoint saved" if has_checkpoint(folder / CHECKPOINT) else "prepared cases are kept"
+                raise Stopped(f"Interrupted; {saved} in {folder}. Resume with: {again}") from stop
     return folder
 
 
@@ -295,10 +298,11 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         memory_errors("training"),
         keep_freed_memory(large=True),
         stop_requests() as stopped,
+        BatchLoader(dataset, state.step, workers) as batches,
     ):
         done = fit(
             state,
-            batch_loader(dataset, state.step, workers),
+            batches,
             run.settings.budget(run.plan.steps),
             config,
             validator(run.plan, validation_cases, dtype, ranks),

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -204,10 +205,10 @@ def _read_cached(file: Path) -> _CaseCheck | None:
         # Opened here, because NumPy leaves a corrupt file open.
         with _HEADERS, open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
             facts, samples = as_tuples(json.loads(str(stored["facts"]))), stored["samples"]
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        digest = facts.pop("digest")
+        return _CaseCheck(CaseFingerprint(samples=samples, **facts), [], digest)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, BadZipFile, zlib.error):
         return None
-    digest = facts.pop("digest")
-    return _CaseCheck(CaseFingerprint(samples=samples, **facts), [], digest)
 
 
 def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, reference: Scan) -> CaseFingerprint:

@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from volseg.files import append_to
 from volseg.progress import Progress
 from volseg.text import OneLine
 from volseg.training.metrics_log import MetricsLog
@@ -72,7 +73,8 @@ def run_log(folder: Path, first: bool) -> Iterator[None]:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    stream = append_to(path)
+    handler = _Quiet(stream)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("volseg")
     if package.level == logging.NOTSET:
@@ -82,7 +84,16 @@ def _log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         package.removeHandler(handler)
-        handler.close()
+        # What a full disk has no room for is lost, and has been on standard error.
+        with suppress(OSError):
+            stream.close()
+
+
+class _Quiet(logging.StreamHandler[TextIO]):
+    """A handler of log lines that a full disk does not make print a traceback for each of them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's interface
+        """Leave the line out."""
 
 
 @contextmanager

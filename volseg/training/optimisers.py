@@ -86,6 +86,13 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return result.T if tall else result
 
 
+def has_moments(parameter: Tensor, moments: dict[str, Tensor]) -> bool:
+    """Whether `moments` are what `Muon` keeps of a parameter, by their names and shapes."""
+    kept = ("momentum",) if _is_kernel(parameter) else ("exp_avg", "exp_avg_sq")
+    shapes = {"step": torch.Size(()), **dict.fromkeys(kept, parameter.shape)}
+    return {name: moment.shape for name, moment in moments.items()} == shapes
+
+
 def _is_kernel(parameter: Tensor) -> bool:
     """Whether a parameter is a convolution kernel of more than one voxel."""
     return parameter.ndim == 5 and parameter.shape[2:].numel() > 1

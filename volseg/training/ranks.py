@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from volseg.device import choose_device
 from volseg.errors import INTERRUPTED, OtherProcessError, TrainingError, UsageError, VolsegError
-from volseg.training.signals import ignore_signals
+from volseg.training.signals import ignore_signals, stop_with_parent
 
 Item = TypeVar("Item")
 
@@ -185,6 +185,9 @@ def _connect(device: torch.device) -> tuple[Ranks, Store]:
     """Start the process groups; returns the rank of this process and the key-value store of all ranks."""
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         _required_variable(name)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun that is killed cannot stop its processes.
+        stop_with_parent()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
-from volseg.errors import ResourceError, UsageError
+from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.files import LEFTOVERS, require_writable, write_text
 from volseg.system import file_lock
 from volseg.text import first_few
@@ -92,6 +92,8 @@ def configure_run(
     if resume and overwrite:
         raise UsageError("Both resume and overwrite were given. Give one of them.")
     if resume and is_run(run):
+        _require_keys(run / MARK, RunSettings)
+        _require_keys(run / "config.yaml", Config)
         stored = load_config(run / "config.yaml")
         if (config or overrides) and load_config(config, overrides) != stored:
             raise UsageError(
@@ -114,9 +116,10 @@ def lock_run_folder(run: Path) -> Iterator[None]:
     However a process ends, the system releases its lock. Where the file system has no locks, a warning says so.
 
     Raises:
-        UsageError: another process holds the lock.
+        UsageError: another process holds the lock, or a file of the run is a link, see `_require_own_files`.
         ResourceError: the folder cannot be written to.
     """
+    _require_own_files(run)
     with ExitStack() as held:
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,37 @@ def lock_run_folder(run: Path) -> Iterator[None]:
         if not sure:
             logger.warning("%s has no file locks, so nothing keeps another process from training in it", run)
         yield
+
+
+def _require_own_files(run: Path) -> None:
+    """Check that training writes through no link, and waits for no pipe, in a run folder that someone else has made.
+
+    Raises:
+        UsageError: a file that is written in place is a link, or a file of the run is a folder, pipe or device.
+    """
+    for name in (LOCK, "log.txt", "metrics.jsonl", CHECKPOINT):
+        if (run / name).is_symlink():
+            raise UsageError(
+                f"{run / name} is a link, which may lead anywhere, so nothing is written to it. Remove it. "
+                "Only cache and validation may be links."
+            )
+    for name in (LOCK, "log.txt", "metrics.jsonl", "settings.yaml", "config.yaml", "plan.yaml", "splits.json"):
+        if os.path.exists(run / name) and not (run / name).is_file():
+            raise UsageError(f"{run / name} is not a file. Remove it, or choose another folder.")
+
+
+def _require_keys(path: Path, kind: type[Frozen]) -> None:
+    """Check that a file of a run has all keys of `kind`, which would otherwise have their defaults, not the run's.
+
+    Raises:
+        ConfigError: one is missing, because the file was changed: it is written with all of them.
+    """
+    document = read_yaml(path)
+    if missing := [key for key in kind.model_fields if key not in document]:
+        raise ConfigError(
+            f"{path} lacks {first_few(missing)}, so it is not as the run wrote it. Restore it, or start again with "
+            "--overwrite."
+        )
 
 
 def start_run(run: Path, settings: RunSettings, config: Config) -> None:
@@ -147,6 +181,9 @@ def remove_scores(run: Path) -> None:
 def _remove(run: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for path in run.glob(pattern):
+            if path.is_symlink() and path.is_dir():
+                # `cache` or `validation` on another disk; what lies there may belong to others.
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM end a run after the current step, when its state is consistent."""
 
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,6 +35,17 @@ def ignore_signals() -> Iterator[None]:
     """Ignore SIGINT and SIGTERM."""
     with _signal_handler(signal.SIG_IGN):
         yield
+
+
+def stop_with_parent() -> None:
+    """Send this process a SIGTERM when the process that started it has ended, as a launcher does that is stopped."""
+    threading.Thread(target=_wait_for_end_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_end_of(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -7,11 +7,13 @@ the seed and the sample's number. (A resumed run in fp16 on a GPU starts with a 
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+from isal.isal_zlib import crc32
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,12 +21,14 @@ from volseg.config import TrainingConfig
 from volseg.errors import InputError
 from volseg.files import utf8_path
 from volseg.modelfile import save_tensors
-from volseg.training.optimisers import Muon
+from volseg.training.optimisers import Muon, has_moments
 from volseg.training.ranks import SINGLE_PROCESS, Ranks
 
 FILE_NAME = "state.safetensors"
 # Stored in a checkpoint, because the moments of another optimiser cannot be used.
 OPTIMIZER = "muon"
+# Characters of a reason in a message.
+LONGEST = 300
 # Prefixes of the tensors in a checkpoint. The EMA of the weights is called "average" in the checkpoints of all earlier
 # versions, which must stay readable.
 NETWORK, EMA, MOMENTS = "network.", "average.", "optimizer."
@@ -75,36 +79,71 @@ class TrainingState:
         tensors |= {f"{EMA}{name}": value for name, value in self.ema.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{MOMENTS}{index}.{name}": value for name, value in moments.items()}
+        stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         progress = {"step": self.step, "seconds": self.seconds, "optimizer": OPTIMIZER, "data": self.data}
-        save_tensors(folder / FILE_NAME, tensors, {"state": json.dumps(progress)})
+        progress["crc32"] = _checksum(stored)
+        save_tensors(folder / FILE_NAME, stored, {"state": json.dumps(progress)})
 
     def load(self, folder: Path) -> None:
         """Load the checkpoint in `folder`.
 
         Raises:
-            InputError: the file is corrupt, or belongs to another network or other training cases.
+            InputError: the file is damaged, or belongs to another network or other training cases.
         """
         path = folder / FILE_NAME
         try:
             with safetensors.safe_open(path, framework="np") as handle:
-                progress = json.loads(handle.metadata()["state"])
+                progress = dict(json.loads((handle.metadata() or {})["state"]))
             if progress.get("optimizer") != OPTIMIZER:
                 raise ValueError("it was written by a volseg version with another optimiser")
             if progress.get("data", self.data) != self.data:
                 raise ValueError("the training cases have changed since")
             with utf8_path(path) as readable:
                 tensors = load_file(readable)
+            if progress.get("crc32", found := _checksum(tensors)) != found:
+                raise ValueError("its numbers have another checksum than when it was written")
             self.network.load_state_dict(_without_prefix(tensors, NETWORK))
             self.ema.load_state_dict(_without_prefix(tensors, EMA))
+            moments = _moments(_without_prefix(tensors, MOMENTS), list(self.network.parameters()))
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            self.step, self.seconds = _spent(progress["step"], progress["seconds"])
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            message = f"The checkpoint {path} does not fit this run: {error}. Start again with --overwrite."
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            message = f"The checkpoint {path} does not fit this run: {_short(reason)}. Start again with --overwrite."
             raise InputError(message) from error
-        moments: dict[int, dict[str, Any]] = {}
-        for name, value in _without_prefix(tensors, MOMENTS).items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
+
+
+def _moments(tensors: dict[str, torch.Tensor], parameters: list[nn.Parameter]) -> dict[int, dict[str, torch.Tensor]]:
+    """The optimiser's moments of each parameter, by its number."""
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        moments.setdefault(int(index), {})[key] = value
+    for number, found in moments.items():
+        if not 0 <= number < len(parameters) or not has_moments(parameters[number], found):
+            raise ValueError(f"its optimiser state of parameter {number} is of another network")
+    return moments
+
+
+def _spent(step: Any, seconds: Any) -> tuple[int, float]:
+    """The finished steps and the seconds spent that a checkpoint states."""
+    if type(step) is not int or step < 0 or type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise ValueError("it does not state its step and its seconds as numbers")
+    return step, float(seconds)
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> int:
+    """The CRC-32 of the bytes of tensors on the CPU, in the order of their names."""
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), checksum)
+    return checksum
+
+
+def _short(reason: str) -> str:
+    """An error of torch as a part of a sentence: without the list of all tensors, without its full stop."""
+    text = " ".join(reason.split())
+    return (text if len(text) <= LONGEST else f"{text[:LONGEST]} ...").rstrip(".")
 
 
 def has_checkpoint(folder: Path) -> bool:

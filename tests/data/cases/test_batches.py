@@ -12,10 +12,10 @@ import torch
 
 from tests.data.small_cases import region_plan, small_plan, write_cases
 from volseg.config import AugmentationConfig
-from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, batch_loader, lost_workers
+from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, BatchLoader, lost_workers
 from volseg.data.cases.cache import cache_cases
 from volseg.data.cases.patch_sampling import PatchSampler
-from volseg.errors import TrainingError, UsageError
+from volseg.errors import InputError, TrainingError, UsageError
 from volseg.transforms import augmentation
 
 # Python 3.12 and later warn whenever a process that has threads is forked; torch's loader does that by design.
@@ -53,8 +53,8 @@ def dataset(cached):
 
 
 def take(dataset, start, workers, count=4):
-    loader = iter(batch_loader(dataset, start, workers))
-    return list(itertools.islice(loader, count))
+    with BatchLoader(dataset, start, workers) as loader:
+        return list(itertools.islice(loader, count))
 
 
 def same(one, two):
@@ -144,11 +144,10 @@ def test_workers_use_one_thread_and_ignore_interrupts(cached):
 
 def test_the_loader_ends_its_workers(dataset):
     before = threading.active_count()
-    loader = iter(batch_loader(dataset, 0, 2))
-    next(loader)
-    workers = [worker.pid for worker in multiprocessing.active_children()]
-    assert len(workers) == 2
-    del loader
+    with BatchLoader(dataset, 0, 2) as loader:
+        next(loader)
+        workers = [worker.pid for worker in multiprocessing.active_children()]
+        assert len(workers) == 2
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -157,12 +156,46 @@ def test_the_loader_ends_its_workers(dataset):
             os.kill(pid, 0)
 
 
+def test_a_worker_that_computes_ends_at_once(cached):
+    class Endless(Middle):
+        def __call__(self, sample):
+            time.sleep(60 if sample["centre"] and self.late() else 0)
+            return super().__call__(sample)
+
+        def late(self):
+            self.calls = getattr(self, "calls", 0) + 1
+            return self.calls > PLAN.batch_size
+
+    started = time.monotonic()
+    with BatchLoader(BatchDataset(cached, PLAN, PatchSampler(0.33), Endless()), 0, 1) as loader:
+        next(loader)
+        worker = multiprocessing.active_children()[0]
+    assert not worker.is_alive()
+    assert time.monotonic() - started < 20
+
+
 def test_a_killed_worker_ends_the_run_with_one_sentence(dataset):
-    batches = iter(batch_loader(dataset, 0, 1))
-    next(batches)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(TrainingError, match=r"worker died.*resume with --resume"), lost_workers():
-        list(itertools.islice(batches, 10))
+    with BatchLoader(dataset, 0, 1) as batches:
+        next(batches)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(TrainingError, match=r"worker died.*resume with --resume"), lost_workers():
+            list(itertools.islice(batches, 10))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_volseg_in_a_worker_arrives_as_it_is(cached, workers):
+    class Refuse(Middle):
+        def __call__(self, sample):
+            try:
+                raise InputError("The case is bad")
+            except InputError as error:
+                raise RuntimeError("applying a transform") from error
+
+    with (
+        pytest.raises(InputError, match=r"^The case is bad$"),
+        BatchLoader(BatchDataset(cached, PLAN, PatchSampler(0.33), Refuse()), 0, workers) as batches,
+    ):
+        next(batches)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError(), BrokenPipeError()])

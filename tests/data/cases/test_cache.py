@@ -4,6 +4,7 @@ import pickle
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +19,7 @@ from volseg.data.cases.cache import cache_cases, cache_key
 from volseg.data.cases.dataset import TrainingCase
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network, label_to_network
-from volseg.errors import InputError
+from volseg.errors import InputError, ResourceError
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_cached_case_is_the_preprocessed_case(cases, folder):
         assert one.grid == grid
         assert torch.equal(torch.from_numpy(one.image[...]), expected)
         assert torch.equal(torch.from_numpy(whole_label(one)), label_to_network(label, grid, plan))
-        assert (one.image.dtype, one.label.dtype) == (np.float32, np.uint8)
+        assert (one.image[...].dtype, one.label[...].dtype) == (np.float32, np.uint8)
 
 
 def test_a_cropped_label_lies_on_the_grid_of_its_image(tmp_path, folder):
@@ -127,7 +128,7 @@ def test_a_finished_case_is_not_preprocessed_again_and_an_unfinished_one_is(case
     assert done == ["case_1"]
 
 
-@pytest.mark.parametrize("part", ["image.b2nd", "label.b2nd", "foreground.npy"])
+@pytest.mark.parametrize("part", ["image.blocks", "label.blocks", "foreground.blocks"])
 def test_a_case_with_a_missing_file_is_preprocessed_again(cases, folder, part):
     first = cache_cases(cases, small_plan(), folder)
     lost = first[1].stem.with_name(f"{first[1].stem.name}.{part}")
@@ -142,7 +143,7 @@ def test_an_entry_of_another_format_is_written_again_under_the_same_key(cases, f
     first = cache_cases(cases, small_plan(), folder)
     document = first[1].stem.with_name(f"{first[1].stem.name}.json")
     content = document.read_text()
-    image = first[1].stem.with_name(f"{first[1].stem.name}.image.b2nd")
+    image = first[1].stem.with_name(f"{first[1].stem.name}.image.blocks")
     right = image.read_bytes()
     document.write_text(content.replace(f'"format": {cache.FORMAT}', f'"format": {cache.FORMAT - 1}'))
     image.write_bytes(b"another")
@@ -160,7 +161,7 @@ def test_an_interrupted_run_leaves_only_whole_files_and_resumes(cases, folder, m
         with pytest.raises(KeyboardInterrupt):
             cache_cases(cases, small_plan(), folder)
     # No case is complete; the cases in progress have left whole files, and none is half-written.
-    assert {path.name.split(".", 2)[2] for path in folder.iterdir()} == {"foreground.npy", "image.b2nd", "label.b2nd"}
+    assert {path.name.split(".")[2] for path in folder.iterdir()} == {"foreground", "image", "label"}
     assert len(cache_cases(cases, small_plan(), folder)) == 3
     assert len(list(folder.iterdir())) == 12
 
@@ -286,10 +287,67 @@ def test_after_a_bad_case_no_further_one_is_started(tmp_path, folder, monkeypatc
 
 
 def test_an_entry_is_cheap_to_send_and_records_its_source_files(cases, folder):
-    one = cache_cases(cases, small_plan(), folder)[2]
+    first, other, one = cache_cases(cases, small_plan(), folder)
     sent = pickle.dumps(one)
-    assert len(sent) < 1500
+    # All cases of a run share one plan.
+    assert len(pickle.dumps([first, other, one])) < len(sent) + 2 * 1500
     assert np.array_equal(pickle.loads(sent).image[...], one.image[...])
     document = json.loads(one.stem.with_name(f"{one.stem.name}.json").read_text())
     assert document["images"] == [str(cases[2].images[0])]
     assert document["label"] == str(cases[2].label)
+
+
+def test_an_entry_of_another_case_is_not_taken_for_the_case(cases, folder):
+    first = cache_cases(cases, small_plan(), folder)
+    wide, narrow = (one.stem.with_name(f"{one.stem.name}.image.blocks") for one in (first[2], first[0]))
+    right = narrow.read_bytes()
+    shutil.copy(wide, narrow)
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert narrow.read_bytes() == right
+
+
+@pytest.mark.parametrize(
+    "change", [{"grid": None}, {"grid": {}}, {"foreground_ranges": [[0, 10**9]]}, {"known_range": 3}, {"format": None}]
+)
+def test_an_odd_document_is_written_again_although_its_checksum_is_right(cases, folder, change):
+    first = cache_cases(cases, small_plan(), folder)
+    path = first[0].stem.with_name(f"{first[0].stem.name}.json")
+    content = path.read_text()
+    document = json.loads(content) | change
+    document.pop("crc32")
+    path.write_text(json.dumps(document | {"crc32": cache._checksum(document)}))
+    assert cache_cases(cases, small_plan(), folder) == first
+    assert path.read_text() == content
+
+
+def test_two_that_prepare_the_same_cases_at_once_agree(cases, folder):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: cache_cases(cases, small_plan(), folder), range(3)))
+    assert found[0] == found[1] == found[2]
+    assert len(list(folder.iterdir())) == 12
+    assert [one.image[...].mean() for one in found[0]] == [one.image[...].mean() for one in found[2]]
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence_unless_it_is_complete(cases, folder, monkeypatch):
+    first = cache_cases(cases, small_plan(), folder)
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refused)
+    assert cache_cases(cases, small_plan(), folder) == first
+    first[0].stem.with_name(f"{first[0].stem.name}.json").unlink()
+    with pytest.raises(ResourceError, match=r"Could not write .*: Permission denied\. Choose another place\."):
+        cache_cases(cases, small_plan(), folder)
+    (folder.parent / "file").write_text("")
+    with pytest.raises(ResourceError, match="Could not write"):
+        cache_cases(cases, small_plan(), folder.parent / "file")
+
+
+def test_parts_of_an_earlier_format_are_removed_when_a_case_is_prepared_again(cases, folder):
+    first = cache_cases(cases, small_plan(), folder)
+    old = first[0].stem.with_name(f"{first[0].stem.name}.image.b2nd")
+    old.write_bytes(b"another")
+    first[0].stem.with_name(f"{first[0].stem.name}.json").write_text('{"format": 5}')
+    cache_cases(cases, small_plan(), folder)
+    assert not old.exists()

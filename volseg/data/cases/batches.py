@@ -3,12 +3,13 @@
 Images are (B, C, D, H, W), labels (B, D, H, W), or (B, K, D, H, W) for regions. Augmentation comes in as a callable.
 """
 
-import signal
+import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from volseg.config import Plan
 from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.patch_sampling import ORDER, SAMPLE, PatchSampler
+from volseg.data.cases.workers import end_workers, possible_workers, serve
 from volseg.data.grid.preprocess import training_target
-from volseg.errors import TrainingError, UsageError
+from volseg.errors import TrainingError, UsageError, VolsegError
 
 
 class Augmentation(Protocol):
@@ -107,23 +109,77 @@ def check_shared(plan: Plan, world: int) -> None:
         )
 
 
-def batch_loader(dataset: BatchDataset, start_step: int, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
-    """An endless loader of batches from `start_step`; `workers` processes prepare them, each on one thread.
+class BatchLoader:
+    """An endless iterator of batches, which `workers` processes prepare, each on one thread.
 
-    The workers end with the iterator. They ignore Ctrl-C and SIGTERM, which the main process handles.
+    A context: the workers end with it, whatever ends it, or with this process. They ignore Ctrl-C and SIGTERM, which
+    the main process handles.
+
+    Args:
+        dataset: of the batches.
+        start_step: the first batch.
+        workers: the number of processes; 0: this process prepares the batches.
     """
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start_step, sys.maxsize),
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_parent,
-    )
+
+    def __init__(self, dataset: BatchDataset, start_step: int, workers: int) -> None:
+        self._told, self._end = multiprocessing.Pipe(duplex=False)
+        self._loader = DataLoader(
+            _Reported(dataset),
+            batch_size=None,
+            sampler=range(start_step, sys.maxsize),
+            num_workers=possible_workers(workers, dataset),
+            worker_init_fn=partial(serve, self._told),
+        )
+        self._batches: Iterator[Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end_workers(self._end, getattr(self._batches, "_workers", ()))
+        self._batches = None
+        self._told.close()
+        self._end.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        """The next batch.
+
+        Raises:
+            VolsegError: what a worker raised.
+        """
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        batch = next(self._batches)
+        if isinstance(batch, VolsegError):
+            raise batch
+        return dict(batch)
+
+
+@dataclass(frozen=True)
+class _Reported(Dataset[Any]):
+    """The batches of a dataset, or the error of volseg that one ends in: PyTorch would make another one of it."""
+
+    dataset: BatchDataset
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self.dataset[step]
+        except Exception as error:
+            # MONAI raises another error from the one of a step.
+            cause: BaseException | None = error
+            while cause and not isinstance(cause, VolsegError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            return cause
 
 
 @contextmanager
 def lost_workers() -> Iterator[None]:
-    """Report a dead worker of `batch_loader` in one sentence; PyTorch raises anywhere in the main thread.
+    """Report a dead worker of `BatchLoader` in one sentence; PyTorch raises anywhere in the main thread.
 
     Raises:
         TrainingError: a worker died, for example because the system killed it for lack of memory.
@@ -140,8 +196,3 @@ def lost_workers() -> Iterator[None]:
             f"A data loader worker died: {reason.rstrip('.')}. Memory or shared memory may be short; "
             "resume with --resume, or start with --set training.workers=0."
         ) from error
-
-
-def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 - PyTorch's interface
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

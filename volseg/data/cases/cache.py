@@ -2,19 +2,23 @@
 
 A case is four files `<name>.<key>.*` in one folder:
 
-    image.b2nd      (C, D, H, W) float32, see `volseg.data.cases.chunked_arrays`
-    label.b2nd      (1, D, H, W) class indices, likewise
-    foreground.npy  (N, 3) int32 foreground voxels, label after label; then annotated voxels if others are ignored
-    json            source files, mapping between image space and network space, row ranges of foreground.npy
+    image.blocks       (C, D, H, W) float32, see `volseg.data.cases.chunked_arrays`
+    label.blocks       (1, D, H, W) class indices, likewise
+    foreground.blocks  (N, 3) int32 foreground voxels, label after label; then annotated voxels if others are ignored
+    json               source files, mapping between image space and network space, row ranges of the foreground voxels
 
 The key is a hash of the input files' bytes and of everything that preprocessing depends on, so a stale entry is never
 used. The JSON file is written last: a case with all four files is complete, and an interrupted run continues with the
-others.
+others. All four carry checksums: a case of which a file is gone, cut short or changed by as little as a bit is prepared
+again, by the process that reads it.
 """
 
 import json
+import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -22,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blosc2 import NDArray
+from isal.isal_zlib import crc32
 
 from volseg.config import IGNORED, Plan, Triple
 from volseg.data.cases.cache_key import cache_stem, content_key
@@ -33,14 +37,24 @@ from volseg.data.grid.geometry import GridMap
 from volseg.data.grid.preprocess import classes_of, image_to_network, label_to_network
 from volseg.data.io.formats import is_dicom
 from volseg.data.io.reading import Scan, read_channels, read_label
-from volseg.errors import InputError
-from volseg.files import as_tuples, whole_file, write_json
+from volseg.errors import InputError, ResourceError
+from volseg.files import LEFTOVERS, as_json, as_tuples, open_regular, write_json
+
+logger = logging.getLogger(__name__)
 
 # Increased whenever reading, preprocessing or the files below change, so that older entries are written again.
-FORMAT = 5
+FORMAT = 6
 # Part of every key. It never changes, because the checkpoints of older runs know their cases by these keys.
 _KEY_FORMAT = 4
-PARTS = ("image.b2nd", "label.b2nd", "foreground.npy", "json")
+IMAGE, LABEL, FOREGROUND = "image.blocks", "label.blocks", "foreground.blocks"
+# What earlier formats had instead.
+OLD_PARTS = ("image.b2nd", "label.b2nd", "foreground.npy")
+# A third of a label's foreground voxels, of which all are read at once.
+VOXEL_BLOCK = (4096, 3)
+# The size of a JSON file that is surely none of ours.
+MOST_JSON = 2**24
+# Seconds after which an unfinished file belongs to a process that was killed: each is written in one go.
+ABANDONED = 24 * 3600
 # Foreground voxels kept per class for patch sampling, as many as in nnU-Net.
 VOXELS_PER_CLASS = 10_000
 # Cases prepared at the same time: one is resampled while another is read or written.
@@ -62,8 +76,12 @@ PREPROCESSING: Any = {
 class CachedCase:
     """A preprocessed case: paths and small values only, so that it is cheap to send to another process.
 
+    Where a file turns out to be damaged or gone while it is read, the case is prepared again. That raises what
+    `cache_cases` raises.
+
     Args:
         case: the scan and label image it was made from.
+        plan: the plan it was preprocessed for.
         stem: the common beginning of its files' paths.
         grid: the mapping between image space and network space.
         foreground_ranges: for label 1, 2, ...: the rows (start, stop) of its voxels in the foreground file.
@@ -72,20 +90,21 @@ class CachedCase:
     """
 
     case: TrainingCase
+    plan: Plan
     stem: Path
     grid: GridMap
     foreground_ranges: tuple[tuple[int, int], ...]
     annotated_range: tuple[int, int] | None = None
 
     @property
-    def image(self) -> NDArray:
+    def image(self) -> "Volume":
         """(C, D, H, W) float32; slicing it reads only the blocks of that slice."""
-        return open_chunked(_part(self.stem, "image.b2nd"))
+        return Volume(self, IMAGE, len(self.plan.channels))
 
     @property
-    def label(self) -> NDArray:
+    def label(self) -> "Volume":
         """(1, D, H, W) class indices, see `volseg.data.grid.preprocess.classes_of`; read in the same way."""
-        return open_chunked(_part(self.stem, "label.b2nd"))
+        return Volume(self, LABEL, 1)
 
     @property
     def shape(self) -> Triple:
@@ -93,13 +112,13 @@ class CachedCase:
         return self.grid.shape
 
     def foreground(self, index: int) -> np.ndarray:
-        """(N, 3) int32 foreground voxels of label `index`, at most 10 000, memory-mapped."""
-        return self._voxels[slice(*self.foreground_ranges[index - 1])]
+        """(N, 3) int32 foreground voxels of label `index`, at most 10 000."""
+        return self.read(FOREGROUND, slice(*self.foreground_ranges[index - 1]))
 
     @property
     def annotated(self) -> np.ndarray | None:
         """(N, 3) int32 annotated voxels, at most 10 000; None if none or all voxels are ignored."""
-        return None if self.annotated_range is None else self._voxels[slice(*self.annotated_range)]
+        return None if self.annotated_range is None else self.read(FOREGROUND, slice(*self.annotated_range))
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -107,16 +126,56 @@ class CachedCase:
         ranges = enumerate(self.foreground_ranges, start=1)
         return tuple(index for index, (start, stop) in ranges if stop > start)
 
+    def read(self, part: str, index: Any) -> np.ndarray:
+        """A slice of one of the case's files.
+
+        Raises:
+            InputError: the case has to be prepared again, but cannot be, or has changed since.
+            ResourceError: it has to be prepared again, but cannot be written.
+        """
+        try:
+            return open_chunked(_part(self.stem, part))[index]
+        except (OSError, ValueError) as error:
+            logger.warning("Case %s: %s in the cache is damaged (%s), so it is prepared again", self.case.name, part,
+                           getattr(error, "strerror", None) or error)  # fmt: skip
+        if cache_stem(self.stem.parent, self.case, cache_key(self.case, self.plan)) != self.stem:
+            raise InputError(
+                f"Case {self.case.name}: its files in the cache are damaged, and the case has changed since the run "
+                "began. Restore the case and resume the run, or start again with --overwrite."
+            )
+        _preprocess(self.case, self.plan, self.stem)
+        return open_chunked(_part(self.stem, part))[index]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The image or the label image of a cached case; slicing it gives a NumPy array.
+
+    Args:
+        cached: the case.
+        part: the file.
+        channels: of the volume.
+    """
+
+    cached: CachedCase
+    part: str
+    channels: int
+
     @property
-    def _voxels(self) -> np.ndarray:
-        table: np.ndarray = np.load(_part(self.stem, "foreground.npy"), mmap_mode="r", allow_pickle=False)
-        return table
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, D, H, W)."""
+        return (self.channels, *self.cached.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.cached.read(self.part, index)
 
 
 def cache_cases(
     cases: Sequence[TrainingCase], plan: Plan, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> list[CachedCase]:
     """Preprocess all cases that are not in the cache yet, a few at a time.
+
+    Unfinished files that are older than `ABANDONED` are removed from the folder.
 
     Args:
         cases: to preprocess.
@@ -131,6 +190,7 @@ def cache_cases(
         InputError: a case cannot be used; the message names it. No further case is started.
         ResourceError: the disk is full.
     """
+    _remove_abandoned(Path(folder))
     cached = []
     with ThreadPoolExecutor(PARALLEL_CASES, thread_name_prefix="volseg-prepare") as pool:
         for one in pool.map(partial(_cached, plan=plan, folder=Path(folder)), cases):
@@ -166,19 +226,25 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
         raise InputError(f"Case {case.name}: {error}") from error
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left in a cache; what another process writes at the moment is younger."""
+    with suppress(OSError):
+        for path in folder.glob(LEFTOVERS):
+            with suppress(OSError):
+                if path.lstat().st_mtime < time.time() - ABANDONED:
+                    path.unlink()
+
+
 def _cached(case: TrainingCase, plan: Plan, folder: Path) -> CachedCase:
-    """The entry of a case, created if missing."""
+    """The entry of a case, created if it is missing or damaged."""
     stem = cache_stem(folder, case, cache_key(case, plan))
-    if not _is_current(stem):
+    found = _load(case, plan, stem)
+    if not found:
         _preprocess(case, plan, stem)
-    return _load(case, stem)
-
-
-def _is_current(stem: Path) -> bool:
-    """Whether all files of an entry are there and of this format; the JSON file is written last."""
-    if not all(_part(stem, part).exists() for part in PARTS):
-        return False
-    return bool(json.loads(_part(stem, "json").read_text(encoding="utf-8")).get("format") == FORMAT)
+        found = _load(case, plan, stem)
+    if not found:
+        raise ResourceError(f"Case {case.name}: {stem.name}.* changes in {folder} while it is prepared. Start again.")
+    return found
 
 
 def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
@@ -187,20 +253,44 @@ def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
     image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
     label = label_to_network(reference.channels[0], grid, plan).numpy()
     foreground, ranges, annotated = _foreground(label, plan)
-    write_chunked(_part(stem, "image.b2nd"), image.numpy())
-    write_chunked(_part(stem, "label.b2nd"), label[None])
-    with whole_file(_part(stem, "foreground.npy")) as temporary:
-        np.save(temporary, foreground, allow_pickle=False)
+    write_chunked(_part(stem, IMAGE), image.numpy())
+    write_chunked(_part(stem, LABEL), label[None])
+    write_chunked(_part(stem, FOREGROUND), foreground, VOXEL_BLOCK)
     sources = {"images": [str(path) for path in case.images], "label": str(case.label)}
     rows = {"foreground_ranges": ranges, "known_range": annotated}
-    write_json(_part(stem, "json"), {"format": FORMAT, **sources, "grid": asdict(grid), **rows})
+    document = {"format": FORMAT, **sources, "grid": asdict(grid), **rows}
+    write_json(_part(stem, "json"), document | {"crc32": _checksum(document)})
+    for part in OLD_PARTS:
+        with suppress(OSError):
+            _part(stem, part).unlink(missing_ok=True)
 
 
-def _load(case: TrainingCase, stem: Path) -> CachedCase:
-    """The entry of a complete case."""
-    document = json.loads(_part(stem, "json").read_text(encoding="utf-8"))
-    grid = GridMap(**{name: as_tuples(value) for name, value in document["grid"].items()})
-    return CachedCase(case, stem, grid, *(as_tuples(document[key]) for key in ("foreground_ranges", "known_range")))
+def _load(case: TrainingCase, plan: Plan, stem: Path) -> CachedCase | None:
+    """The entry of a case; None if it is incomplete, of another format, or damaged as far as its headers show."""
+    try:
+        with open_regular(_part(stem, "json")) as handle:
+            document = json.loads(handle.read(MOST_JSON))
+        if document["format"] != FORMAT or document.pop("crc32") != _checksum(document):
+            return None
+        grid = GridMap(**{name: as_tuples(value) for name, value in document["grid"].items()})
+        rows = (as_tuples(document[key]) for key in ("foreground_ranges", "known_range"))
+        entry = CachedCase(case, plan, stem, grid, *rows)
+        stated = {IMAGE: (entry.image.shape, ("float32",)), LABEL: (entry.label.shape, ("uint8", "int16"))}
+        for part, (shape, dtypes) in stated.items():
+            found = open_chunked(_part(stem, part))
+            if found.shape != shape or found.dtype.name not in dtypes:
+                return None
+        voxels = open_chunked(_part(stem, FOREGROUND))
+        last = max(stop for _, stop in (*entry.foreground_ranges, entry.annotated_range or (0, 0)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return entry if (voxels.shape, voxels.dtype.name) == ((last, 3), "int32") else None
+
+
+def _checksum(document: dict[str, Any]) -> int:
+    """The CRC-32 of a JSON document."""
+    checksum: int = crc32(as_json(document).encode())
+    return checksum
 
 
 def _foreground(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int] | None]:

@@ -336,5 +336,5 @@ def _same_name(case: TrainingCase, first: TrainingCase) -> Problem:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error

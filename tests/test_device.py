@@ -34,6 +34,7 @@ def test_a_missing_device_is_rejected(monkeypatch, name, count, message):
 )
 def test_a_gpu_gets_its_part_of_the_cores(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("volseg.device.tightest_limit", lambda: None)
     assert batch_workers(GPU, processes) == workers
     assert batch_workers(CPU, processes) == 1
 

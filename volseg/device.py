@@ -11,20 +11,14 @@ from pathlib import Path
 import torch
 
 from volseg.errors import ResourceError, UsageError
-from volseg.system import physical_memory, usable_cores
+from volseg.system import is_out_of_memory, tightest_limit, usable_cores, usable_memory
 
 logger = logging.getLogger(__name__)
 
 ADVICE = "Free memory, use a machine with more of it, or reduce the patch or batch size."
-# Messages of RuntimeErrors for which torch has no out-of-memory type.
-NO_MEMORY = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-)
 MOST_WORKERS = 8
+# Of a worker: torch, MONAI and a few batches.
+WORKER_BYTES = 1 << 30
 # Whether this process was forked from one that had loaded this module, and perhaps started PyTorch's threads.
 _forked = False
 
@@ -89,8 +83,11 @@ def gpu_memory_gb(device: torch.device) -> float:
 
 
 def machine_memory_gb() -> float:
-    """Total memory of this machine in GiB, used or free; infinite where the system does not tell."""
-    found = physical_memory()
+    """Memory that this process could take at most in GiB, used or free; infinite where the system does not tell.
+
+    The least of the machine's memory and the limits of `volseg.system.memory_limits`, such as that of a container.
+    """
+    found = usable_memory()
     return math.inf if found is None else found / 2**30
 
 
@@ -98,11 +95,14 @@ def batch_workers(device: torch.device, processes: int) -> int:
     """The number of workers that prepare batches for each of the `processes` that train on this machine.
 
     One on a CPU, where training needs the cores and waits for its only worker 1 % of the time. On a GPU, which uses
-    batches faster than one worker prepares them: all cores but one, divided by `processes`, at most 8.
+    batches faster than one worker prepares them: all cores but one, divided by `processes`, at most 8, and as many as
+    the free memory holds.
     """
     if device.type == "cpu":
         return 1
-    return min(max((usable_cores() - 1) // processes, 1), MOST_WORKERS)
+    machine = tightest_limit()
+    fitting = MOST_WORKERS if machine is None else machine.free // (WORKER_BYTES * processes)
+    return max(1, min((usable_cores() - 1) // processes, MOST_WORKERS, fitting))
 
 
 @contextmanager
@@ -114,10 +114,8 @@ def memory_errors(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
             raise
         raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
 

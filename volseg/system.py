@@ -11,8 +11,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EAGAIN, EDEADLK
+from errno import EACCES, EAGAIN, EDEADLK, ENOMEM
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     import fcntl
@@ -27,6 +28,43 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+_ROOT = Path("/")
+# What errors say that have no type of their own: of torch, of threads, and of libraries that are loaded.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "annot allocate memory",
+    "std::bad_alloc",
+    "could not create a memory object",
+    "can't start new thread",
+    "failed to map segment",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+# Of version 2 and 1 of control groups: the controller, where they are mounted, the files of limits and of use, and the
+# lines of memory.stat that count file pages.
+_GROUPS = (
+    (
+        "",
+        ("sys/fs/cgroup", "sys/fs/cgroup/unified"),
+        ("memory.max", "memory.high"),
+        "memory.current",
+        ("inactive_file", "active_file"),
+    ),
+    (
+        "memory",
+        ("sys/fs/cgroup/memory",),
+        ("memory.limit_in_bytes",),
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+ADDRESS_SPACE = "the limit of the address space (ulimit -v)"
+# Of memory and of address space for the libraries and a small model; a build of torch for GPUs takes more space.
+_BYTES_TO_START, _SPACE_TO_START = 350 << 20, 800 << 20
+# Address space that a thread takes as its stack, and that glibc reserves for those that allocate memory.
+_STACK, _THREADS_SPACE = 8 << 20, 256 << 20
 _HELD = (EAGAIN, EACCES, EDEADLK)
 # Of this process, because a lock keeps only other processes out; by device and inode.
 _locked: set[tuple[int, int]] = set()
@@ -134,7 +172,130 @@ def physical_memory() -> int | None:
         return _windows_memory()
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return _stated("/proc/meminfo", "MemTotal:")
+    return _stated("proc/meminfo", "MemTotal:")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it comes from, says that memory ran out; libraries have many ways to say so."""
+    seen: BaseException | None = error
+    while seen is not None:
+        says_so = isinstance(seen, RuntimeError | ImportError | SystemError)
+        if says_so and any(words in str(seen) for words in _NO_MEMORY):
+            return True
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == ENOMEM):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def missing_to_start() -> str | None:
+    """What keeps torch and the other libraries from being loaded, in words; None where there is memory for them.
+
+    Checked beforehand, because some libraries end the process where they find none.
+    """
+    for limit in memory_limits():
+        needed = _SPACE_TO_START if limit.source == ADDRESS_SPACE else _BYTES_TO_START
+        if limit.free < needed:
+            least, left = needed >> 20, limit.free >> 20
+            return f"volseg needs {least} MiB to start, but {limit.source} has {left} MiB left"
+    return None
+
+
+class MemoryLimit(NamedTuple):
+    """One limit of the memory that this process can take.
+
+    Attributes:
+        total: the limit in bytes.
+        free: what this process can still take before it is reached.
+        source: what sets it, in words.
+    """
+
+    total: int
+    free: int
+    source: str
+
+
+def memory_limits() -> list[MemoryLimit]:
+    """All limits of this process that the system tells: of the machine, of control groups, of the shell.
+
+    Control groups limit containers and batch jobs; those of all levels count, version 1 and 2. File pages are not
+    counted as in use, because the kernel frees them when memory runs out.
+    """
+    return [*_machine_limit(), *_group_limits(), *_shell_limits()]
+
+
+def tightest_limit() -> MemoryLimit | None:
+    """The limit with the least free memory; None where the system tells none."""
+    return min(memory_limits(), key=lambda one: one.free, default=None)
+
+
+def usable_memory() -> int | None:
+    """Bytes of memory that this process could take at most, used or free; None where the system does not tell."""
+    return min((one.total for one in memory_limits()), default=None)
+
+
+def _machine_limit() -> Iterator[MemoryLimit]:
+    total = physical_memory()
+    if total is not None:
+        available = _stated("proc/meminfo", "MemAvailable:")
+        swap = _stated("proc/meminfo", "SwapFree:") or 0
+        yield MemoryLimit(total, total if available is None else min(total, available + swap), "this machine")
+
+
+def _group_limits() -> Iterator[MemoryLimit]:
+    """The limits of the control groups of this process, and of the groups around them."""
+    for controller, mounted, limits, used, pages in _GROUPS:
+        for folder in _groups(controller, mounted):
+            for name in limits:
+                limit, in_use = _number(folder / name), _number(folder / used)
+                if limit is not None and in_use is not None:
+                    held = max(0, in_use - sum(_stated_in(folder / "memory.stat", page) for page in pages))
+                    yield MemoryLimit(limit, max(0, limit - held), "the container or job (control group)")
+
+
+def _groups(controller: str, mounted: tuple[str, ...]) -> Iterator[Path]:
+    """The folders of the control groups of this process, innermost first.
+
+    A container may see its own group as the root of the hierarchy, under a path that exists outside only.
+    """
+    with suppress(OSError, ValueError):
+        for line in (_ROOT / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller not in controllers.split(","):
+                continue
+            inner = Path(*(part for part in path.split("/") if part not in ("", ".", "..")))
+            for root in mounted:
+                yield from (_ROOT / root / inner, *(_ROOT / root / parent for parent in inner.parents))
+
+
+def _shell_limits() -> Iterator[MemoryLimit]:
+    """The limits of `ulimit -v` and `ulimit -d`; of the address space, threads take more than they use."""
+    if resource is None:
+        return
+    for kind, key, source in (
+        (resource.RLIMIT_AS, "VmSize:", ADDRESS_SPACE),
+        (resource.RLIMIT_DATA, "VmData:", "the limit of the data segment (ulimit -d)"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            threads = _THREADS_SPACE + usable_cores() * _STACK
+            yield MemoryLimit(limit, max(0, limit - (_stated("proc/self/status", key) or 0) - threads), source)
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None without one, such as "max"."""
+    with suppress(OSError, ValueError):
+        return int(path.read_text(encoding="ascii"))
+    return None
+
+
+def _stated_in(path: Path, key: str) -> int:
+    """The value of a line "key value" of a file; 0 without one."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in path.read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{key} "):
+                return int(line.split()[1])
+    return 0
 
 
 def free_shared_memory() -> int | None:
@@ -150,7 +311,7 @@ def resident_bytes() -> int:
     """Resident memory of this process in bytes; its peak where the system does not tell the current value."""
     if sys.platform == "win32":
         return _windows_process("working_set")
-    return _stated("/proc/self/status", "VmRSS:") or peak_memory_bytes()
+    return _stated("proc/self/status", "VmRSS:") or peak_memory_bytes()
 
 
 def peak_memory_bytes() -> int:
@@ -158,7 +319,7 @@ def peak_memory_bytes() -> int:
     if sys.platform == "win32":
         return _windows_process("peak_working_set")
     # VmHWM first, because `ru_maxrss` starts with the size of the parent process.
-    found = _stated("/proc/self/status", "VmHWM:")
+    found = _stated("proc/self/status", "VmHWM:")
     if found is not None or resource is None:
         return found or 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -168,7 +329,7 @@ def peak_memory_bytes() -> int:
 def _stated(path: str, key: str) -> int | None:
     """A value of a file of Linux such as "VmHWM: 12 kB", in bytes."""
     with suppress(OSError, ValueError, IndexError):
-        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (_ROOT / path).read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(key):
                 return int(line.split()[1]) * 1024
     return None

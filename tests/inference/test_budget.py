@@ -21,7 +21,8 @@ from volseg.data.io.readers.itk import write_file
 from volseg.data.io.reading import read_scan, scan_from_array
 from volseg.errors import InputError, UsageError
 from volseg.inference import budget
-from volseg.inference.budget import GIB, MemoryEstimate, parse_size, require_room
+from volseg.inference.budget import GIB, MemoryEstimate, parse_size
+from volseg.inference.room import require_room
 from volseg.inference.windows import window_starts
 
 AFFINE = np.diag([1.5, 1.5, 2.1, 1.0])
@@ -192,7 +193,7 @@ def coarse(tmp_path, **changes):
 
 def test_a_voxel_size_that_makes_many_windows_is_questioned_before_the_work(tmp_path, monkeypatch, caplog):
     segmenter, scan = coarse(tmp_path)
-    need = MemoryEstimate(segmenter.card, scan, segmenter.labeller.windows, torch.float32, True, 0)
+    need = MemoryEstimate(segmenter.card, scan, segmenter.labeller.windows, torch.float32, segmenter.device)
     windows = segmenter.labeller.windows
     per_axis = [len(window_starts(size, 16, windows.overlap)) for size in need.grid]
     assert need.window_count == np.prod(per_axis) > 1000

@@ -289,3 +289,14 @@ def test_real_hippocampus(data_folder):
     # Anterior and posterior lie on opposite sides along A and S; left and right hippocampi are flips along R (H).
     assert plan.mirror_axes == (1,)
     assert "along A" in reasons["mirror_axes"]
+
+
+def test_a_cpu_plan_has_half_a_gigabyte_or_what_a_small_machine_has():
+    """The feature maps of a patch as in nnU-Net's reference: 70 million values per GB."""
+    large = [case((400, 400, 400), (1.0, 1.0, 1.0))] * 30
+    plan, reasons = planned(*large, accelerated=False)
+    assert reasons["patch_size"].endswith("the largest patch that fits 0.5 GB")
+    assert 0.5 * 35e6 < feature_map_size(plan.network, plan.patch_size) <= 35e6
+    small, reasons = planned(*large, accelerated=False, memory_gb=0.25)
+    assert reasons["patch_size"].endswith("the largest patch that fits 0.25 GB")
+    assert feature_map_size(small.network, small.patch_size) <= 17.5e6

@@ -10,6 +10,7 @@ import torch
 
 from volseg.device import choose_device, device_name, machine_memory_gb
 from volseg.precision import CUDNN_ADVICE, autocast, choose_precision, cudnn_is_sound, exact_float32, precision_name
+from volseg.system import tightest_limit
 
 PACKAGES = ("volseg", "torch", "nibabel", "SimpleITK", "numpy", "pydicom", "highdicom")
 # Of a convolution, as a share of its largest value; bfloat16 rounds by 2 ** -9.
@@ -52,8 +53,9 @@ def _optional(package: str, need: str) -> Finding:
 
 
 def _memory() -> Finding:
-    total = machine_memory_gb()
-    return Finding("memory", f"{total:.1f} GiB", "ok" if total >= 4 else "training needs at least 4 GiB")
+    total, tightest = machine_memory_gb(), tightest_limit()
+    free = "" if tightest is None else f", {tightest.free / 2**30:.1f} GiB free: {tightest.source}"
+    return Finding("memory", f"{total:.1f} GiB{free}", "ok" if total >= 4 else "training needs at least 4 GiB")
 
 
 def _cudnn(device: torch.device) -> Finding:

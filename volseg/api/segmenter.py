@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -26,23 +26,24 @@ from volseg.data.io.any_scan import as_scan
 from volseg.data.io.choice import ONLY, Choice, chosen
 from volseg.data.io.inputs import Case
 from volseg.data.io.provenance import input_of
-from volseg.data.io.read_cost import reading_bytes
 from volseg.data.io.reading import Scan
 from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError
 from volseg.files import given_path, sha256_of
 from volseg.inference.budget import (
     MemoryEstimate,
+    MemoryPlan,
     parse_size,
     plan_chunks,
     question_windows,
-    require_room,
     scans_at_once,
     windows_at_once,
 )
 from volseg.inference.labelling import Labeller, probability_sink
 from volseg.inference.postprocessing import postprocess
+from volseg.inference.promises import promised
 from volseg.inference.quality import measure, scan_flags
+from volseg.inference.room import has_plenty, require_free, require_room_to_read
 from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model
 from volseg.networks import open_network
@@ -133,6 +134,8 @@ class Segmenter:
             raise UsageError(f"Unknown crop {crop!r}. Use none or body.")
         limit_threads_after_fork()
         path = find_model(model)
+        # The weights of the file, and those of the network.
+        require_free(2 * path.stat().st_size, f"Loading {path.name}")
         place = choose_device(device)
         with memory_errors(f"loading the model on {place}"):
             card, network = open_network(path)
@@ -169,10 +172,6 @@ class Segmenter:
         found = {MODALITIES.get(channel.name.upper()) for channel in self.card.plan.channels}
         return found.pop() if len(found) == 1 else None
 
-    @cached_property
-    def _parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.labeller.network.parameters())
-
     def __call__(
         self,
         scan: Any,
@@ -208,8 +207,7 @@ class Segmenter:
         began, started = datetime.now(UTC), time.perf_counter()
         paths = scan.paths if isinstance(scan, Case) else [given_path(scan)] if isinstance(scan, str | Path) else []
         choice = replace(scan.choice if isinstance(scan, Case) else choice, modality=self._modality)
-        if self.max_memory is not None and paths:
-            require_room(sum(reading_bytes(path, choice) for path in paths), self.max_memory, str(paths[0]))
+        require_room_to_read(paths, choice, self.max_memory)
         with memory_errors("reading the scan"):
             opened = as_scan(scan, len(self.card.plan.channels), choice)
         return Opened(opened, input_of(opened, paths), began, time.perf_counter() - started)
@@ -221,16 +219,28 @@ class Segmenter:
                 f"{opened.source} is made upright, and probabilities cannot be mapped back to its tilted slices. "
                 "Leave out the probabilities, or segment the slices as they are."
             )
-        plan, windows, dtype = self.card.plan, self.labeller.windows, self.labeller.dtype
-        on_host, in_memory = self.device.type == "cpu", probabilities is True
-        need = MemoryEstimate(self.card, opened, windows, dtype, on_host, self._parameters, in_memory)
-        chunk = plan_chunks(need, self.max_memory)
-        opened = _questioned(opened, need)
+        labeller = self.labeller
+        need = MemoryEstimate(self.card, opened, labeller.windows, labeller.dtype, self.device, probabilities is True)
+        with promised(partial(plan_chunks, need, self.max_memory)) as planned:
+            source = source._replace(scan=_questioned(opened, need))
+            return self._planned(source, planned, progress, probabilities, started)
+
+    def _planned(
+        self,
+        source: Opened,
+        planned: MemoryPlan,
+        progress: Progress,
+        probabilities: Path | bool | None,
+        started: float,
+    ) -> Result:
+        """Segment a scan as planned; `started` is when its planning began."""
+        opened, plan, windows, chunk = source.scan, self.card.plan, planned.windows, planned.chunk
+        labeller = replace(self.labeller, windows=windows)
         with memory_errors(f"segmenting on {self.device}"):
             volume, grid = image_to_network(*_for_network(opened), plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
             with probability_sink(probabilities, volume, grid, plan) as (sink, array):
-                labels = self.labeller.label(volume, grid, progress, sink, chunk)
+                labels = labeller.label(volume, grid, progress, sink, chunk)
             del volume
             if opened.untilt:
                 labels = back(labels, opened.geometry.shape, opened.geometry.affine)
@@ -276,8 +286,9 @@ class Segmenter:
     ) -> Iterator[Outcome]:
         """Segment many scans, in order; reading and computing overlap.
 
-        Unless memory is limited, the next scan is read while one is computed; on a CPU, scans whose windows are small
-        are computed in parallel. A scan that cannot be segmented is an outcome with an error, not an exception.
+        Unless memory is limited or scarce, the next scan is read while one is computed; on a CPU, scans whose windows
+        are small are computed in parallel. A scan that cannot be segmented is an outcome with an error, not an
+        exception.
 
         Args:
             scans: each as for a call.
@@ -299,9 +310,10 @@ class Segmenter:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-read") as reader:
             # No name for the scan: it would keep its memory while the next one is computed.
             waiting: deque[tuple[Job, Callable[[], Opened]]] = deque()
+            ahead = self.max_memory is None and has_plenty()
             for job in jobs:
                 waiting.append((job, reader.submit(self._open, job[0]).result))
-                if len(waiting) > (self.max_memory is None):
+                if len(waiting) > ahead:
                     yield self._outcome(*waiting.popleft(), progress)
             while waiting:
                 yield self._outcome(*waiting.popleft(), progress)

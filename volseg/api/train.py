@@ -21,7 +21,7 @@ from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_d
 from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.data.cases.progressive_patches import ProgressivePatches
 from volseg.data.cases.workers import require_main_process
-from volseg.device import batch_workers, choose_device, gpu_memory_gb, memory_errors
+from volseg.device import batch_workers, choose_device, gpu_memory_gb, machine_memory_gb, memory_errors
 from volseg.errors import DatasetError, InputError, Stopped, UsageError
 from volseg.files import remove_leftovers, write_json, write_text
 from volseg.modelfile import ModelCard, save_model
@@ -198,7 +198,9 @@ def _plan(
     data: Dataset, fingerprint: Fingerprint, choices: PlanChoices, device: torch.device
 ) -> tuple[Plan, dict[str, str]]:
     """The plan for a device, and the reason for each value."""
-    memory = min(GPU_MEMORY_GB, gpu_memory_gb(device))
+    # On a CPU the patches need about twice what they are planned with, and as much goes to the program and its workers.
+    own = gpu_memory_gb(device) if device.type == "cuda" else machine_memory_gb() / 4
+    memory = min(GPU_MEMORY_GB, own)
     return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
 
 

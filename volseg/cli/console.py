@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -27,6 +28,7 @@ from rich.text import Text
 
 from volseg.errors import INTERRUPTED, SHOWN, DatasetError, OtherProcessError, ResourceError, VolsegError
 from volseg.progress import Progress
+from volseg.system import is_out_of_memory, missing_to_start
 from volseg.text import OneLine, printable, printable_lines, shortened
 
 LINE_SECONDS = 15.0
@@ -34,6 +36,7 @@ LINE_SECONDS = 15.0
 PLAIN_WIDTH = 140
 # Characters of a cell; --json has all of a longer text.
 LONGEST_CELL = 10_000
+MORE_MEMORY = "Free memory, raise the limit, or use a machine with more."
 # Packages that deploy/predict.txt leaves out: only training and pictures need them.
 NOT_FOR_PREDICTION = frozenset({"blosc2", "matplotlib", "monai", "tensorboard"})
 # Packages of the extra `node`.
@@ -61,11 +64,18 @@ def guarded(command: Callable[Arguments, int | None]) -> Callable[Arguments, Non
         _start_logging()
         signal.signal(signal.SIGTERM, _as_interrupt)
         try:
+            _require_memory_to_start()
             code = command(*args, **kwargs)
         except (VolsegError, KeyboardInterrupt, ModuleNotFoundError) as error:
             # Print the whole message: torchrun sends SIGTERM when another process has ended.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             code = _report_error(_explained(error), bool(kwargs.get("as_json")))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # What the traceback holds is freed first.
+            traceback.clear_frames(error.__traceback__)
+            code = _report_error(ResourceError(f"Out of memory. {MORE_MEMORY}"), bool(kwargs.get("as_json")))
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise typer.Exit(code or 0)
@@ -189,6 +199,13 @@ def _explained(error: VolsegError | KeyboardInterrupt | ModuleNotFoundError) -> 
     )
     explained.__cause__ = error
     return explained
+
+
+def _require_memory_to_start() -> None:
+    """Reject a limit under which not even the libraries can be loaded."""
+    missing = missing_to_start()
+    if missing:
+        raise ResourceError(f"{missing}. {MORE_MEMORY}")
 
 
 def _report_error(error: VolsegError | KeyboardInterrupt, as_json: bool) -> int:

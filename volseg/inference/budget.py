@@ -6,7 +6,7 @@ Only the process's own memory is planned, which is what `--max-memory` limits.
 import logging
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,14 +15,14 @@ from volseg.data.grid.geometry import Geometry, map_to_network
 from volseg.data.grid.shear import upright_geometry
 from volseg.data.io.reading import Scan
 from volseg.device import free_gpu_memory, machine_memory_gb
-from volseg.errors import InputError, UsageError
+from volseg.errors import InputError, ResourceError, UsageError
+from volseg.inference.room import GIB, MORE_MEMORY
 from volseg.inference.windows import Windows, window_count
 from volseg.modelfile import ModelCard
-from volseg.system import resident_bytes
+from volseg.networks.footprint import Computing, footprint
+from volseg.system import MemoryLimit, resident_bytes, tightest_limit
 
 logger = logging.getLogger(__name__)
-
-GIB = 2**30
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 # Voxels of the scan processed at a time, the fastest first, and logits in network space for each of them.
 CHUNKS = (1 << 22, 1 << 20, 1 << 18)
@@ -30,12 +30,16 @@ SLAB_LOGITS_PER_VOXEL = 4
 # Memory per voxel: while it is resampled, with its float32 and reoriented copies; while components are counted, in the
 # worst case that every voxel is a component (368 MB were measured for 1 << 22 of them).
 PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
+# The least free memory for each of the scans computed in parallel.
+SCAN_BYTES = GIB // 2
 # Up to this size of a window's feature maps, CPU cores lose more time waiting for each other than sharing one saves.
 SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
 # From so many windows on, and so many voxels in network space for each of the scan, the voxel size is questioned.
 MANY_WINDOWS, MANY_VOXELS = 1000, 20
-# Fragmentation of memory that is kept for reuse, as a factor; see `volseg.networks.cpu.malloc`.
-HOLES = 1.5
+# Resampled logits of a block, and small tensors.
+RESAMPLED_BYTES, HEAP = 16 << 20, 32 << 20
+# Fragmentation of the memory of windows, as a factor: the estimate was 0.86 to 1.23 of what was measured without it.
+HOLES = 1.25
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,21 @@ class ChunkSize:
 
 
 @dataclass(frozen=True)
+class MemoryPlan:
+    """How a scan is segmented, so that it fits.
+
+    Args:
+        chunk: how much is computed at a time.
+        windows: with the number of windows computed at once.
+        bytes: the most memory that the process will take.
+    """
+
+    chunk: ChunkSize
+    windows: Windows
+    bytes: int
+
+
+@dataclass(frozen=True)
 class MemoryEstimate:
     """The memory that segmenting a scan will need.
 
@@ -60,8 +79,7 @@ class MemoryEstimate:
         scan: the scan as read.
         windows: size, overlap, batch and test-time flips.
         dtype: type of feature maps.
-        on_host: whether windows are computed in the memory of the process.
-        parameters: number of parameters of the network.
+        device: where windows are computed.
         probabilities: whether the class probabilities are kept in memory.
     """
 
@@ -69,8 +87,7 @@ class MemoryEstimate:
     scan: Scan
     windows: Windows
     dtype: torch.dtype
-    on_host: bool
-    parameters: int
+    device: torch.device
     probabilities: bool = False
 
     @property
@@ -119,20 +136,45 @@ class MemoryEstimate:
 
     def _windows(self, grid: list[int], chunk: ChunkSize) -> int:
         """Bytes of one batch of windows, its feature maps, the ring, and logits while they are resampled."""
-        network, patch = self.card.plan.network, self.card.plan.patch_size
-        outputs = network.classes if self.card.members > 1 else min(network.features[0], network.classes)
-        ring = 4 * outputs * min(grid[0], max(patch)) * grid[1] * grid[2]
-        # A slab of logits, its planes, and their resampled logits.
-        plane = 4 * network.classes * grid[1] * grid[2]
-        resampling = 3 * max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels)
-        if not self.on_host:
+        at_end, outputs, ring, resampling = self._blending(grid, chunk)
+        if self.device.type != "cpu":
             return resampling
-        maps = max(1, self.windows.batch_size) * feature_maps(network, patch) * self.dtype.itemsize
-        # Test-time flips and ensemble members are summed: the sum, one output, and the output of a constant window.
-        maps += 3 * 4 * outputs * math.prod(patch)
-        # The filters of `volseg.networks.cpu.winograd` are up to 8/3 as large as the weights of the layers.
-        filters = 8 * self.parameters * self.dtype.itemsize // 3
-        return ring + filters + int((maps + resampling) * (HOLES if chunk.keep_freed else 1))
+        return ring + self._network(at_end, outputs, resampling, Computing(self.dtype.itemsize, True, chunk.keep_freed))
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Bytes of GPU memory on top of the network and the scan in network space."""
+        at_end, outputs, ring, resampling = self._blending(sorted(self.grid, reverse=True), ChunkSize())
+        return ring + self._network(at_end, outputs, resampling, Computing(self.dtype.itemsize, False, False))
+
+    def _blending(self, grid: list[int], chunk: ChunkSize) -> tuple[bool, int, int, int]:
+        """Whether the last layer follows the blending, outputs per voxel, bytes of the ring, and of resampling."""
+        network, patch = self.card.plan.network, self.card.plan.patch_size
+        at_end = self.card.members == 1 and network.features[0] < network.classes
+        outputs = network.features[0] if at_end else network.classes
+        planes = min(grid[0], max(patch))
+        ring = 4 * outputs * planes * grid[1] * grid[2]
+        # Two slabs of logits, the last plane of the one before, and resampled logits.
+        plane = 4 * network.classes * grid[1] * grid[2]
+        slab = min(plane * planes, max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels))
+        resampling = 2 * slab + 2 * plane + RESAMPLED_BYTES
+        return at_end, outputs, ring, resampling
+
+    def _network(self, at_end: bool, outputs: int, resampling: int, computing: Computing) -> int:
+        """Bytes of one batch of windows: its feature maps, what is made of its outputs, and the filters."""
+        network, patch = self.card.plan.network, self.card.plan.patch_size
+        batch = max(1, self.windows.batch_size)
+        found = footprint(network, patch, batch, computing, head=not at_end)
+        values = 4 * batch * math.prod(patch)
+        # An output in float32, and its weights.
+        output = values * (outputs + 2)
+        flips = values * (outputs + 2 * network.in_channels) if self.windows.mirror_axes else 0
+        members = values * network.classes if self.card.members > 1 else 0
+        during = found.maps + flips + members
+        after = found.kept + 2 * output + resampling + flips
+        # On a GPU, autocast keeps a copy of the weights. The output of a constant window is kept.
+        kept = output + self.card.members * (found.filters if computing.fast else found.weights)
+        return kept + int(max(during, after) * HOLES) + HEAP
 
 
 def feature_maps(network: NetworkConfig, patch: Triple) -> int:
@@ -161,33 +203,91 @@ def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int
 
 def scans_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
     """The number of scans computed in parallel: on a CPU with small windows several, with fewer threads each."""
-    is_small = dtype.itemsize * feature_maps(plan.network, plan.patch_size) <= SMALL_MAPS
-    return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == "cpu" and is_small else 1
+    maps = dtype.itemsize * feature_maps(plan.network, plan.patch_size)
+    if device.type != "cpu" or maps > SMALL_MAPS:
+        return 1
+    machine = tightest_limit()
+    fitting = MOST_AT_ONCE if machine is None else machine.free // (SCAN_BYTES + maps)
+    return max(1, min(torch.get_num_threads(), MOST_AT_ONCE, fitting))
 
 
-def plan_chunks(need: MemoryEstimate, limit: int | None) -> ChunkSize:
-    """The fastest chunk size that stays below a limit.
+def plan_chunks(need: MemoryEstimate, limit: int | None, others: int = 0) -> tuple[MemoryPlan, int]:
+    """The fastest way to segment a scan that fits the limit, the free memory of the machine, and that of the GPU.
+
+    Args:
+        need: what the scan needs.
+        limit: memory limit of the process in bytes, of `--max-memory`; None for none.
+        others: bytes of free memory that other scans at work were promised.
+
+    Returns:
+        The plan, and its bytes on top of what the process has taken already.
 
     Raises:
-        InputError: no chunk size fits the limit, or the scan in network space, with the probabilities kept in memory,
-            exceeds the memory of the machine.
+        InputError: nothing fits the limit, or the scan in network space, with the probabilities kept in memory, exceeds
+            the memory of the machine.
+        ResourceError: nothing fits the free memory.
     """
     _require_machine(need)
-    if limit is None:
-        return ChunkSize()
     used = resident_bytes()
+    windows = _fit_gpu(need)
+    need = replace(need, windows=windows)
     options = [ChunkSize(voxels, keep) for keep in (True, False) for voxels in CHUNKS]
+    machine = tightest_limit()
+    free = math.inf if machine is None else machine.free - others
+    room = math.inf if limit is None else limit - used
     for chunk in options:
         parts = need.parts(chunk)
-        if used + max(parts.values()) <= limit:
-            details = _in_words(used, parts), limit / GIB, chunk.voxels, "kept" if chunk.keep_freed else "released"
-            logger.info("Memory: %s of %.2f GiB, %d voxels at a time, freed memory is %s", *details)
-            return chunk
+        most = max(parts.values())
+        if most <= min(free, room):
+            plan = MemoryPlan(chunk, windows, used + most)
+            if limit is not None or chunk != options[0]:
+                _log_plan(plan, parts, used, room <= free, machine)
+            return plan, most
     parts = need.parts(options[-1])
-    raise InputError(
-        f"{need.scan.source} needs {_in_words(used, parts)}, but --max-memory is {limit / GIB:.2f} GiB. "
-        "Raise it, or use a model with a smaller patch or fewer classes."
-    )
+    if limit is not None and room <= free:
+        raise InputError(
+            f"{need.scan.source} needs {_in_words(used, parts)}, but --max-memory is {limit / GIB:.2f} GiB. "
+            "Raise it, or use a model with a smaller patch or fewer classes."
+        )
+    assert machine is not None
+    raise ResourceError(f"{need.scan.source} needs {_in_words(used, parts)}, but {_has(machine, used)}. {MORE_MEMORY}")
+
+
+def _fit_gpu(need: MemoryEstimate) -> Windows:
+    """As many windows at once as fit the free memory of the GPU.
+
+    Raises:
+        ResourceError: not even one fits.
+    """
+    windows = need.windows
+    if need.device.type != "cuda":
+        return windows
+    free = free_gpu_memory(need.device)
+    while (needed := replace(need, windows=windows).gpu_bytes) > free:
+        if windows.batch_size <= 1:
+            raise ResourceError(
+                f"A window of {' x '.join(map(str, windows.patch_size))} voxels needs {needed / GIB:.2f} GiB of GPU "
+                f"memory, but {need.device} has {free / GIB:.2f} GiB free. Close other programs that use the GPU, use "
+                "--device cpu, or a model with a smaller patch."
+            )
+        windows = replace(windows, batch_size=windows.batch_size // 2)
+    if windows != need.windows:
+        logger.info("Memory: %d windows at once, because %s has %.2f GiB free", windows.batch_size, need.device,
+                    free / GIB)  # fmt: skip
+    return windows
+
+
+def _log_plan(plan: MemoryPlan, parts: dict[str, int], used: int, by_limit: bool, machine: MemoryLimit | None) -> None:
+    """Log what was planned and, where it is not the fastest way, why."""
+    of = "--max-memory" if by_limit or machine is None else _has(machine, used)
+    chunk = plan.chunk
+    details = _in_words(used, parts), of, chunk.voxels, "kept" if chunk.keep_freed else "released"
+    logger.info("Memory: %s; planned for %s: %d voxels at a time, freed memory is %s", *details)
+
+
+def _has(machine: MemoryLimit, used: int) -> str:
+    """What a limit leaves to the process, in words."""
+    return f"{machine.source} has {(used + machine.free) / GIB:.2f} GiB for it"
 
 
 def question_windows(need: MemoryEstimate) -> str | None:
@@ -230,25 +330,6 @@ def _in_words(used: int, parts: dict[str, int]) -> str:
     most = max(parts, key=parts.__getitem__)
     fixed, more = used / GIB, parts[most] / GIB
     return f"{fixed + more:.2f} GiB ({fixed:.2f} for the program, the model and the scan, {more:.2f} for {most})"
-
-
-def require_room(needed: int, limit: int, source: str) -> None:
-    """Reject a scan that alone exceeds the limit, before it is read.
-
-    Args:
-        needed: bytes of the scan.
-        limit: memory limit of the process in bytes.
-        source: the scan, for messages.
-
-    Raises:
-        InputError: the scan exceeds the limit.
-    """
-    used = resident_bytes()
-    if used + needed > limit:
-        raise InputError(
-            f"{source} takes {needed / GIB:.2f} GiB, and the program and the model {used / GIB:.2f} GiB, "
-            f"but --max-memory is {limit / GIB:.2f} GiB. Raise it."
-        )
 
 
 def parse_size(text: str) -> int:

@@ -58,7 +58,7 @@ def make_plan(
         fingerprint: of the training cases.
         choices: what the user has fixed; the rest is derived.
         accelerated: whether training runs on a GPU.
-        memory_gb: GPU memory that training may use; ignored on a CPU.
+        memory_gb: memory that training may use.
 
     Returns:
         The plan, and a one-line reason per value, keyed as in the plan ("patch_size", "network.features").
@@ -80,7 +80,7 @@ def make_plan(
     reasons["axes"] = f"{'RAS'[through_plane]} has the largest spacing (a tie goes to S, then A)"
     spacing = decide("spacing_mm", choices.spacing_mm, (_reordered(target, order), why_spacing))
     median = _median_shape(fingerprint, spacing, order)
-    memory = memory_gb if accelerated else CPU_MEMORY_GB
+    memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
     block, reasons["network.block"] = _block(spacing, accelerated)
     build = partial(
         network_config,

@@ -1,0 +1,80 @@
+"""Whether there is memory for a file, before it is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from volseg.data.io.choice import Choice
+from volseg.data.io.formats import is_dicom
+from volseg.data.io.read_cost import reading_bytes
+from volseg.errors import InputError, ResourceError
+from volseg.system import resident_bytes, tightest_limit
+
+MIB, GIB = 2**20, 2**30
+MORE_MEMORY = "Free memory, raise the limit, use a machine with more, or a model with a smaller patch or fewer classes."
+# The least free memory for the next scan to be read while one is computed.
+PLENTY = 2 * GIB
+
+
+def has_plenty() -> bool:
+    """Whether there is memory for the next scan to be read while one is computed."""
+    machine = tightest_limit()
+    return machine is None or machine.free >= PLENTY
+
+
+def require_room_to_read(paths: Sequence[Path], choice: Choice, limit: int | None) -> None:
+    """Reject a scan that alone exceeds the memory, before it is read.
+
+    The size of DICOM takes long to find out, so it is asked only where memory is limited or scarce.
+
+    Args:
+        paths: the files of the scan, one per channel, or its folder.
+        choice: which series of DICOM is read.
+        limit: memory limit of the process in bytes; None for none.
+
+    Raises:
+        InputError: the scan exceeds the limit.
+        ResourceError: it exceeds the free memory of the machine.
+    """
+    asked = limit is not None or not has_plenty()
+    sizes = [reading_bytes(path, choice) for path in paths if asked or not is_dicom(path)]
+    if sizes and limit is not None:
+        require_room(sum(sizes), limit, str(paths[0]))
+    if sizes:
+        require_free(sum(sizes), str(paths[0]))
+
+
+def require_room(needed: int, limit: int, source: str) -> None:
+    """Reject a scan that alone exceeds the limit, before it is read.
+
+    Args:
+        needed: bytes of the scan.
+        limit: memory limit of the process in bytes.
+        source: the scan, for messages.
+
+    Raises:
+        InputError: the scan exceeds the limit.
+    """
+    used = resident_bytes()
+    if used + needed > limit:
+        raise InputError(
+            f"{source} takes {needed / GIB:.2f} GiB, and the program and the model {used / GIB:.2f} GiB, "
+            f"but --max-memory is {limit / GIB:.2f} GiB. Raise it."
+        )
+
+
+def require_free(needed: int, what: str) -> None:
+    """Reject what exceeds the free memory of the machine, before it is taken.
+
+    Args:
+        needed: bytes on top of what the process has taken.
+        what: needs them, for messages.
+
+    Raises:
+        ResourceError: it exceeds the free memory.
+    """
+    machine = tightest_limit()
+    if machine is not None and needed > machine.free:
+        raise ResourceError(
+            f"{what} takes {needed / MIB:,.0f} MiB, but {machine.source} has {machine.free / MIB:,.0f} MiB left. "
+            f"{MORE_MEMORY}"
+        )

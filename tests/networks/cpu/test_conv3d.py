@@ -224,3 +224,30 @@ def test_a_single_plane_in_bfloat16_is_right(channels, stride, training) -> None
         found = layer(x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
+
+
+def leave_nan_behind() -> None:
+    """Fill memory that is freed, so that what reads it shows."""
+    for size in (1 << 8, 1 << 10, 1 << 12, 1 << 14, 1 << 18):
+        del [torch.full((size,), torch.nan, dtype=torch.bfloat16) for _ in range(4)][:]
+
+
+@needs_bf16
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
+def test_outputs_of_one_or_two_columns_in_bfloat16_are_right(channels, width, stride, training) -> None:
+    layer, x = layer_of(channels, True, stride=stride), torch.randn(2, channels, 5, 8, width)
+    expected = F.conv3d(x, layer.weight, layer.bias, stride, 1)
+    downstream = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(expected, layer.weight, downstream)
+    leave_nan_behind()
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
+    if training:
+        leave_nan_behind()
+        (found_gradient,) = torch.autograd.grad(found, layer.weight, downstream.bfloat16())
+        torch.testing.assert_close(found_gradient, gradient, rtol=0.03, atol=0.03 * float(gradient.abs().max()))

@@ -23,6 +23,8 @@ class Conv(nn.Conv3d):
         same = self.kernel_size == (3, 3, 3) and self.stride == (1, 1, 1)
         if x.shape[2] == 1 and self.kernel_size[0] > 1 and computes_bfloat16(x):
             return self._single_plane(x)
+        if x.shape[4] <= self.stride[2] > 1 < self.kernel_size[2] and computes_bfloat16(x):
+            return self._single_column(x)
         if plain_training(x):
             if same and winograd.is_faster(x):
                 out: Tensor = WinogradConv.apply(x, self.weight)
@@ -52,6 +54,17 @@ class Conv(nn.Conv3d):
         weight = self.weight[:, :, self.kernel_size[0] // 2]
         out = F.conv2d(x.squeeze(2), weight, self.bias, self.stride[1:], self.padding[1:])
         return out.unsqueeze(2).contiguous(memory_format=torch.channels_last_3d)
+
+    def _single_column(self, x: Tensor) -> Tensor:
+        """Convolve to outputs of width 1 in float32: with AMX, oneDNN's strided kernels read and write beyond them.
+
+        Seen with torch 2.13 for strides of 2 and kernels of 3 in bfloat16, whatever the channels: values up to NaN,
+        different at each call, and wrong gradients of the weight.
+        """
+        with torch.autocast("cpu", enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            out = F.conv3d(x.float(), self.weight.float(), bias, self.stride, self.padding)
+        return out.bfloat16().contiguous(memory_format=torch.channels_last_3d)
 
     def _winograd_filters(self, depth: int, dtype: torch.dtype) -> winograd.Filters:
         """The filters for the current weight, cached from window to window."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -265,6 +266,18 @@ def test_a_scan_waits_for_the_memory_that_another_was_promised():
     assert events == ["first", "second"]
     with pytest.raises(ResourceError, match="too much"), promised(plan(11)):
         pass
+    assert promises._promised == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_waits_for_no_scan_of_its_parent():
+    with promised(lambda _: ("plan", 10)):
+        child = os.fork()
+        if not child:
+            with promised(lambda others: ("plan", others)) as found:
+                os._exit(0 if found == "plan" and promises._promised == [0] else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert promises._promised == []
 
 

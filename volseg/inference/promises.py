@@ -1,5 +1,6 @@
 """Memory promised to the scans at work in this process, so that several do not plan with the same free memory."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,17 @@ T = TypeVar("T")
 
 _changed = threading.Condition()
 _promised: list[int] = []
+
+
+def _forget() -> None:
+    """In a forked process no scan of the parent is at work, and none of its threads gives the lock back."""
+    global _changed
+    _changed = threading.Condition()
+    _promised.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "volseg"
 RANKS = {
-    "version": 0, "text": 0,
+    "version": 0, "text": 0, "system": 0,
     "errors": 0.5,
     "files": 1, "config": 1, "progress": 1,
     "device": 2, "precision": 2, "modelfile": 2,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from volseg.errors import ResourceError, UsageError
+from volseg.system import physical_memory, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,9 @@ def gpu_memory_gb(device: torch.device) -> float:
 
 
 def machine_memory_gb() -> float:
-    """Total memory of this machine in GiB, used or free."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    """Total memory of this machine in GiB, used or free; infinite where the system does not tell."""
+    found = physical_memory()
+    return math.inf if found is None else found / 2**30
 
 
 def batch_workers(device: torch.device, processes: int) -> int:
@@ -100,8 +102,7 @@ def batch_workers(device: torch.device, processes: int) -> int:
     """
     if device.type == "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max((cores - 1) // processes, 1), MOST_WORKERS)
+    return min(max((usable_cores() - 1) // processes, 1), MOST_WORKERS)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.errors import InputError, ResourceError, UsageError, VolsegError
+from volseg.system import sync_file, sync_folder
 from volseg.text import shows_names
 
 # The temporary names of `whole_file`.
@@ -81,13 +82,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
+            sync_file(temporary)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync_names(path.parent)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def whole_files(folder: Path, last: str) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(folder)
+    _sync_names(folder)
 
 
 @contextmanager
@@ -240,18 +240,10 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(4)}.tmp.{last}")
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_names(folder: Path) -> None:
     """Make a rename durable; on file systems that cannot sync a folder, content is safe all the same."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+    with suppress(OSError):
+        sync_folder(folder)
 
 
 def folders_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -34,11 +34,9 @@ from volseg.files import given_path, sha256_of
 from volseg.inference.budget import (
     MemoryEstimate,
     parse_size,
-    peak_memory_bytes,
     plan_chunks,
     question_windows,
     require_room,
-    resident_bytes,
     scans_at_once,
     windows_at_once,
 )
@@ -51,6 +49,7 @@ from volseg.networks import load_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
+from volseg.system import peak_memory_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
 

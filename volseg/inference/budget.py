@@ -6,10 +6,7 @@ Only the process's own memory is planned, which is what `--max-memory` limits.
 import logging
 import math
 import re
-import resource
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -21,6 +18,7 @@ from volseg.device import free_gpu_memory, machine_memory_gb
 from volseg.errors import InputError, UsageError
 from volseg.inference.windows import Windows, window_count
 from volseg.modelfile import ModelCard
+from volseg.system import resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -263,22 +261,3 @@ def parse_size(text: str) -> int:
     if not found or not 0 < float(found[1]) < 2**40:
         raise UsageError(f"{text!r} is not an amount of memory. Write for example 4G or 512M.")
     return int(float(found[1]) * UNITS[found[2]])
-
-
-def resident_bytes() -> int:
-    """Resident memory of the process in bytes; its peak where the system does not report the current value."""
-    return _status("VmRSS:") or peak_memory_bytes()
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of the process in bytes."""
-    # Only without VmHWM, because `ru_maxrss` starts with the size of the parent process.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return _status("VmHWM:") or (peak if sys.platform == "darwin" else peak * 1024)  # kilobytes on Linux
-
-
-def _status(key: str) -> int:
-    """A value of Linux's process status, such as "VmHWM: 12 kB", in bytes; 0 without one."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8", errors="replace").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)

@@ -9,7 +9,6 @@ An object is written to incoming/, synced, moved to series/, and recorded; only 
 """
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -19,7 +18,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -31,6 +30,7 @@ from volseg.errors import InputError, UsageError
 from volseg.node.config import NodeConfig
 from volseg.node.errors import FullDiskError, ObjectError
 from volseg.node.queue import NAME, Queue
+from volseg.system import file_lock, sync_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -87,23 +87,23 @@ class Store:
 
     def __init__(self, config: NodeConfig) -> None:
         self.folder, self.free_bytes = config.store, config.limits.free_disk
+        self._lock = ExitStack()
         try:
             # It holds patient data.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.incoming, self.folder / "series", self.folder / "jobs"):
                 folder.mkdir(exist_ok=True)
-            self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 - held as long as the store
+            sure = self._lock.enter_context(file_lock(self.folder / "lock"))
+        except BlockingIOError as error:
+            raise UsageError(
+                f"Another node uses the store {self.folder}. Stop it, or give each node its own store."
+            ) from error
         except OSError as error:
             raise UsageError(
                 f"The store {self.folder} cannot be used: {error.strerror}. Give a folder that the node may write to."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UsageError(
-                f"Another node uses the store {self.folder}. Stop it, or give each node its own store."
-            ) from error
+        if not sure:
+            logger.warning("%s has no file locks, so nothing keeps another node from using it", self.folder)
         try:
             self._require_queue()
             self.queue = Queue(self.folder, config.retry)
@@ -135,7 +135,7 @@ class Store:
     def sync_job(self, number: int) -> None:
         """Write the names of a job's results to the disk itself; their contents are there."""
         for folder in (self.job_folder(number), self.folder / "jobs"):
-            _sync(folder)
+            sync_folder(folder)
 
     def free_disk(self) -> int:
         """Bytes that are free on the disk of the store."""
@@ -164,12 +164,12 @@ class Store:
             if self.queue.has_instance(found.series_uid, found.sop_uid):
                 return found
             target = self.series_folder(found.series_uid) / f"{file_name(found.sop_uid)}.dcm"
-            size = _sync(landed)
+            size = sync_file(landed)
             if not target.parent.is_dir():
                 target.parent.mkdir(exist_ok=True)
-                _sync(target.parent.parent)
+                sync_folder(target.parent.parent)
             os.replace(landed, target)
-            _sync(target.parent)
+            sync_folder(target.parent)
             added = self.queue.add_instance(found.study_uid, found.series_uid, found.sop_uid, size)
             if added and self.queue.is_segmented(found.series_uid):
                 logger.warning(
@@ -298,13 +298,3 @@ class Landing:
         self.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> int:
-    """Write a file or folder to the disk itself; its size."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        return os.fstat(handle).st_size
-    finally:
-        os.close(handle)

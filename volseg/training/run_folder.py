@@ -1,12 +1,12 @@
 """The settings of a run, and its folder: locked while a process trains in it, started, resumed, overwritten."""
 
-import fcntl
 import json
+import logging
 import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from pydantic import Field
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.errors import ResourceError, UsageError
 from volseg.files import LEFTOVERS, require_writable, write_text
+from volseg.system import file_lock
 from volseg.text import first_few
 from volseg.training.schedule import Budget
+
+logger = logging.getLogger(__name__)
 
 # The scores of the model in the folder.
 SCORES = ("validation.json", "validation.csv", "report.html", "validation")
@@ -108,25 +111,24 @@ def is_run(folder: Path) -> bool:
 def lock_run_folder(run: Path) -> Iterator[None]:
     """Keep other processes from training in a run folder, which is made if it does not exist.
 
-    However a process ends, the system releases its lock.
+    However a process ends, the system releases its lock. Where the file system has no locks, a warning says so.
 
     Raises:
         UsageError: another process holds the lock.
         ResourceError: the folder cannot be written to.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / LOCK, "w", encoding="ascii")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise ResourceError(f"Could not write to {run}: {error.strerror}. Choose another folder.") from error
-    with lock:
+    with ExitStack() as held:
         try:
-            # This kind of lock is not inherited by forked processes, such as those that prepare batches.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            run.mkdir(parents=True, exist_ok=True)
+            sure = held.enter_context(file_lock(run / LOCK))
+        except BlockingIOError as error:
             raise UsageError(
                 f"Another process is training in {run}. Wait for it, stop it, or choose another folder."
             ) from error
+        except OSError as error:
+            raise ResourceError(f"Could not write to {run}: {error.strerror}. Choose another folder.") from error
+        if not sure:
+            logger.warning("%s has no file locks, so nothing keeps another process from training in it", run)
         yield
 
 

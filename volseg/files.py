@@ -4,22 +4,30 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from volseg.errors import InputError, ResourceError, UsageError, VolsegError
-from volseg.system import sync_file, sync_folder
+from volseg.system import file_lock, sync_file, sync_folder
 from volseg.text import shows_names
 
 # The temporary names of `whole_file`.
 LEFTOVERS = ".????????.tmp.*"
+_OWN_NAME = re.compile(r"^(\.[^.]{8}\.tmp\.)+")
 # A name longer than this many bytes has a temporary name that is shorter, of its last characters.
 _LONG, _LAST = 100, 20
+# In the folder of a set of files that takes its places: what had these places before.
+_BEFORE = ".before"
+# Seconds that a process waits for another one to put files in their places, which takes milliseconds.
+_PATIENCE = 30.0
 # System errors that more disk space would fix.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -77,36 +85,36 @@ def whole_file(path: Path) -> Iterator[Path]:
         ResourceError: the file cannot be written (disk full, read-only or over quota).
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             sync_file(temporary)
             os.replace(temporary, path)
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        discard(temporary)
     _sync_names(path.parent)
 
 
 @contextmanager
 def whole_files(folder: Path, last: str) -> Iterator[Path]:
-    """Yield a temporary folder; on success its files take their places in `folder`, `last` as the last of them.
+    """Yield a temporary folder; on success its files take their places in `folder` as one set, `last` as the last.
 
-    If anything fails, what was in `folder` stays as it was.
+    If anything fails, what was in `folder` stays as it was. If the process is killed while the files take their
+    places, `finish_files` puts the rest in theirs; so does the next set with the same `last`.
 
     Raises:
         ResourceError: a file cannot be written.
+        UsageError: another process has been writing the same files for long.
     """
-    temporary = _temporary(folder / last)
+    temporary = temporary_path(folder / last)
     try:
-        with _writing(folder / last):
+        with writing(folder / last):
             temporary.mkdir(parents=True)
         yield temporary
-        with _writing(folder / last):
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
-                os.replace(file, folder / file.name)
+        with writing(folder / last), _placing(folder, last):
+            _place(temporary, folder, last)
     except VolsegError as error:
         # Of the file that was to be, not of its temporary place.
         error.args = tuple(str(part).replace(str(temporary), str(folder)) for part in error.args)
@@ -116,8 +124,105 @@ def whole_files(folder: Path, last: str) -> Iterator[Path]:
     _sync_names(folder)
 
 
+def finish_files(folder: Path, lasts: Iterable[str]) -> None:
+    """Put the files of sets in their places that were complete when their process was killed, see `whole_files`.
+
+    Raises:
+        ResourceError: a file cannot be moved.
+        UsageError: see `whole_files`.
+    """
+    for last in lasts:
+        if os.path.lexists(_ready_path(folder, last)) or os.path.lexists(_lock_path(folder, last)):
+            with writing(folder / last), _placing(folder, last):
+                pass
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _placing(folder: Path, last: str) -> Iterator[None]:
+    """Keep others from placing a set with the same `last`, and complete one whose process was killed."""
+    lock, patient_until = _lock_path(folder, last), time.monotonic() + _PATIENCE
+    with ExitStack() as locked:
+        while True:
+            try:
+                locked.enter_context(file_lock(lock))
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > patient_until:
+                    raise UsageError(
+                        f"Another process has been writing {folder / last} for {_PATIENCE:.0f} s. Stop it, or choose "
+                        "another place."
+                    ) from error
+            time.sleep(0.01)
+        try:
+            _finish(folder, last)
+            yield
+        finally:
+            # While it is locked: afterwards, it may be another one's.
+            discard(lock)
+
+
+def _place(temporary: Path, folder: Path, last: str) -> None:
+    """Move the files of a complete set to their places; if that fails, what was there before comes back."""
+    before, ready = temporary / _BEFORE, _ready_path(folder, last)
+    files = sorted(temporary.iterdir(), key=lambda file: file.name == last)
+    before.mkdir()
+    for file in files:
+        if os.path.lexists(folder / file.name):
+            _keep(folder / file.name, before / file.name)
+    # From here on, the set is completed also after a kill.
+    os.rename(temporary, ready)
+    _sync_names(folder)
+    try:
+        _finish(folder, last)
+    except BaseException:
+        os.rename(ready, temporary)
+        for file in files:
+            if not file.exists():
+                _put_back(before / file.name, folder / file.name)
+        raise
+
+
+def _finish(folder: Path, last: str) -> None:
+    """Move what is left of a set that was complete to its place."""
+    ready = _ready_path(folder, last)
+    if not os.path.lexists(ready):
+        return
+    files = [file for file in ready.iterdir() if file.name != _BEFORE]
+    for file in sorted(files, key=lambda file: file.name == last):
+        os.replace(file, folder / file.name)
+    done = temporary_path(folder / last)
+    with suppress(OSError):
+        os.rename(ready, done)
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def _keep(file: Path, copy: Path) -> None:
+    """A second name for a file; a copy where the file system has no such names."""
+    try:
+        os.link(file, copy, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(file, copy, follow_symlinks=False)
+
+
+def _put_back(kept: Path, file: Path) -> None:
+    """Give a file its earlier content again; remove it where it had none."""
+    if os.path.lexists(kept):
+        os.replace(kept, file)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _ready_path(folder: Path, last: str) -> Path:
+    """The name of the temporary folder of a set that is complete; the same in every process."""
+    return folder / f".{zlib.crc32(os.fsencode(last)):08x}.tmp.ready"
+
+
+def _lock_path(folder: Path, last: str) -> Path:
+    return folder / f".{zlib.crc32(os.fsencode(last)):08x}.tmp.lock"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
     """Turn an error of the operating system while `path` is written into one sentence."""
     try:
         yield
@@ -142,7 +247,7 @@ def require_writable(paths: Iterable[Path]) -> None:
         try:
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            names = (*path.parent.relative_to(folder).parts, _temporary(path).name, path.name)
+            names = (*path.parent.relative_to(folder).parts, temporary_path(path).name, path.name)
             for place in (*(folder / name for name in names), path):
                 with suppress(FileNotFoundError):
                     os.lstat(place)
@@ -222,8 +327,30 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove unfinished files that a killed process left below `folder`."""
-    for path in folder.rglob(LEFTOVERS):
-        path.unlink(missing_ok=True)
+    for path in list(folder.rglob(LEFTOVERS)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_leftovers_of(files: Iterable[Path]) -> None:
+    """Remove what killed processes left of files that no living process writes, see `whole_file`."""
+    by_folder: dict[Path, set[str]] = {}
+    for file in files:
+        by_folder.setdefault(file.parent, set()).add(file.name)
+    for folder, names in by_folder.items():
+        for path in folder.glob(LEFTOVERS):
+            if _OWN_NAME.sub("", path.name) in names:
+                with suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def discard(*files: Path | None) -> None:
+    """Remove files that may be there, as well as that goes."""
+    for file in filter(None, files):
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -232,7 +359,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A new temporary name for `path` on every call, see `whole_file`; it is allowed wherever the name of `path` is."""
     # Without bytes that are not UTF-8: some image writers accept no such name.
     name = os.fsencode(path.name).decode("utf-8", errors="ignore")

@@ -33,6 +33,9 @@ class Fault:
     seconds: float | None = None
 
 
+NO_FAULT = Fault()
+
+
 @dataclass(frozen=True)
 class Call:
     """One counted call: its name ("open+" creates a file), and its path."""
@@ -95,7 +98,7 @@ class Server:
         self,
         arguments: Sequence[str],
         folder: Path,
-        fault: Fault = Fault(),
+        fault: Fault = NO_FAULT,
         environment: Mapping[str, str] | None = None,
         patches: Mapping[str, Any] | None = None,
     ) -> Ended:
@@ -120,7 +123,9 @@ class Server:
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
         texts = {name: Path(path).read_text(encoding="utf-8", errors="replace") for name, path in files.items()}
-        calls = sorted((int(one[0]), Call(*one[1:])) for one in (line.split("\t") for line in texts["log"].splitlines()))
+        calls = sorted(
+            (int(one[0]), Call(*one[1:])) for one in (line.split("\t") for line in texts["log"].splitlines())
+        )
         return Ended(
             answer["code"], texts["stdout"], texts["stderr"], tuple(call for _, call in calls), answer["seconds"]
         )

@@ -1,7 +1,7 @@
-"""The commands that faults are tried on: what lies in the folder before, the command, and the one that goes on after it.
+"""The commands that faults are tried on: what lies in the folder before, the command, and what goes on after it.
 
-A scene lives in a folder `root`: `inputs` is shared by all trials and never counts; `trial` is the current folder of the
-command, made anew from `before` for each trial.
+A scene lives in a folder `root`: `inputs` is shared by all trials and never counts; `trial` is the current folder of
+the command, made anew from `before` for each trial.
 """
 
 import json
@@ -13,12 +13,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
+from safetensors.torch import load_file, save
 
+from tests.data.images import nifti
 from tests.data.io.dicom.writers import classic, write_kind
-from tests.faults.client import Fault, Server
+from tests.faults.client import NO_FAULT, Fault, Server
 from tests.interop.folders import write_folder
 from tests.interop.variants import Variant
 from tests.pipeline import TINY, blob, tiny_plan, write_model
+from volseg.data.cases.phantom import write_phantoms
 
 SCAN_SHAPE = (16, 18, 14)
 TINY_RUN = [word for one in (*TINY, "training.workers=0", "training.progressive_patch_size=false")
@@ -62,11 +66,7 @@ def _scans(folder: Path) -> None:
 
 
 def _formats(folder: Path) -> None:
-    from tests.data.images import nifti  # noqa: PLC0415
-
     _scans(folder)
-    import SimpleITK as sitk  # noqa: N813, PLC0415
-
     (folder / "itk").mkdir()
     image = sitk.GetImageFromArray(blob(SCAN_SHAPE, 3))
     for suffix in ("nrrd", "mha"):
@@ -97,8 +97,6 @@ def _nnunet(folder: Path) -> None:
 
 
 def _dataset(folder: Path) -> None:
-    from volseg.data.cases.phantom import write_phantoms  # noqa: PLC0415
-
     write_phantoms(folder / "phantoms", 4, 0, "mr", tests=1)
 
 
@@ -183,7 +181,7 @@ class Stage:
         shutil.rmtree(self.trial, ignore_errors=True)
         shutil.copytree(self.root / "before", self.trial)
 
-    def run(self, arguments: tuple[str, ...], fault: Fault = Fault()) -> Any:
+    def run(self, arguments: tuple[str, ...], fault: Fault = NO_FAULT) -> Any:
         """Run a command in the trial's folder."""
         scene = self.scene
         # Inputs lie outside of the folder whose calls count.
@@ -218,8 +216,6 @@ def _content(path: Path) -> bytes:
     if path.name in ("report.html", "log.txt") or "tfevents" in path.name or path.name == "state.safetensors":
         return b"any"
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file, save  # noqa: PLC0415
-
         return bytes(save(dict(sorted(load_file(path).items()))))
     return path.read_bytes()
 

@@ -16,9 +16,9 @@ POSSIBLE = {
     "open+": ERRNOS, "open": (errno.EIO, errno.EACCES), "rename": ERRNOS, "mkdir": ERRNOS,
     "unlink": (errno.EIO, errno.EACCES), **dict.fromkeys(("write", "fsync", "close", "fallocate"), ERRNOS[:2]),
 }  # fmt: skip
-TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(tmp|ready)\.")
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.")
 # A decided set of files that takes its places when the next command runs.
-DECIDED = re.compile(r"\.[0-9a-f]{8}\.ready\.")
+DECIDED = re.compile(r"\.[0-9a-f]{8}\.tmp\.ready/")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def _about_files(stage: Stage, ended: Ended, fault: Fault, call: Call | None) ->
 
 def _is_begun(now: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether some files of a run that goes on are there, and none that makes it look complete."""
-    return not old and "model.safetensors" not in {Path(path).name for path in now} and any("settings" in p for p in new)
+    return (
+        not old and "model.safetensors" not in {Path(path).name for path in now} and any("settings" in p for p in new)
+    )
 
 
 def _about_going_on(stage: Stage, again: Ended) -> Iterator[str]:

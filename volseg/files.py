@@ -120,7 +120,7 @@ def whole_files(folder: Path, last: str) -> Iterator[Path]:
         error.args = tuple(str(part).replace(str(temporary), str(folder)) for part in error.args)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_tree(temporary)
     _sync_names(folder)
 
 
@@ -132,7 +132,7 @@ def finish_files(folder: Path, lasts: Iterable[str]) -> None:
         UsageError: see `whole_files`.
     """
     for last in lasts:
-        if os.path.lexists(_ready_path(folder, last)) or os.path.lexists(_lock_path(folder, last)):
+        if any(os.path.lexists(_of_set(folder, last, what)) for what in ("ready", "lock")):
             with writing(folder / last), _placing(folder, last):
                 pass
 
@@ -140,7 +140,7 @@ def finish_files(folder: Path, lasts: Iterable[str]) -> None:
 @contextmanager
 def _placing(folder: Path, last: str) -> Iterator[None]:
     """Keep others from placing a set with the same `last`, and complete one whose process was killed."""
-    lock, patient_until = _lock_path(folder, last), time.monotonic() + _PATIENCE
+    lock, patient_until = _of_set(folder, last, "lock"), time.monotonic() + _PATIENCE
     with ExitStack() as locked:
         while True:
             try:
@@ -163,7 +163,7 @@ def _placing(folder: Path, last: str) -> Iterator[None]:
 
 def _place(temporary: Path, folder: Path, last: str) -> None:
     """Move the files of a complete set to their places; if that fails, what was there before comes back."""
-    before, ready = temporary / _BEFORE, _ready_path(folder, last)
+    before, ready = temporary / _BEFORE, _of_set(folder, last, "ready")
     files = sorted(temporary.iterdir(), key=lambda file: file.name == last)
     before.mkdir()
     for file in files:
@@ -184,7 +184,7 @@ def _place(temporary: Path, folder: Path, last: str) -> None:
 
 def _finish(folder: Path, last: str) -> None:
     """Move what is left of a set that was complete to its place."""
-    ready = _ready_path(folder, last)
+    ready = _of_set(folder, last, "ready")
     if not os.path.lexists(ready):
         return
     files = [file for file in ready.iterdir() if file.name != _BEFORE]
@@ -193,7 +193,7 @@ def _finish(folder: Path, last: str) -> None:
     done = temporary_path(folder / last)
     with suppress(OSError):
         os.rename(ready, done)
-    shutil.rmtree(done, ignore_errors=True)
+    _discard_tree(done)
 
 
 def _keep(file: Path, copy: Path) -> None:
@@ -212,13 +212,9 @@ def _put_back(kept: Path, file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _ready_path(folder: Path, last: str) -> Path:
-    """The name of the temporary folder of a set that is complete; the same in every process."""
-    return folder / f".{zlib.crc32(os.fsencode(last)):08x}.tmp.ready"
-
-
-def _lock_path(folder: Path, last: str) -> Path:
-    return folder / f".{zlib.crc32(os.fsencode(last)):08x}.tmp.lock"
+def _of_set(folder: Path, last: str, what: str) -> Path:
+    """The name of a set's lock, or of its folder once it is complete ("ready"); the same in every process."""
+    return folder / f".{zlib.crc32(os.fsencode(last)):08x}.tmp.{what}"
 
 
 @contextmanager
@@ -329,7 +325,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove unfinished files that a killed process left below `folder`."""
     for path in list(folder.rglob(LEFTOVERS)):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            _discard_tree(path)
         else:
             path.unlink(missing_ok=True)
 
@@ -342,8 +338,7 @@ def remove_leftovers_of(files: Iterable[Path]) -> None:
     for folder, names in by_folder.items():
         for path in folder.glob(LEFTOVERS):
             if _OWN_NAME.sub("", path.name) in names:
-                with suppress(OSError):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _discard_tree(path) if path.is_dir() else discard(path)
 
 
 def discard(*files: Path | None) -> None:
@@ -351,6 +346,12 @@ def discard(*files: Path | None) -> None:
     for file in filter(None, files):
         with suppress(OSError):
             file.unlink(missing_ok=True)
+
+
+def _discard_tree(folder: Path) -> None:
+    # Python's own way to ignore errors raises that of closing a folder.
+    with suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -104,7 +104,10 @@ static int injected(const char *call, const char *path, int creates) {
     if (mode == COUNT || number < at || (mode != STICKY && number > at)) return 0;
     if (mode == KILL) die();
     if (mode == TORN) return strcmp(call, "write") ? (die(), 0) : -1;
-    if (mode == STICKY && !can_give(call, fault, creates)) return 0;
+    /* A full disk: what needs room fails from now on. */
+    if (mode == STICKY && strcmp(call, "write") && strcmp(call, "mkdir") && strcmp(call, "rename") &&
+        strcmp(call, "fallocate") && !creates)
+        return 0;
     __sync_add_and_fetch(&shared->hit, 1);
     return can_give(call, fault, creates) ? fault : EIO;
 }

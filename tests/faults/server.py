@@ -5,7 +5,9 @@
 Nothing of torch runs here, only in the forked processes: threads do not survive a fork.
 """
 
+import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -13,7 +15,9 @@ import select
 import signal
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from typing import Any
 
 HEAVY = (
@@ -28,6 +32,9 @@ def main() -> None:
     shim = ctypes.CDLL(sys.argv[1])
     for name in HEAVY:
         importlib.import_module(name)
+    # What was imported is not looked at again in each trial.
+    gc.collect()
+    gc.freeze()
     # Trials leave the standard streams to the command.
     requests, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     for line in requests:
@@ -35,15 +42,14 @@ def main() -> None:
         started = time.monotonic()
         process = os.fork()
         if process == 0:
-            start(trial, shim)
-            return
+            os._exit(start(trial, shim))
         code = wait(process, trial)
         answers.write(json.dumps({"code": code, "seconds": time.monotonic() - started}) + "\n")
         answers.flush()
 
 
-def start(trial: dict[str, Any], shim: ctypes.CDLL) -> None:
-    """Run a command in this forked process, which then ends as that command would."""
+def start(trial: dict[str, Any], shim: ctypes.CDLL) -> int:
+    """Run a command in this forked process; its exit code, after all that Python does at exit but freeing memory."""
     os.setpgid(0, 0)
     log = os.open(trial["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     for handle, path in ((0, os.devnull), (1, trial["stdout"]), (2, trial["stderr"])):
@@ -59,7 +65,20 @@ def start(trial: dict[str, Any], shim: ctypes.CDLL) -> None:
         setattr(importlib.import_module(module), attribute, value)
     sys.argv = ["volseg", *trial["arguments"]]
     shim.faults_arm(trial["folder"].encode(), trial["mode"], trial["at"], trial["errno"], log)
-    importlib.import_module("volseg.cli").main()
+    try:
+        importlib.import_module("volseg.cli").main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # As Python itself does, in this order.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return code
 
 
 def wait(process: int, trial: dict[str, Any]) -> int | None:

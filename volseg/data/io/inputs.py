@@ -26,12 +26,12 @@ from volseg.data.io.reading import read_label
 from volseg.errors import UsageError, VolsegError
 from volseg.files import (
     access_to,
+    as_json,
     discard,
     finish_files,
     remove_leftovers_of,
     require_writable,
     temporary_path,
-    write_json,
     writing,
 )
 from volseg.system import file_lock
@@ -285,7 +285,8 @@ def claimed(outputs: Sequence[Path], also: Sequence[str] = ()) -> Iterator[None]
                 sure = locked.enter_context(file_lock(lock))
             # The time is taken when the lock can be seen, and others wait for it: so one of two processes is the later.
             stamp = [time.time_ns(), claim.name]
-            write_json(claim, {"since": stamp, "names": names})
+            with writing(folder):
+                claim.write_text(as_json({"since": stamp, "names": names}), encoding="utf-8")
             if sure:
                 _refuse_claimed(folder, set(names), stamp)
                 finish_files(folder, names)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from volseg.config import ComponentRule, Frozen, Plan, checked
 from volseg.errors import InputError, UsageError
-from volseg.files import require_writable, utf8_path, whole_file
+from volseg.files import access_to, require_writable, sha256_of, utf8_path, whole_file
 from volseg.version import __version__
 
 HEADER_KEY = "volseg"
@@ -143,5 +143,15 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
         InputError: see `read_card`.
     """
     card = read_card(path)
-    with utf8_path(path) as readable:
+    with utf8_path(path) as readable, access_to(path):
         return card, load_file(readable, device="cpu")
+
+
+def sha256_of_model(path: Path) -> str:
+    """The SHA-256 of a model file, as 64 hexadecimal digits.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with access_to(path):
+        return sha256_of(path)

@@ -7,6 +7,7 @@ the command, made anew from `before` for each trial.
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from tests.data.images import nifti
@@ -25,7 +27,7 @@ from tests.pipeline import TINY, blob, tiny_plan, write_model
 from volseg.data.cases.phantom import write_phantoms
 
 SCAN_SHAPE = (16, 18, 14)
-TINY_RUN = [word for one in (*TINY, "training.workers=0", "training.progressive_patch_size=false")
+TINY_RUN = [word for one in (*TINY, "training.workers=0")
             for word in ("--set", one)]  # fmt: skip
 
 
@@ -122,7 +124,7 @@ DEMO = ("demo", "--output", "out", "--samples", "../inputs/phantoms")
 TRAIN = ("train", "../inputs/phantoms", "--output", "run", "--steps", "6", "--folds", "2", *TINY_RUN)
 SHORT_DEMO = {
     "volseg.api.demo.STEPS": 2,
-    "volseg.api.demo.OVERRIDES": [*TINY, "training.workers=0", "training.progressive_patch_size=false",
+    "volseg.api.demo.OVERRIDES": [*TINY, "training.workers=0",
                                   "training.validations=0"],
 }  # fmt: skip
 
@@ -216,7 +218,8 @@ def _content(path: Path) -> bytes:
     if path.name in ("report.html", "log.txt") or "tfevents" in path.name or path.name == "state.safetensors":
         return b"any"
     if path.suffix == ".safetensors":
-        return bytes(save(dict(sorted(load_file(path).items()))))
+        with suppress(SafetensorError):
+            return bytes(save(dict(sorted(load_file(path).items()))))
     return path.read_bytes()
 
 

@@ -4,18 +4,9 @@ import errno
 
 import pytest
 
-from tests.faults.client import Fault, Server, build_shim
+from tests.faults.client import Fault
 from tests.faults.scenes import SCENES, Stage
 from tests.faults.trials import run_trial
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    shim = build_shim(tmp_path_factory.mktemp("shim"))
-    if shim is None:
-        pytest.skip("faults need Linux and a C compiler (cc)")
-    with Server(shim) as started:
-        yield started
 
 
 def sample(stage, every):

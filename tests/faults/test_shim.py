@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.faults.client import MODES, Call, Ended, Fault, build_shim
+from tests.faults.client import MODES, Call, Ended, Fault
 from tests.faults.trials import _about_exit, _about_files, faults_at, kills_at
 
 SCRIPT = """
@@ -30,14 +30,6 @@ for name in (elsewhere, folder + "/file"):
 os.mkdir(folder + "/inner")
 shutil.rmtree(folder + "/inner")
 """
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    library = build_shim(tmp_path_factory.mktemp("shim"))
-    if library is None:
-        pytest.skip("faults need Linux and a C compiler (cc)")
-    return library
 
 
 def run(shim: Path, folder: Path, mode: str = "count", at: int = 0, error: int = 0):

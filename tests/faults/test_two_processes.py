@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.faults.client import Server, build_shim
+from tests.faults.client import Server
 from tests.faults.scenes import PREDICT, SCENES, Stage, state_of
 from tests.pipeline import environment
 from volseg.data.io.inputs import claimed
@@ -24,17 +24,8 @@ with claimed([Path(path) for path in sys.argv[1:]]):
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    library = build_shim(tmp_path_factory.mktemp("shim"))
-    if library is None:
-        pytest.skip("faults need Linux and a C compiler (cc)")
-    return library
-
-
-@pytest.fixture(scope="module")
-def stage(shim, tmp_path_factory):
-    with Server(shim) as server:
-        yield Stage(SCENES["predict"], tmp_path_factory.mktemp("predict"), server)
+def stage(server, tmp_path_factory):
+    return Stage(SCENES["predict"], tmp_path_factory.mktemp("predict"), server)
 
 
 def hold(*paths):
@@ -81,7 +72,8 @@ def test_the_claim_and_the_leftovers_of_a_killed_process_go(tmp_path):
 def test_two_claims_in_one_process_conflict_as_well(tmp_path):
     with claimed([tmp_path / "one.nii.gz"]):
         second = claimed([tmp_path / "one.nii.gz"])
-        pytest.raises(UsageError, second.__enter__)
+        with pytest.raises(UsageError):
+            second.__enter__()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """Locks, memory and cores, with and without what Linux has; and the whole package without what Windows lacks."""
 
 import errno
+import getpass
 import os
 import subprocess
 import sys
@@ -26,7 +27,6 @@ with file_lock(Path(sys.argv[1])) as sure:
 # What Windows lacks: modules, and functions of os, signal and time.
 WITHOUT = """
 import importlib.abc, os, pkgutil, signal, sys, time
-os.environ["USERNAME"] = "someone"
 
 class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -159,6 +159,23 @@ def test_physical_memory_without_sysconf_is_that_of_meminfo(monkeypatch):
     expected = system.physical_memory()
     monkeypatch.delattr(os, "sysconf")
     assert system.physical_memory() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("error", [KeyError, OSError, ImportError])
+def test_a_user_without_a_name_has_one_for_a_while(monkeypatch, error):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_):
+        raise error("uid not found: 10001")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with system.some_user_name():
+        assert getpass.getuser() == "unknown"
+    assert "LOGNAME" not in os.environ
+    monkeypatch.setenv("USER", "someone")
+    with system.some_user_name():
+        assert getpass.getuser() == "someone"
 
 
 @pytest.mark.parametrize("cores", [1, 3])

@@ -4,6 +4,7 @@ Nothing here is needed at import: a part that a system lacks is replaced, or its
 """
 
 import ctypes
+import getpass
 import os
 import sys
 import threading
@@ -104,6 +105,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def some_user_name() -> Iterator[None]:
+    """Let `getpass.getuser` answer where the user has no name, as in a container with a user number of its own."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["LOGNAME"] = "unknown"
+        try:
+            yield
+        finally:
+            os.environ.pop("LOGNAME", None)
+    else:
+        yield
 
 
 def usable_cores() -> int:

@@ -8,29 +8,18 @@ without an entry in /etc/passwd.
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import pytest
 
-from tests.packaging.installing import ROOT, copy_checkout, pip
+from tests.packaging.contained import contained, volseg
+from tests.packaging.installing import ROOT
 
 PHANTOM = ROOT / "data_samples" / "phantoms" / "imagesTs" / "phantom_013.nii.gz"
 RECIPE = (ROOT / "deploy" / "Containerfile").read_text()
-# Within a mount namespace of its own: what is written to stays writable, all else becomes read-only.
-SETUP = """
-set -e
-for folder in "$WORK/output" "$WORK/tmp"; do mount --bind "$folder" "$folder"; done
-mount -t tmpfs -o size=64m tmpfs /dev/shm
-mount -o remount,ro,bind /
-exec unshare --user --map-user=10001 --map-group=10001 env -i PATH=/usr/bin:/bin PYTHONPATH="$WORK/app" \
-    PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 TMPDIR="$WORK/tmp" \
-    VOLSEG_INPUT="$WORK/input" VOLSEG_OUTPUT="$WORK/output" "$@"
-"""
 # What a process finds there; each line is a limit that would otherwise not be tested.
 LIMITS = """
 import errno, os, shutil, socket, volseg
@@ -47,31 +36,6 @@ print("small shm", shutil.disk_usage("/dev/shm").total == 64 * 2**20)
 print("no home", "HOME" not in os.environ)
 print("ordinary user", os.getuid() == 10001)
 """
-
-
-def contained(work: Path, *command: object) -> "subprocess.CompletedProcess[str]":
-    """Run a command within the limits; `work` has the folders app, input, output and tmp."""
-    root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    return subprocess.run(
-        ["unshare", *root, "--mount", "--net", "sh", "-c", SETUP, "sh", *map(str, command)],
-        capture_output=True, text=True, check=False, env={"WORK": str(work), "PATH": os.environ["PATH"]}, cwd="/",
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("container")
-    for name in ("input", "output", "tmp"):
-        (folder / name).mkdir()
-    if not shutil.which("unshare"):
-        pytest.skip("there is no unshare (util-linux)")
-    if (done := contained(folder, "true")).returncode:
-        pytest.skip(f"namespaces are not allowed here: {done.stderr.strip()}")
-    checkout = copy_checkout(folder / "checkout")
-    done = pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", folder / "app", checkout)
-    assert done.returncode == 0, done.stderr
-    shutil.copy(ROOT / "deploy" / "entrypoint.py", folder / "app")
-    return folder
 
 
 def test_the_limits_hold(work: Path) -> None:
@@ -109,8 +73,7 @@ def test_the_command_line_works_as_well(work: Path) -> None:
     scans = work / "input" / "scans"
     scans.mkdir()
     nibabel.save(nibabel.load(PHANTOM).slicer[8:36, 8:36, 2:26], scans / "c.nii.gz")
-    options = ("--model", "hippocampus", "--output", work / "output" / "plain")
-    done = contained(work, sys.executable, "-m", "volseg", "predict", scans, *options)
+    done = volseg(work, "predict", scans, "--model", "hippocampus", "--output", work / "output" / "plain")
     assert done.returncode == 0, done.stderr
     assert (work / "output" / "plain" / "c.json").exists()
 

@@ -197,13 +197,15 @@ class Stage:
         return ended
 
 
-VARYING = {"started", "seconds", "peak_memory_bytes", "learning_rate_time"}
+# A model's hash is here because its card holds seconds.
+VARYING = {"started", "seconds", "peak_memory_bytes", "sha256"}
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
     """The files below a folder by their paths, without what depends on the time; the temporary folder left out."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() and path.parent != folder / "tmp")
-    return {str(path.relative_to(folder)): _content(path) for path in files if "cache" not in path.parts}
+    kept = [path for path in files if "cache" not in path.parts and "tfevents" not in path.name]
+    return {str(path.relative_to(folder)): _content(path) for path in kept}
 
 
 def _content(path: Path) -> bytes:
@@ -213,9 +215,7 @@ def _content(path: Path) -> bytes:
             return json.dumps(_without_times(json.loads(path.read_text()))).encode()
         except ValueError:
             return path.read_bytes()
-    if path.suffix == ".jsonl":
-        return json.dumps([_without_times(json.loads(line)) for line in path.read_text().splitlines()]).encode()
-    if path.name in ("report.html", "log.txt") or "tfevents" in path.name or path.name == "state.safetensors":
+    if path.name in ("report.html", "log.txt", "metrics.jsonl", "state.safetensors"):
         return b"any"
     if path.suffix == ".safetensors":
         with suppress(SafetensorError):

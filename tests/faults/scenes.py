@@ -24,7 +24,6 @@ from tests.faults.client import NO_FAULT, Fault, Server
 from tests.interop.folders import write_folder
 from tests.interop.variants import Variant
 from tests.pipeline import TINY, blob, tiny_plan, write_model
-from volseg.data.cases.phantom import write_phantoms
 
 SCAN_SHAPE = (16, 18, 14)
 TINY_RUN = [word for one in (*TINY, "training.workers=0")
@@ -99,7 +98,22 @@ def _nnunet(folder: Path) -> None:
 
 
 def _dataset(folder: Path) -> None:
-    write_phantoms(folder / "phantoms", 4, 0, "mr", tests=1)
+    """A Decathlon dataset of four small cases and one to test on."""
+    for kind, count in (("Tr", 4), ("Ts", 1)):
+        for place in ("images", "labels"):
+            (folder / "dataset" / f"{place}{kind}").mkdir(parents=True)
+        for seed in range(count):
+            scan = blob(SCAN_SHAPE, seed)
+            for place, array in (("images", scan), ("labels", (scan > 500).astype(np.uint8) + (scan > 650))):
+                image = nib.Nifti1Image(array, np.diag([2, 1.5, 1.5, 1]))
+                image.header.set_xyzt_units("mm")
+                nib.save(image, folder / "dataset" / f"{place}{kind}" / f"case_{seed}.nii.gz")
+    cases = [{"image": f"./imagesTr/case_{one}.nii.gz", "label": f"./labelsTr/case_{one}.nii.gz"} for one in range(4)]
+    document = {
+        "name": "Small", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "ball", "2": "rod"},
+        "numTraining": 4, "numTest": 1, "training": cases, "test": ["./imagesTs/case_0.nii.gz"],
+    }  # fmt: skip
+    (folder / "dataset" / "dataset.json").write_text(json.dumps(document))
 
 
 def _models(folder: Path) -> None:
@@ -119,9 +133,9 @@ CONVERT = ("convert", "../inputs/scans/one.nii.gz", "--output", "out/one.mha")
 ENSEMBLE = ("ensemble", "../inputs/model0.safetensors", "../inputs/model1.safetensors", "--output",
             "out/both.safetensors")  # fmt: skip
 IMPORT = ("import-nnunet", "../inputs/trained", "--output", "out/model.safetensors")
-PLAN = ("plan", "../inputs/phantoms", "--output", "out/plan.yaml")
-DEMO = ("demo", "--output", "out", "--samples", "../inputs/phantoms")
-TRAIN = ("train", "../inputs/phantoms", "--output", "run", "--steps", "6", "--folds", "2", *TINY_RUN)
+PLAN = ("plan", "../inputs/dataset", "--output", "out/plan.yaml")
+DEMO = ("demo", "--output", "out", "--samples", "../inputs/dataset")
+TRAIN = ("train", "../inputs/dataset", "--output", "run", "--steps", "6", "--folds", "2", *TINY_RUN)
 SHORT_DEMO = {
     "volseg.api.demo.STEPS": 2,
     "volseg.api.demo.OVERRIDES": [*TINY, "training.workers=0",
@@ -149,7 +163,7 @@ SCENES = {
               ("import-nnunet", "../inputs/other", "--output", "out/model.safetensors")),
         Scene("plan", PLAN, PLAN, _dataset, environment={"VOLSEG_CACHE": "cache"}),
         Scene("demo", (*DEMO, "--overwrite"), (*DEMO, "--overwrite"), _dataset, patches=SHORT_DEMO),
-        Scene("train", TRAIN, (*TRAIN[:-len(TINY_RUN)], "--resume"), _dataset),
+        Scene("train", TRAIN, (*TRAIN, "--resume"), _dataset),
     )
 }  # fmt: skip
 

@@ -71,10 +71,14 @@ def play(scene: Scene, folder: Path, shim: Path, options: argparse.Namespace) ->
         stage = Stage(scene, folder / scene.name.replace(" ", "_"), server)
         calls = stage.undisturbed.calls
         faults = drawn(stage, options)
-        trials = [run_trial(stage, fault) for fault in faults]
+        trials = []
+        for number, fault in enumerate(faults, 1):
+            trials.append(run_trial(stage, fault))
+            if trials[-1].problems:
+                print(trials[-1], flush=True)
+            if number % 50 == 0:
+                print(f"{scene.name}: {number} of {len(faults)} trials", file=sys.stderr, flush=True)
     findings = [trial for trial in trials if trial.problems]
-    for trial in findings:
-        print(trial, flush=True)
     print(f"{scene.name}: {len(trials)} trials, {len(findings)} findings", file=sys.stderr, flush=True)
     return {"scene": scene.name, "calls": len(calls), **counts(trials), "findings": len(findings)}
 

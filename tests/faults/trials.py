@@ -137,4 +137,5 @@ def unit_of(path: str) -> str:
 
 
 def _of_unit(state: Mapping[str, Any], unit: str) -> dict[str, Any]:
-    return {path: content for path, content in state.items() if unit_of(path) == unit}
+    named = {path: content for path, content in state.items() if not TEMPORARY.search(path)}
+    return {path: content for path, content in named.items() if unit_of(path) == unit}

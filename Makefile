@@ -5,7 +5,7 @@ VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-lowest test-ohif check positions results clean
+.PHONY: help demo test test-lowest test-ohif test-faults check positions results clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test-lowest: $(VENV_LOWEST)/.test  ## the same with the lowest versions that pyp
 test-ohif: $(VENV)/.test  ## where segmentations lie in the OHIF viewer; needs npm, chromium, chromium-driver, orthanc, orthanc-dicomweb
 	$(INSTALL) selenium==4.45.0
 	$(BIN)/python -m benchmarks.dicom.ohif.check
+
+test-faults: $(VENV)/.test  ## every failing system call and many kills in every verb that writes; about an hour; needs Linux, cc
+	$(BIN)/python benchmarks/faults.py
 
 check: $(VENV)/.dev  ## lint, formatting, types
 	$(BIN)/ruff check .

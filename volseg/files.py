@@ -4,24 +4,32 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import tempfile
+import time
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
 from volseg.errors import InputError, ResourceError, UsageError, VolsegError
-from volseg.system import sync_file, sync_folder
+from volseg.system import file_lock, sync_file, sync_folder
 from volseg.text import shows_names
 
 # The temporary names of `whole_file`.
 LEFTOVERS = ".????????.tmp.*"
+_OWN_NAME = re.compile(r"^(\.[^.]{8}\.tmp\.)+")
 # A name longer than this many bytes has a temporary name that is shorter, of its last characters.
 _LONG, _LAST = 100, 20
+# In the folder of a set of files that takes its places: what had these places before.
+_BEFORE = ".before"
+# Seconds that a process waits for another one to put files in their places, which takes milliseconds.
+_PATIENCE = 30.0
 # System errors that more disk space would fix.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -79,47 +87,140 @@ def whole_file(path: Path) -> Iterator[Path]:
         ResourceError: the file cannot be written (disk full, read-only or over quota).
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             sync_file(temporary)
             os.replace(temporary, path)
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        discard(temporary)
     _sync_names(path.parent)
 
 
 @contextmanager
 def whole_files(folder: Path, last: str) -> Iterator[Path]:
-    """Yield a temporary folder; on success its files take their places in `folder`, `last` as the last of them.
+    """Yield a temporary folder; on success its files take their places in `folder` as one set, `last` as the last.
 
-    If anything fails, what was in `folder` stays as it was.
+    If anything fails, what was in `folder` stays as it was. If the process is killed while the files take their
+    places, `finish_files` puts the rest in theirs; so does the next set with the same `last`.
 
     Raises:
         ResourceError: a file cannot be written.
+        UsageError: another process has been writing the same files for long.
     """
-    temporary = _temporary(folder / last)
+    temporary = temporary_path(folder / last)
     try:
-        with _writing(folder / last):
+        with writing(folder / last):
             temporary.mkdir(parents=True)
         yield temporary
-        with _writing(folder / last):
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
-                os.replace(file, folder / file.name)
+        with writing(folder / last), _placing(folder, last):
+            _place(temporary, folder, last)
     except VolsegError as error:
         # Of the file that was to be, not of its temporary place.
         error.args = tuple(str(part).replace(str(temporary), str(folder)) for part in error.args)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_tree(temporary)
     _sync_names(folder)
 
 
+def finish_files(folder: Path, lasts: Iterable[str]) -> None:
+    """Put the files of sets in their places that were complete when their process was killed, see `whole_files`.
+
+    Raises:
+        ResourceError: a file cannot be moved.
+        UsageError: see `whole_files`.
+    """
+    for last in lasts:
+        if any(os.path.lexists(_of_set(folder, last, what)) for what in ("ready", "lock")):
+            with writing(folder / last), _placing(folder, last):
+                pass
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _placing(folder: Path, last: str) -> Iterator[None]:
+    """Keep others from placing a set with the same `last`, and complete one whose process was killed."""
+    lock, patient_until = _of_set(folder, last, "lock"), time.monotonic() + _PATIENCE
+    with ExitStack() as locked:
+        while True:
+            try:
+                locked.enter_context(file_lock(lock))
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > patient_until:
+                    raise UsageError(
+                        f"Another process has been writing {folder / last} for {_PATIENCE:.0f} s. Stop it, or choose "
+                        "another place."
+                    ) from error
+            time.sleep(0.01)
+        try:
+            _finish(folder, last)
+            yield
+        finally:
+            # While it is locked: afterwards, it may be another one's.
+            discard(lock)
+
+
+def _place(temporary: Path, folder: Path, last: str) -> None:
+    """Move the files of a complete set to their places; if that fails, what was there before comes back."""
+    before, ready = temporary / _BEFORE, _of_set(folder, last, "ready")
+    files = sorted(temporary.iterdir(), key=lambda file: file.name == last)
+    before.mkdir()
+    for file in files:
+        if os.path.lexists(folder / file.name):
+            _keep(folder / file.name, before / file.name)
+    # From here on, the set is completed also after a kill.
+    os.rename(temporary, ready)
+    _sync_names(folder)
+    try:
+        _finish(folder, last)
+    except BaseException:
+        os.rename(ready, temporary)
+        for file in files:
+            if not file.exists():
+                _put_back(before / file.name, folder / file.name)
+        raise
+
+
+def _finish(folder: Path, last: str) -> None:
+    """Move what is left of a set that was complete to its place."""
+    ready = _of_set(folder, last, "ready")
+    if not os.path.lexists(ready):
+        return
+    files = [file for file in ready.iterdir() if file.name != _BEFORE]
+    for file in sorted(files, key=lambda file: file.name == last):
+        os.replace(file, folder / file.name)
+    done = temporary_path(folder / last)
+    with suppress(OSError):
+        os.rename(ready, done)
+    _discard_tree(done)
+
+
+def _keep(file: Path, copy: Path) -> None:
+    """A second name for a file; a copy where the file system has no such names."""
+    try:
+        os.link(file, copy, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(file, copy, follow_symlinks=False)
+
+
+def _put_back(kept: Path, file: Path) -> None:
+    """Give a file its earlier content again; remove it where it had none."""
+    if os.path.lexists(kept):
+        os.replace(kept, file)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _of_set(folder: Path, last: str, what: str) -> Path:
+    """The name of a set's lock, or of its folder once it is complete ("ready"); the same in every process."""
+    return folder / f".{zlib.crc32(os.fsencode(last)):08x}.tmp.{what}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
     """Turn an error of the operating system while `path` is written into one sentence."""
     try:
         yield
@@ -144,7 +245,7 @@ def require_writable(paths: Iterable[Path]) -> None:
         try:
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            names = (*path.parent.relative_to(folder).parts, _temporary(path).name, path.name)
+            names = (*path.parent.relative_to(folder).parts, temporary_path(path).name, path.name)
             for place in (*(folder / name for name in names), path):
                 with suppress(FileNotFoundError):
                     os.lstat(place)
@@ -243,7 +344,7 @@ def append_to(path: Path) -> TextIO:
     Raises:
         ResourceError: it cannot be opened, or is a link, which may lead anywhere.
     """
-    with _writing(path):
+    with writing(path):
         descriptor = open_no_link(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
@@ -268,9 +369,35 @@ def open_no_link(path: Path, flags: int) -> int:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove unfinished files that a killed process left below `folder`."""
-    for path in folder.rglob(LEFTOVERS):
+    for path in list(folder.rglob(LEFTOVERS)):
+        if path.is_dir() and not path.is_symlink():
+            _discard_tree(path)
+        else:
+            discard(path)
+
+
+def remove_leftovers_of(files: Iterable[Path]) -> None:
+    """Remove what killed processes left of files that no living process writes, see `whole_file`."""
+    by_folder: dict[Path, set[str]] = {}
+    for file in files:
+        by_folder.setdefault(file.parent, set()).add(file.name)
+    for folder, names in by_folder.items():
+        for path in folder.glob(LEFTOVERS):
+            if _OWN_NAME.sub("", path.name) in names:
+                _discard_tree(path) if path.is_dir() else discard(path)
+
+
+def discard(*files: Path | None) -> None:
+    """Remove files that may be there, as well as that goes."""
+    for file in filter(None, files):
         with suppress(OSError):
-            path.unlink()
+            file.unlink(missing_ok=True)
+
+
+def _discard_tree(folder: Path) -> None:
+    # Python's own way to ignore errors raises that of closing a folder.
+    with suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -279,7 +406,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A new temporary name for `path` on every call, see `whole_file`; it is allowed wherever the name of `path` is."""
     # Without bytes that are not UTF-8: some image writers accept no such name.
     name = os.fsencode(path.name).decode("utf-8", errors="ignore")

@@ -15,7 +15,7 @@ from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan, read_image
 from volseg.data.io.writing import write_image, write_labels, written_suffix
 from volseg.errors import InputError, UsageError
-from volseg.files import access_to, as_json, given_path, require_writable, whole_file
+from volseg.files import access_to, finish_files, given_path, require_writable, whole_files, write_json
 from volseg.text import first_few
 from volseg.version import __version__
 
@@ -66,7 +66,7 @@ def convert(
     if has_labels:
         on = None if beside is None else _target(beside, choice)
         found = read_dicom_labels(path, on, choice)
-        return _save(_of_labels(found), target, lambda: _write_labels(found, path, target))
+        return _save(_of_labels(found), target, lambda file: _write_labels(found, path, file))
     scan = read_image(path, choice)
     if beside is not None:
         require_geometry(scan.geometry, read_image(beside).geometry, str(path), "the scan of --like")
@@ -77,13 +77,14 @@ def convert(
         else []
     )
     record = {**scan.chosen, "input": input_of(scan, [path]), "warnings": [*scan.warnings, *said]}
-    return _save(record, target, lambda: write_image(scan, target))
+    return _save(record, target, lambda file: write_image(scan, file))
 
 
 def _check_output(inputs: Sequence[Path], output: Path, overwrite: bool) -> None:
     """Reject an output that is no image file, exists, would overwrite an input, or cannot be written."""
     written_suffix(output, "Images")
     protect_scans([output], inputs)
+    finish_files(output.parent, [output.name])
     files = [output, sibling(output, ".json")]
     existing = [file for file in files if os.path.exists(file)]
     if existing and not overwrite:
@@ -133,10 +134,10 @@ def _of_labels(found: LabelImage) -> dict[str, Any]:
     }
 
 
-def _save(record: dict[str, Any], output: Path, write: Callable[[], None]) -> dict[str, Any]:
-    """Write an image and its record, which appears only if the image is complete."""
+def _save(record: dict[str, Any], output: Path, write: Callable[[Path], None]) -> dict[str, Any]:
+    """Write an image and its record, both or none."""
     document = {"volseg_version": __version__, **record}
-    with whole_file(sibling(output, ".json")) as temporary:
-        temporary.write_text(as_json(document), encoding="utf-8")
-        write()
+    with whole_files(output.parent, output.name) as folder:
+        write_json(folder / sibling(output, ".json").name, document)
+        write(folder / output.name)
     return document

@@ -18,8 +18,8 @@ from volseg.data.io.readers.stored import Stored
 from volseg.data.io.reading import holds_dicom_labels, read_stored
 from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
-from volseg.files import access_to, given_path, read_json_lines, sha256_of
-from volseg.modelfile import ModelCard, bundled_models, find_model, read_card
+from volseg.files import access_to, given_path, read_json_lines
+from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, sha256_of_model
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
 from volseg.text import first_few, shortened
@@ -118,7 +118,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
     return {
         "what": f"model {card.name}",
         "file": str(path),
-        "sha256": sha256_of(path),
+        "sha256": sha256_of_model(path),
         "size_mb": round(path.stat().st_size / 1e6, 2),
         "volseg_version": card.volseg_version,
         "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.channels),

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from volseg.config import Channel, ComponentRule, Label, Plan, checked
 from volseg.errors import InputError, UsageError
-from volseg.files import sha256_of
-from volseg.modelfile import ModelCard, check_model_path, find_model, read_card, save_model
+from volseg.modelfile import ModelCard, check_model_path, find_model, read_card, save_model, sha256_of_model
 from volseg.networks import Ensemble, open_network
 from volseg.text import first_few
 from volseg.training.run_folder import is_run
@@ -65,7 +64,8 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
     # Names instead of paths, which differ between machines.
     command = shlex.join(["volseg", "ensemble", *(card.name for card in cards), "--output", "MODEL"])
     records = [
-        {"name": card.name, "sha256": sha256_of(path), **card.training} for path, card in zip(paths, cards, strict=True)
+        {"name": card.name, "sha256": sha256_of_model(path), **card.training}
+        for path, card in zip(paths, cards, strict=True)
     ]
     document = {
         "name": f"{plan.dataset}-ensemble{len(cards)}",

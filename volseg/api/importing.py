@@ -12,11 +12,10 @@ from torch import Tensor
 from volseg.config import checked
 from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
-from volseg.files import sha256_of
 from volseg.interop.nnunet_checkpoint import Checkpoint, read_checkpoint
 from volseg.interop.nnunet_plans import plan_of
 from volseg.interop.nnunet_weights import import_weights
-from volseg.modelfile import ModelCard, check_model_path, save_model
+from volseg.modelfile import ModelCard, check_model_path, save_model, sha256_of_model
 
 FOLD = re.compile(r"fold_(\d+|all)")
 
@@ -135,7 +134,7 @@ def _training_record(plans: Any, dataset: Any, folds: Sequence[Fold], checkpoint
         "trainer": first.trainer,
         "checkpoint": checkpoint,
         "folds": ", ".join(fold.name.removeprefix("fold_") for fold in folds),
-        "sha256": {fold.name: sha256_of(fold.path) for fold in folds},
+        "sha256": {fold.name: sha256_of_model(fold.path) for fold in folds},
     }
 
 

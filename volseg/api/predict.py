@@ -1,31 +1,45 @@
 """Segment scans into files: reading, computing and writing overlap, and a case that fails does not stop the others."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from volseg.api.outputs import OutputFormat, find_format, find_formats
 from volseg.api.result import Result
 from volseg.api.segmenter import Outcome, Segmenter
-from volseg.data.io.choice import chosen
+from volseg.data.io.choice import chosen, volume_number
 from volseg.data.io.formats import is_dicom, sibling
-from volseg.data.io.inputs import Case, by_volume, find_cases, plan_outputs
+from volseg.data.io.inputs import (
+    Case,
+    by_volume,
+    claimed,
+    find_cases,
+    is_record,
+    is_unrecorded,
+    keep_unrecorded,
+    output_paths,
+    plan_outputs,
+    read_record,
+)  # fmt: skip
 from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
-from volseg.documents import read_json
 from volseg.errors import Stopped, UsageError, VolsegError
-from volseg.files import given_path, whole_files
+from volseg.files import discard, given_path, temporary_path, whole_files, write_json, writing
 from volseg.progress import Progress, silent
 from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
 PROBABILITIES = ".probabilities.npy"
+_Plan: TypeAlias = Callable[[], list[tuple[Case, Path]]]
+_Claim: TypeAlias = Callable[[Sequence[Path]], AbstractContextManager[None]]
 # The options of `Segmenter.load` with their defaults.
 DEFAULTS = {name: one.default for name, one in signature(Segmenter.load).parameters.items() if name != "model"}
 
@@ -148,29 +162,45 @@ def predict(
     names = tuple(one.name for one in segmenter.card.plan.channels)
     paths = [inputs] if isinstance(inputs, str | Path) else inputs or []
     named = {name: given_path(path) for name, path in channels.items()} if channels else None
-    choice = chosen(series, _volume_number(volume), untilt)
+    choice = chosen(series, volume_number(volume), untilt)
     cases = find_cases([given_path(path) for path in paths], names, named, choice)
     if volume == "all":
         cases = [one for case in cases for one in _volumes_of(case, len(cases) == 1)]
     _require_dicom(cases, formats)
     extra_suffixes = [*([PROBABILITIES] if probabilities else []), *(one.suffix for one in formats if one.suffix)]
-    absent = partial(_absent, formats)
-    jobs = plan_outputs(cases, given_path(output), overwrite, skip_existing, extra_suffixes, absent)
-    outcomes = _segment_files(segmenter, jobs, formats, progress, probabilities)
+    place = given_path(output)
+    plan = partial(
+        plan_outputs, cases, place, overwrite, skip_existing, extra_suffixes, partial(_absent, formats, skip_existing)
+    )
+    claim = partial(claimed, also=(".json", PROBABILITIES))
+    jobs = _planned(plan, claim, output_paths(cases, place))
+    segmented = _segment_files(segmenter, jobs, formats, progress, probabilities, skip_existing)
+    outcomes = _under(plan, claim, jobs, segmented)
     return Predictions(jobs, len(cases) - len(jobs), outcomes)
 
 
-def _volume_number(volume: int | str | None) -> int | None:
-    """The number of a volume; None for all, and where none was chosen.
+def _planned(plan: _Plan, claim: _Claim, outputs: Sequence[Path]) -> list[tuple[Case, Path]]:
+    """The cases to segment, after what a killed process left of their results is put in its place or removed."""
+    if not os.path.isdir(outputs[0].parent):
+        return plan()
+    with claim(outputs):
+        return plan()
+
+
+def _under(
+    plan: _Plan, claim: _Claim, jobs: Sequence[tuple[Case, Path]], outcomes: Iterator[Prediction]
+) -> Iterator[Prediction]:
+    """The outcomes, computed while no other process may write the same results.
 
     Raises:
-        UsageError: it is neither a positive number nor "all".
+        UsageError: another process writes them, or has written them since they were planned.
     """
-    if volume is None or volume == "all":
-        return None
-    if not str(volume).isdecimal() or int(volume) < 1:
-        raise UsageError(f"--volume is {volume}. Give the number of a volume, from 1, or all.")
-    return int(volume)
+    if not jobs:
+        return
+    with claim([output for _, output in jobs]):
+        if len(plan()) < len(jobs):
+            raise UsageError("Another process has written some of the results meanwhile. Run the same command again.")
+        yield from outcomes
 
 
 def _volumes_of(case: Case, alone: bool) -> list[Case]:
@@ -214,9 +244,14 @@ def _require_dicom(cases: Sequence[Case], formats: Sequence[OutputFormat]) -> No
         )
 
 
-def _absent(formats: Sequence[OutputFormat], labels: Path) -> list[str] | None:
-    """The suffixes of formats that cannot hold an existing result, as its record says; None if it has other options."""
+def _absent(formats: Sequence[OutputFormat], needs_record: bool, labels: Path) -> list[str] | None:
+    """The suffixes of formats that cannot hold an existing result, as its record says; None if it has other options.
+
+    A result without its record is none, where it is needed: its process was killed.
+    """
     record = _record_at(labels)
+    if needs_record and not record and is_unrecorded(labels):
+        return None
     reasons, written = record.get("not_written", ()), record.get("formats", ())
     others = {one.name for one in formats if one.asked not in written}
     if others & {str(name).partition(":")[0] for name in written}:
@@ -240,6 +275,7 @@ def _segment_files(
     formats: Sequence[OutputFormat],
     progress: Progress,
     probabilities: bool,
+    keep: bool,
 ) -> Iterator[Prediction]:
     """Segment each case into its files.
 
@@ -247,6 +283,8 @@ def _segment_files(
     other scan is in memory.
     """
     submitted: list[Future[Prediction]] = []
+    # They take their places with the other files of the result.
+    files = [temporary_path(sibling(output, PROBABILITIES)) if probabilities else None for _, output in jobs]
 
     def show(_: str, fraction: float, text: str) -> None:
         done = len(submitted)
@@ -254,11 +292,10 @@ def _segment_files(
 
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
-            files = [sibling(output, PROBABILITIES) if probabilities else None for _, output in jobs]
             outcomes = segmenter.map((case for case, _ in jobs), show, files)
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
-                submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats))
+                submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))
                 if len(submitted) > 1:
                     yield submitted[-2].result()
                 if segmenter.max_memory is not None:
@@ -271,14 +308,16 @@ def _segment_files(
         raise Stopped(
             f"Interrupted after {len(submitted)} of {len(jobs)} cases, whose results are complete{but}."
         ) from stop
+    finally:
+        discard(*files)
 
 
 def _write(
-    case: Case, output: Path, probabilities: Path | None, outcome: Outcome, formats: Sequence[OutputFormat]
+    case: Case, output: Path, probabilities: Path | None, outcome: Outcome, formats: Sequence[OutputFormat], keep: bool
 ) -> Prediction:
     """Write the files of a case, all or none; if that fails, return the error as its outcome."""
     if outcome.result is None:
-        return Prediction(case, output, error=outcome.error)
+        return Prediction(case, output, error=_about_final(outcome.error, probabilities, output))
     try:
         kept, reasons = _possible(formats, outcome.result)
         names = ("nifti", *(one.asked for one in kept))
@@ -290,15 +329,30 @@ def _write(
         with memory_errors("writing the result"), whole_files(output.parent, output.name) as folder:
             for one in kept:
                 _write_format(one, result, folder / sibling(output, str(one.suffix)).name)
-            result.save(folder / output.name)
+            write_json(folder / sibling(output, ".json").name, result.record)
+            _write_format(find_format("nifti"), result, folder / output.name)
+            if keep:
+                keep_unrecorded(output, folder / output.name)
+            if probabilities:
+                with writing(sibling(output, PROBABILITIES)):
+                    os.replace(probabilities, folder / sibling(output, PROBABILITIES).name)
+        # What an earlier result had and this one has not must not pass for a part of it.
+        named = {sibling(output, str(one.suffix)) for one in kept}
+        for file in before - named - {sibling(output, PROBABILITIES) if probabilities else output}:
+            with writing(file):
+                file.unlink(missing_ok=True)
     except VolsegError as error:
-        if probabilities:
-            probabilities.unlink(missing_ok=True)
+        discard(probabilities)
         return Prediction(case, output, error=error)
-    # What an earlier result had and this one has not must not pass for a part of it.
-    for file in before - {sibling(output, str(one.suffix)) for one in kept} - {probabilities}:
-        file.unlink(missing_ok=True)
     return Prediction(case, output, record=result.record)
+
+
+def _about_final(error: VolsegError | None, temporary: Path | None, output: Path) -> VolsegError | None:
+    """An error about the temporary file of the probabilities, as one about the file that was to be."""
+    if error is not None and temporary is not None:
+        final = str(sibling(output, PROBABILITIES))
+        error.args = tuple(str(part).replace(str(temporary), final) for part in error.args)
+    return error
 
 
 def _files_of_result(labels: Path) -> set[Path]:
@@ -315,11 +369,8 @@ def _files_of_result(labels: Path) -> set[Path]:
 
 def _record_at(labels: Path) -> dict[str, Any]:
     """The record of an existing result; empty if there is none, or the file is something else."""
-    try:
-        found = read_json(sibling(labels, ".json"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "volseg_version" in found else {}
+    path = sibling(labels, ".json")
+    return read_record(path) if is_record(path) else {}
 
 
 def _possible(formats: Sequence[OutputFormat], result: Result) -> tuple[list[OutputFormat], dict[str, str]]:

@@ -13,7 +13,7 @@ from volseg.data.io.formats import DICOM_SUFFIXES, sibling
 from volseg.data.io.inputs import protect_scans
 from volseg.data.io.reading import Scan
 from volseg.errors import InputError, UsageError
-from volseg.files import as_json, given_path, whole_file
+from volseg.files import given_path, whole_files, write_json
 from volseg.inference.quality import LabelQuality
 from volseg.version import __version__
 
@@ -88,7 +88,7 @@ class Result:
         }
 
     def save(self, path: str | Path, to: str | Sequence[str] = "nifti") -> None:
-        """Write the result to `path`, and its JSON record to `<stem>.json` next to it, each whole or not at all.
+        """Write the result to `path`, and its JSON record to `<stem>.json` next to it, all of them or none.
 
         Args:
             path: the file; for "nifti" a name that ends in an image suffix, which is the image format. For several
@@ -111,11 +111,11 @@ class Result:
                 raise InputError(f"{self.scan.source}: {reason}")
         result = self.with_warnings(outputs)
         record = result.record if self.formats else replace(result, formats=tuple(one.asked for one in outputs)).record
-        # The record is on disk before the label image appears, and appears only if the label image is complete.
-        with whole_file(record_path) as temporary:
-            temporary.write_text(as_json(record), encoding="utf-8")
+        with whole_files(path.parent, path.name) as folder:
+            write_json(folder / record_path.name, record)
             for one in outputs:
-                one.write(result, path if alone or one.suffix is None else sibling(path, one.suffix))
+                file = folder / path.name
+                one.write(result, file if alone or one.suffix is None else sibling(file, one.suffix))
 
     def with_warnings(self, formats: Sequence[OutputFormat]) -> "Result":
         """The same, with what has to be assumed about it for files in these formats among its warnings."""

@@ -29,7 +29,7 @@ from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan
 from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError
-from volseg.files import given_path, sha256_of
+from volseg.files import given_path
 from volseg.inference.budget import (
     MemoryEstimate,
     MemoryPlan,
@@ -45,7 +45,7 @@ from volseg.inference.promises import promised
 from volseg.inference.quality import measure, scan_flags
 from volseg.inference.room import has_plenty, require_free, require_room_to_read
 from volseg.inference.windows import Windows, check_overlap
-from volseg.modelfile import ModelCard, find_model
+from volseg.modelfile import ModelCard, find_model, sha256_of_model
 from volseg.networks import open_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import choose_precision, precision_name
@@ -145,7 +145,7 @@ class Segmenter:
         windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror)
         return cls(
             card=card,
-            sha256=sha256_of(path),
+            sha256=sha256_of_model(path),
             labeller=Labeller(network, card.plan, windows, dtype),
             max_memory=None if max_memory is None else parse_size(str(max_memory)),
             crop=crop,

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, ParamSpec
 
@@ -42,6 +42,11 @@ NOT_FOR_PREDICTION = frozenset({"blosc2", "matplotlib", "monai", "tensorboard"})
 # Packages of the extra `node`.
 FOR_NODES = frozenset({"pynetdicom", "dicomweb_client", "requests"})
 
+# The place of a standard stream that was closed before the start is taken: otherwise a result file gets its number, and
+# messages of libraries end up in it.
+while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:
+    os.set_inheritable(taken, True)
+os.close(taken)
 # A stream that was closed before the start is None in Python; its output goes to the null device.
 for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:
@@ -170,6 +175,9 @@ def _standard_output() -> Iterator[None]:
         ResourceError: standard output cannot be written, for example because its disk is full.
         BrokenPipeError: the reader of the pipe has gone; typer ends the program quietly.
     """
+    # Python drops what a pipe cannot take at once, where another program has set it not to block.
+    with suppress(OSError, ValueError, AttributeError):
+        os.set_blocking(sys.stdout.fileno(), True)
     try:
         yield
         sys.stdout.flush()

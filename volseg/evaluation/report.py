@@ -26,7 +26,7 @@ from volseg.evaluation.overlap import (
     values_in,
 )
 from volseg.evaluation.pairs import Pair, Pairs
-from volseg.files import require_writable, write_json, write_text
+from volseg.files import require_writable, whole_files, write_json, write_text
 from volseg.text import by_sentence, first_few
 
 # The measures of one label in one case, by name.
@@ -132,6 +132,8 @@ def summarise(cases: Mapping[str, Mapping[str, Measures]], unmatched_references:
 def write_report(document: Mapping[str, Any], path: Path) -> None:
     """Write the document of `summarise` as JSON to `path`, and next to it a CSV with a row per case and label.
 
+    Both files appear, or none: a reader never finds the table of another report.
+
     Raises:
         UsageError: `path` does not end in .json.
     """
@@ -141,8 +143,9 @@ def write_report(document: Mapping[str, Any], path: Path) -> None:
     rows = [(case["name"], label, measures) for case in document["cases"] for label, measures in case["labels"].items()]
     writer.writerow(["case", "label", *(rows[0][2] if rows else MEASURES)])
     writer.writerows([case, label, *measures.values()] for case, label, measures in rows)
-    write_json(path, document)
-    write_text(path.with_suffix(".csv"), table.getvalue())
+    with whole_files(path.parent, path.name) as folder:
+        write_text(folder / path.with_suffix(".csv").name, table.getvalue())
+        write_json(folder / path.name, document)
 
 
 def check_report_name(path: Path) -> None:

@@ -18,6 +18,7 @@ from volseg.modelfile.card import (
     check_model_path,
     find_model,
     read_card,
+    sha256_of_model,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "read_card",
     "save_model",
     "save_tensors",
+    "sha256_of_model",
 ]
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validato
 from volseg.config import ComponentRule, Frozen, Name, Plan, checked
 from volseg.documents import BrokenDocumentError, DocumentError, parse_json
 from volseg.errors import InputError, UsageError
-from volseg.files import require_writable
+from volseg.files import access_to, require_writable, sha256_of
 from volseg.modelfile.header import Header, read_header
 from volseg.text import first_few
 from volseg.version import __version__
@@ -194,3 +194,13 @@ def card_of(header: Header, path: Path) -> ModelCard:
             "Use the volseg that wrote it, or a newer one."
         )
     return checked(ModelCard, document, f"The document in {path}", InputError)
+
+
+def sha256_of_model(path: Path) -> str:
+    """The SHA-256 of a model file, as 64 hexadecimal digits.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with access_to(path):
+        return sha256_of(path)

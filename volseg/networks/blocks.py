@@ -217,7 +217,9 @@ def initialise(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
+            # Without values there is nothing to draw, but torch would load its compiler for it.
+            if not module.weight.is_meta:
+                nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from volseg.files import sha256_of
-from volseg.modelfile import find_model, read_card
+from volseg.modelfile import find_model, read_card, sha256_of_model
 from volseg.node.config import NodeConfig, load_node_config
 from volseg.node.http.inbox import Inbox
 from volseg.node.http.monitor import Counters, Monitor
@@ -114,7 +113,7 @@ def _sha256(model: str) -> str:
     """The SHA-256 of a model file, which is checked first."""
     path = find_model(model)
     read_card(path)
-    return sha256_of(path)
+    return sha256_of_model(path)
 
 
 def serve(path: str | Path) -> None:

@@ -47,3 +47,16 @@ def chosen(series: object, volume: object, untilt: bool) -> Choice:
             f"volume is {volume!r}. Give the number of a volume, from 1; volseg.predict takes volume='all' as well."
         )
     return Choice(None if series is None else str(series), None if volume is None else int(volume), untilt=untilt)
+
+
+def volume_number(volume: int | str | None) -> int | None:
+    """The number of a volume; None for all, and where none was chosen.
+
+    Raises:
+        UsageError: it is neither a positive number nor "all".
+    """
+    if volume is None or volume == "all":
+        return None
+    if not str(volume).isdecimal() or int(volume) < 1:
+        raise UsageError(f"--volume is {volume}. Give the number of a volume, from 1, or all.")
+    return int(volume)

@@ -6,25 +6,46 @@ A scan is an image file, a .zip, a DICOMDIR or a folder of a DICOM series, or a 
 over several folders is one scan.
 """
 
+import filecmp
 import logging
 import os
 import re
+import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.folders import Found, absolute, name_of, scans_at
 from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, image_suffix, sibling
-from volseg.errors import UsageError
-from volseg.files import access_to, require_writable
+from volseg.data.io.reading import read_label
+from volseg.documents import DocumentError, read_json
+from volseg.errors import UsageError, VolsegError
+from volseg.files import (
+    access_to,
+    as_json,
+    discard,
+    finish_files,
+    remove_leftovers_of,
+    require_writable,
+    temporary_path,
+    writing,
+)
+from volseg.system import file_lock
+from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
 
 # A scan with a detached header gets its result in the one-file form of the format.
 ONE_FILE_SUFFIX = {".nhdr": ".nrrd", ".mhd": ".mha"}
 NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
+# Beside results: the names of those that a process is about to write, and the file that it locks as long as it lives.
+_CLAIM, _CLAIMED = "claim", "claimed"
+# Seconds within which a process that holds its lock has written its claim.
+_CLAIM_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +137,7 @@ def plan_outputs(
         skip_existing: skip cases whose result exists with all its files.
         also: suffixes of further files of a result, such as ".probabilities.npy".
         absent: which of these suffixes the result of an existing label image cannot have; None if it is another
-            result than the one that is wanted.
+            result than the one that is wanted, or has no record.
 
     Raises:
         UsageError: two cases with one output path; a result that exists, would overwrite a scan, would lie in a DICOM
@@ -128,7 +149,7 @@ def plan_outputs(
     protect_scans(outputs, [path for case in cases for path in case.paths])
     # A JSON file without a label image is not a result of volseg; it may be a scan's own sidecar.
     sidecars = [sibling(output, ".json") for output in outputs if not os.path.exists(output)]
-    taken = [sidecar for sidecar in sidecars if os.path.exists(sidecar)]
+    taken = [sidecar for sidecar in sidecars if os.path.exists(sidecar) and not (skip_existing and is_record(sidecar))]
     if taken and not overwrite:
         raise UsageError(
             f"The JSON report of a result would overwrite {taken[0]}. Choose another --output, or add --overwrite."
@@ -194,6 +215,123 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
                 "Segment them separately with different --output folders."
             )
     return [out / f"{case.name}{case.output_suffix}" for case in cases]
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is the record of a result of volseg."""
+    return "volseg_version" in read_record(path)
+
+
+def is_unrecorded(labels: Path) -> bool:
+    """Whether a label image has no record: it is the user's own, or a process was killed before it wrote the record."""
+    if is_record(sibling(labels, ".json")) or not os.path.exists(labels):
+        return False
+    try:
+        read_label(labels)
+    except VolsegError:
+        logger.warning("%s is no label image and has no record; it stays as it is", labels)
+        return False
+    return True
+
+
+def keep_unrecorded(old: Path, new: Path) -> None:
+    """Give a label image without a record a second name, if one with other bytes is about to take its place.
+
+    Raises:
+        ResourceError: the name cannot be made.
+    """
+    if not is_unrecorded(old):
+        return
+    with writing(old):
+        if not filecmp.cmp(old, new, shallow=False):
+            kept = old.with_name(f"{old.name}.{time.time_ns()}.kept")
+            os.link(old, kept)
+            logger.warning("%s had no record and another content; it is kept as %s", old, kept.name)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none, or the file is something else."""
+    try:
+        found = read_json(path)
+    except (OSError, DocumentError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def claimed(outputs: Sequence[Path], also: Sequence[str] = ()) -> Iterator[None]:
+    """Keep other processes from writing the same results: of two, the one that came first goes on.
+
+    Two processes may write different results into one folder. Where the file system has no locks, nothing is known of
+    others; each result then is that of one of them, whole. What killed processes left of these results is put in its
+    place if it was complete, else removed.
+
+    Args:
+        outputs: the label images, in one folder, which is made if it does not exist.
+        also: suffixes of further files of a result.
+
+    Raises:
+        UsageError: another process is writing one of them.
+        ResourceError: the folder cannot be written to.
+    """
+    folder, names = outputs[0].parent, sorted(output.name for output in outputs)
+    claim = temporary_path(folder / _CLAIM)
+    lock = claim.with_suffix(f".{_CLAIMED}")
+    made = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
+    try:
+        with ExitStack() as locked:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                sure = locked.enter_context(file_lock(lock))
+            # The time is taken when the lock can be seen, and others wait for it: so one of two processes is the later.
+            stamp = [time.time_ns(), claim.name]
+            with writing(folder):
+                claim.write_text(as_json({"since": stamp, "names": names}), encoding="utf-8")
+            if sure:
+                _refuse_claimed(folder, set(names), stamp)
+                finish_files(folder, names)
+                remove_leftovers_of([*outputs, *(sibling(output, suffix) for output in outputs for suffix in also)])
+            try:
+                yield
+            finally:
+                discard(claim, lock)
+    finally:
+        discard(claim, lock)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _refuse_claimed(folder: Path, names: set[str], stamp: list[Any]) -> None:
+    """Reject names that another living process claimed earlier; remove the claims of dead ones."""
+    for lock in folder.glob(f".????????.tmp.{_CLAIMED}"):
+        claim = lock.with_suffix(f".{_CLAIM}")
+        if claim.name == stamp[1]:
+            continue
+        other = _claim_of_living(lock, claim)
+        taken = names & set(other.get("names", ()))
+        if taken and other["since"] < stamp:
+            raise UsageError(
+                f"Another process is writing {first_few(sorted(taken))} into {folder}. Wait for it, stop it, or choose "
+                "another --output."
+            )
+
+
+def _claim_of_living(lock: Path, claim: Path) -> dict[str, Any]:
+    """What another process claims; empty if it has ended, and then its files are removed."""
+    until = time.monotonic() + _CLAIM_SECONDS
+    while time.monotonic() < until:
+        try:
+            with file_lock(lock):
+                discard(claim, lock)
+            return {}
+        except BlockingIOError:
+            if found := read_record(claim):
+                return found
+        except OSError:
+            return {}
+        time.sleep(0.01)
+    return {}
 
 
 def protect_scans(outputs: Sequence[Path], scans: Sequence[Path]) -> None:

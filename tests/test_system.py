@@ -82,6 +82,23 @@ def test_a_lock_keeps_other_threads_out_and_survives_their_attempts(tmp_path):
         assert sure
 
 
+def test_a_lock_whose_file_was_removed_in_between_is_taken_anew(tmp_path, monkeypatch):
+    """Its holder removes the file before it lets go: a lock of that file would keep nobody out."""
+    path, lockf = tmp_path / "lock", system.fcntl.lockf
+
+    def removed_meanwhile(*arguments):
+        monkeypatch.setattr(system.fcntl, "lockf", lockf)
+        path.unlink()
+        return lockf(*arguments)
+
+    monkeypatch.setattr(system.fcntl, "lockf", removed_meanwhile)
+    with file_lock(path):
+        done = subprocess.run(
+            [sys.executable, "-c", HOLD, path], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        assert b"BlockingIOError" in done.stderr
+
+
 def test_a_lock_leaves_content_and_links_alone(tmp_path):
     victim, link = tmp_path / "victim", tmp_path / "lock"
     victim.write_text("content")

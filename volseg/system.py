@@ -91,12 +91,7 @@ def file_lock(path: Path) -> Iterator[bool]:
             held = _identity(os.stat(path))
         if held in _locked:
             raise BlockingIOError(EAGAIN, "locked by this process", str(path))
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        try:
-            sure = _lock(handle)
-        except BaseException:
-            os.close(handle)
-            raise
+        handle, sure = _open_and_lock(path)
         held = _identity(os.fstat(handle))
         _locked.add(held)
     try:
@@ -105,6 +100,22 @@ def file_lock(path: Path) -> Iterator[bool]:
         with _guard:
             _locked.discard(held)
             os.close(handle)
+
+
+def _open_and_lock(path: Path) -> tuple[int, bool]:
+    """An open and locked file, and whether the file system has locks."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            sure = _lock(handle)
+            with suppress(FileNotFoundError):
+                # Else who held it has removed it in between, and the next one locks another file of that name.
+                if os.path.samestat(os.stat(path), os.fstat(handle)):
+                    return handle, sure
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def _identity(file: os.stat_result) -> tuple[int, int]:
@@ -302,7 +313,7 @@ def free_shared_memory() -> int | None:
     """Bytes that processes of Linux can still share through /dev/shm, which containers keep small; else None."""
     if not sys.platform.startswith("linux"):
         return None
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):
         return shutil.disk_usage("/dev/shm").free
     return None
 

@@ -11,7 +11,6 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from tests.data.io.dicom.writers import classic, read, write, write_all
 from tests.dicom.results import about, frames, made, series, some_labels, written
-from volseg import files
 from volseg.config import Label
 from volseg.dicom.objects import Kind, describe, one_line, series_number
 from volseg.dicom.segmentation import segmentation
@@ -250,7 +249,7 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch):
     what = about(series(tmp_path / "series", shape=labels.shape), labels)
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
-    monkeypatch.setattr(files, "_temporary", lambda _: full)
+    monkeypatch.setattr("volseg.files.whole.temporary_path", lambda _: full)
     with pytest.raises(ResourceError) as caught:
         written(tmp_path / "seg.dcm", what, labels, labelmap=True)
     advice = "Free some space or choose another place."

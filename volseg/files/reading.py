@@ -1,0 +1,77 @@
+"""Files that are read or extended in place: regular files only, their lines and checksums."""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any, TextIO
+
+from volseg.files.whole import writing
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The objects of a file with one JSON object per line; other lines, and an incomplete last one, are left out."""
+    found = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
+    for line in lines[:-1]:
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
+
+
+def as_tuples(value: Any) -> Any:
+    """The lists in a value read from JSON as tuples, all the way down."""
+    if isinstance(value, dict):
+        return {name: as_tuples(item) for name, item in value.items()}
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[FileIO]:
+    """Open a regular file to read its bytes; a link, a pipe or a device in its place is not opened.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    with FileIO(open_no_link(path, os.O_RDONLY)) as handle:
+        yield handle
+
+
+def append_to(path: Path) -> TextIO:
+    """A UTF-8 text file that is open for appending, made if it does not exist.
+
+    Raises:
+        ResourceError: it cannot be opened, or is a link, which may lead anywhere.
+    """
+    with writing(path):
+        descriptor = open_no_link(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+
+def open_no_link(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, see `os.open`; what a link leads to is neither opened nor changed.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "It is a link", str(path))
+    # Windows lacks the first two, which close the gap since the look and keep a pipe without a writer from blocking.
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
+    return descriptor
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -48,6 +48,14 @@ def test_hippocampus_is_planned_as_by_nnunet():
     assert plan.steps == 28_571
 
 
+def test_the_target_spacing_is_the_median_along_each_axis():
+    cases = [case((50, 50, 50), spacing) for spacing in ((1.0, 0.9, 1.2), (1.0, 0.5, 1.0), (2.5, 0.8, 1.1))]
+    plan, reasons = planned(*cases)
+    # D, H, W are S, R, A.
+    assert plan.spacing_mm == (1.1, 1.0, 0.8)
+    assert reasons["spacing_mm"] == "median of the scans, per axis"
+
+
 def test_a_cpu_gets_a_smaller_network_and_batch():
     plan, reasons = planned(*HIPPOCAMPUS, accelerated=False)
     assert plan.network.features == (16, 32, 64, 128)

@@ -1,0 +1,264 @@
+"""Put small faults into the package, one at a time, and see whether its tests notice them.
+
+    python benchmarks/mutants/coverage_map.py --output map.json
+    python benchmarks/mutants/run.py --map map.json --seed 18 --count 160 --output outcomes.jsonl [--listed] [--record]
+
+A server with pytest, torch, monai, nibabel and SimpleITK loaded, but not volseg, forks for each mutant. The fork imports
+the changed text in place of the module's file (hook/sitecustomize.py), as do the processes that tests start; the disk is
+not changed. It runs the tests that execute the changed line (choose.py), and stops at the first failure or after 60
+seconds. A mutant is killed by a test that fails, or that hangs: it takes ten times as long as before and 20 s more.
+At the end every test that killed a mutant runs once more without any: one that fails then does not count.
+"""
+
+import argparse
+import json
+import os
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from common.record import commit, publish, record_options
+from common.results import headline, table
+from mutants.choose import Map, chosen, read_maps
+from mutants.hook.sitecustomize import install
+from mutants.listed import listed
+from mutants.make import KINDS, ROOT, Mutant, draw
+
+LIMIT_SECONDS = 60.0
+HOOK = Path(__file__).parent / "hook"
+
+
+@dataclass
+class Watch:
+    """What the tests of a fork have told so far."""
+
+    running: str = ""
+    since: float = 0.0
+    done: int = 0
+    failed: str = ""
+    ended: bool = False
+    died: bool = False
+
+    def hear(self, line: str) -> None:
+        """Take in one line of the fork: a word and a test."""
+        word, _, test = line.partition(" ")
+        if word == "starts":
+            self.running, self.since = test, time.monotonic()
+        elif word == "passed":
+            self.done += 1
+        elif word == "failed":
+            self.failed = self.failed or test
+        elif word == "end":
+            self.ended = True
+
+
+@dataclass
+class Teller:
+    """A pytest plugin: runs `tests` alone, in this order, and tells a pipe about each."""
+
+    tests: Sequence[str]
+    pipe: int
+    heard: list[str] = field(default_factory=list)
+
+    def tell(self, line: str) -> None:
+        os.write(self.pipe, f"{line}\n".encode())
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        place = {test: index for index, test in enumerate(self.tests)}
+        items[:] = sorted((one for one in items if one.nodeid in place), key=lambda one: place[one.nodeid])
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.tell(f"failed {report.nodeid} (collecting)")
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.tell(f"starts {nodeid}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.tell(f"failed {report.nodeid}")
+        elif report.when == "teardown":
+            self.tell(f"passed {report.nodeid}")
+
+
+def in_fork(source: tuple[Path, Path] | None, tests: Sequence[str], pipe: int, scratch: Path, stop: bool) -> None:
+    """Run tests in this process, with the text of a file replaced, and end it."""
+    os.setsid()
+    log = os.open(scratch / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if source:
+        described = json.dumps({"file": str(source[0]), "source": str(source[1])})
+        os.environ["VOLSEG_MUTANT"] = described
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(HOOK), os.environ.get("PYTHONPATH", "")])
+        install(described)
+    files = dict.fromkeys(test.partition("::")[0] for test in tests)
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={scratch / 'tmp'}", *(["-x"] if stop else [])]
+    teller = Teller(tests, pipe)
+    pytest.main([*options, *files], plugins=[teller])
+    teller.tell("end")
+    os._exit(0)
+
+
+def watched(
+    source: tuple[Path, Path] | None, tests: Sequence[str], known: Map, limit: float, stop: bool = True
+) -> Iterator[Watch]:
+    """Fork, and yield what its tests told at each word and each half second, until they end."""
+    with tempfile.TemporaryDirectory(prefix="volseg-mutant-") as folder:
+        reading, writing = os.pipe()
+        fork = os.fork()
+        if not fork:
+            os.close(reading)
+            try:
+                in_fork(source, tests, writing, Path(folder), stop)
+            finally:
+                os._exit(1)
+        os.close(writing)
+        watch, rest, until = Watch(), b"", time.monotonic() + limit
+        try:
+            while time.monotonic() < until and not watch.ended:
+                if select.select([reading], [], [], 0.5)[0]:
+                    found = os.read(reading, 65536)
+                    if not found:
+                        watch.died = True
+                        break
+                    *lines, rest = (rest + found).split(b"\n")
+                    for line in lines:
+                        watch.hear(line.decode())
+                yield watch
+        finally:
+            os.close(reading)
+            end_group(fork)
+        yield watch
+
+
+def end_group(fork: int) -> None:
+    """End a fork and the processes that its tests have started."""
+    for group in (True, False):
+        try:
+            os.killpg(fork, signal.SIGKILL) if group else os.kill(fork, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+    os.waitpid(fork, 0)
+
+
+def tried(mutant: Mutant, known: Map) -> dict[str, Any]:
+    """The outcome of one mutant: killed, with the test, or survived, with the number of tests."""
+    tests = chosen(mutant, known)
+    started, watch = time.monotonic(), Watch()
+    outcome, killer = "survived", ""
+    if tests:
+        with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as text:
+            text.write(mutant.source())
+            text.flush()
+            for watch in watched((ROOT / mutant.file, Path(text.name)), tests, known, LIMIT_SECONDS):
+                hangs = watch.running and time.monotonic() - watch.since > 20 + 10 * known.seconds[watch.running]
+                if watch.failed or hangs:
+                    outcome, killer = "killed" if watch.failed else "hangs", watch.failed or watch.running
+                    break
+            else:
+                if watch.died:
+                    outcome, killer = "killed", watch.running or "(before the first test)"
+    return {
+        **{key: value for key, value in asdict(mutant).items() if key not in ("start", "names")},
+        "outcome": outcome,
+        "test": killer,
+        "chosen": len(tests),
+        "passed": watch.done,
+        "all_run": watch.ended,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def control(tests: Iterable[str], known: Map) -> set[str]:
+    """The tests that fail without any mutant."""
+    order = [test for test in known.seconds if test in set(tests)]
+    found: set[str] = set()
+    while order:
+        watch = Watch()
+        for watch in watched(None, order, known, 1800, stop=True):
+            pass
+        if not watch.failed:
+            break
+        found.add(watch.failed)
+        order = [test for test in order if test != watch.failed]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--map", type=Path, nargs="+", required=True, help="of coverage_map.py; later ones count more")
+    parser.add_argument("--seed", type=int, default=18)
+    parser.add_argument("--count", type=int, default=160, help="mutants to draw")
+    parser.add_argument("--without", nargs="*", default=[], help="files to draw no mutant from")
+    parser.add_argument("--listed", action="store_true", help="also the faults of listed.py, first")
+    parser.add_argument("--again", type=Path, help="only those that survived by this file of outcomes")
+    parser.add_argument("--output", type=Path, required=True, help="one JSON line per mutant; those in it are kept")
+    record_options(parser)
+    options = parser.parse_args()
+    load_libraries()
+    known = read_maps(options.map)
+    mutants = [*(listed() if options.listed else []), *draw(options.count, options.seed, tuple(options.without))]
+    done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
+    if options.again:
+        survived = [one for one in map(json.loads, options.again.read_text().splitlines()) if not one["test"]]
+        mutants = [one for one in mutants if any(is_of(line, one) for line in survived)]
+    for number, mutant in enumerate(mutants, 1):
+        if not any(is_of(line, mutant) for line in done):
+            line = tried(mutant, known)
+            done.append(line)
+            with options.output.open("a") as output:
+                output.write(json.dumps(line) + "\n")
+            print(number, line["outcome"], line["seconds"], mutant.file, mutant.line, mutant.kind, line["test"], flush=True)
+    failing = control((line["test"] for line in done if line["test"]), known)
+    print("fail without a mutant:", sorted(failing) or "none")
+    report(options, done, failing)
+
+
+def is_of(line: dict[str, Any], mutant: Mutant) -> bool:
+    """Whether an outcome is that of a mutant."""
+    return all(line[key] == getattr(mutant, key) for key in ("kind", "file", "line", "old", "new"))
+
+
+def load_libraries() -> None:
+    """Load what each fork would otherwise load by itself."""
+    import highdicom  # noqa: F401, PLC0415
+    import matplotlib.figure  # noqa: F401, PLC0415
+    import monai.transforms  # noqa: F401, PLC0415
+    import nibabel  # noqa: F401, PLC0415
+    import SimpleITK  # noqa: F401, PLC0415, N813
+    import torch.utils.tensorboard  # noqa: F401, PLC0415
+    import typer.testing  # noqa: F401, PLC0415
+
+    assert not any(name.partition(".")[0] == "volseg" for name in sys.modules)
+
+
+def report(options: argparse.Namespace, done: Sequence[dict[str, Any]], failing: set[str]) -> None:
+    """Print and record how many of each kind were killed."""
+    counts = {kind: Counter() for kind in ("listed", *KINDS)}
+    for line in done:
+        killed = line["outcome"] != "survived" and line["test"] not in failing
+        counts[line["kind"]]["killed" if killed else "survived"] += 1
+        counts[line["kind"]]["tried"] += 1
+    rows = [
+        {"kind": kind, "tried": one["tried"], "killed": one["killed"], "survived": one["survived"]}
+        for kind, one in counts.items()
+        if one
+    ]
+    rows.append({"kind": "all", **{key: sum(row[key] for row in rows) for key in ("tried", "killed", "survived")}})
+    head = [headline("mutants", "all", "killed"), headline("mutants", "all", "survived")]
+    publish(options, "mutants", f"Mutants of wiring and core at commit {commit()}", [table(rows)], head)
+
+
+if __name__ == "__main__":
+    main()

@@ -225,7 +225,7 @@ def test_every_probability_and_range_arrives_in_its_step():
     assert contrast.scaler.factors == pytest.approx((-0.3, 0.2))
     assert (coarse.zoom, coarse.axes) == ((0.4, 0.8), (0, 1, 2))
     for step, inverts in ((inverted, True), (gamma, False)):
-        adjusted = step.adjust_contrast
+        adjusted = step.adjuster
         assert (adjusted.gamma, adjusted.invert_image, adjusted.retain_stats) == ((0.6, 1.6), inverts, True)
     assert own is more[0]
     assert warp.config == config

@@ -25,6 +25,8 @@ OTHER = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
 }  # fmt: skip
+# Calls that mean the same with their two arguments in the other order.
+SYMMETRIC = {"max", "min", "maximum", "minimum", "addcmul_", "result_type", "equal", "array_equal", "multiply", "gcd"}
 # Statements that only tell people something.
 TOLD = ("logger.debug", "logger.info", "progress", "warnings.")
 
@@ -268,7 +270,12 @@ def swapped(site: Site) -> Iterator[tuple[ast.AST, ast.AST]]:
         yield node, ast.IfExp(node.test, node.orelse, node.body)
     if isinstance(node, ast.BoolOp):
         yield node, ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
-    if isinstance(node, ast.Call) and len(node.args) == 2 and not any(isinstance(a, ast.Starred) for a in node.args):
+    if (
+        isinstance(node, ast.Call)
+        and len(node.args) == 2
+        and ast.unparse(node.func).rpartition(".")[2] not in SYMMETRIC
+        and not any(isinstance(one, ast.Starred) for one in node.args)
+    ):
         yield node, ast.Call(node.func, node.args[::-1], node.keywords)
 
 

@@ -11,6 +11,7 @@ At the end every test that killed a mutant runs once more without any: one that 
 """
 
 import argparse
+import importlib
 import json
 import os
 import select
@@ -35,6 +36,11 @@ from mutants.listed import listed
 from mutants.make import KINDS, ROOT, Mutant, draw
 
 LIMIT_SECONDS = 60.0
+LIBRARIES = (
+    "blosc2", "cc3d", "contourpy", "highdicom", "hypothesis", "isal.isal_zlib", "matplotlib.figure", "monai.transforms",
+    "nibabel", "pydantic", "pydicom", "rich.progress", "safetensors.torch", "scipy.ndimage", "SimpleITK",
+    "skimage.transform", "torch.utils.tensorboard", "typer.testing", "yaml",
+)  # fmt: skip
 HOOK = Path(__file__).parent / "hook"
 
 
@@ -232,14 +238,8 @@ def is_of(line: dict[str, Any], mutant: Mutant) -> bool:
 
 def load_libraries() -> None:
     """Load what each fork would otherwise load by itself."""
-    import highdicom  # noqa: F401, PLC0415
-    import matplotlib.figure  # noqa: F401, PLC0415
-    import monai.transforms  # noqa: F401, PLC0415
-    import nibabel  # noqa: F401, PLC0415
-    import SimpleITK  # noqa: F401, PLC0415, N813
-    import torch.utils.tensorboard  # noqa: F401, PLC0415
-    import typer.testing  # noqa: F401, PLC0415
-
+    for name in LIBRARIES:
+        importlib.import_module(name)
     assert not any(name.partition(".")[0] == "volseg" for name in sys.modules)
 
 

@@ -51,7 +51,7 @@ def read_maps(paths: Sequence[Path]) -> Map:
 
 
 def chosen(mutant: Mutant, known: Map, everything: float = SECONDS) -> list[str]:
-    """The tests for a mutant in the order in which they run: by file, the fastest first; `everything` seconds in all."""
+    """The tests for a mutant, by file, the fastest first; in the map they took `everything` seconds or less."""
     mirror = f"tests/{Path(mutant.file).relative_to('volseg').parent / ('test_' + Path(mutant.file).name)}"
     candidates = at_import(mutant, known, mirror) if mutant.names else executing(mutant, known)
     by_file: dict[str, list[str]] = {}

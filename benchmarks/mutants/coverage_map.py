@@ -1,10 +1,10 @@
 """Which tests execute which lines of the package, and how long each test takes.
 
-    python -m benchmarks.mutants.coverage_map --output map.json [TESTS ...]
+    python benchmarks/mutants/coverage_map.py --output map.json [TESTS ...]
 
-Runs the tests once with `coverage` (pip install coverage), which is told before each test which one it is. Lines that run
-while a module's fixture is set up count for all tests of its file. Tests of other processes are not seen: only what the
-test's own process executes.
+Runs the tests once with `coverage` (pip install coverage), which is told before each test which one it is. Lines that
+run while a fixture of a file is set up count for all tests of the file. Not seen is what other processes execute that a
+test starts.
 """
 
 import argparse
@@ -34,6 +34,7 @@ class Contexts:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Around one test."""
         started = time.perf_counter()
         self.measured.switch_context(f"{item.nodeid}|test")
         result = yield
@@ -43,6 +44,7 @@ class Contexts:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        """Around the setup of one fixture; of a test that needs it first."""
         if fixturedef.scope == "function":
             return (yield)
         inside = request.node.nodeid.split("::")[0]
@@ -56,6 +58,7 @@ class Contexts:
         return str(getattr(request._pyfuncitem, "nodeid", ""))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """After each part of a test."""
         if report.failed or report.skipped:
             self.failed.add(report.nodeid)
 

@@ -9,7 +9,11 @@ from mutants.make import ROOT, Mutant
 
 # File of the package, text in it (found once), and what takes its place.
 LISTED: tuple[tuple[str, str, str], ...] = (
-    ("api/train.py", "_batches(run, training_cases, sampler)", "_batches(run, training_cases + validation_cases, sampler)"),
+    (
+        "api/train.py",
+        "_batches(run, training_cases, sampler)",
+        "_batches(run, training_cases + validation_cases, sampler)",
+    ),
     ("api/train.py", "weights = state.ema.state_dict()", "weights = state.network.state_dict()"),
     ("training/loop.py", 'group["lr"] = rate', "pass"),
     ("cli/predict.py", "overlap=overlap,", ""),

@@ -3,11 +3,11 @@
     python benchmarks/mutants/coverage_map.py --output map.json
     python benchmarks/mutants/run.py --map map.json --seed 18 --count 160 --output outcomes.jsonl [--listed] [--record]
 
-A server with pytest, torch, monai, nibabel and SimpleITK loaded, but not volseg, forks for each mutant. The fork imports
-the changed text in place of the module's file (hook/sitecustomize.py), as do the processes that tests start; the disk is
-not changed. It runs the tests that execute the changed line (choose.py), and stops at the first failure or after 60
-seconds. A mutant is killed by a test that fails, or that hangs: it takes ten times as long as before and 20 s more.
-At the end every test that killed a mutant runs once more without any: one that fails then does not count.
+A server with pytest, torch, monai, nibabel and SimpleITK loaded, but not volseg, forks for each mutant. The fork
+imports the changed text in place of the module's file (hook/sitecustomize.py), as do the processes that tests start;
+the disk is not changed. It runs the tests that execute the changed line (choose.py), and stops at the first failure or
+after 60 seconds. A mutant is killed by a test that fails, or that hangs: it takes ten times as long as before and 20 s
+more. At the end every test that killed a mutant runs once more without any: one that fails then does not count.
 """
 
 import argparse
@@ -19,8 +19,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common.record import commit, publish, record_options
 from common.results import headline, table
+
 from mutants.choose import Map, chosen, read_maps
 from mutants.hook.sitecustomize import install
 from mutants.listed import listed
 from mutants.make import KINDS, ROOT, Mutant, draw
 
 LIMIT_SECONDS = 60.0
+CONTROL_SECONDS = 1800.0
 LIBRARIES = (
-    "blosc2", "cc3d", "contourpy", "highdicom", "hypothesis", "isal.isal_zlib", "matplotlib.figure", "monai.transforms",
+    # Not hypothesis, whose assertions pytest rewrites.
+    "blosc2", "cc3d", "contourpy", "highdicom", "isal.isal_zlib", "matplotlib.figure", "monai.transforms",
     "nibabel", "pydantic", "pydicom", "rich.progress", "safetensors.torch", "scipy.ndimage", "SimpleITK",
     "skimage.transform", "torch.utils.tensorboard", "typer.testing", "yaml",
 )  # fmt: skip
@@ -54,6 +58,7 @@ class Watch:
     failed: str = ""
     ended: bool = False
     died: bool = False
+    log: str = ""
 
     def hear(self, line: str) -> None:
         """Take in one line of the fork: a word and a test."""
@@ -76,27 +81,32 @@ class Teller:
     pipe: int
 
     def tell(self, line: str) -> None:
+        """Write one line to the pipe."""
         os.write(self.pipe, f"{line}\n".encode())
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave the chosen tests, in their order."""
         place = {test: index for index, test in enumerate(self.tests)}
         items[:] = sorted((one for one in items if one.nodeid in place), key=lambda one: place[one.nodeid])
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A test file that cannot be imported notices the mutant as well."""
         if report.failed:
             self.tell(f"failed {report.nodeid} (collecting)")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Before each test."""
         self.tell(f"starts {nodeid}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """After each part of a test."""
         if report.failed:
             self.tell(f"failed {report.nodeid}")
         elif report.when == "teardown":
             self.tell(f"passed {report.nodeid}")
 
 
-def in_fork(source: tuple[Path, Path] | None, tests: Sequence[str], pipe: int, scratch: Path, stop: bool) -> None:
+def in_fork(source: tuple[Path, Path] | None, tests: Sequence[str], pipe: int, scratch: Path) -> None:
     """Run tests in this process, with the text of a file replaced, and end it."""
     os.setsid()
     log = os.open(scratch / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -108,16 +118,14 @@ def in_fork(source: tuple[Path, Path] | None, tests: Sequence[str], pipe: int, s
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HOOK), os.environ.get("PYTHONPATH", "")])
         install(described)
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
-    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={scratch / 'tmp'}", *(["-x"] if stop else [])]
+    options = ["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={scratch / 'tmp'}"]
     teller = Teller(tests, pipe)
     pytest.main([*options, *files], plugins=[teller])
     teller.tell("end")
     os._exit(0)
 
 
-def watched(
-    source: tuple[Path, Path] | None, tests: Sequence[str], known: Map, limit: float, stop: bool = True
-) -> Iterator[Watch]:
+def watched(source: tuple[Path, Path] | None, tests: Sequence[str], limit: float) -> Iterator[Watch]:
     """Fork, and yield what its tests told at each word and each half second, until they end."""
     with tempfile.TemporaryDirectory(prefix="volseg-mutant-") as folder:
         reading, writing = os.pipe()
@@ -125,7 +133,7 @@ def watched(
         if not fork:
             os.close(reading)
             try:
-                in_fork(source, tests, writing, Path(folder), stop)
+                in_fork(source, tests, writing, Path(folder))
             finally:
                 os._exit(1)
         os.close(writing)
@@ -144,16 +152,16 @@ def watched(
         finally:
             os.close(reading)
             end_group(fork)
+            watch.log = (Path(folder) / "log.txt").read_text(encoding="utf-8", errors="replace")
         yield watch
 
 
 def end_group(fork: int) -> None:
     """End a fork and the processes that its tests have started."""
-    for group in (True, False):
-        try:
-            os.killpg(fork, signal.SIGKILL) if group else os.kill(fork, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+    # It may not have a group yet.
+    for end in (os.killpg, os.kill):
+        with suppress(ProcessLookupError, PermissionError):
+            end(fork, signal.SIGKILL)
     os.waitpid(fork, 0)
 
 
@@ -166,15 +174,15 @@ def tried(mutant: Mutant, known: Map) -> dict[str, Any]:
         with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as text:
             text.write(mutant.source())
             text.flush()
-            for watch in watched((ROOT / mutant.file, Path(text.name)), tests, known, LIMIT_SECONDS):
+            for watch in watched((ROOT / mutant.file, Path(text.name)), tests, LIMIT_SECONDS):
                 hangs = watch.running and time.monotonic() - watch.since > 20 + 10 * known.seconds[watch.running]
                 if watch.failed or hangs:
                     outcome, killer = "killed" if watch.failed else "hangs", watch.failed or watch.running
                     break
             else:
-                assert watch.done or not watch.ended, "no test ran; see what pytest says"
+                assert watch.running, f"no test ran:\n{watch.log}"
                 if watch.died:
-                    outcome, killer = "killed", watch.running or "(before the first test)"
+                    outcome, killer = "killed", watch.running
     return {
         **{key: value for key, value in asdict(mutant).items() if key not in ("start", "names")},
         "outcome": outcome,
@@ -191,9 +199,7 @@ def control(tests: Iterable[str], known: Map) -> set[str]:
     order = [test for test in known.seconds if test in set(tests)]
     found: set[str] = set()
     while order:
-        watch = Watch()
-        for watch in watched(None, order, known, 1800, stop=True):
-            pass
+        watch = deque(watched(None, order, CONTROL_SECONDS), maxlen=1).pop()
         if not watch.failed:
             break
         found.add(watch.failed)
@@ -225,7 +231,8 @@ def main() -> None:
             done.append(line)
             with options.output.open("a") as output:
                 output.write(json.dumps(line) + "\n")
-            print(number, line["outcome"], line["seconds"], mutant.file, mutant.line, mutant.kind, line["test"], flush=True)
+            told = (line["outcome"], line["seconds"], mutant.file, mutant.line, mutant.kind, line["test"])
+            print(number, *told, flush=True)
     failing = control((line["test"] for line in done if line["test"]), known)
     print("fail without a mutant:", sorted(failing) or "none")
     report(options, done, failing)

@@ -240,7 +240,7 @@ def test_the_rules_of_the_model_are_applied_and_recorded(tmp_path):
     assert result.record["postprocessing"]["ball"]
 
 
-class Recorded(Exception):
+class RecordedError(Exception):
     """A function was called, and goes no further."""
 
 
@@ -249,10 +249,10 @@ def test_predict_loads_the_model_with_every_option(monkeypatch, scan, tmp_path):
 
     def loading(model, **options):
         seen.update(options, model=model)
-        raise Recorded
+        raise RecordedError
 
     monkeypatch.setattr(Segmenter, "load", loading)
-    with pytest.raises(Recorded):
+    with pytest.raises(RecordedError):
         predict(scan, "some.safetensors", tmp_path / "out", **OPTIONS)
     assert seen == {"model": "some.safetensors", **OPTIONS}
 
@@ -269,12 +269,12 @@ def test_predict_finds_the_cases_that_were_asked_for(monkeypatch, model, tmp_pat
 
     def finding(*given):
         seen.append(given)
-        raise Recorded
+        raise RecordedError
 
     monkeypatch.setattr("volseg.api.predict.find_cases", finding)
-    with pytest.raises(Recorded):
+    with pytest.raises(RecordedError):
         predict(["a", "b"], model, tmp_path / "out", series="1.2", volume=3, untilt=True)
-    with pytest.raises(Recorded):
+    with pytest.raises(RecordedError):
         predict(None, model, tmp_path / "out", channels={"MRI": "x.nii"})
     assert seen == [
         ([Path("a"), Path("b")], ("MRI",), None, Choice(series="1.2", volume=3, untilt=True)),
@@ -288,10 +288,10 @@ def test_predict_plans_its_files(monkeypatch, model, scan, tmp_path, overwrite, 
 
     def planning(*given):
         seen.append(given)
-        raise Recorded
+        raise RecordedError
 
     monkeypatch.setattr("volseg.api.predict.plan_outputs", planning)
-    with pytest.raises(Recorded):
+    with pytest.raises(RecordedError):
         predict(
             scan, model, tmp_path / "out", overwrite=overwrite, skip_existing=skip_existing, probabilities=True,
             preview=True,

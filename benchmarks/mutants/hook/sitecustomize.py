@@ -20,6 +20,7 @@ class MutantLoader(importlib.machinery.SourceFileLoader):
         self.text = text
 
     def get_code(self, _):
+        """The compiled text, whatever module it is asked for."""
         return compile(self.text, self.path, "exec", dont_inherit=True)
 
 
@@ -30,6 +31,7 @@ class MutantFinder(importlib.abc.MetaPathFinder):
         self.file, self.text = file, text
 
     def find_spec(self, name, path=None, target=None):
+        """The specification of the module, if its file is the one."""
         if name.partition(".")[0] != "volseg":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)

@@ -120,6 +120,9 @@ def test_skipped_cases_are_counted(tmp_path, model, scans):
     again = run(*arguments, "--skip-existing")
     assert again.exit_code == 0
     assert "Skipping 2 of 2 cases whose result exists" in again.stderr
+    for name in ("scan1.nii.gz", "scan1.json"):
+        (tmp_path / name).unlink()
+    assert "Skipping 1 of 2 cases whose result exists" in run(*arguments, "--skip-existing").stderr
 
 
 def test_a_preview_is_overwritten_only_with_the_option(tmp_path, model, scans):

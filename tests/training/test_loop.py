@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -152,6 +153,28 @@ def test_each_step_has_its_rate_gradient_precision_and_ema_decay(monkeypatch, pr
     assert {bool(mode) for mode in modes} == {True}
     assert set(dtypes) == {dtype}
     assert decays == [0.875] * 4
+
+
+def test_in_float16_the_loss_is_scaled_and_the_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
+    calls = []
+
+    class Scaler:
+        def __init__(self, device, enabled):
+            calls.append((device, enabled))
+
+        def scale(self, loss):
+            calls.append("scale")
+            return 2.0 * loss
+
+        def __getattr__(self, name):
+            return lambda *given: calls.append(name) or (name == "step" and given[0].step())
+
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: calls.append("clip"))
+    monkeypatch.setattr("volseg.training.loop.choose_precision", lambda *_: torch.float16)
+    monkeypatch.setattr("volseg.training.loop.autocast", lambda *_: nullcontext())
+    fit(TrainingState(network(), CONFIG), batches(0), Budget(steps=2), CONFIG)
+    assert calls == [("cpu", True), *["scale", "unscale_", "clip", "step", "update"] * 2]
 
 
 class Clock:

@@ -33,6 +33,7 @@ from common.record import commit, publish, record_options
 from common.results import headline, table
 
 from mutants.choose import Map, chosen, read_maps
+from mutants.equivalent import reason_of
 from mutants.hook.sitecustomize import install
 from mutants.listed import listed
 from mutants.make import KINDS, ROOT, Mutant, draw
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=160, help="mutants to draw")
     parser.add_argument("--without", nargs="*", default=[], help="files to draw no mutant from")
     parser.add_argument("--listed", action="store_true", help="also the faults of listed.py, first")
-    parser.add_argument("--again", type=Path, help="only those that survived by this file of outcomes")
+    parser.add_argument("--again", action="store_true", help="try those once more that survived by --output")
     parser.add_argument("--output", type=Path, required=True, help="one JSON line per mutant; those in it are kept")
     record_options(parser)
     options = parser.parse_args()
@@ -223,8 +224,8 @@ def main() -> None:
     mutants = [*(listed() if options.listed else []), *draw(options.count, options.seed, tuple(options.without))]
     done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
     if options.again:
-        survived = [one for one in map(json.loads, options.again.read_text().splitlines()) if not one["test"]]
-        mutants = [one for one in mutants if any(is_of(line, one) for line in survived)]
+        done = [line for line in done if line["outcome"] != "survived"]
+        options.output.write_text("".join(json.dumps(line) + "\n" for line in done))
     for number, mutant in enumerate(mutants, 1):
         if not any(is_of(line, mutant) for line in done):
             line = tried(mutant, known)
@@ -251,18 +252,19 @@ def load_libraries() -> None:
 
 
 def report(options: argparse.Namespace, done: Sequence[dict[str, Any]], failing: set[str]) -> None:
-    """Print and record how many of each kind were killed."""
-    counts = {kind: Counter() for kind in ("listed", *KINDS)}
+    """Print the survivors, and print and record how many of each kind were killed."""
+    for line in done:
+        if line["outcome"] == "survived":
+            place = f"{line['file']}:{line['line']} {line['kind']}"
+            print(f"{place}: {line['old']} -> {line['new']}: {reason_of(line) or 'SURVIVED'}")
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("listed", *KINDS)}
     for line in done:
         killed = line["outcome"] != "survived" and line["test"] not in failing
-        counts[line["kind"]]["killed" if killed else "survived"] += 1
-        counts[line["kind"]]["tried"] += 1
-    rows = [
-        {"kind": kind, "tried": one["tried"], "killed": one["killed"], "survived": one["survived"]}
-        for kind, one in counts.items()
-        if one
-    ]
-    rows.append({"kind": "all", **{key: sum(row[key] for row in rows) for key in ("tried", "killed", "survived")}})
+        found = "killed" if killed else "equivalent" if reason_of(line) else "survived"
+        counts[line["kind"]].update(("tried", found))
+    columns = ("tried", "killed", "equivalent", "survived")
+    rows = [{"kind": kind, **{key: one[key] for key in columns}} for kind, one in counts.items() if one]
+    rows.append({"kind": "all", **{key: sum(row[key] for row in rows) for key in columns}})
     head = [headline("mutants", "all", "killed"), headline("mutants", "all", "survived")]
     publish(options, "mutants", f"Mutants of wiring and core at commit {commit()}", [table(rows)], head)
 

@@ -6,8 +6,7 @@
 A server with pytest, torch, monai, nibabel and SimpleITK loaded, but not volseg, forks for each mutant. The fork
 imports the changed text in place of the module's file (hook/sitecustomize.py), as do the processes that tests start;
 the disk is not changed. It runs the tests that execute the changed line (choose.py), and stops at the first failure or
-after 60 seconds. A mutant is killed by a test that fails, or that hangs: it takes ten times as long as before and 20 s
-more. At the end every test that killed a mutant runs once more without any: one that fails then does not count.
+after 60 seconds. A mutant is killed by a test that fails, or that hangs until then. At the end every test that killed a mutant runs once more without any: one that fails then does not count.
 """
 
 import argparse
@@ -40,6 +39,8 @@ from mutants.make import KINDS, ROOT, Mutant, draw
 
 LIMIT_SECONDS = 60.0
 CONTROL_SECONDS = 1800.0
+# A test that takes ten times as long as without a mutant, and this much more, hangs.
+HANGS_SECONDS = 30.0
 LIBRARIES = (
     # Not hypothesis, whose assertions pytest rewrites.
     "blosc2", "cc3d", "contourpy", "highdicom", "isal.isal_zlib", "matplotlib.figure", "monai.transforms",
@@ -169,30 +170,35 @@ def end_group(fork: int) -> None:
 def tried(mutant: Mutant, known: Map) -> dict[str, Any]:
     """The outcome of one mutant: killed, with the test, or survived, with the number of tests."""
     tests = chosen(mutant, known)
-    started, watch = time.monotonic(), Watch()
-    outcome, killer = "survived", ""
+    started, watch = time.monotonic(), Watch(ended=True)
     if tests:
         with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as text:
             text.write(mutant.source())
             text.flush()
             for watch in watched((ROOT / mutant.file, Path(text.name)), tests, LIMIT_SECONDS):
-                hangs = watch.running and time.monotonic() - watch.since > 20 + 10 * known.seconds[watch.running]
-                if watch.failed or hangs:
-                    outcome, killer = "killed" if watch.failed else "hangs", watch.failed or watch.running
+                if watch.failed:
                     break
-            else:
-                assert watch.running, f"no test ran:\n{watch.log}"
-                if watch.died:
-                    outcome, killer = "killed", watch.running
+        assert watch.running or watch.failed, f"no test ran:\n{watch.log}"
+    outcome = outcome_of(watch, known)
     return {
         **{key: value for key, value in asdict(mutant).items() if key not in ("start", "names")},
         "outcome": outcome,
-        "test": killer,
+        "test": "" if outcome == "survived" else watch.failed or watch.running,
         "chosen": len(tests),
         "passed": watch.done,
         "all_run": watch.ended,
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def outcome_of(watch: Watch, known: Map) -> str:
+    """Killed, hangs or survived."""
+    if watch.failed or watch.died:
+        return "killed"
+    if watch.ended:
+        return "survived"
+    allowed = HANGS_SECONDS + 10 * known.seconds[watch.running]
+    return "hangs" if time.monotonic() - watch.since > allowed else "survived"
 
 
 def control(tests: Iterable[str], known: Map) -> set[str]:

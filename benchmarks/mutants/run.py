@@ -6,7 +6,8 @@
 A server with pytest, torch, monai, nibabel and SimpleITK loaded, but not volseg, forks for each mutant. The fork
 imports the changed text in place of the module's file (hook/sitecustomize.py), as do the processes that tests start;
 the disk is not changed. It runs the tests that execute the changed line (choose.py), and stops at the first failure or
-after 60 seconds. A mutant is killed by a test that fails, or that hangs until then. At the end every test that killed a mutant runs once more without any: one that fails then does not count.
+after 60 seconds. A mutant is killed by a test that fails, or that hangs until then.
+At the end every test that killed a mutant runs once more without any: one that fails then does not count.
 """
 
 import argparse

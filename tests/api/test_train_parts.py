@@ -177,6 +177,13 @@ def test_the_card_tells_how_the_model_was_trained(given, phantoms):
     assert "training.ema_decay=0.7" in command
 
 
+def test_the_card_has_the_scores_and_rules_of_the_validation(given):
+    card = read_card(given.run / "model.safetensors")
+    document = json.loads((given.run / "validation.json").read_text())
+    assert card.scores == {"cases": len(document["cases"]), **document["mean"]}
+    assert {name: rule.model_dump() for name, rule in card.postprocessing.items()} == document["postprocessing"]
+
+
 def test_augmentation_follows_its_configuration_and_warms_up(phantoms, tmp_path, monkeypatch):
     calls = {}
 

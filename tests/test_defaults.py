@@ -6,12 +6,15 @@ in CHANGELOG.md; a default of a plan or a network also changes what older model 
 """
 
 import inspect
+from importlib import import_module
 from typing import Any
 
 import pytest
+import torch
 
 import volseg
 from volseg.config import Channel, ComponentRule, Config, Label, NetworkConfig, Plan, Resampling
+from volseg.interop.nnunet_plans import ArrayResampling, Configuration, Plans, TorchResampling
 from volseg.training.run_folder import RunSettings
 
 TRAINING = {
@@ -124,6 +127,55 @@ CALLS = {
 }
 
 
+# Of parts that others put together, their defaults that are values.
+PARTS = {
+    "data.cases.dataset.Dataset": {"licence": "", "description": "", "problems": ()},
+    "data.cases.dataset.split_folds": {"folds": 5},
+    "data.cases.patch_sampling.PatchSampler": {"seed": 0, "rank": 0, "world": 1},
+    "data.cases.phantom.write_phantoms": {"tests": 0},
+    "data.grid.geometry.Geometry.same_grid": {"tolerance_voxels": 0.01},
+    "data.grid.geometry.Geometry.is_part_of": {"tolerance_voxels": 0.01},
+    "data.grid.geometry.GridMap.back": {"outside": 0},
+    "data.grid.intensities.Reference": {"offset": 0, "unit": 1.0},
+    "data.grid.preprocess.image_to_network": {"body": False, "device": torch.device("cpu")},
+    "data.grid.resample.nearest_index": {"rule": "scipy"},
+    "device.choose_device": {"name": "auto"},
+    "evaluation.report.evaluate_pairs": {"labels": None, "workers": 1, "ignore": None, "metrics": None},
+    "inference.engine.Target": {"nearest_axis": None, "sink": None, "rule": "scipy"},
+    "inference.quality.measure": {"slab_voxels": 1 << 22, "unstated": ""},
+    "inference.upsample.label_slabs": {"decide": None, "nearest_axis": None, "sink": None, "rule": "scipy"},
+    "inference.windows.Windows": {"overlap": 0.5, "batch_size": 1, "mirror_axes": ()},
+    "networks.blocks.Conv2Plus1d": {
+        "mid": "light", "kernel": (3, 3, 3), "stride": (1, 1, 1), "norm": "instance", "activation": "leaky_relu"
+    },
+    "networks.cpu.instance_norm.InstanceNorm": {"eps": 1e-5, "inplace": False},
+    "networks.cpu.malloc.keep_freed_memory": {"large": False},
+    "planning.fingerprint.CaseFingerprint": {"warnings": (), "unstated": ""},
+    "planning.topology.network_config": {"channels": 1, "classes": 2, "width": 32, "block": "conv3d"},
+    "training.losses.soft_dice": {"regions": False},
+    "training.losses.dice_loss": {"regions": False},
+    "training.losses.cross_entropy": {"regions": False},
+    "training.losses.dice_and_cross_entropy": {"regions": False},
+    "training.losses.SegmentationLoss": {"loss": "dice_ce", "regions": False},
+    "training.ranks.Ranks": {"rank": 0, "world": 1, "cpu_group": None},
+    "training.state.TrainingState": {"data": ""},
+    "transforms.spatial.RandAffinePatchd": {"mode": "bilinear"},
+}  # fmt: skip
+# What nnU-Net does where its files leave a key out.
+NNUNET = {
+    Plans: {"label_manager": "LabelManager"},
+    Configuration: {"preprocessor_name": "DefaultPreprocessor", "previous_stage": None},
+    ArrayResampling: {
+        "is_seg": False, "order": 3, "order_z": 0, "force_separate_z": False, "separate_z_anisotropy_threshold": 3.0,
+    },
+    TorchResampling: {
+        "is_seg": False, "num_threads": None, "device": None, "memefficient_seg_resampling": None,
+        "force_separate_z": None, "separate_z_anisotropy_threshold": 3.0, "mode": "linear",
+        "aniso_axis_mode": "nearest-exact",
+    },
+}  # fmt: skip
+
+
 def test_the_recipe_of_training():
     assert Config().model_dump() == {
         "plan": dict.fromkeys(PLAN_CHOICES),
@@ -166,3 +218,21 @@ def test_what_a_call_means_that_does_not_state_an_argument(name):
 def test_every_public_function_is_here():
     functions = {name for name in volseg.__all__ if inspect.isfunction(getattr(volseg, name))}
     assert functions == {name for name in CALLS if "." not in name}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_a_part_does_without_an_argument(name):
+    module, _, rest = name.rpartition(".")
+    if module.rpartition(".")[2][0].isupper():
+        module, rest = module.rpartition(".")[0], f"{module.rpartition('.')[2]}.{rest}"
+    found: Any = import_module(f"volseg.{module}")
+    for part in rest.split("."):
+        found = getattr(found, part)
+    parameters = inspect.signature(found).parameters
+    assert {key: parameters[key].default for key in PARTS[name]} == PARTS[name]
+
+
+@pytest.mark.parametrize("kind", NNUNET)
+def test_what_files_of_nnunet_mean_that_do_not_state_a_value(kind):
+    fields = {key: field for key, field in kind.model_fields.items() if not field.is_required()}
+    assert {key: field.default for key, field in fields.items() if field.default_factory is None} == NNUNET[kind]

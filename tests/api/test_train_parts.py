@@ -222,6 +222,19 @@ def test_augmentation_follows_its_configuration_and_warms_up(phantoms, tmp_path,
     assert training["fold"] == "all"
 
 
+def test_progress_tells_every_stage(phantoms, tmp_path):
+    told = []
+    train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu", progress=lambda *said: told.append(said))
+    stages = list(dict.fromkeys(stage for stage, *_ in told))
+    assert stages == ["prepare", "prepare validation", "train", "validate"]
+    by_stage = {stage: [(done, text) for name, done, text in told if name == stage] for stage in stages}
+    assert by_stage["prepare"] == [(done / 4, f"case {done} of 4") for done in (1, 2, 3, 4)]
+    assert by_stage["prepare validation"] == [(1.0, "case 1 of 1")]
+    assert [done for done, _ in by_stage["train"]] == [0.5, 1.0]
+    assert [done for done, _ in by_stage["validate"]] == [0.0, 1.0]
+    assert by_stage["validate"][-1][1].startswith(("mean foreground Dice 0.", "no label was found"))
+
+
 def test_a_resumed_run_starts_its_batches_and_its_budget_where_it_ended(phantoms, tmp_path, monkeypatch):
     seen = recorded(monkeypatch)
     call = {"minutes": 2.0, "overrides": TINY, "device": "cpu", "resume": True}

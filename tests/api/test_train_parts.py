@@ -19,6 +19,7 @@ from volseg.api.validation import validator
 from volseg.config import TrainingConfig, load_config
 from volseg.data.cases.cache import cache_cases
 from volseg.data.cases.phantom import write_phantoms
+from volseg.errors import ConfigError
 from volseg.losses import SegmentationLoss
 from volseg.modelfile import read_card
 from volseg.networks import build_network
@@ -220,6 +221,14 @@ def test_augmentation_follows_its_configuration_and_warms_up(phantoms, tmp_path,
     assert training["custom_loss"].endswith("own_loss")
     assert training["custom_transforms"].endswith("own")
     assert training["fold"] == "all"
+
+
+@pytest.mark.parametrize("override", ["training.loss=nothing", "plan.architecture=nothing"])
+def test_an_unknown_name_is_reported_before_an_image_is_read(phantoms, tmp_path, monkeypatch, override):
+    monkeypatch.setattr("volseg.api.train.take_fingerprint", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(ConfigError, match="nothing"):
+        train(phantoms, tmp_path / "run", steps=1, overrides=[*TINY, override], device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_progress_tells_every_stage(phantoms, tmp_path):

@@ -2,7 +2,16 @@
 
 import pytest
 
-from volseg.config import Config, NetworkConfig, Resampling, TrainingConfig, load_config, read_yaml
+from volseg.config import (
+    ComponentRule,
+    Config,
+    NetworkConfig,
+    Resampling,
+    TrainingConfig,
+    load_config,
+    read_yaml,
+    rules_in_words,
+)
 from volseg.errors import ConfigError
 
 
@@ -155,3 +164,23 @@ def test_a_rule_of_the_nearest_neighbour_is_stored_only_where_it_is_not_the_usua
     assert "nearest" not in Resampling(separate_order=0).model_dump()
     other = Resampling(nearest="torch")
     assert Resampling(**other.model_dump(mode="json")) == other
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "components "),
+        ({"smallest_ml": 0.25}, "components of at least 0.25 mL"),
+        ({"largest_only": True}, "only the largest component"),
+        ({"largest_only": True, "smallest_ml": 2.0}, "only the largest component, if of at least 2 mL"),
+        ({"largest_only": True, "dice_before": 0.5}, "only the largest component"),
+        ({"largest_only": True, "dice_after": 0.5}, "only the largest component"),
+        (
+            {"smallest_ml": 1.0, "dice_before": 0.5, "dice_after": 0.75},
+            "components of at least 1 mL (Dice 0.5000 before, 0.7500 after)",
+        ),
+    ],
+)
+def test_a_rule_in_words(values, words):
+    assert str(ComponentRule(**values)) == words
+    assert rules_in_words({"a": ComponentRule(**values)}) == f"a: {words}"

@@ -143,6 +143,11 @@ def test_the_folder_of_a_dicom_series_is_one_image(tmp_path):
     assert (described(folder)["file"], described(folder)["shape"]) == (str(folder), "3 x 4 x 5")
 
 
+def test_only_dicom_is_searched_for_series(tmp_path, monkeypatch):
+    monkeypatch.setattr("volseg.api.describe._series", lambda _: pytest.fail("searched for DICOM series"))
+    assert described(save(nifti(ramp()), tmp_path / "scan.nii.gz"))["what"] == "image"
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(InputError) as rejected:
         describe(tmp_path)

@@ -1,6 +1,7 @@
 """Configurations: overrides, old keys, and errors that name the key."""
 
 import pytest
+from pydantic import ValidationError
 
 from volseg.config import (
     ComponentRule,

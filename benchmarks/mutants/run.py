@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common.record import commit, publish, record_options
+from common.record import publish, record_options
 from common.results import headline, table
 
 from mutants.choose import Map, chosen, read_maps
@@ -243,7 +243,17 @@ def main() -> None:
             print(number, *told, flush=True)
     failing = control((line["test"] for line in done if line["test"]), known)
     print("fail without a mutant:", sorted(failing) or "none")
-    report(options, done, failing)
+    judged = [judgement(line, failing) for line in done]
+    options.output.write_text("".join(json.dumps(line) + "\n" for line in judged))
+    report(options, judged)
+
+
+def judgement(line: dict[str, Any], failing: set[str]) -> dict[str, Any]:
+    """An outcome, with the reason where the mutant means the same; killed only by tests that pass without a mutant."""
+    if line["test"] in failing:
+        line = {**line, "outcome": "survived", "test": ""}
+    reason = reason_of(line) if line["outcome"] == "survived" else None
+    return {**line, "outcome": "equivalent", "reason": reason} if reason else line
 
 
 def is_of(line: dict[str, Any], mutant: Mutant) -> bool:
@@ -258,22 +268,19 @@ def load_libraries() -> None:
     assert not any(name.partition(".")[0] == "volseg" for name in sys.modules)
 
 
-def report(options: argparse.Namespace, done: Sequence[dict[str, Any]], failing: set[str]) -> None:
+def report(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> None:
     """Print the survivors, and print and record how many of each kind were killed."""
-    for line in done:
-        if line["outcome"] == "survived":
-            place = f"{line['file']}:{line['line']} {line['kind']}"
-            print(f"{place}: {line['old']} -> {line['new']}: {reason_of(line) or 'SURVIVED'}")
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("listed", *KINDS)}
     for line in done:
-        killed = line["outcome"] != "survived" and line["test"] not in failing
-        found = "killed" if killed else "equivalent" if reason_of(line) else "survived"
-        counts[line["kind"]].update(("tried", found))
+        outcome = "killed" if line["outcome"] == "hangs" else line["outcome"]
+        counts[line["kind"]].update(("tried", outcome))
+        if outcome != "killed":
+            print(f"{outcome}: {line['file']}:{line['line']} {line['kind']}: {line['old']} -> {line['new']}")
     columns = ("tried", "killed", "equivalent", "survived")
     rows = [{"kind": kind, **{key: one[key] for key in columns}} for kind, one in counts.items() if one]
     rows.append({"kind": "all", **{key: sum(row[key] for row in rows) for key in columns}})
-    head = [headline("mutants", "all", "killed"), headline("mutants", "all", "survived")]
-    publish(options, "mutants", f"Mutants of wiring and core at commit {commit()}", [table(rows)], head)
+    head = [headline("small faults in the package", "all", key) for key in columns]
+    publish(options, "mutants", "Small faults, one at a time: how many the tests notice", [table(rows)], head)
 
 
 if __name__ == "__main__":

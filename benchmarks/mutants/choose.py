@@ -82,10 +82,11 @@ def executing(mutant: Mutant, known: Map) -> set[str]:
 
 
 def at_import(mutant: Mutant, known: Map, mirror: str) -> set[str]:
-    """For a line that runs at import: the tests of files that name what it defines, and those that execute a line of
-    the package that does.
+    """For a line that runs at import: the tests of its file, those of files that name what it defines, and those that
+    execute a line of the package that does.
     """
     found = set(known.of_file(mirror))
+    found |= known.tests(context for contexts in known.lines.get(mutant.file, {}).values() for context in contexts)
     for name in mutant.names:
         word = re.compile(rf"\b{re.escape(name)}\b")
         for file, text in texts("tests"):

@@ -231,6 +231,20 @@ def test_an_unknown_name_is_reported_before_an_image_is_read(phantoms, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "memory_gb", "planned_gb"), [("cuda", 4.0, 4.0), ("cuda", 80.0, 8.0), ("cpu", 8.0, 8.0)]
+)
+def test_a_plan_is_for_the_memory_of_the_device_but_not_for_more_than_most_gpus_have(
+    monkeypatch, device, memory_gb, planned_gb
+):
+    calls = []
+    monkeypatch.setattr(train_module, "gpu_memory_gb", lambda _: memory_gb)
+    monkeypatch.setattr(train_module, "make_plan", lambda *given, **options: calls.append((given, options)))
+    train_module._plan("data", "fingerprint", "choices", torch.device(device))
+    expected = {"accelerated": device == "cuda", "memory_gb": planned_gb}
+    assert calls == [(("data", "fingerprint", "choices"), expected)]
+
+
 def test_progress_tells_every_stage(phantoms, tmp_path):
     told = []
     train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu", progress=lambda *said: told.append(said))

@@ -16,6 +16,12 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "(zip(slices, stack, nearest))",
         "all three have an entry per slice; strict only guards against a fault of the caller",
     ),
+    (
+        "data/cases/cache.py",
+        '_part(stem, "json").read_text(encoding="utf-8")',
+        "(_part(stem, 'json').read_text())",
+        "`write_json` writes ASCII, which all encodings of text have",
+    ),
     ("api/segmenter.py", "Path | bool | None", "(Path | bool)", "a type, which only the type checker reads"),
     (
         "training/optimisers.py",

@@ -14,6 +14,7 @@ import torch
 
 from tests.pipeline import blob, tiny_plan, write_model
 from volseg import Segmenter, __version__, predict
+from volseg.api import segmenter as segmenter_module
 from volseg.config import Channel, ComponentRule, Label
 from volseg.data.io.choice import Choice
 from volseg.data.io.inputs import Case
@@ -79,6 +80,26 @@ def test_loading_without_options(model):
     at_once = windows_at_once(plan, torch.float32, torch.device("cpu"))
     assert segmenter.labeller.windows == Windows(plan.patch_size, 0.5, at_once, ())
     assert (segmenter.labeller.dtype, segmenter.max_memory, segmenter.crop) == (torch.float32, None, "none")
+
+
+def test_threads_are_limited_before_a_model_or_a_scan_is_read(model, scan, monkeypatch):
+    """A forked process would wait for PyTorch's threads."""
+    calls = []
+
+    def note(name):
+        function = getattr(segmenter_module, name)
+        monkeypatch.setattr(segmenter_module, name, lambda *given: calls.append(name) or function(*given))
+
+    for name in ("limit_threads_after_fork", "load_model", "as_scan", "scans_at_once"):
+        note(name)
+    segmenter = Segmenter.load(model, device="cpu", precision="fp32")
+    assert calls == ["limit_threads_after_fork", "load_model"]
+    calls.clear()
+    segmenter(scan)
+    assert calls == ["limit_threads_after_fork", "as_scan"]
+    calls.clear()
+    list(segmenter.map([]))
+    assert calls[:2] == ["limit_threads_after_fork", "scans_at_once"]
 
 
 def test_a_higher_overlap_computes_more_windows(model):

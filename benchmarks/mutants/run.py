@@ -208,6 +208,7 @@ def control(tests: Iterable[str], known: Map) -> set[str]:
     found: set[str] = set()
     while order:
         watch = deque(watched(None, order, CONTROL_SECONDS), maxlen=1).pop()
+        assert watch.failed or watch.done == len(order), f"{watch.done} of {len(order)} tests passed:\n{watch.log}"
         if not watch.failed:
             break
         found.add(watch.failed)

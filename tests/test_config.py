@@ -1,8 +1,19 @@
 """Configurations: overrides, old keys, and errors that name the key."""
 
 import pytest
+from pydantic import ValidationError
 
-from volseg.config import Config, NetworkConfig, Resampling, TrainingConfig, load_config, read_yaml
+from volseg.config import (
+    ComponentRule,
+    Config,
+    NetworkConfig,
+    Resampling,
+    TrainingConfig,
+    load_config,
+    read_yaml,
+    rules_in_words,
+)
+from volseg.config.plan import CodedName
 from volseg.errors import ConfigError
 
 
@@ -155,3 +166,74 @@ def test_a_rule_of_the_nearest_neighbour_is_stored_only_where_it_is_not_the_usua
     assert "nearest" not in Resampling(separate_order=0).model_dump()
     other = Resampling(nearest="torch")
     assert Resampling(**other.model_dump(mode="json")) == other
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "components "),
+        ({"smallest_ml": 0.25}, "components of at least 0.25 mL"),
+        ({"largest_only": True}, "only the largest component"),
+        ({"largest_only": True, "smallest_ml": 2.0}, "only the largest component, if of at least 2 mL"),
+        ({"largest_only": True, "dice_before": 0.5}, "only the largest component"),
+        ({"largest_only": True, "dice_after": 0.5}, "only the largest component"),
+        (
+            {"smallest_ml": 1.0, "dice_before": 0.5, "dice_after": 0.75},
+            "components of at least 1 mL (Dice 0.5000 before, 0.7500 after)",
+        ),
+    ],
+)
+def test_a_rule_in_words(values, words):
+    assert str(ComponentRule(**values)) == words
+    assert rules_in_words({"a": ComponentRule(**values)}) == f"a: {words}"
+
+
+@pytest.mark.parametrize(
+    ("key", "accepted", "rejected"),
+    [
+        ("training.learning_rate", "1e-9", "0"),
+        ("training.weight_decay", "0", "-1e-9"),
+        ("training.gradient_clip", "1e-9", "0"),
+        ("training.warmup", "0", "-1e-9"),
+        ("training.warmup", "0.999", "1"),
+        ("training.ema_decay", "0", "-1e-9"),
+        ("training.ema_decay", "0.999", "1"),
+        ("training.oversample_foreground", "0", "-1e-9"),
+        ("training.oversample_foreground", "1", "1.001"),
+        ("training.progressive_patch_size", "0", "-1e-9"),
+        ("training.progressive_patch_size", "1", "1.001"),
+        ("training.validations", "0", "-1"),
+        ("training.checkpoint_seconds", "1e-9", "0"),
+        ("training.workers", "0", "-1"),
+        ("augmentation.warmup_epochs", "0", "-1e-9"),
+        ("augmentation.rotation_degrees", "180", "180.1"),
+        *(
+            (f"augmentation.{name}", accepted, rejected)
+            for name in ("rotation", "scaling", "mirror", "noise", "blur", "brightness", "contrast", "low_resolution",
+                         "gamma", "gamma_inverted")
+            for accepted, rejected in (("0", "-1e-9"), ("1", "1.001"))
+        ),
+        ("plan.batch_size", "1", "0"),
+        ("plan.blocks_per_stage", "1", "0"),
+        ("plan.features", "[1, 1]", "[1]"),
+        ("plan.patch_size", "[1, 1, 1]", "[1, 1, 0]"),
+        ("plan.spacing_mm", "[1, 1, 0.5]", "[1, 1, 0]"),
+        ("plan.mirror_axes", "[0, 1, 2]", "[0, 0]"),
+        ("augmentation.scaling_range", "[0.5, 0.5]", "[0.5, 0.4]"),
+        ("augmentation.low_resolution_range", "[0.5, 1]", "[0.5, 1.1]"),
+    ],
+)  # fmt: skip
+def test_the_ends_of_what_a_key_accepts(key, accepted, rejected):
+    load_config(None, [f"{key}={accepted}"])
+    with pytest.raises(ConfigError, match=f"'{key}"):
+        load_config(None, [f"{key}={rejected}"])
+
+
+@pytest.mark.parametrize(("name", "longest"), [("value", 16), ("scheme", 16), ("meaning", 64)])
+def test_the_lengths_of_a_code(name, longest):
+    term = {"value": "1", "scheme": "SCT", "meaning": "a"}
+    for length in (1, longest):
+        assert len(getattr(CodedName(**{**term, name: "x" * length}), name)) == length
+    for length in (0, longest + 1):
+        with pytest.raises(ValidationError, match=name):
+            CodedName(**{**term, name: "x" * length})

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from volseg.device import batch_workers, choose_device, free_gpu_memory, gpu_memory_gb, has_room, memory_errors
+from volseg.device import (
+    batch_workers,
+    choose_device,
+    free_gpu_memory,
+    gpu_memory_gb,
+    has_room,
+    limit_threads_after_fork,
+    memory_errors,
+)
 from volseg.errors import ResourceError, UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -73,3 +81,14 @@ def test_out_of_memory_is_one_sentence(error):
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="no kernel image"), memory_errors("counting"):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+
+@pytest.mark.parametrize(("forked", "threads", "left"), [(False, 2, 2), (True, 2, 1), (True, 1, 1), (False, 1, 1)])
+def test_only_a_forked_process_computes_on_one_thread(monkeypatch, caplog, forked, threads, left):
+    set_to = []
+    monkeypatch.setattr("volseg.device._forked", forked)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    limit_threads_after_fork()
+    assert (set_to or [threads]) == [left]
+    assert bool(caplog.messages) == bool(set_to) == (left < threads)

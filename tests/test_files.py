@@ -1,13 +1,14 @@
 """Files that appear whole or not at all, and paths that cannot be read or written."""
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from volseg.errors import InputError, ResourceError, UsageError
-from volseg.files import LEFTOVERS, access_to, require_writable, whole_file, write_text
+from volseg.files import LEFTOVERS, access_to, require_writable, sha256_of, whole_file, whole_files, write_text
 
 LONG = "x" * 250
 
@@ -96,6 +97,57 @@ def test_any_name_that_the_file_system_allows_can_be_written(tmp_path: Path, nam
         assert temporary.match(LEFTOVERS)
         temporary.write_bytes(b"whole")
     assert [one.name for one in tmp_path.iterdir()] == [name]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is synced and renamed from now on, in order: by name, as long as it is open."""
+    calls: list[tuple[str, str]] = []
+    sync, replace = os.fsync, os.replace
+
+    def syncing(handle: int) -> None:
+        calls.append(("sync", os.path.realpath(f"/proc/self/fd/{handle}")))
+        sync(handle)
+
+    def replacing(old: Path, new: Path) -> None:
+        calls.append(("rename", str(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    return calls
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="a system without /proc")
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = (tmp_path / "new").resolve()
+    calls = recorded(monkeypatch)
+    with whole_file(folder / "a.json") as temporary:
+        temporary.write_text("whole")
+        assert calls == []
+    assert calls == [
+        ("sync", str(folder / temporary.name)), ("rename", str(folder / "a.json")), ("sync", str(folder)),
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="a system without /proc")
+def test_files_of_one_result_take_their_places_in_order_and_their_folder_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path.resolve()
+    calls = recorded(monkeypatch)
+    with whole_files(folder, "a.json") as temporary:
+        for name in ("c.png", "a.json", "b.nii"):
+            (temporary / name).write_text(name)
+    assert [name for _, name in calls] == [str(folder / name) for name in ("b.nii", "c.png", "a.json")] + [str(folder)]
+    assert [what for what, _ in calls] == ["rename"] * 3 + ["sync"]
+
+
+def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
 def test_text_with_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:

@@ -106,7 +106,6 @@ def test_all_volumes_have_a_result_each(segmenter, tmp_path):
     for seed, one in enumerate(done, 1):
         labels = np.asarray(nibabel.load(tmp_path / "out" / f"a_t{seed}.nii.gz").dataobj)
         np.testing.assert_array_equal(labels, segmenter((volume(seed), AFFINE)).labels)
-        assert one.record is not None
         assert one.record["volume"] == seed
 
 

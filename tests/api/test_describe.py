@@ -1,5 +1,6 @@
 """Descriptions of images that predict accepts or rejects, and of paths that are neither image, model nor run."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,9 +8,17 @@ import numpy as np
 import pytest
 
 from tests.data.images import OBLIQUE, SHEARED, STRAIGHT, nifti, orthogonal, patched, ramp, save, write_series
-from volseg.api.describe import describe
+from tests.pipeline import tiny_plan, write_model
+from volseg.api.describe import describe, profile_document
+from volseg.config import Channel, ComponentRule, Label, load_config
+from volseg.config.plan import LabelCode
 from volseg.data.io.reading import read_scan
-from volseg.errors import InputError
+from volseg.errors import InputError, UsageError
+from volseg.modelfile import ModelCard, save_model
+from volseg.networks import UNet
+from volseg.networks.profile import compare_blocks
+from volseg.planning.planner import network_of_choices
+from volseg.version import __version__
 
 COLOUR = [("R", "u1"), ("G", "u1"), ("B", "u1")]
 KINDS = "an image, a DICOM series, SEG or RTSTRUCT, a model or a run folder"
@@ -134,6 +143,11 @@ def test_the_folder_of_a_dicom_series_is_one_image(tmp_path):
     assert (described(folder)["file"], described(folder)["shape"]) == (str(folder), "3 x 4 x 5")
 
 
+def test_only_dicom_is_searched_for_series(tmp_path, monkeypatch):
+    monkeypatch.setattr("volseg.api.describe._series", lambda _: pytest.fail("searched for DICOM series"))
+    assert described(save(nifti(ramp()), tmp_path / "scan.nii.gz"))["what"] == "image"
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(InputError) as rejected:
         describe(tmp_path)
@@ -161,3 +175,114 @@ def test_a_bundled_name_means_that_model_unless_a_run_has_the_name(tmp_path, mon
     (folder / "settings.yaml").touch()
     (folder / "metrics.jsonl").touch()
     assert described(Path("hippocampus"))["what"] == "run"
+
+
+def test_every_field_of_a_model(tmp_path):
+    labels = (
+        Label(name="all", value=1, parts=(1, 2), code=LabelCode(scheme="SCT", value="1", meaning="All")),
+        Label(name="core", value=2, parts=(2,)),
+    )
+    network = tiny_plan().network.model_copy(
+        update={"classes": 2, "block": ("conv2plus1d", "conv3d"), "in_channels": 2}
+    )
+    plan = tiny_plan(
+        labels=labels, regions=True, network=network, ignore=9, mirror_axes=(0, 2),
+        channels=(Channel(name="T1"), Channel(name="CT", normalisation="none")),
+    )  # fmt: skip
+    card = ModelCard(
+        name="tiny", plan=plan, scores={"foreground_dice": 0.5, "out_of_fold": {
+            "foreground_dice": 0.75}, "members": [{"foreground_dice": 0.25}, {}]}, members=2,
+        training={"dataset": "d", "cases": 3, "fold": None, "members": [{"name": "a"}, {"name": "b"}]},
+    )  # fmt: skip
+    path = tmp_path / "m.safetensors"
+    weights = UNet(plan.network).state_dict()
+    save_model(
+        path, card, {f"{member}.{name}": value.clone() for member in range(2) for name, value in weights.items()}
+    )
+    assert described(path) == {
+        "what": "model tiny",
+        "file": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "size_mb": round(path.stat().st_size / 1e6, 2),
+        "volseg_version": __version__,
+        "channels": "T1 (zscore), CT (none)",
+        "labels": "1 all (of 1, 2), 2 core (of 2)",
+        "codes": "all: All (SCT 1)",
+        "ignored_value": 9,
+        "spacing_mm": "2.0 x 1.5 x 1.5",
+        "patch_size": "16 x 16 x 16",
+        "network": "plain U-Net of conv2plus1d, conv3d, features 4, 8",
+        "mirror_axes": "0, 2",
+        "members": "2 (Dice of each: a 0.2500, b -)",
+        "postprocessing": "none",
+        "trained_on": "dataset d, cases 3",
+        "foreground_dice": 0.75,
+    }
+    rules = {"ball": ComponentRule(smallest_ml=0.5), "rod": ComponentRule(largest_only=True)}
+    card = ModelCard(name="tiny", plan=tiny_plan(), postprocessing=rules)
+    save_model(path, card, UNet(card.plan.network).state_dict())
+    assert described(path)["postprocessing"] == f"ball: {rules['ball']}; rod: {rules['rod']}"
+    plain = described(write_model(tmp_path / "plain.safetensors"))
+    assert {"codes", "ignored_value"}.isdisjoint(plain)
+    assert (plain["network"], plain["mirror_axes"]) == ("plain U-Net of conv3d, features 4, 8", "none")
+    assert (plain["members"], plain["postprocessing"], plain["foreground_dice"]) == ("1", "none", None)
+
+
+def test_every_field_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "settings.yaml").touch()
+    expected = {
+        "what": "run",
+        "folder": str(run),
+        "step": 0,
+        "minutes": 0.0,
+        "progress": 0,
+        "loss": None,
+        "model": "not finished",
+        "foreground_dice": None,
+        "dice": None,
+        "postprocessing": "none",
+    }
+    assert described(run) == expected
+    records = [{"step": step, "seconds": 31.0 * step, "progress": step / 4, "loss": 1 / step} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    expected |= {"step": 2, "minutes": 1.03, "progress": 0.5, "loss": 0.5}
+    assert described(run) == expected
+    (run / "model.safetensors").touch()
+    mean = {"foreground_dice": 0.625, "labels": {"a": {"dice": 0.75}, "b": {"dice": None}, "c": {"dice": 0.5}}}
+    rule = ComponentRule(largest_only=True)
+    (run / "validation.json").write_text(json.dumps({"mean": mean, "postprocessing": {"a": rule.model_dump()}}))
+    assert described(run) == expected | {
+        "model": str(run / "model.safetensors"),
+        "foreground_dice": 0.625,
+        "dice": "a 0.7500, c 0.5000",
+        "postprocessing": f"a: {rule}",
+    }
+
+
+def test_the_costs_of_a_network_are_those_of_its_profile(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    config = tmp_path / "c.yaml"
+    config.write_text("plan: {patch_size: [16, 16, 16], spacing_mm: [2, 1.5, 1.5], features: [4, 8]}\n")
+    for document, network in (
+        (profile_document(None, str(model)), tiny_plan().network),
+        (profile_document(config, None), network_of_choices(load_config(config).plan)[0]),
+    ):
+        assert document["patch_size"] == [16, 16, 16]
+        profiles = compare_blocks(network, (16, 16, 16))
+        assert document["blocks"].keys() == profiles.keys()
+        for name, profile in profiles.items():
+            rows = [*profile.stages, profile.total]
+            assert document["blocks"][name]["stages"] == [
+                {
+                    "stage": row.name,
+                    "parameters": row.parameters,
+                    "gflops": row.flops / 1e9,
+                    "activation_mib": row.activation_bytes / 2**20,
+                }
+                for row in rows
+            ]
+    for neither in ((None, None), (config, str(model))):
+        with pytest.raises(UsageError, match="Give either --config or --model"):
+            profile_document(*neither)

@@ -57,7 +57,10 @@ def test_one_bad_case_of_several_ends_with_3_and_the_others_are_done(tmp_path, m
     assert result.exit_code == 3
     cases = {case["name"]: case for case in json.loads(result.stdout)["cases"]}
     assert "corrupt" in cases["torn"]["error"]
-    assert cases["scan2"]["labels"]["ball"]["voxels"] >= 0
+    labels = np.asarray(nibabel.load(tmp_path / "out" / "scan2.nii.gz").dataobj)
+    found = {name: one["voxels"] for name, one in cases["scan2"]["labels"].items()}
+    assert found == {"ball": (labels == 1).sum(), "rod": (labels == 2).sum()}
+    assert sum(found.values()) > 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "scan1.json", "scan1.nii.gz", "scan2.json", "scan2.nii.gz",
     ]  # fmt: skip
@@ -117,6 +120,9 @@ def test_skipped_cases_are_counted(tmp_path, model, scans):
     again = run(*arguments, "--skip-existing")
     assert again.exit_code == 0
     assert "Skipping 2 of 2 cases whose result exists" in again.stderr
+    for name in ("scan1.nii.gz", "scan1.json"):
+        (tmp_path / name).unlink()
+    assert "Skipping 1 of 2 cases whose result exists" in run(*arguments, "--skip-existing").stderr
 
 
 def test_a_preview_is_overwritten_only_with_the_option(tmp_path, model, scans):

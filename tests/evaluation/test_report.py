@@ -219,3 +219,17 @@ def test_real_references_against_themselves(data_folder: Path) -> None:
     document = evaluate_pairs(pairs, {"Anterior": 1, "Posterior": 2})
     assert document["mean"]["foreground_dice"] == 1.0
     assert all(0.5 < document["mean"]["labels"][name]["reference_ml"] < 4.0 for name in ("Anterior", "Posterior"))
+
+
+def test_labels_are_in_the_order_that_was_given_also_those_that_never_occur(tmp_path: Path) -> None:
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[1], labels[2] = 1, 2
+    for name in ("p", "r"):
+        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    pairs = Pairs((Pair("case", tmp_path / "p.nii.gz", tmp_path / "r.nii.gz"),))
+    document = evaluate_pairs(pairs, {"never": 9, "second": 2, "first": 1})
+    assert list(document["mean"]["labels"]) == ["never", "second", "first"]
+    assert list(document["cases"][0]["labels"]) == ["never", "second", "first"]
+    assert document["mean"]["labels"]["never"]["dice"] is None
+    # Without names, by value.
+    assert list(evaluate_pairs(pairs)["mean"]["labels"]) == ["label_1", "label_2"]

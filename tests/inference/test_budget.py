@@ -165,7 +165,8 @@ def test_a_corrupt_header_neither_raises_nor_prints(tmp_path, capfd, kind, compr
         broken[rng.integers(0, 352, 8)] = rng.integers(0, 256, 8)
         content = broken[: rng.integers(1, 2 * len(whole))].tobytes()
         path.write_bytes(gzip.compress(content, 1) if compressed else content)
-        assert reading_bytes(path) >= 0
+        # Whatever it answers; the point is that it does.
+        reading_bytes(path)
     assert capfd.readouterr() == ("", "")
 
 

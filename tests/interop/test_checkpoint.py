@@ -53,6 +53,15 @@ def test_a_checkpoint_as_training_leaves_it_is_read(tmp_path, spelling):
     assert all(torch.equal(copied.weights[name], one) for name, one in plain.weights.items())
 
 
+def test_torch_is_told_to_read_weights_only(tmp_path, monkeypatch):
+    """Nothing is left to a default of torch, which was another one before 2.6."""
+    calls, load = [], torch.load
+    path = saved(tmp_path / "one.pth", SMALL)
+    monkeypatch.setattr(torch, "load", lambda *given, **options: calls.append(options) or load(*given, **options))
+    read_checkpoint(path)
+    assert calls == [{"map_location": "cpu", "weights_only": True, "mmap": True}]
+
+
 @pytest.mark.parametrize("kind", ["f8", "f4", "f2", "i8", "i4", "u1", "b1"])
 def test_numpy_scalars_become_their_values(tmp_path, kind):
     value = np.array([1.0], kind)[0]

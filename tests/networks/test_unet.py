@@ -184,4 +184,6 @@ def test_classifier_averages_over_all_voxels():
 def test_encoder_weights_fit_from_network_to_classifier():
     config = NetworkConfig(**SMALL)
     classifier = Classifier(config)
-    classifier.encoder.load_state_dict(UNet(config).encoder.state_dict())
+    weights = UNet(config).encoder.state_dict()
+    classifier.encoder.load_state_dict(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in classifier.encoder.state_dict().items())

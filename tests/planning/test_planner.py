@@ -48,6 +48,23 @@ def test_hippocampus_is_planned_as_by_nnunet():
     assert plan.steps == 28_571
 
 
+def test_a_cpu_is_planned_for_half_a_gigabyte_and_a_gpu_for_what_it_has():
+    large = [case((400, 400, 300), (1.0, 1.0, 1.0))] * 3
+    for accelerated, memory_gb, words in ((False, 8.0, "0.5 GB"), (True, 4.0, "4 GB"), (True, 8.0, "8 GB")):
+        plan, reasons = planned(*large, accelerated=accelerated, memory_gb=memory_gb)
+        assert reasons["patch_size"].endswith(f"the largest patch that fits {words}")
+        budget = float(words.split()[0]) * 560e6 / 8
+        assert 0.4 * budget < feature_map_size(plan.network, plan.patch_size) <= budget
+
+
+def test_the_target_spacing_is_the_median_along_each_axis():
+    cases = [case((50, 50, 50), spacing) for spacing in ((1.0, 0.9, 1.2), (1.0, 0.5, 1.0), (2.5, 0.8, 1.1))]
+    plan, reasons = planned(*cases)
+    # D, H, W are S, R, A.
+    assert plan.spacing_mm == (1.1, 1.0, 0.8)
+    assert reasons["spacing_mm"] == "median of the scans, per axis"
+
+
 def test_a_cpu_gets_a_smaller_network_and_batch():
     plan, reasons = planned(*HIPPOCAMPUS, accelerated=False)
     assert plan.network.features == (16, 32, 64, 128)

@@ -1,7 +1,9 @@
 """The training loop and its state: exact resumption, EMA, records, and when it stops."""
 
+import copy
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.errors import InputError, TrainingError
 from volseg.training.loop import fit
+from volseg.training.losses import supervised_loss
 from volseg.training.ranks import SINGLE_PROCESS, Ranks
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState, has_checkpoint
@@ -100,6 +103,142 @@ def test_records_hold_step_learning_rate_progress_and_seconds():
     assert records[4]["learning_rate"] == learning_rate(0.4, CONFIG.learning_rate, CONFIG.warmup)
     assert records[-1]["progress"] == 1.0
     assert all(later["seconds"] >= sooner["seconds"] for sooner, later in itertools.pairwise(records))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_each_step_has_its_rate_gradient_precision_and_ema_decay(monkeypatch, precision, dtype, clip):
+    """What the optimiser, the network and the EMA get, step by step, instead of what the log says they got."""
+    config = CONFIG.model_copy(
+        update={"gradient_clip": clip, "ema_decay": 0.875, "warmup": 0.5, "weight_decay": 0.25, "precision": precision}
+    )
+    state = TrainingState(network(), config)
+    state.network.eval()
+    steps, modes, dtypes, decays = [], [], [], []
+    step, update_ema = state.optimizer.step, state.update_ema
+
+    def gradients() -> list[torch.Tensor]:
+        return [parameter.grad.clone() for parameter in state.network.parameters()]
+
+    def expected_gradients() -> list[torch.Tensor]:
+        found = copy.deepcopy(state.network)
+        found.zero_grad()
+        one = batch(len(steps))
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            output = found(one["image"])
+        supervised_loss(output, one["label"]).backward()
+        return [parameter.grad for parameter in found.parameters()]
+
+    def recording_step(*given):
+        (group,) = state.optimizer.param_groups
+        steps.append((group["lr"], group["weight_decay"], gradients(), expected_gradients()))
+        return step(*given)
+
+    def recording_forward(module, _, output):
+        modes.append(module.training)
+        dtypes.append(output.dtype)
+
+    monkeypatch.setattr(state.optimizer, "step", recording_step)
+    monkeypatch.setattr(state, "update_ema", lambda decay: (decays.append(decay), update_ema(decay)))
+    hook = state.network.register_forward_hook(recording_forward)
+    fit(state, batches(0), Budget(steps=4), config)
+    hook.remove()
+    assert [rate for rate, *_ in steps] == [learning_rate(done / 4, 0.1, 0.5) for done in range(4)]
+    assert [decay for _, decay, *_ in steps] == [0.25] * 4
+    for _, _, found, expected in steps:
+        whole = torch.stack([gradient.norm() for gradient in expected]).norm()
+        scale = min(1.0, clip / float(whole))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, scale * other, rtol=1e-3, atol=1e-7)
+    assert {bool(mode) for mode in modes} == {True}
+    assert set(dtypes) == {dtype}
+    assert decays == [0.875] * 4
+
+
+def test_in_float16_the_loss_is_scaled_and_the_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
+    calls = []
+
+    class Scaler:
+        def __init__(self, device, enabled):
+            calls.append((device, enabled))
+
+        def scale(self, loss):
+            calls.append("scale")
+            return 2.0 * loss
+
+        def __getattr__(self, name):
+            return lambda *given: calls.append(name) or (name == "step" and given[0].step())
+
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: calls.append("clip"))
+    monkeypatch.setattr("volseg.training.loop.choose_precision", lambda *_: torch.float16)
+    monkeypatch.setattr("volseg.training.loop.autocast", lambda *_: nullcontext())
+    fit(TrainingState(network(), CONFIG), batches(0), Budget(steps=2), CONFIG)
+    assert calls == [("cpu", True), *["scale", "unscale_", "clip", "step", "update"] * 2]
+
+
+class Clock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_seconds_count_steps_waiting_and_validation_but_not_the_first_batch(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("volseg.training.loop.time", clock)
+
+    def slow_batches():
+        for step in itertools.count():
+            clock.now += 2.0 if step else 50.0
+            yield batch(step)
+
+    def crop(given, *_):
+        clock.now += 3.0
+        return given
+
+    def validate(_):
+        clock.now += 10.0
+        return {"foreground_dice": 0.5}
+
+    state, records = TrainingState(network(), CONFIG), []
+    state.step, state.seconds = 7, 40.0
+    config = CONFIG.model_copy(update={"validations": 2})
+    done = fit(state, slow_batches(), Budget(seconds=60.0), config, validate, records.append, crop_patches=crop)
+    assert done
+    # The budget of 60 s has 20 s left: 3 s, 2 + 3 s, 2 + 3 s; validation is half-way of the whole run, at 30 s.
+    assert [record["seconds"] for record in records] == [43.0, 48.0, 53.0, 58.0, 63.0]
+    assert [record["step"] for record in records] == [8, 9, 10, 11, 12]
+    assert [record["waiting_share"] for record in records] == [0.0, 2 / 8, 4 / 13, 6 / 18, 8 / 23]
+    assert [record["steps_per_second"] for record in records] == [1 / 3, 2 / 8, 3 / 13, 4 / 18, 5 / 23]
+    assert [record["progress"] for record in records] == [seconds / 60 for seconds in (43, 48, 53, 58, 63)]
+    assert (state.step, state.seconds) == (12, 63.0)
+    records.clear()
+    fit(TrainingState(network(), CONFIG), slow_batches(), Budget(seconds=14.0), config, validate, records.append,
+        crop_patches=crop)  # fmt: skip
+    assert [record["seconds"] for record in records] == [3.0, 18.0]
+    assert records[1]["progress"] == 18 / 14
+
+
+def test_a_checkpoint_restores_step_seconds_weights_and_moments(tmp_path):
+    first = TrainingState(network(), CONFIG)
+    run(first, 3)
+    first.seconds = 12.5
+    first.save(tmp_path)
+    second = TrainingState(network(), CONFIG)
+    second.load(tmp_path)
+    assert (second.step, second.seconds) == (3, 12.5)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    for one, other in zip(
+        first.optimizer.state_dict()["state"].values(), second.optimizer.state_dict()["state"].values(), strict=True
+    ):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not fit(second, batches(3), Budget(seconds=60.0), CONFIG, stopped=lambda: True)
+    assert 12.5 < second.seconds < 60.0
 
 
 def test_validation_is_evenly_spaced_and_gets_the_ema():

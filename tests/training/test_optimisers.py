@@ -56,6 +56,31 @@ def test_momentum_adds_up_where_gradients_agree_and_cancels_where_they_alternate
     assert moved[1] == 0
 
 
+def test_three_steps_of_a_kernel_in_numbers() -> None:
+    """Computed with numpy in float64 from the method's formulas; another momentum or iteration has other numbers."""
+    layer = nn.Conv3d(1, 2, (1, 3, 1), bias=False)
+    layer.weight.data.copy_(torch.tensor([[0.5, -1.0, 0.25], [1.5, 0.0, -0.75]]).view(2, 1, 1, 3, 1))
+    optimizer = Muon(layer, learning_rate=0.1, weight_decay=0.5)
+    for gradient, weights in (
+        (
+            [[1.0, -2.0, 0.5], [0.25, 1.0, -1.5]],
+            [[0.45641, -0.92828, 0.24496], [1.40869, -0.00338, -0.68165]],
+        ),
+        (
+            [[-0.5, 1.0, 1.5], [2.0, -0.25, 0.5]],
+            [[0.43455, -0.88309, 0.20351], [1.30132, -0.00692, -0.64391]],
+        ),
+        (
+            [[0.75, 0.5, -1.0], [-1.0, 1.5, 0.25]],
+            [[0.37668, -0.83843, 0.19623], [1.23769, -0.03132, -0.60945]],
+        ),
+    ):
+        layer.weight.grad = torch.tensor(gradient).view(2, 1, 1, 3, 1)
+        optimizer.step()
+        torch.testing.assert_close(layer.weight.detach().view(2, 3), torch.tensor(weights), atol=2e-5, rtol=0)
+    assert layer.weight.grad is None
+
+
 def test_all_other_parameters_take_the_steps_of_adamw() -> None:
     def trained(adamw: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)

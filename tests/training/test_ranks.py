@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.pipeline import environment, torchrun
 from tests.training.ranks_program import tensors, trained
-from volseg.errors import UsageError
+from volseg.errors import OtherProcessError, TrainingError, UsageError
+from volseg.training import ranks
 from volseg.training.ranks import SINGLE_PROCESS, join_process_group, local_device, local_world_size
 from volseg.training.schedule import Budget
 
@@ -146,3 +148,56 @@ def test_only_ranks_on_this_machine_share_its_cores(variables, expected, monkeyp
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert local_world_size() == expected
+
+
+class Store:
+    """Counts the processes that have failed, as the store of the group does; without a count its process has ended."""
+
+    def __init__(self, failed):
+        self.failed = failed
+
+    def add(self, name, count):
+        assert (name, count) == ("volseg/failed", 1)
+        if self.failed is None:
+            raise RuntimeError("no store")
+        self.failed += count
+        return self.failed
+
+
+def caused_by(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("failed", [0, None])
+def test_the_first_process_that_fails_reports_its_own_error(failed):
+    for error in (UsageError("mine"), KeyboardInterrupt(), ValueError("plain")):
+        assert ranks._error_to_report(error, Store(failed)) is error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("mine"), 2), (TrainingError("mine"), 1), (KeyboardInterrupt(), 130), (OSError(), 1)]
+)
+def test_later_ones_only_end_with_the_code_of_theirs(error, code):
+    reported = ranks._error_to_report(error, Store(1))
+    assert isinstance(reported, OtherProcessError)
+    assert reported.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistError("x"), True),
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc] closed"), True),
+        (RuntimeError("another"), False),
+        (ValueError("gloo"), False),
+        (caused_by(ValueError("x"), dist.DistError("y")), True),
+        (caused_by(ValueError("x"), KeyError("y")), False),
+    ],
+)
+def test_a_lost_process_is_named(error, lost):
+    reported = ranks._error_to_report(error, Store(0))
+    assert (reported is error) != lost
+    if lost:
+        assert isinstance(reported, TrainingError)
+        assert "A process of this run was lost" in str(reported)

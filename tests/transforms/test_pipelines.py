@@ -192,3 +192,40 @@ def test_brightness_scales_each_channel_and_contrast_about_its_mean():
     for channel in range(2):
         assert after[channel].mean().item() == pytest.approx(before[channel].mean().item(), abs=1e-5)
         assert 0.5 <= after[channel].std() / before[channel].std() <= 0.6
+
+
+@pytest.mark.parametrize(("through_plane", "changed"), [(2.9, True), (3.1, False)])
+def test_strongly_anisotropic_scans_become_coarser_in_plane_only(through_plane, changed):
+    """An image that varies along D alone stays as it is if only H and W become coarser."""
+    plan = small_plan(spacing_mm=(through_plane, 1.0, 1.0), patch_size=(8, 8, 8))
+    sample = case()
+    sample["image"] = np.broadcast_to(sample["image"][:, :, :1, :1], sample["image"].shape).copy()
+    pipeline = augmentation(plan, only(low_resolution=1.0))
+    pipeline.set_random_state(seed=0)
+    exact = augmentation(plan, only())(dict(sample))
+    found = pipeline(dict(sample))
+    assert torch.allclose(found["image"], exact["image"], atol=1e-5) != changed
+
+
+def test_every_probability_and_range_arrives_in_its_step():
+    config = AugmentationConfig(
+        noise=0.11, noise_variance=0.04, blur=0.12, blur_sigma=(0.6, 0.9), brightness=0.13,
+        brightness_range=(0.8, 1.3), contrast=0.14, contrast_range=(0.7, 1.2), low_resolution=0.16,
+        low_resolution_range=(0.4, 0.8), gamma=0.17, gamma_inverted=0.18, gamma_range=(0.6, 1.6),
+    )  # fmt: skip
+    more = [lambda sample: sample]
+    steps = augmentation(small_plan(), config, more).transforms
+    warp, noise, blur, brightness, contrast, coarse, inverted, gamma, own, _ = steps
+    assert [step.prob for step in (noise, blur, brightness, contrast, coarse, inverted, gamma)] == [
+        0.11, 0.12, 0.13, 0.14, 0.16, 0.18, 0.17,
+    ]  # fmt: skip
+    assert noise.rand_gaussian_noise.std == pytest.approx(0.2)
+    assert blur.sigma == (0.6, 0.9)
+    assert brightness.scaler.factors == pytest.approx((-0.2, 0.3))
+    assert contrast.scaler.factors == pytest.approx((-0.3, 0.2))
+    assert (coarse.zoom, coarse.axes) == ((0.4, 0.8), (0, 1, 2))
+    for step, inverts in ((inverted, True), (gamma, False)):
+        adjusted = step.adjuster
+        assert (adjusted.gamma, adjusted.invert_image, adjusted.retain_stats) == ((0.6, 1.6), inverts, True)
+    assert own is more[0]
+    assert warp.config == config

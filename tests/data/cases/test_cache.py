@@ -15,7 +15,7 @@ import torch
 from tests.data.small_cases import AFFINE, region_plan, small_plan, write_cases
 from volseg.config import IGNORED, Channel, Label, Resampling
 from volseg.data.cases import cache
-from volseg.data.cases.cache import cache_cases, cache_key
+from volseg.data.cases.cache import cache_cases, cache_key, read_for_plan
 from volseg.data.cases.dataset import TrainingCase
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network, label_to_network
@@ -248,6 +248,21 @@ def test_a_bad_case_is_named(cases, folder):
         cache_cases(cases, small_plan(), folder)
     assert len(list(folder.glob("case_0.*"))) == 4
     assert not list(folder.glob("case_1.*"))
+
+
+def test_a_label_value_that_the_plan_does_not_know_is_named(cases, folder):
+    plan = small_plan(
+        labels=(Label(name="one", value=3),), network=small_plan().network.model_copy(update={"classes": 2}), ignore=9
+    )
+    for value, known in ((9, True), (5, False)):
+        array = np.zeros((12, 10, 9), np.uint8)
+        array[2:5, 3:6, 2:4], array[0, 0, 0] = 3, value
+        nib.save(nib.Nifti1Image(array, AFFINE), cases[0].label)
+        if known:
+            assert read_for_plan(cases[0], plan)[1].channels[0][0, 0, 0] == 9
+        else:
+            with pytest.raises(InputError, match=r"^Case case_0: .*unknown label values \[5\], expected \[3, 9\]"):
+                cache_cases(cases[:1], plan, folder)
 
 
 def test_a_missing_file_is_reported_with_its_case(cases, folder):

@@ -70,6 +70,9 @@ def test_decathlon_with_several_channels_in_one_file(tmp_path):
     assert dataset.channels == ("T2", "ADC")
     assert len(dataset.cases[0].images) == 1
     assert dataset.name == tmp_path.name
+    # What a dataset does not state is empty.
+    assert (dataset.licence, dataset.description, dataset.problems) == ("", "", ())
+    assert many_cases(tmp_path, 1).licence == many_cases(tmp_path, 1).description == ""
 
 
 def test_nnunet_layout(tmp_path):

@@ -129,9 +129,11 @@ def test_written_dataset(tmp_path):
     scan = nibabel.load(tmp_path / document["test"][0])
     np.testing.assert_array_equal(np.asanyarray(scan.dataobj), image)
     np.testing.assert_allclose(scan.affine, affine, atol=1e-5)
+    assert scan.header.get_xyzt_units()[0] == "mm"
     stored = nibabel.load(tmp_path / "labelsTs" / "phantom_003.nii.gz")
     np.testing.assert_array_equal(np.asanyarray(stored.dataobj), labels)
     assert stored.get_data_dtype() == np.uint8
+    assert stored.header.get_xyzt_units()[0] == "mm"
 
 
 def test_samples_have_their_checksums():

@@ -33,6 +33,20 @@ def test_equals_torch_forward_and_backward(memory_format):
     assert results[0][0].is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_eps_is_that_of_the_layer(dtype, inplace):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, 6).to(dtype)
+    norm = InstanceNorm(3, eps=0.5, inplace=inplace)
+    norm = norm.double() if dtype == torch.float64 else norm
+    expected = F.instance_norm(x.double(), eps=0.5)
+    with torch.inference_mode():
+        found = norm(x.clone())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02 if dtype == torch.bfloat16 else 1e-4)
+
+
 def test_gradient_is_the_derivative():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64, requires_grad=True)

@@ -151,15 +151,17 @@ def test_whole_values_are_exact_in_the_narrowest_integer(tmp_path):
 
 
 @KINDS
-def test_rescaling_of_each_slice(tmp_path, kind):
-    slopes, intercepts = [1, 2.5, 3, 0.5, 4], [0, -1, 7, 100, -1024]
+@pytest.mark.parametrize("order", [[3, 1, 4, 0, 2], [0, 3, 1, 4, 2], [2, 0, 1, 3, 4]])
+@pytest.mark.parametrize("slopes", [[1, 2.5, 3, 0.5, 4], [1, 2, 3000, 4, 5], [7.5, 1, 1, 1, 1]])
+def test_rescaling_of_each_slice(tmp_path, kind, order, slopes):
+    """The type holds the values of all slices, whichever of them is the first."""
+    intercepts = [0, -1, 7, 100, -1024]
 
     def change(k, stated):
         values = {"RescaleSlope": str(slopes[k]), "RescaleIntercept": str(intercepts[k])}
         for name, value in values.items():
             stated.update({name: value}) if kind is enhanced else put(stated, name, value)
 
-    order = [3, 1, 4, 0, 2]
     folder = write_kind(tmp_path, kind, ARRAY[..., order], positions=stack(5)[order], change=change)
     at = np.argsort(order)
     meant = ARRAY * np.array(slopes)[at] + np.array(intercepts)[at]

@@ -177,6 +177,41 @@ def test_tilt(tmp_path, kind):
 
 
 @KINDS
+@pytest.mark.parametrize(("degrees", "accepted"), [(0.4, True), (0.6, False), (1.0, False), (5.0, False)])
+def test_tilt_is_accepted_up_to_half_a_degree(tmp_path, kind, degrees, accepted):
+    positions = stack(5) + np.outer(np.arange(5), [0, SPACING[2] * np.tan(np.radians(degrees)), 0])
+    folder = write_kind(tmp_path, kind, ARRAY, positions=positions)
+    if accepted:
+        assert_volume(read(folder), ARRAY, affine_of(positions))
+    else:
+        with pytest.raises(InputError, match=rf"stacked {degrees:.1f} degrees off their normal"):
+            read(folder)
+
+
+@KINDS
+@pytest.mark.parametrize(("fraction", "accepted"), [(0.09, True), (0.11, False), (0.33, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gaps_may_differ_from_the_typical_one_by_a_tenth(tmp_path, kind, fraction, accepted, sign):
+    positions = stack(5)
+    positions[3:, 2] += sign * fraction * SPACING[2]
+    folder = write_kind(tmp_path, kind, ARRAY, positions=positions)
+    if accepted:
+        assert any("Gaps between slices vary" in warning for warning in read(folder).warnings)
+    else:
+        with pytest.raises(InputError, match="not evenly spaced"):
+            read(folder)
+
+
+@KINDS
+@pytest.mark.parametrize(("fraction", "warned"), [(0.008, False), (0.012, True)])
+def test_gaps_that_differ_by_less_than_a_hundredth_are_even(tmp_path, kind, fraction, warned):
+    positions = stack(5)
+    positions[3:, 2] += fraction * SPACING[2]
+    scan = read(write_kind(tmp_path, kind, ARRAY, positions=positions))
+    assert any("Gaps between slices vary" in warning for warning in scan.warnings) == warned
+
+
+@KINDS
 def test_a_missing_slice(tmp_path, kind):
     keep = [0, 1, 3, 4]
     folder = write_kind(tmp_path, kind, ARRAY[..., keep], positions=stack(5)[keep])

@@ -1,0 +1,89 @@
+"""What a `Labeller` hands to the engine."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.pipeline import tiny_plan
+from volseg.config import Label, Resampling
+from volseg.data.grid.geometry import Geometry
+from volseg.data.grid.preprocess import image_to_network
+from volseg.inference import labelling
+from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
+from volseg.inference.labelling import Labeller
+from volseg.inference.upsample import last_present, winner
+from volseg.inference.windows import Windows
+
+AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
+
+
+class Zeros(torch.nn.Module):
+    """Logits of zero for every class."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.anchor, self.classes = torch.nn.Parameter(torch.zeros(1)), classes
+
+    def forward(self, image):
+        return image.new_zeros(len(image), self.classes, *image.shape[2:]) + self.anchor
+
+
+def labelled(monkeypatch, plan, chunk=None, **options):
+    """The engine, the target and the settings that a scan is labelled with, and the labels."""
+    seen = {}
+    segment, computing = labelling.segment, labelling._computing
+
+    def segmenting(volume, engine, target):
+        seen.update(engine=engine, target=target)
+        yield from segment(volume, engine, target)
+
+    def setting(*given):
+        seen["computing"] = given
+        return computing(*given)
+
+    monkeypatch.setattr(labelling, "segment", segmenting)
+    monkeypatch.setattr(labelling, "_computing", setting)
+    array = np.random.default_rng(0).normal(size=(20, 24, 18)).astype(np.float32)
+    volume, grid = image_to_network([array], Geometry(array.shape, AFFINE), plan)
+    windows = Windows(plan.patch_size, 0.25, 2, (1,))
+    seen["windows"], seen["grid"] = windows, grid
+    seen["labels"] = Labeller(Zeros(plan.network.classes), plan, windows, torch.float32).label(
+        volume, grid, chunk=chunk, **options
+    )
+    return seen
+
+
+def test_windows_chunks_and_precision_arrive_in_the_engine(monkeypatch):
+    chunk = ChunkSize(1 << 12, keep_freed=False)
+    told = []
+    seen = labelled(monkeypatch, tiny_plan(), chunk, progress=lambda *said: told.append(said))
+    engine, target = seen["engine"], seen["target"]
+    assert engine.windows is seen["windows"]
+    assert engine.device == torch.device("cpu")
+    assert engine.slab_logits == SLAB_LOGITS_PER_VOXEL * (1 << 12)
+    assert seen["computing"] == (torch.device("cpu"), torch.float32, False)
+    assert (target.shape, target.decide, target.sink) == (seen["grid"].box_shape, winner, None)
+    assert {stage for stage, *_ in told} == {"segment"}
+    counts = [tuple(map(int, text.removeprefix("window ").split(" of "))) for *_, text in told]
+    assert [fraction for _, fraction, _ in told] == [done / total for done, total in counts]
+    assert counts[-1][0] == counts[-1][1] > 1
+    assert labelled(monkeypatch, tiny_plan())["computing"][2] == ChunkSize().keep_freed
+
+
+@pytest.mark.parametrize("rule", ["scipy", "torch"])
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_plan_decides_how_classes_are_decided_and_resampled(monkeypatch, rule, regions):
+    changes = {"logits_resampling": Resampling(nearest=rule)}
+    if regions:
+        labels = (Label(name="all", value=1, parts=(1, 2)), Label(name="core", value=2, parts=(2,)))
+        network = tiny_plan().network.model_copy(update={"classes": 2})
+        changes |= {"regions": True, "labels": labels, "network": network}
+    target = labelled(monkeypatch, tiny_plan(**changes))["target"]
+    assert target.decide is (last_present if regions else winner)
+    assert target.rule == rule
+
+
+@pytest.mark.parametrize(("value", "kind"), [(255, np.uint8), (256, np.uint16)])
+def test_labels_are_of_the_smallest_type_that_holds_them(monkeypatch, value, kind):
+    labels = (Label(name="ball", value=1), Label(name="rod", value=value))
+    assert labelled(monkeypatch, tiny_plan(labels=labels))["labels"].dtype == kind

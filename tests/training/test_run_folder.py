@@ -1,0 +1,146 @@
+"""The settings of a run, and what happens to its folder."""
+
+import shlex
+from itertools import pairwise
+
+import pytest
+import yaml
+
+from volseg.config import Config, load_config
+from volseg.errors import ConfigError, UsageError
+from volseg.training.run_folder import (
+    CHECKPOINT,
+    CONTENT,
+    LOCK,
+    MARK,
+    RunSettings,
+    configure_run,
+    is_run,
+    lock_run_folder,
+    remove_scores,
+    start_run,
+)
+
+SETTINGS = {"fold": 2, "folds": 4, "seed": 7, "minutes": 3.5}
+
+
+def configured(run, given=(), settings=None, resume=False, overwrite=False, config=None):
+    nothing = dict.fromkeys(("fold", "folds", "seed", "minutes", "steps"))
+    return configure_run(run, config, given, nothing | (settings or {}), resume, overwrite)
+
+
+def test_the_command_trains_the_same_again():
+    config = load_config(None, ["training.ema_decay=0.5", "training.loss=dice", "plan.patch_size=[8, 16, 16]"])
+    words = shlex.split(RunSettings(**SETTINGS).command("my data", config))
+    assert words == [
+        "volseg", "train", "my data", "--output", "RUN", "--fold", "2", "--folds", "4", "--seed", "7", "--minutes",
+        "3.5", "--set", "plan.patch_size=[8, 16, 16]", "--set", "training.loss=dice", "--set",
+        "training.ema_decay=0.5",
+    ]  # fmt: skip
+    overrides = [after for before, after in pairwise(words) if before == "--set"]
+    assert load_config(None, overrides) == config
+
+
+def test_settings_come_from_the_call_and_the_configuration_from_its_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("training:\n  loss: ce\n")
+    settings, config = configured(
+        tmp_path / "run", ["training.warmup=0.5"], SETTINGS, config=tmp_path / "c.yaml", overwrite=True
+    )
+    assert settings == RunSettings(**SETTINGS)
+    assert config == load_config(tmp_path / "c.yaml", ["training.warmup=0.5"])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="The call is invalid: 'folds'"):
+        configured(tmp_path / "run", settings={"folds": 1})
+
+
+def test_a_folder_is_made_with_its_parents_and_locked(tmp_path):
+    run = tmp_path / "new" / "deep"
+    with lock_run_folder(run):
+        assert [path.name for path in run.iterdir()] == [LOCK]
+    with lock_run_folder(run):
+        pass
+    # The lock alone makes no run.
+    assert not is_run(run)
+    assert configured(run)[0] == RunSettings()
+
+
+def test_a_started_run_has_settings_and_configuration_and_nothing_of_an_earlier_one(tmp_path):
+    run = tmp_path / "run"
+    for name in CONTENT:
+        path = run / name.replace("*", "x").replace("?", "x")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in ("cache", "validation", CHECKPOINT):
+            (path / "inside").mkdir(parents=True)
+        else:
+            path.write_text("old")
+    (run / "mine.txt").write_text("mine")
+    config = load_config(None, ["training.loss=ce"])
+    start_run(run, RunSettings(**SETTINGS), config)
+    assert {path.name for path in run.iterdir()} == {"config.yaml", MARK, "mine.txt"}
+    assert load_config(run / "config.yaml") == config
+    stored = (run / MARK).read_text()
+    assert yaml.safe_load(stored) == RunSettings(**SETTINGS).model_dump()
+    assert [line.partition(":")[0] for line in stored.splitlines()] == ["fold", "folds", "seed", "minutes", "steps"]
+    assert is_run(run)
+
+
+def test_a_resumed_run_keeps_its_settings_and_may_have_a_new_budget(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = load_config(None, ["training.loss=ce"])
+    start_run(run, RunSettings(**SETTINGS), config)
+    before = (run / MARK).read_text()
+    assert configured(run, resume=True) == (RunSettings(**SETTINGS), config)
+    assert configured(run, ["training.loss=ce"], {"fold": 2, "seed": 7}, resume=True)[0] == RunSettings(**SETTINGS)
+    assert (run / MARK).read_text() == before
+    settings, _ = configured(run, settings={"steps": 9}, resume=True)
+    assert settings == RunSettings(fold=2, folds=4, seed=7, steps=9)
+    assert configured(run, resume=True)[0] == settings
+    stored = [line.partition(":")[0] for line in (run / MARK).read_text().splitlines()]
+    assert stored == ["fold", "folds", "seed", "minutes", "steps"]
+    for name, value in (("fold", 1), ("folds", 5), ("seed", 8)):
+        with pytest.raises(UsageError, match=f"started with {name} .*, found {value}. Leave it out"):
+            configured(run, settings={name: value}, resume=True)
+    with pytest.raises(UsageError, match="A resumed run keeps its configuration"):
+        configured(run, ["training.loss=dice"], resume=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "words"),
+    [
+        (["config.yaml"], {}, "already exists"),
+        (["config.yaml"], {"overwrite": True}, None),
+        (["config.yaml"], {"resume": True}, None),
+        ([".ab12cd34.tmp.plan.yaml"], {}, None),
+        (["config.yaml", MARK], {"overwrite": True}, None),
+        (["config.yaml", "plan.yaml"], {"overwrite": True}, "is not a run folder"),
+        (["config.yaml", "plan.yaml"], {"resume": True}, "already exists"),
+        (["config.yaml", MARK, "b.txt", "a.txt"], {"overwrite": True}, r"do not belong to a run \(a.txt, b.txt\)"),
+    ],
+)
+def test_only_a_run_or_an_empty_folder_becomes_a_run(tmp_path, names, options, words):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    if words is None:
+        assert configured(tmp_path, **options) == (RunSettings(), Config())
+    else:
+        with pytest.raises(UsageError, match=words):
+            configured(tmp_path, **options)
+
+
+def test_two_budgets_or_two_ways_are_one_too_many(tmp_path):
+    with pytest.raises(UsageError, match="Both minutes and steps"):
+        configured(tmp_path, settings={"minutes": 1.0, "steps": 1})
+    with pytest.raises(UsageError, match="Both resume and overwrite"):
+        configured(tmp_path, resume=True, overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        configured(tmp_path / "file")
+
+
+def test_scores_are_removed_and_nothing_else(tmp_path):
+    for name in ("validation.json", "validation.csv", "report.html", "model.safetensors", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    (tmp_path / "validation").mkdir()
+    remove_scores(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "metrics.jsonl"}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 # Wiring and core. Reading of files has its own tests of every format and is fuzzed (fuzz.py).
 SCOPE = (
     "api", "cli", "training", "config", "data/grid", "data/cases", "inference", "planning", "evaluation", "networks",
-    "interop", "transforms", "files.py", "modelfile.py", "precision.py", "device.py",
+    "interop", "transforms", "files", "modelfile", "system.py", "documents.py", "precision.py", "device.py",
 )  # fmt: skip
 MOVED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
 FLIPPED = {

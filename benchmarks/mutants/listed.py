@@ -20,7 +20,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("api/segmenter.py", "card.plan.patch_size, overlap,", "card.plan.patch_size, 0.5,"),
     ("cli/predict.py", "tta=tta,", ""),
     ("cli/train.py", "minutes=minutes,", "minutes=None,"),
-    ("training/state.py", 'float(progress["seconds"])', "0.0"),
+    ("training/state.py", "return step, float(seconds)", "return step, 0.0"),
     ("inference/budget.py", "HOLES = 1.25", "HOLES = 0.5"),
     ("inference/budget.py", "24, 96", "24, 9"),
     ("inference/budget.py", "resampling = 2 * slab + 2 * plane + RESAMPLED_BYTES", "resampling = 0"),

@@ -37,7 +37,7 @@ SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
 # From so many windows on, and so many voxels in network space for each of the scan, the voxel size is questioned.
 MANY_WINDOWS, MANY_VOXELS = 1000, 20
 # Resampled logits of a block, and small tensors.
-RESAMPLED_BYTES, HEAP = 16 << 20, 32 << 20
+RESAMPLED_BYTES, HEAP = 16 << 20, 48 << 20
 # Fragmentation of the memory of windows, as a factor: the estimate was 0.86 to 1.23 of what was measured without it.
 HOLES = 1.25
 

@@ -10,6 +10,7 @@ from tests.data.images import OBLIQUE, SHEARED, STRAIGHT, nifti, orthogonal, pat
 from volseg.api.describe import describe
 from volseg.data.io.reading import read_scan
 from volseg.errors import InputError
+from volseg.modelfile import find_model
 
 COLOUR = [("R", "u1"), ("G", "u1"), ("B", "u1")]
 KINDS = "an image, a DICOM series, SEG or RTSTRUCT, a model or a run folder"
@@ -117,6 +118,11 @@ def test_a_missing_path(name):
 def test_a_missing_model_file():
     with pytest.raises(InputError, match=r"^There is no model 'missing.safetensors'\."):
         describe(Path("missing.safetensors"))
+
+
+def test_a_folder_is_no_model(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder\. .* is its model\.safetensors"):
+        find_model(tmp_path)
 
 
 def test_a_folder_is_described_by_its_only_scan(tmp_path):

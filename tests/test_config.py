@@ -50,7 +50,9 @@ def test_an_old_key_is_read_with_a_warning_and_not_next_to_the_new_one(old, new,
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.learning_rat=1", "unknown key 'training.learning_rat'"),
+        ("training.learning_rat=1", r"unknown key 'training.learning_rat' \(a similar key is 'learning_rate'\)\."),
+        ("trainig={}", r"unknown key 'trainig' \(a similar key is 'training'\)\."),
+        ("training.zzz=1", r"unknown key 'training.zzz'\."),
         ("training.learning_rate=fast", "training.learning_rate"),
         ("training.learning_rate=-1", "greater than 0"),
         ("training", "has no value"),
@@ -123,6 +125,9 @@ def test_invalid_files_are_rejected(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "broken.yaml")
+    (tmp_path / "tab.yaml").write_text("training:\n\tvalidations: 2\n")
+    with pytest.raises(ConfigError, match=r"tab\.yaml is not valid YAML: line 2, column 1: found character '\\t'"):
+        load_config(tmp_path / "tab.yaml")
 
 
 @pytest.mark.parametrize("second", ["training: {average: 0.9}", "'training':\n  average: 0.9"])

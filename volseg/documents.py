@@ -152,11 +152,19 @@ def parse_yaml(text: str) -> Any:
     except DocumentError:
         raise
     except yaml.YAMLError as error:
-        raise DocumentError(" ".join(str(error).split()).rstrip(".")) from error
+        raise DocumentError(_place_and_problem(error)) from error
     except _NOT_A_VALUE as error:
         # Of the others the message is about Python, such as an index out of range.
         reason = f" ({error})" if type(error) is ValueError else ""
         raise DocumentError(f"a value is not of the type that its form or its tag says{reason}") from error
+
+
+def _place_and_problem(error: yaml.YAMLError) -> str:
+    """What PyYAML found, with line and column, without its name for the text and its drawing of the line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split()).rstrip(".")
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,7 +14,7 @@ from volseg.config import Channel, ComponentRule, Label, load_config
 from volseg.config.plan import LabelCode
 from volseg.data.io.reading import read_scan
 from volseg.errors import InputError, UsageError
-from volseg.modelfile import ModelCard, save_model
+from volseg.modelfile import ModelCard, find_model, save_model
 from volseg.networks import UNet
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
@@ -126,6 +126,11 @@ def test_a_missing_path(name):
 def test_a_missing_model_file():
     with pytest.raises(InputError, match=r"^There is no model 'missing.safetensors'\."):
         describe(Path("missing.safetensors"))
+
+
+def test_a_folder_is_no_model(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder\. .* is its model\.safetensors"):
+        find_model(tmp_path)
 
 
 def test_a_folder_is_described_by_its_only_scan(tmp_path):

@@ -1,6 +1,7 @@
 """Value types of configurations, and validation of documents with readable errors."""
 
 import reprlib
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -84,15 +85,16 @@ def checked(kind: type[Value], document: Any, source: str, error_type: type[Vols
         found = error.errors()
         # What is wrong within a list or mapping counts, not that the whole is wrong, too.
         inner = {detail["loc"][:at] for detail in found for at in range(len(detail["loc"]))}
-        complaints = [_complaint(detail) for detail in found if detail["loc"] not in inner]
+        complaints = [_complaint(detail, kind) for detail in found if detail["loc"] not in inner]
         more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
         raise error_type(f"{source} is invalid: {'; '.join(complaints[:SHOWN] + more)}.") from error
 
 
-def _complaint(detail: Any) -> str:
+def _complaint(detail: Any, kind: type[Frozen]) -> str:
     place = shortened(".".join(str(part) for part in detail["loc"]), QUOTED)
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{place}'"
+        similar = get_close_matches(str(detail["loc"][-1]), _keys(kind, detail["loc"][:-1]), n=1)
+        return f"unknown key '{place}'" + "".join(f" (a similar key is '{key}')" for key in similar)
     if detail["type"] == "missing":
         return f"'{place}' is missing"
     message = shortened(detail["msg"].removeprefix("Value error, ").rstrip("."), 2 * QUOTED)
@@ -103,3 +105,11 @@ def _complaint(detail: Any) -> str:
     found = _QUOTES.repr(detail["input"])
     found = found if len(found) <= QUOTED else f"{found[:QUOTED]}..."
     return f"'{place}': {message}, found {found}" if place else message
+
+
+def _keys(kind: Any, place: tuple[str | int, ...]) -> list[str]:
+    """The known keys of the mapping at `place` within `kind`; none where a list or a choice lies in between."""
+    for part in place:
+        field = getattr(kind, "model_fields", {}).get(part)
+        kind = field.annotation if field else None
+    return list(getattr(kind, "model_fields", {}))

@@ -122,6 +122,8 @@ def find_model(model: str | Path) -> Path:
     bundled = bundled_models()
     if str(model) in bundled:
         return bundled[str(model)]
+    if os.path.isdir(model):
+        raise InputError(f"{model} is a folder. Give a model file; that of a run folder is its model.safetensors.")
     if not os.path.isfile(model):
         names = ", ".join(bundled) or "none in this version"
         raise InputError(

@@ -39,6 +39,10 @@ class Entry(Frozen):
     data_offsets: tuple[_Size, _Size]
 
 
+class _CutShortError(DocumentError):
+    """The file begins as a model file does, and has fewer bytes than its own header says."""
+
+
 class Header(NamedTuple):
     """The header of a file: its texts by name, and its tensors by name."""
 
@@ -53,7 +57,7 @@ def read_header(path: Path) -> Header:
     """The header of a .safetensors file that fits the size of the file.
 
     Raises:
-        InputError: no such file, or not a whole .safetensors file.
+        InputError: no such file, not a .safetensors file, or one that is cut short.
     """
     try:
         with open(path, "rb") as file:
@@ -64,6 +68,8 @@ def read_header(path: Path) -> Header:
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}. Give a readable model file.") from error
+    except _CutShortError as error:
+        raise InputError(f"{path} is cut short: {error}. Copy or download it again.") from error
     except DocumentError as error:
         raise InputError(f"{path} is not a model file: {error}. Give a .safetensors file that volseg wrote.") from error
 
@@ -72,16 +78,17 @@ def _header(file: BinaryIO) -> Header:
     """The header of an open file.
 
     Raises:
-        DocumentError: it is not one, or does not fit the file.
+        DocumentError: it is not one, or does not fit the file; `_CutShortError` where only the end is missing.
     """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > size - 8:
-        raise DocumentError(
-            f"its first 8 bytes announce a header of {length} bytes, but it has {max(size - 8, 0)} more"
-            if size >= 8
-            else f"it has only {size} bytes"
-        )
+    if size < 8:
+        raise DocumentError(f"it has only {size} bytes")
+    if length > size - 8:
+        # The first 8 bytes of any other file are a length, too, but no brace follows them.
+        if length > LARGEST_HEADER or file.read(1) != b"{":
+            raise DocumentError("its first bytes are not those of a .safetensors file")
+        raise _CutShortError(f"its header has {length} bytes, but only {size - 8} are there")
     if length > LARGEST_HEADER:
         raise DocumentError(f"its header has {length / 2**20:.1f} MiB, at most {LARGEST_HEADER / 2**20:g} are read")
     try:
@@ -115,5 +122,7 @@ def _check_offsets(tensors: dict[str, Entry], available: int) -> None:
                 f"{name[:60]} lies at bytes {begin} to {stop}, but its shape needs {needed} bytes from {end}"
             )
         end = stop
+    if end > available:
+        raise _CutShortError(f"its tensors have {end} bytes, but only {available} are there")
     if end != available:
         raise DocumentError(f"its tensors have {end} bytes, but {available} follow the header")

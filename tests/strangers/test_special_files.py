@@ -7,6 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import volseg.api.describe
+import volseg.api.train  # noqa: F401 - so that no trial waits for torch
 from tests.pipeline import blob
 from tests.strangers.trials import check_refusal, check_words, command, run
 from volseg.errors import UsageError

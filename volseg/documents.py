@@ -6,6 +6,8 @@ configuration, a dataset, a model file and a run folder are held to the same rul
 
 import json
 import math
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,12 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
 
     Raises:
         OSError: not readable.
-        DocumentError: larger than `largest` bytes, or not UTF-8.
+        DocumentError: larger than `largest` bytes, not UTF-8, or neither a file nor in /dev.
     """
+    # A pipe without a writer would block; one that the user names is in /dev, as that of a shell's <(...).
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or Path(path).parts[:2] == (os.sep, "dev")):
+        raise DocumentError("it is a pipe or a device, not a file")
     with open(path, "rb") as file:
         # One byte more tells a file that is too large, also where the size is unknown before, as that of a pipe.
         content = file.read(largest + 1)

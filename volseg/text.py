@@ -1,6 +1,7 @@
 """Text of messages."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,14 @@ def shortened(text: str, longest: int) -> str:
         return text
     end = longest // 3
     return f"{text[: longest - end - 5]} ... {text[-end:]}"
+
+
+def whole_number(text: object) -> int | None:
+    """The number that a text of 1 to 18 digits 0 to 9 says; None for any other text.
+
+    Python's own `int` raises for more than 4300 digits and reads those of other scripts.
+    """
+    return int(str(text)) if re.fullmatch("[0-9]{1,18}", str(text)) else None
 
 
 def counted(count: int, noun: str) -> str:

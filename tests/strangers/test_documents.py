@@ -9,7 +9,10 @@ import volseg.api.train  # noqa: F401 - like that above, loaded before the trial
 from tests.pipeline import tiny_plan
 from tests.strangers.absurd import NAMES
 from tests.strangers.trials import check_refusal, command, run
+from volseg.cli.train import _fold
 from volseg.config import load_config
+from volseg.data.cases.labels import parse_labels
+from volseg.data.io.choice import volume_number
 from volseg.documents import (
     DEEPEST,
     LARGEST_JSON,
@@ -22,8 +25,9 @@ from volseg.documents import (
     read_json,
     read_yaml,
 )
-from volseg.errors import LONGEST, ConfigError, DatasetError, InputError, Problem, VolsegError
+from volseg.errors import LONGEST, ConfigError, DatasetError, InputError, Problem, UsageError, VolsegError
 from volseg.planning.planner import plan_text
+from volseg.text import whole_number
 
 
 def lines(levels: int, form: str) -> str:
@@ -162,3 +166,36 @@ def test_file_endings_lead_nowhere(tmp_path):
         trial = run(command("plan", tmp_path), tmp_path)
         check_refusal(trial)
         assert "expected the end of a file name" in trial.error
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, "²", "１", "-1"])  # noqa: RUF001 - digits of other scripts are meant
+def test_a_label_whose_value_is_no_number(key):
+    with pytest.raises(InputError, match="expected an integer") as caught:
+        parse_labels({"0": "background", key: "ball"}, None, "d")
+    assert len(str(caught.value)) < 600
+
+
+def test_label_values_are_quoted_in_short():
+    for labels in ({"ball": list(range(1, 70_000))}, {"ball": [0, *range(1, 60_000)]}):
+        with pytest.raises(InputError) as caught:
+            parse_labels({"background": 0, **labels}, None, "d")
+        assert len(str(caught.value)) < 600
+
+
+def test_a_path_that_no_system_can_open(tmp_path):
+    (tmp_path / "dataset.json").write_text(paths("x" * 5000 + ".nii.gz"))
+    trial = run(command("plan", tmp_path), tmp_path)
+    check_refusal(trial)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("007", 7), ("9" * 18, 10**18 - 1), ("9" * 5000, None), ("²", None), ("", None)]
+)
+def test_whole_numbers(text, number):
+    assert whole_number(text) == number
+    assert _fold(text) == (text if number is None else number)
+    if number is None:
+        with pytest.raises(UsageError, match="--volume is"):
+            volume_number(text)
+    else:
+        assert volume_number(text) == number

@@ -18,7 +18,7 @@ from tests.strangers.models import card_in, whole_model, with_card, with_header,
 from tests.strangers.trials import check_refusal, check_words, command, run
 from volseg.config import Label, NetworkConfig
 from volseg.errors import InputError
-from volseg.modelfile import read_card
+from volseg.modelfile import load_model, read_card, save_model
 from volseg.modelfile.header import LARGEST_HEADER, read_header
 from volseg.networks import UNet
 from volseg.networks.build import outline
@@ -344,3 +344,25 @@ def test_an_odd_record_ends_no_ensemble_with_a_traceback(stranger, tmp_path, pla
     trial = run(command("ensemble", *paths, "--output", tmp_path / "both.safetensors"), tmp_path)
     assert trial.code in (0, 2), trial.error
     check_words(trial)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(tmp_path, value):
+    path = write_model(tmp_path / "a.safetensors")
+    card, weights = load_model(path)
+    changed_weights = {name: tensor.clone() for name, tensor in weights.items()}
+    name = next(iter(changed_weights))
+    changed_weights[name].reshape(-1)[-1] = value
+    save_model(tmp_path / "b.safetensors", card, changed_weights)
+    with pytest.raises(InputError, match="not finite") as caught:
+        open_network(tmp_path / "b.safetensors")
+    assert name in str(caught.value)
+
+
+def test_members_without_scores_are_described(stranger, tmp_path):
+    _, model = stranger
+    for place in ("training.members", "scores.members"):
+        text = json.dumps(changed(card_in(model), place, [{"name": "a"}]))
+        trial = run(command("info", with_card(model, text, tmp_path / "a.safetensors")), tmp_path)
+        assert trial.code == 0, trial.error
+        check_words(trial)

@@ -162,7 +162,8 @@ def _codes_text(labels: Sequence[Label]) -> str:
 
 def _members_text(card: ModelCard) -> str:
     """The number of networks in a model; for an ensemble of runs also the Dice of each on its validation cases."""
-    records = zip(card.training.get("members", ()), card.scores.get("members", ()), strict=True)
+    # A card that volseg did not write may have only one of the two.
+    records = zip(card.training.get("members", ()), card.scores.get("members", ()), strict=False)
     dice = [(record["name"], scores.get("foreground_dice")) for record, scores in records]
     listed = ", ".join(f"{name} {'-' if one is None else f'{one:.4f}'}" for name, one in dice)
     return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)

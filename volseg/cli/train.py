@@ -7,6 +7,7 @@ import typer
 
 from volseg.cli.app import ConfigFile, Device, Json, Overrides, Overwrite, app, show_description
 from volseg.cli.console import guarded, progress_bar, show_line
+from volseg.text import whole_number
 
 
 @app.command()
@@ -65,4 +66,5 @@ def plan(
 
 def _fold(text: str | None) -> int | str | None:
     """--fold as a number where it is one."""
-    return int(text) if text and text.isdecimal() else text
+    number = whole_number(text)
+    return text if number is None else number

@@ -15,6 +15,7 @@ from volseg.files.reading import (
     open_no_link,
     open_regular,
     read_json_lines,
+    require_regular,
     sha256_of,
 )
 from volseg.files.sets import (
@@ -51,6 +52,7 @@ __all__ = [
     "remove_leftovers",
     "remove_leftovers_of",
     "require_disk_space",
+    "require_regular",
     "require_writable",
     "sha256_of",
     "temporary_path",

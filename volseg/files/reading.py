@@ -71,7 +71,25 @@ def open_no_link(path: Path, flags: int) -> int:
     return descriptor
 
 
+def require_regular(path: Path) -> None:
+    """Check that a path, or what its link leads to, is a file: a pipe would block, and a device may have no end.
+
+    Raises:
+        OSError: it is not, or cannot be inspected.
+    """
+    kind = os.stat(path).st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
+
+
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which may have no end.
+    """
+    require_regular(path)
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -111,6 +111,12 @@ def _assembled(first: nn.Module, card: ModelCard, weights: Mapping[str, Tensor],
         network = first if member == 0 else outline(card.plan.network)
         prefix = _prefix(member, card.members)
         own = {name: _placed(weights[f"{prefix}{name}"], wanted) for name, wanted in network.state_dict().items()}
+        for name, tensor in own.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(
+                    f"The weights in {source} cannot be used: {_short(prefix + name)} has values that are not finite. "
+                    "Train again, or give another model."
+                )
         try:
             network.load_state_dict(own, assign=any(one.is_meta for one in network.state_dict().values()))
         # A network of the user's own may compare more than names and shapes.

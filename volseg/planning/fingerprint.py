@@ -27,7 +27,7 @@ from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.data.grid.intensities import as_exact_float
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
-from volseg.files import as_tuples, whole_file
+from volseg.files import as_tuples, open_regular, whole_file
 from volseg.text import by_sentence, first_few
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def _read_cached(file: Path) -> _CaseCheck | None:
     """The measurements that `_write_cached` wrote; None if the file is missing or corrupt."""
     try:
         # Opened here, because NumPy leaves a corrupt file open.
-        with _HEADERS, open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+        with _HEADERS, open_regular(file) as handle, np.load(handle, allow_pickle=False) as stored:
             facts, samples = as_tuples(json.loads(str(stored["facts"]))), stored["samples"]
         digest = facts.pop("digest")
         return _CaseCheck(CaseFingerprint(samples=samples, **facts), [], digest)

@@ -150,6 +150,8 @@ def _require_own_files(run: Path) -> None:
     for name in (LOCK, "log.txt", "metrics.jsonl", "settings.yaml", "config.yaml", "plan.yaml", "splits.json"):
         if os.path.exists(run / name) and not (run / name).is_file():
             raise UsageError(f"{run / name} is not a file. Remove it, or choose another folder.")
+    if os.path.exists(run / CHECKPOINT) and not (run / CHECKPOINT).is_dir():
+        raise UsageError(f"{run / CHECKPOINT} is not a folder. Remove it, or choose another folder.")
 
 
 def _require_keys(path: Path, kind: type[Frozen]) -> None:

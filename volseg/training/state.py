@@ -92,6 +92,8 @@ class TrainingState:
         """
         path = folder / FILE_NAME
         try:
+            if not path.is_file():
+                raise ValueError("it is not a file")
             with safetensors.safe_open(path, framework="np") as handle:
                 progress = dict(json.loads((handle.metadata() or {})["state"]))
             if progress.get("optimizer") != OPTIMIZER:

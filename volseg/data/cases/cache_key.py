@@ -9,7 +9,7 @@ from typing import Any
 from volseg.data.cases.dataset import TrainingCase
 from volseg.data.io.itk_files import files_of
 from volseg.errors import InputError
-from volseg.files import sha256_of
+from volseg.files import require_regular, sha256_of
 
 # Characters of the case name in a file name; file systems allow 255 bytes at most.
 NAME_LENGTH = 60
@@ -37,7 +37,10 @@ def content_key(case: TrainingCase, facts: dict[str, Any]) -> str:
         InputError: a file cannot be read.
     """
     try:
-        files = [sha256_of(file) for path in (*case.images, case.label) for file in files_of(path)]
+        paths = (*case.images, case.label)
+        for path in paths:
+            require_regular(path)
+        files = [sha256_of(file) for path in paths for file in files_of(path)]
     except OSError as error:
         reason = f"could not read {error.filename}: {error.strerror}"
         raise InputError(f"Case {case.name}: {reason}. Restore the file.") from error

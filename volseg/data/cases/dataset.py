@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 Split = dict[str, list[str]]
 # Characters of a dataset's name, and of its licence and its description in records.
 LONGEST_NAME, LONGEST_TEXT = 400, 2000
+# Characters of a path that the system could open.
+LONGEST_PATH = 4096
 
 
 def _in_order(names: Any) -> list[Any]:
@@ -249,8 +251,8 @@ def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
         return {"train": sorted({name for split in splits for half in split.values() for name in half}), "val": []}
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
         raise UsageError(
-            f"There is no fold {fold} among {len(splits)} (splits_final.json in the dataset overrides --folds). "
-            f"Give 0 to {len(splits) - 1}, or all."
+            f"There is no fold {shortened(str(fold), 100)} among {len(splits)} (splits_final.json in the dataset "
+            f"overrides --folds). Give 0 to {len(splits) - 1}, or all."
         )
     return splits[fold]
 
@@ -271,10 +273,10 @@ def _inside(folder: Path, stated: str) -> Path:
     """
     # Of the name alone: what a link leads to is the choice of whoever made the folder here.
     parts = Path(os.path.relpath(os.path.normpath(folder.absolute() / stated), folder.absolute())).parts
-    if "\0" in stated or not parts or parts[0] == os.pardir:
+    if "\0" in stated or not parts or parts[0] == os.pardir or len(stated) > LONGEST_PATH:
         raise InputError(
-            f"dataset.json in {folder} names the file {printable(stated)!r}, which is not in that folder. "
-            "Move the file there, or put a link to it there."
+            f"dataset.json in {folder} names the file {shortened(printable(stated), 200)!r}, which is not in that "
+            "folder. Move the file there, or put a link to it there."
         )
     return folder / stated
 

@@ -17,11 +17,13 @@ from volseg.config import LabelCode, Plan, checked
 from volseg.config.plan import MOST_LABELS
 from volseg.data.io.checks import LARGEST_LABEL
 from volseg.errors import InputError
-from volseg.text import first_few
+from volseg.text import first_few, shortened, whole_number
 
 IGNORE = "ignore"
 # Characters, as in a plan.
 LONGEST_NAME = 500
+# Characters of what a message quotes.
+SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
     else:
         found = LabelSet({name: values[0] for name, values in sorted(foreground.items(), key=lambda item: item[1])})
     if len(set(found.values.values())) < len(found.values):
-        raise InputError(f"Two labels in {source} share a value: {found.values}; give each a different one.")
+        raise InputError(
+            f"Two labels in {source} share a value: {_short(str(found.values))}; give each a different one."
+        )
     if ignored is None:
         return found
     highest = max(found.known)
@@ -133,17 +137,24 @@ def with_codes(labels: LabelSet, stated: Any, source: str) -> LabelSet:
 
 def _entry(key: Any, entry: Any, source: str) -> tuple[str, tuple[int, ...]]:
     """One label in the form {name: value or values} or, in the Decathlon, {value: name}."""
-    if isinstance(entry, str) and str(key).isdecimal():
-        key, entry = entry, int(key)
+    if isinstance(entry, str) and (value := whole_number(key)) is not None:
+        key, entry = entry, value
     values = entry if isinstance(entry, list | tuple) else [entry]
     if not values or not all(type(value) is int and 0 <= value <= LARGEST_LABEL for value in values):
         raise InputError(
-            f"Label '{key}' in {source} has the value {entry!r}, expected an integer from 0 to {LARGEST_LABEL}, or "
-            "a list of them for a region."
+            f"Label '{_short(key)}' in {source} has the value {_short(repr(entry))}, expected an integer from 0 to "
+            f"{LARGEST_LABEL}, or a list of them for a region."
         )
     if 0 in values and len(values) > 1:
-        raise InputError(f"Region '{key}' in {source} is {entry!r}; remove 0, which is the background.")
+        raise InputError(
+            f"Region '{_short(key)}' in {source} is {_short(repr(entry))}; remove 0, which is the background."
+        )
     return str(key), tuple(dict.fromkeys(values))
+
+
+def _short(text: object) -> str:
+    """A text of a file for a message."""
+    return shortened(str(text), SHOWN)
 
 
 def _written_values(regions: Mapping[str, tuple[int, ...]], order: Any, source: str) -> dict[str, int]:
@@ -157,7 +168,8 @@ def _written_values(regions: Mapping[str, tuple[int, ...]], order: Any, source: 
     for (name, parts), value in zip(regions.items(), order, strict=True):
         if value not in parts:
             raise InputError(
-                f"Region '{name}' in {source} is {list(parts)}, but its value in regions_class_order is {value!r}. "
+                f"Region '{name}' in {source} is {_short(str(list(parts)))}, but its value in regions_class_order is "
+                f"{_short(repr(value))}. "
                 "Give one of the region's own values."
             )
     return dict(zip(regions, order, strict=True))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from volseg.errors import UsageError
+from volseg.text import shortened, whole_number
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def volume_number(volume: int | str | None) -> int | None:
     """
     if volume is None or volume == "all":
         return None
-    if not str(volume).isdecimal() or int(volume) < 1:
-        raise UsageError(f"--volume is {volume}. Give the number of a volume, from 1, or all.")
-    return int(volume)
+    number = whole_number(volume)
+    if not number:
+        raise UsageError(f"--volume is {shortened(str(volume), 100)}. Give the number of a volume, from 1, or all.")
+    return number

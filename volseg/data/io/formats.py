@@ -61,6 +61,9 @@ def begins_as_dicom(start: bytes) -> bool:
 
 def is_dicom(path: Path) -> bool:
     """Whether a path is read as DICOM: a folder, a .zip, a DICOMDIR, or a file by its suffix or its first bytes."""
+    # A pipe or a device may have no end.
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return False
     if path.is_dir() or path.suffix.lower() in (".zip", *DICOM_SUFFIXES) or path.name.upper() == "DICOMDIR":
         return True
     if image_suffix(path) is not None or not path.is_file():

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from volseg.errors import ConfigError, InputError
+from volseg.text import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +78,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             yield from self._chunks()
             return
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        length = whole_number(self.headers.get("Content-Length", ""))
+        if length is None:
             raise InputError("The request states no Content-Length.")
-        yield from self._exactly(int(length))
+        yield from self._exactly(length)
 
     def _chunks(self) -> Iterator[bytes]:
         while True:

@@ -155,7 +155,7 @@ def chosen_series(found: Sequence[Series], choice: Choice, source: str) -> tuple
 
 def _plain(value: str) -> str:
     """A series number without leading zeros; other texts as they are, without control characters."""
-    return str(int(value)) if value.isascii() and value.isdigit() else printable(value)
+    return value.lstrip("0") or "0" if value.isascii() and value.isdigit() else printable(value)
 
 
 def _ambiguous(wanted: Sequence[Series], chosen: str, source: str) -> str:

@@ -25,7 +25,7 @@ HEAVY = (
     "volseg.api.train", "volseg.api.evaluation", "volseg.api.convert", "volseg.api.ensemble", "volseg.api.importing",
     "volseg.api.demo", "volseg.api.describe", "volseg.report.preview", "volseg.dicom.segmentation",
     "volseg.data.io.readers.itk", "volseg.cli", "monai.transforms", "scipy.ndimage",
-    "torch.optim", "torch._dynamo", "torch.utils.tensorboard", "torch.utils.data",
+    "torch.optim", "torch._dynamo", "torch.utils.data",
 )  # fmt: skip
 
 

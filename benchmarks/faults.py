@@ -37,6 +37,8 @@ from tests.faults.trials import Trial, faults_at, kills_at, run_trial
 
 # Scenes of which every call is tried.
 WHOLE = ("predict", "predict --overwrite", "evaluate", "evaluate again")
+# Seconds after which a trial hangs, on a busy machine too.
+PATIENCE = 300.0
 
 
 def main() -> None:
@@ -72,7 +74,7 @@ def main() -> None:
 
 def play(scene: Scene, folder: Path, shim: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The counts of a scene; its findings are printed."""
-    with Server(shim) as server:
+    with Server(shim, PATIENCE) as server:
         stage = Stage(scene, folder / scene.name.replace(" ", "_"), server)
         calls = stage.undisturbed.calls
         faults = drawn(stage, options)

@@ -33,6 +33,8 @@ def main() -> None:
     shim = ctypes.CDLL(sys.argv[1])
     for name in HEAVY:
         importlib.import_module(name)
+    # Drawing charts takes most of the time of a short training, and no call on the disk.
+    importlib.import_module("volseg.report.run_report")._inline_svg = lambda figure, what: what
     # What was imported is not looked at again in each trial.
     gc.collect()
     gc.freeze()

@@ -23,7 +23,7 @@ test-ohif: $(VENV)/.test  ## where segmentations lie in the OHIF viewer; needs n
 	$(INSTALL) selenium==4.45.0
 	$(BIN)/python -m benchmarks.dicom.ohif.check
 
-test-faults: $(VENV)/.test  ## every failing system call and many kills in every verb that writes; about an hour; needs Linux, cc
+test-faults: $(VENV)/.test  ## failing system calls and kills in every verb that writes; under an hour; needs Linux, cc
 	$(BIN)/python benchmarks/faults.py
 
 check: $(VENV)/.dev  ## lint, formatting, types

@@ -99,7 +99,9 @@ def file_lock(path: Path) -> Iterator[bool]:
     finally:
         with _guard:
             _locked.discard(held)
-            os.close(handle)
+            # Nothing was written to it, and whatever the system answers, it is closed.
+            with suppress(OSError):
+                os.close(handle)
 
 
 def _open_and_lock(path: Path) -> tuple[int, bool]:

@@ -19,6 +19,8 @@ POSSIBLE = {
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.")
 # A decided set of files that takes its places when the next command runs.
 DECIDED = re.compile(r"\.[0-9a-f]{8}\.tmp\.ready/")
+# Files of a run that change while it goes on; they are compared when it is complete.
+GROWING = re.compile(r"(^|/)run/(metrics\.jsonl|checkpoint/|validation/)")
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ def _about_exit(stage: Stage, ended: Ended, fault: Fault) -> Iterator[str]:
 
 def _about_files(stage: Stage, ended: Ended, fault: Fault, call: Call | None) -> Iterator[str]:
     """The old state or the new one, whole, of all files that belong together; nothing else."""
-    found = state_of(stage.trial)
+    found, before, after = state_of(stage.trial), stage.before, stage.after
+    if ended.code != 0:
+        found, before, after = (
+            {path: one[path] for path in one if not GROWING.search(path)} for one in (found, before, after)
+        )
     decided = any(DECIDED.search(path) for path in found)
-    for unit in sorted({unit_of(path) for path in (*stage.before, *stage.after)}):
-        now, old, new = (_of_unit(state, unit) for state in (found, stage.before, stage.after))
+    for unit in sorted({unit_of(path) for path in (*before, *after)}):
+        now, old, new = (_of_unit(state, unit) for state in (found, before, after))
         wrong = [path for path in now if now[path] not in (old.get(path), new.get(path))]
         if wrong:
             yield f"neither old nor new: {', '.join(wrong)}"
@@ -97,7 +103,7 @@ def _about_files(stage: Stage, ended: Ended, fault: Fault, call: Call | None) ->
             yield f"{unit} is half old and half new: {', '.join(now)}"
         if ended.code == 0 and now != new:
             yield f"exit code 0 without the result {unit}"
-    left = [path for path in found if path not in stage.before and path not in stage.after]
+    left = [path for path in found if path not in before and path not in after]
     named = [path for path in left if not TEMPORARY.search(path)]
     if named:
         yield f"unknown files: {', '.join(named)}"

@@ -61,7 +61,8 @@ def run_demo(
     )
     model, scans = output / "run" / "model.safetensors", samples / "imagesTs"
     predictions = predict(scans, model, output / "predictions", preview=True, overwrite=overwrite, progress=progress)
-    for prediction in predictions:
+    # All of them, because only the end of the iteration releases the folder.
+    for prediction in list(predictions):
         if prediction.error:
             raise prediction.error
     document = evaluate(output / "predictions", samples / "labelsTs", samples / "dataset.json", output / "report.json")

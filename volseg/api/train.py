@@ -41,6 +41,7 @@ from volseg.training.run_folder import (
     CHECKPOINT,
     RunSettings,
     configure_run,
+    disk_errors,
     is_run,
     lock_run_folder,
     remove_scores,
@@ -145,7 +146,7 @@ def train(
     settings = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
     folder = Path(output)
     torch_device = local_device(device)
-    with join_process_group(torch_device) as ranks, ExitStack() as locks:
+    with join_process_group(torch_device) as ranks, disk_errors(folder), ExitStack() as locks:
 
         @cache
         def lock() -> None:

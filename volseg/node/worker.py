@@ -37,7 +37,8 @@ def write_results(
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for outcome in predict(series, segmenter, target / LABELS, to=["nifti", *formats], progress=progress):
+    # Listed, because only the end of the iteration releases the folder.
+    for outcome in list(predict(series, segmenter, target / LABELS, to=["nifti", *formats], progress=progress)):
         if outcome.error:
             raise outcome.error
     return sorted(target.glob("*.dcm"))

@@ -1,5 +1,6 @@
 """The settings of a run, and its folder: locked while a process trains in it, started, resumed, overwritten."""
 
+import errno
 import json
 import logging
 import os
@@ -28,6 +29,11 @@ SCORES = ("validation.json", "validation.csv", "report.html", "validation")
 LOCK = ".lock"
 # The file that makes a folder a run; the last to be removed.
 MARK = "settings.yaml"
+# System errors of disks and of permissions on them.
+DISK_ERRORS = (
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ENOSPC, errno.ENOTEMPTY, errno.EPERM, errno.EROFS,
+    errno.ESTALE,
+)  # fmt: skip
 CHECKPOINT = "checkpoint"
 # All files of a run: what --overwrite removes, and nothing else.
 CONTENT = (
@@ -133,6 +139,24 @@ def lock_run_folder(run: Path) -> Iterator[None]:
         if not sure:
             logger.warning("%s has no file locks, so nothing keeps another process from training in it", run)
         yield
+
+
+@contextmanager
+def disk_errors(run: Path) -> Iterator[None]:
+    """Turn an error of a disk, wherever it comes from while a run trains, into one sentence.
+
+    Raises:
+        ResourceError: a file cannot be read, written or removed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise ResourceError(
+            f"Training in {run} stopped, because {error.filename or 'a file'} could not be read or written: "
+            f"{error.strerror}. Check the disk and the permissions, then resume with --resume."
+        ) from error
 
 
 def _require_own_files(run: Path) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from volseg.config import TrainingConfig
 from volseg.errors import InputError
-from volseg.files import utf8_path
+from volseg.files import access_to, utf8_path
 from volseg.modelfile import save_tensors
 from volseg.training.optimisers import Muon, has_moments
 from volseg.training.ranks import SINGLE_PROCESS, Ranks
@@ -88,9 +88,12 @@ class TrainingState:
         """Load the checkpoint in `folder`.
 
         Raises:
-            InputError: the file is damaged, or belongs to another network or other training cases.
+            InputError: the file cannot be read, is damaged, or belongs to another network or other training cases.
         """
         path = folder / FILE_NAME
+        # The library calls a file that the disk cannot open a missing one.
+        with access_to(path, f"The checkpoint {path}"), open(path, "rb"):
+            pass
         try:
             if not path.is_file():
                 raise ValueError("it is not a file")

@@ -131,7 +131,7 @@ class CachedCase:
 
         Raises:
             InputError: the case has to be prepared again, but cannot be, or has changed since.
-            ResourceError: it has to be prepared again, but cannot be written.
+            ResourceError: it has to be prepared again, but cannot be written or still not be read.
         """
         try:
             return open_chunked(_part(self.stem, part))[index]
@@ -144,7 +144,13 @@ class CachedCase:
                 "began. Restore the case and resume the run, or start again with --overwrite."
             )
         _preprocess(self.case, self.plan, self.stem)
-        return open_chunked(_part(self.stem, part))[index]
+        try:
+            return open_chunked(_part(self.stem, part))[index]
+        except (OSError, ValueError) as error:
+            raise ResourceError(
+                f"Case {self.case.name}: {part} in the cache was written again and still cannot be read "
+                f"({getattr(error, 'strerror', None) or error}). Check the disk, then resume with --resume."
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """The run report: correct numbers, escaped text, a self-contained page, and unfinished runs."""
 
 import base64
+import builtins
+import errno
+import io
 import json
 import re
 import xml.etree.ElementTree
@@ -9,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from volseg.errors import InputError
 from volseg.report.run_report import _smoothed, write_run_report
 
 NASTY = "<b>left</b> & $x_{"
@@ -168,6 +172,23 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     texts = Reader((run / "report.html").read_text()).texts
     assert texts[texts.index("steps") - 1] == "2"
     assert texts[texts.index("minutes") - 1] == "2.0"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "validation.json", "plan.yaml", "config.yaml"])
+def test_a_file_that_the_disk_does_not_give_is_named_in_a_sentence(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("{}")
+    opened = io.open
+
+    def refuse(file, *arguments, **options):
+        if str(file).endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return opened(file, *arguments, **options)
+
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", refuse)
+    with pytest.raises(InputError, match=rf"{name}.*Permission denied"):
+        write_run_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_one_case_and_nothing_that_counts(tmp_path):

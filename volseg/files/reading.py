@@ -11,13 +11,19 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
+from volseg.files.paths import access_to
 from volseg.files.whole import writing
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The objects of a file with one JSON object per line; other lines, and an incomplete last one, are left out."""
+    """The objects of a file with one JSON object per line; other lines, and an incomplete last one, are left out.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     found = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
+    with access_to(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
     for line in lines[:-1]:
         with suppress(ValueError, RecursionError):
             found.append(json.loads(line))

@@ -6,9 +6,9 @@ dark pages. All text from the run's files is escaped.
 
 import base64
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from volseg.config import ComponentRule, rules_in_words
-from volseg.files import read_json_lines, write_text
+from volseg.documents import read_json, read_or
+from volseg.errors import InputError
+from volseg.files import access_to, read_json_lines, write_text
 from volseg.report.colours import colour_at
 from volseg.report.save_figure import save_figure
 from volseg.text import printable
@@ -61,9 +63,10 @@ def write_run_report(run: Path) -> None:
 
     Raises:
         ResourceError: the file could not be written.
+        InputError: a file of the run cannot be read.
     """
     records = read_json_lines(run / "metrics.jsonl")
-    validation = _read_json(run / "validation.json")
+    validation = _read_scores(run / "validation.json")
     name = escape(printable(run.resolve().name))
     parts = [
         f"<h1>{name}</h1>",
@@ -89,9 +92,14 @@ def write_run_report(run: Path) -> None:
 # ---- reading the run
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if the file is missing."""
-    document: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read_scores(path: Path) -> dict[str, Any] | None:
+    """The document in a run's validation.json; None if it is missing."""
+    if not path.exists():
+        return None
+    # Ten times the largest datasets of today.
+    document: dict[str, Any] = read_or(
+        InputError, partial(read_json, times=4), path, "readable JSON", "Check its permissions and its disk."
+    )
     return document
 
 
@@ -204,7 +212,8 @@ def _yaml_block(path: Path) -> str:
     """A YAML file with its comments in a fainter colour."""
     if not path.exists():
         return _missing(f"{path.name} is missing.")
-    text = _COMMENT.sub(r"<i>\g<0></i>", escape(path.read_text(encoding="utf-8")))
+    with access_to(path):
+        text = _COMMENT.sub(r"<i>\g<0></i>", escape(path.read_text(encoding="utf-8", errors="replace")))
     return f"<pre>{text}</pre>"
 
 

@@ -140,8 +140,9 @@ def test_files_of_one_result_take_their_places_in_order_and_their_folder_is_sync
     with whole_files(folder, "a.json") as temporary:
         for name in ("c.png", "a.json", "b.nii"):
             (temporary / name).write_text(name)
-    assert [name for _, name in calls] == [str(folder / name) for name in ("b.nii", "c.png", "a.json")] + [str(folder)]
-    assert [what for what, _ in calls] == ["rename"] * 3 + ["sync"]
+    # That the set is complete is on the disk before its first file takes its place.
+    renamed = [("rename", str(folder / name)) for name in ("b.nii", "c.png", "a.json")]
+    assert calls == [("sync", str(folder)), *renamed, ("sync", str(folder))]
 
 
 def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ def test_probabilities_outside_the_crop_are_background(tmp_path):
 def test_probabilities_in_memory_count_in_the_planned_memory(segmenter):
     scan = scan_from_array(blob((24, 20, 30)), AFFINE)
     need = [
-        MemoryEstimate(segmenter.card, scan, segmenter.labeller.windows, torch.float32, True, 0, wanted).parts(
-            ChunkSize()
-        )
+        MemoryEstimate(
+            segmenter.card, scan, segmenter.labeller.windows, torch.float32, torch.device("cpu"), wanted
+        ).parts(ChunkSize())
         for wanted in (False, True)
     ]
     more = {stage: need[1][stage] - need[0][stage] for stage in need[0]}

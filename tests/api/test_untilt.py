@@ -150,7 +150,7 @@ def test_probabilities_are_refused_in_one_sentence(segmenter, path, tmp_path, wh
 
 def test_memory_is_planned_for_the_upright_grid(segmenter, path):
     scan = read_scan(path, choice=UNTILT)
-    need = MemoryEstimate(segmenter.card, scan, segmenter.labeller.windows, torch.float32, True, 0)
+    need = MemoryEstimate(segmenter.card, scan, segmenter.labeller.windows, torch.float32, torch.device("cpu"))
     plain = replace(need, scan=read_scan(path))
     assert need.geometry == upright_geometry(scan.geometry)
     assert need.grid[1:] != plain.grid[1:]

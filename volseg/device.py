@@ -12,6 +12,7 @@ import torch
 
 from volseg.errors import ResourceError, UsageError
 from volseg.system import is_out_of_memory, tightest_limit, usable_cores, usable_memory
+from volseg.text import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,12 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"Unknown device {name!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
+        raise UsageError(f"Unknown device {shortened(name, 200)!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     found = counts.get(device.type, 0)
     if (device.index or 0) >= found:
         devices = f"{found} {device.type.upper()} device{'' if found == 1 else 's'}"
-        raise UsageError(f"No such device: {name!r} requested, {devices} found. Use --device auto.")
+        raise UsageError(f"No such device: {shortened(name, 200)!r} requested, {devices} found. Use --device auto.")
     return device
 
 

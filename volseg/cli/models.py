@@ -1,5 +1,6 @@
 """volseg import-nnunet, ensemble, info and profile: what there is to do with models."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def info(
     """Describe a model, an image or a run folder."""
     from volseg.modelfile import check_cards
 
-    check_cards([] if Path(path).is_dir() else [path])
+    check_cards([] if os.path.isdir(path) else [path])
     from volseg.api.describe import describe
 
     show_description(describe(path, series, volume, untilt), as_json)

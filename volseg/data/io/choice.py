@@ -45,7 +45,8 @@ def chosen(series: object, volume: object, untilt: bool) -> Choice:
         raise UsageError(f"--series is {series!r}. Give a SeriesInstanceUID or the number of a series.")
     if volume is not None and (not isinstance(volume, Integral) or isinstance(volume, bool) or volume < 1):
         raise UsageError(
-            f"volume is {volume!r}. Give the number of a volume, from 1; volseg.predict takes volume='all' as well."
+            f"volume is {shortened(repr(volume), 100)}. Give the number of a volume, from 1; "
+            "volseg.predict takes volume='all' as well."
         )
     return Choice(None if series is None else str(series), None if volume is None else int(volume), untilt=untilt)
 

@@ -10,6 +10,7 @@ from volseg.data.io.dicom.files import name_order
 from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.values import count, described, number, numbers, printable, text, texts
 from volseg.errors import InputError
+from volseg.text import shortened
 
 # What images share that are slices of one scan though each has a SeriesInstanceUID of its own.
 _SHARED = ("SeriesNumber", "StudyInstanceUID", "Modality", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing")
@@ -139,7 +140,10 @@ def chosen_series(found: Sequence[Series], choice: Choice, source: str) -> tuple
         if len(wanted) == 1:
             return wanted[0], _unnamed(wanted[0])
         if not wanted:
-            raise InputError(f"{source} has no series {choice.series}; choose one of its {len(found)} series:{listed}")
+            raise InputError(
+                f"{source} has no series {shortened(str(choice.series), 200)}; choose one of its {len(found)} "
+                f"series:{listed}"
+            )
         raise InputError(_ambiguous(wanted, choice.series, source))
     if len(found) == 1:
         return found[0], _unnamed(found[0])

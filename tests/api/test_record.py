@@ -19,7 +19,7 @@ from volseg.config import Channel, ComponentRule, Label
 from volseg.data.io.choice import Choice
 from volseg.data.io.inputs import Case
 from volseg.errors import UsageError
-from volseg.inference.budget import ChunkSize, windows_at_once
+from volseg.inference.budget import ChunkSize, MemoryPlan, windows_at_once
 from volseg.inference.labelling import Labeller
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard, save_model
@@ -90,10 +90,10 @@ def test_threads_are_limited_before_a_model_or_a_scan_is_read(model, scan, monke
         function = getattr(segmenter_module, name)
         monkeypatch.setattr(segmenter_module, name, lambda *given: calls.append(name) or function(*given))
 
-    for name in ("limit_threads_after_fork", "load_model", "as_scan", "scans_at_once"):
+    for name in ("limit_threads_after_fork", "open_network", "as_scan", "scans_at_once"):
         note(name)
     segmenter = Segmenter.load(model, device="cpu", precision="fp32")
-    assert calls == ["limit_threads_after_fork", "load_model"]
+    assert calls == ["limit_threads_after_fork", "open_network"]
     calls.clear()
     segmenter(scan)
     assert calls == ["limit_threads_after_fork", "as_scan"]
@@ -194,9 +194,10 @@ def test_what_was_planned_arrives_in_every_stage(model, scan, monkeypatch):
             f"volseg.api.segmenter.{name}", lambda *given: seen.setdefault(name, given) and function(*given)
         )
 
-    def planning(need, limit):
+    def planning(need, limit, others):
+        assert others == 0
         seen["need"], seen["limit"] = need, limit
-        return chunk
+        return MemoryPlan(chunk, need.windows, 1), 1
 
     monkeypatch.setattr("volseg.api.segmenter.plan_chunks", planning)
     monkeypatch.setattr(Labeller, "label", labelling)
@@ -212,8 +213,7 @@ def test_what_was_planned_arrives_in_every_stage(model, scan, monkeypatch):
     assert seen["label"] == (told, chunk)
     need = seen["need"]
     assert (need.card, need.windows, need.dtype) == (segmenter.card, segmenter.labeller.windows, torch.bfloat16)
-    assert need.parameters == sum(one.numel() for one in segmenter.labeller.network.parameters())
-    assert (need.on_host, need.probabilities, seen["limit"]) == (True, False, 3 * 2**30)
+    assert (need.device.type, need.probabilities, seen["limit"]) == ("cpu", False, 3 * 2**30)
     _, labels, rules, voxel_ml, voxels, room = seen["postprocess"]
     assert (labels, rules, voxels) == (plan.labels, segmenter.card.postprocessing, 1 << 10)
     assert voxel_ml == pytest.approx(0.0045)

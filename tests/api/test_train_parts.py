@@ -80,6 +80,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return seen
 
 
+def batch_dataset(seen):
+    """The batches that the loop was given, in the process that makes them."""
+    return seen.batches._loader.dataset.dataset
+
+
 @pytest.fixture(scope="module")
 def given(phantoms, tmp_path_factory):
     """A run with no default, and what its loop was called with."""
@@ -102,7 +107,7 @@ def test_no_setting_of_this_module_is_a_default():
 def test_the_cases_trained_on_are_those_of_the_fold_and_none_of_its_validation(given):
     splits = json.loads((given.run / "splits.json").read_text())
     assert len(splits) == 4
-    trained = [case.case.name for case in given.batches.dataset.cases]
+    trained = [case.case.name for case in batch_dataset(given).cases]
     assert trained == splits[1]["train"]
     assert set(trained).isdisjoint(splits[1]["val"])
     assert splits[1]["val"]
@@ -113,7 +118,7 @@ def test_the_cases_trained_on_are_those_of_the_fold_and_none_of_its_validation(g
 
 def test_the_samples_drawn_are_patches_of_the_training_cases_alone(given, monkeypatch):
     drawn = []
-    dataset = given.batches.dataset
+    dataset = batch_dataset(given)
     patch_start = type(dataset.sampler).patch_start
 
     def recording(self, rng, case, size):
@@ -124,7 +129,7 @@ def test_the_samples_drawn_are_patches_of_the_training_cases_alone(given, monkey
     for step in range(8):
         dataset[step]
     split = json.loads((given.run / "splits.json").read_text())[1]
-    assert len(drawn) == 8 * given.batches.dataset.plan.batch_size
+    assert len(drawn) == 8 * batch_dataset(given).plan.batch_size
     assert set(drawn) == set(split["train"])
 
 
@@ -134,15 +139,15 @@ def test_every_training_setting_arrives_in_the_loop(given):
     assert given.checkpoint_seconds == 17.0
     (group,) = given.state.optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (0.003, 0.004)
-    sampler = given.batches.dataset.sampler
+    sampler = batch_dataset(given).sampler
     assert (sampler.oversample_foreground, sampler.seed, sampler.rank, sampler.world) == (0.6, 9, 0, 1)
     assert given.patches.sampler is sampler
     assert given.patches.fraction == 0.4
     assert isinstance(given.loss, SegmentationLoss)
     logits, target = torch.randn(1, 3, 4, 4, 4), torch.randint(0, 3, (1, 4, 4, 4))
     assert given.loss(logits, target) == SegmentationLoss("dice")(logits, target)
-    assert given.batches.num_workers == 0
-    assert list(given.batches.sampler[:2]) == [0, 1]
+    assert given.batches._loader.num_workers == 0
+    assert list(given.batches._loader.sampler[:2]) == [0, 1]
     assert not given.stopped()
 
 
@@ -213,7 +218,7 @@ def test_augmentation_follows_its_configuration_and_warms_up(phantoms, tmp_path,
     )
     config = load_config(None, overrides).augmentation
     assert calls == {"augmentation": (config, (own,)), "cropping": config}
-    assert seen.batches.dataset.warmup.epochs == 33
+    assert batch_dataset(seen).warmup.epochs == 33
     assert seen.loss(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 4, 4, 4).long()) == 7
     assert seen.budget == Budget(steps=read_plan(run / "plan.yaml").steps)
     assert seen.validate is None
@@ -239,6 +244,8 @@ def test_a_plan_is_for_the_memory_of_the_device_but_not_for_more_than_most_gpus_
 ):
     calls = []
     monkeypatch.setattr(train_module, "gpu_memory_gb", lambda _: memory_gb)
+    # A quarter of it is for the patches.
+    monkeypatch.setattr(train_module, "machine_memory_gb", lambda: 4 * memory_gb)
     monkeypatch.setattr(train_module, "make_plan", lambda *given, **options: calls.append((given, options)))
     train_module._plan("data", "fingerprint", "choices", torch.device(device))
     expected = {"accelerated": device == "cuda", "memory_gb": planned_gb}
@@ -265,7 +272,7 @@ def test_a_resumed_run_starts_its_batches_and_its_budget_where_it_ended(phantoms
     before = seen.state
     train(phantoms, run, resume=True, device="cpu")
     assert seen.state is not before
-    assert next(iter(seen.batches.sampler)) == 23
+    assert next(iter(seen.batches._loader.sampler)) == 23
     assert seen.budget == Budget(seconds=120.0)
     # `fit` is called with the state of the checkpoint.
     monkeypatch.setattr("volseg.api.train.fit", lambda state, *_: called.append((state.step, state.seconds)) or True)

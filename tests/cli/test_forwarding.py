@@ -201,6 +201,8 @@ def arrived(monkeypatch: pytest.MonkeyPatch, verb: str, *typed: str) -> dict[str
         raise UsageError("recorded")
 
     monkeypatch.setattr(f"{module}.{name}", recording)
+    # The models that it names are looked at before.
+    monkeypatch.setattr("volseg.cli.node._models", lambda _: [])
     result = CliRunner().invoke(app, [verb, *VERBS[verb].typed, *typed])
     assert (result.exit_code, len(calls)) == (2, 1), result.output
     progress = calls[0].pop("progress", None)

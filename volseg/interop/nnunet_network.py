@@ -11,6 +11,7 @@ from volseg.config import Activation, Count, NetworkConfig, Norm, checked
 from volseg.config.network import MOST_STAGES
 from volseg.errors import InputError
 from volseg.interop.stored import Stored
+from volseg.text import shortened
 
 PerStage = Count | Annotated[tuple[Count, ...], Field(max_length=MOST_STAGES)]
 PerAxis = Count | Annotated[tuple[Count, ...], Field(max_length=3)]
@@ -192,4 +193,5 @@ def _per_axis(value: Any, stages: int) -> Any:
 
 
 def _reject(found: str, known: str) -> NoReturn:
+    found = shortened(found, 300)
     raise InputError(f"The network in plans.json {found}, which cannot be imported. volseg imports {known}.")

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from volseg.data.cases.phantom import write_phantoms
+
 
 @pytest.fixture(scope="module")
 def one_thread():
@@ -11,3 +13,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """A dataset of five cases to train on, and a scan without labels."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, count=5, seed=3, kind="mr", tests=1)
+    return folder

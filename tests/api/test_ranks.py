@@ -11,7 +11,6 @@ import pytest
 
 from tests.pipeline import TINY, environment, is_running, leftovers, same_weights, torchrun
 from volseg import train
-from volseg.data.cases.phantom import write_phantoms
 from volseg.modelfile import read_card
 
 OVERRIDES = (*TINY, "training.precision=fp32", "training.workers=0", "training.checkpoint_seconds=0.05")
@@ -35,13 +34,6 @@ def sentences(errors: str) -> list[str]:
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, count=5, seed=3, kind="mr")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,6 @@ SET = [argument for override in TINY for argument in ("--set", override)]
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, count=5, seed=3, kind="mr", tests=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(phantoms, tmp_path_factory):
     """A finished run of 12 steps on fold 0 of 5."""
     return train(phantoms, tmp_path_factory.mktemp("runs") / "run", steps=12, overrides=TINY, device="cpu")

@@ -13,20 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.pipeline import TINY, leftovers, same_weights
 from volseg import train
-from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import VolsegError
 from volseg.training.run_folder import lock_run_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = {"device": "cpu", "overrides": (*TINY, "training.workers=0", "training.validations=1")}
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, count=5, seed=3, kind="mr")
-    return folder
 
 
 @pytest.fixture(scope="module")

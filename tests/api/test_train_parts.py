@@ -18,7 +18,6 @@ from volseg.api import train as train_module
 from volseg.api.validation import validator
 from volseg.config import TrainingConfig, load_config
 from volseg.data.cases.cache import cache_cases
-from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import ConfigError
 from volseg.losses import SegmentationLoss
 from volseg.modelfile import read_card
@@ -44,13 +43,6 @@ TRAINING = {
     "workers": 0,
     "precision": "fp32",
 }
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, count=5, seed=3, kind="mr", tests=1)
-    return folder
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:

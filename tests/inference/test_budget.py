@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import struct
 import zipfile
 from dataclasses import replace
 
@@ -98,6 +99,26 @@ def test_a_nrrd_or_metaimage_without_a_usable_header_takes_no_memory(tmp_path):
     for name in ("a.nrrd", "a.mha"):
         (tmp_path / name).write_bytes(b"<html>")
         assert reading_bytes(tmp_path / name) == 0
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mgz", ".nrrd", ".mha"])
+def test_a_file_too_small_for_what_its_header_declares_takes_no_memory(tmp_path, suffix):
+    """It is damaged, which reading says; more memory would not help."""
+    path, small = tmp_path / f"scan{suffix}", np.zeros((4, 5, 6), np.int16)
+    save(path, small)
+    packed = suffix in (".nii.gz", ".mgz")
+    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    sizes = {
+        ".mgz": (struct.pack(">3i", 4, 5, 6), struct.pack(">3i", 30000, 30000, 30000)),
+        ".nrrd": (b"sizes: 4 5 6", b"sizes: 30000 30000 30000"),
+        ".mha": (b"DimSize = 4 5 6", b"DimSize = 30000 30000 30000"),
+    }.get(suffix, (struct.pack("<4h", 3, 4, 5, 6), struct.pack("<4h", 3, 30000, 30000, 30000)))
+    assert content.count(sizes[0]) == 1
+    content = content.replace(*sizes)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert reading_bytes(path) == 0
+    with pytest.raises(InputError, match=r"damaged|truncated|fewer|short|ends"):
+        read_scan(path)
 
 
 def test_dicom_takes_three_times_the_size_of_its_pixels(tmp_path):

@@ -62,10 +62,8 @@ def read_voxels(body: Body, source: str) -> tuple[np.ndarray, list[str]]:
         InputError: a file is missing, unreadable, damaged, or has fewer voxels than the header declares or more than
             padding explains.
     """
+    require_whole(body, source)
     count = math.prod(body.shape) // len(body.files)
-    for file in body.files:
-        with access_to(file):
-            _require_room(file, body, count, source)
     voxels = np.empty(count * len(body.files), body.dtype)
     warnings = []
     for number, file in enumerate(body.files):
@@ -76,8 +74,19 @@ def read_voxels(body: Body, source: str) -> tuple[np.ndarray, list[str]]:
     return voxels.reshape(body.shape, order="F"), list(dict.fromkeys(warnings))
 
 
-def _require_room(file: Path, body: Body, count: int, source: str) -> None:
-    """Reject a missing file, and one that is too small for `count` voxels, before memory is allocated for them."""
+def require_whole(body: Body, source: str) -> None:
+    """Reject files that are missing or too small for their voxels, before memory is allocated for them.
+
+    Raises:
+        InputError: a file is missing, unreadable or too small.
+    """
+    for file in body.files:
+        with access_to(file):
+            _require_size(file, body, math.prod(body.shape) // len(body.files), source)
+
+
+def _require_size(file: Path, body: Body, count: int, source: str) -> None:
+    """Reject a missing file, and one that is too small for `count` voxels."""
     if not file.exists():
         raise InputError(
             f"{source}: the file of the voxels, {shown(str(file), 300)}, does not exist; add it, or correct its name."

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from volseg.data.grid.geometry import LPS_FROM_RAS
-from volseg.data.io.readers.detached import Body, read_voxels
+from volseg.data.io.readers.detached import Body, read_voxels, require_whole
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.readers.streams import scaled
 from volseg.data.io.readers.textheader import (
@@ -91,10 +91,11 @@ def memory_of(path: Path) -> int:
     """The peak memory in bytes of reading a file, from its header.
 
     Raises:
-        InputError: as `load`, for the header.
+        InputError: as `load`, for the header and the sizes of the files.
     """
     header = _read_header(path)
     body, _ = _body(header)
+    require_whole(body, header.source)
     if _scaling(header) == (1.0, 0.0):
         return body.nbytes
     return body.nbytes + body.nbytes // body.dtype.itemsize * max(body.dtype.itemsize, 4)

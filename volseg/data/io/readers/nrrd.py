@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from volseg.data.io.readers.detached import Body, read_voxels
+from volseg.data.io.readers.detached import Body, read_voxels, require_whole
 from volseg.data.io.readers.nrrd_axes import axes_of
 from volseg.data.io.readers.stored import Stored
 from volseg.data.io.readers.textheader import (
@@ -90,9 +90,11 @@ def memory_of(path: Path) -> int:
     """The peak memory in bytes of reading a file, from its header.
 
     Raises:
-        InputError: as `load`, for the header.
+        InputError: as `load`, for the header and the sizes of the files.
     """
-    return _body(path, _read_header(path)).nbytes
+    body = _body(path, _read_header(path))
+    require_whole(body, str(path))
+    return body.nbytes
 
 
 def files_of(path: Path) -> list[Path]:

@@ -103,6 +103,7 @@ def stage(tmp_path):
     (tmp_path / "trial" / "tmp").mkdir(parents=True)
     return SimpleNamespace(
         trial=tmp_path / "trial",
+        scene=SimpleNamespace(replaced=""),
         before={"report.json": b"old", "report.csv": b"old"},
         after={"report.json": b"new", "report.csv": b"new"},
     )
@@ -132,6 +133,18 @@ def test_what_is_half_or_left_is_a_finding(stage, files, code, found):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     problems = list(_about_files(stage, Ended(code, "", "", ()), Fault("fail", 1, errno.EIO), Call("write", "")))
+    assert any(found in one for one in problems) if found else problems == []
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [({}, ""), ({"report.csv": "old"}, ""), ({"report.csv": "new"}, "half old and half new")],
+)
+def test_what_a_command_removes_first_may_be_gone(stage, files, found):
+    stage.scene.replaced = "^report"
+    for name, text in files.items():
+        (stage.trial / name).write_text(text)
+    problems = list(_about_files(stage, Ended(1, "", "", ()), Fault("fail", 1, errno.EIO), Call("write", "")))
     assert any(found in one for one in problems) if found else problems == []
 
 

@@ -99,7 +99,9 @@ def _about_files(stage: Stage, ended: Ended, fault: Fault, call: Call | None) ->
         wrong = [path for path in now if now[path] not in (old.get(path), new.get(path))]
         if wrong:
             yield f"neither old nor new: {', '.join(wrong)}"
-        elif now not in (old, new) and not (ended.code == -9 and (decided or _is_begun(now, old, new))):
+        elif now not in (old, new) and not (
+            (ended.code == -9 and (decided or _is_begun(now, old, new))) or _is_removed(stage.scene.replaced, now, old)
+        ):
             yield f"{unit} is half old and half new: {', '.join(now)}"
         if ended.code == 0 and now != new:
             yield f"exit code 0 without the result {unit}"
@@ -121,6 +123,11 @@ def _is_begun(now: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, 
     return (
         not old and "model.safetensors" not in {Path(path).name for path in now} and any("settings" in p for p in new)
     )
+
+
+def _is_removed(replaced: str, now: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether files that the command removes before it makes new ones are removed, or some of them."""
+    return bool(replaced) and all(re.search(replaced, path) for path in old) and now.items() <= old.items()
 
 
 def _about_going_on(stage: Stage, again: Ended) -> Iterator[str]:

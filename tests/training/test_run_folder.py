@@ -1,13 +1,15 @@
 """The settings of a run, and what happens to its folder."""
 
+import errno
 import shlex
+import shutil
 from itertools import pairwise
 
 import pytest
 import yaml
 
 from volseg.config import Config, load_config
-from volseg.errors import ConfigError, UsageError
+from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.training.run_folder import (
     CHECKPOINT,
     CONTENT,
@@ -144,3 +146,15 @@ def test_scores_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "validation").mkdir()
     remove_scores(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "metrics.jsonl"}
+
+
+def test_a_folder_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    """On a disk whose folders cannot be closed, the library raises an error without a name."""
+
+    def fails(_path):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    (tmp_path / "validation").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", fails)
+    with pytest.raises(ResourceError, match=r"validation could not be removed: Bad file descriptor"):
+        remove_scores(tmp_path)

@@ -210,10 +210,17 @@ def _remove(run: Path, patterns: Sequence[str]) -> None:
             if path.is_symlink() and path.is_dir():
                 # `cache` or `validation` on another disk; what lies there may belong to others.
                 continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            except OSError as error:
+                # Where a folder cannot be closed, rmtree closes it once more and raises an error of that.
+                raise ResourceError(
+                    f"{path} could not be removed: {error.strerror}. Check the disk and the permissions, then start "
+                    "again."
+                ) from error
 
 
 def _resumed_settings(settings_file: Path, given: dict[str, Any]) -> RunSettings:

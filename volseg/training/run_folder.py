@@ -207,20 +207,22 @@ def remove_scores(run: Path) -> None:
 def _remove(run: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for path in run.glob(pattern):
-            if path.is_symlink() and path.is_dir():
-                # `cache` or `validation` on another disk; what lies there may belong to others.
-                continue
-            try:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-            except OSError as error:
-                # Where a folder cannot be closed, rmtree closes it once more and raises an error of that.
-                raise ResourceError(
-                    f"{path} could not be removed: {error.strerror}. Check the disk and the permissions, then start "
-                    "again."
-                ) from error
+            # `cache` or `validation` on another disk stays; what lies there may belong to others.
+            if not (path.is_symlink() and path.is_dir()):
+                _remove_path(path)
+
+
+def _remove_path(path: Path) -> None:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        # Where a folder cannot be closed, rmtree closes it once more and raises an error of that.
+        raise ResourceError(
+            f"{path} could not be removed: {error.strerror}. Check the disk and the permissions, then start again."
+        ) from error
 
 
 def _resumed_settings(settings_file: Path, given: dict[str, Any]) -> RunSettings:

@@ -12,7 +12,7 @@ from volseg.data.io import itk_files
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.formats import ITK_SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers.stored import UNREADABLE
-from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO
+from volseg.data.io.readers.streams import most_bytes
 from volseg.errors import InputError
 
 # DICOM may be rescaled: 2 bytes per voxel in the files become 4, while the first 2, or 2 of a copy, are in memory.
@@ -71,7 +71,7 @@ def _nibabel_bytes(path: Path, suffix: str) -> int:
         return 0
     voxels = math.prod(shape)
     # A file that is too small for what its header declares is damaged, as reading says.
-    if voxels * size > path.stat().st_size * (LARGEST_GZIP_RATIO if compressed else 1):
+    if voxels * size > most_bytes(path, compressed):
         return 0
     # Unscaled values stay in memory until they are scaled or converted to native byte order.
     slope, inter = header.get_slope_inter()

@@ -24,7 +24,7 @@ from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, SUFFIXES, image_s
 from volseg.data.io.readers import mgh, nifti
 from volseg.data.io.readers.nibabel_image import stored_from_nibabel
 from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
-from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO
+from volseg.data.io.readers.streams import most_bytes
 from volseg.errors import InputError
 from volseg.files import access_to
 
@@ -353,7 +353,7 @@ def _read_file(path: Path, suffix: str | None) -> Stored:
         opened: contextlib.AbstractContextManager[io.BufferedIOBase]
         opened = igzip.IGzipFile(fileobj=raw) if compressed else contextlib.nullcontext(raw)
         with opened as stream:
-            largest = path.stat().st_size * (LARGEST_GZIP_RATIO if compressed else 1)
+            largest = most_bytes(path, compressed)
             load = mgh.load if suffix in MGH_SUFFIXES else nifti.load
             # Each reads to the end of the stream, where gzip has its checksum.
             return load(stream, largest, str(path))

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from gzip import BadGzipFile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,11 @@ class Spare(NamedTuple):
     size: int
     first: bytes
     blank: bool
+
+
+def most_bytes(path: Path, compressed: bool) -> int:
+    """The most bytes that a file can have, once it is decompressed if it is a gzip stream."""
+    return path.stat().st_size * (LARGEST_GZIP_RATIO if compressed else 1)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from volseg.config import Label, NetworkConfig
 from volseg.data.io.reading import scan_from_array
 from volseg.errors import InputError, ResourceError
 from volseg.inference import budget, promises, room
-from volseg.inference.budget import CHUNKS, GIB, ChunkSize, MemoryEstimate, plan_chunks, scans_at_once
+from volseg.inference.budget import CHUNKS, GIB, HOLES, ChunkSize, MemoryEstimate, plan_chunks, scans_at_once
 from volseg.inference.promises import promised
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard
@@ -136,6 +136,13 @@ def test_windows_and_everything_around_them_add_up():
     assert both.maps == pytest.approx(2 * found.maps, rel=0.03)
     without = footprint(plan.network, plan.patch_size, 1, Computing(4, keep_freed=False), head=False)
     assert without.maps <= found.maps
+
+
+def test_logits_that_are_resampled_take_memory_by_the_chunk():
+    """All planes of a window's logits in a large chunk, two slabs of them; one plane in a small one."""
+    large, small = (need_of().parts(ChunkSize(voxels))["windows and labels"] for voxels in (10**9, 1))
+    plane = 4 * 3 * 36 * 34
+    assert large - small == pytest.approx(2 * 15 * plane * HOLES, abs=4)
 
 
 @pytest.mark.parametrize("edge", [256, 512])

@@ -142,7 +142,8 @@ class Segmenter:
             network = network.to(place)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
         dtype = choose_precision(precision, place)
-        windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror)
+        sides = card.plan.sides and (card.plan.sides.axis, card.plan.side_pairs)
+        windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror, sides)
         return cls(
             card=card,
             sha256=sha256_of_model(path),

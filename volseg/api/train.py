@@ -292,9 +292,10 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
     patches = ProgressivePatches(run.plan, sampler, config.progressive_patch_size)
     loss = SegmentationLoss(run.custom.loss or config.loss, run.plan.regions)
     dtype = choose_precision(config.precision, run.device)
+    labels = [label.name for label in run.plan.labels]
     workers = batch_workers(run.device, local_world_size()) if config.workers is None else config.workers
     with (
-        bookkeeping(run.folder, state, progress, config.checkpoint_seconds) as record,
+        bookkeeping(run.folder, state, progress, config.checkpoint_seconds, labels) as record,
         lost_workers(),
         memory_errors("training"),
         keep_freed_memory(large=True),

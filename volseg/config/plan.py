@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from volseg.config.network import NetworkConfig
 from volseg.config.values import (
     Axes,
+    Axis,
     Byte,
     Count,
     Frozen,
@@ -67,6 +68,15 @@ class LabelCode(CodedName):
         """The term and its modifier in words, with their codes."""
         parts = [self, *([self.modifier] if self.modifier else [])]
         return ", ".join(f"{one.meaning} ({one.scheme} {one.value})" for one in parts)
+
+
+class Sides(Frozen):
+    """Labels that exist once on the left and once on the right: a flip along the sagittal axis exchanges them."""
+
+    axis: Axis = Field(description="network axis that runs from left to right")
+    pairs: tuple[tuple[int, int], ...] = Field(
+        min_length=1, max_length=MOST_LABELS, description="values of the labels that belong together"
+    )
 
 
 class Label(Frozen):
@@ -141,14 +151,19 @@ class Resampling(Frozen):
     nearest: Literal["scipy", "torch"] = Field(
         "scipy", description="whose arithmetic at order 0 decides between two voxels that are equally near"
     )
+    antialias: bool = Field(
+        False, description="average along axes that become coarser, over the voxels that one of the result stands for"
+    )
 
     @model_serializer(mode="wrap")
-    def _without_default_rule(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Plans without the other rule stay as they were, and with them the keys of cached cases.
-        document: dict[str, Any] = handler(self)
-        if document.get("nearest") == "scipy":
-            del document["nearest"]
-        return document
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Plans without these stay as they were, and with them the keys of cached cases.
+        return _without(handler(self), nearest="scipy", antialias=False)
+
+
+def _without(document: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """A document without the keys that have these values."""
+    return {key: value for key, value in document.items() if key not in defaults or value != defaults[key]}
 
 
 class Plan(Frozen):
@@ -170,6 +185,9 @@ class Plan(Frozen):
     axes: Triple = Field((2, 0, 1), description="axes of the oriented scan that become D, H, W; D is through-plane")
     crop: Literal["none", "nonzero"] = Field("none", description="none, or the bounding box of all nonzero voxels")
     image_resampling: Resampling = Resampling()
+    label_resampling: Literal["nearest", "linear"] = Field(
+        "nearest", description="of training references: nearest, or linear per label, where the largest wins"
+    )
     logits_resampling: Resampling = Resampling()
     spacing_mm: tuple[Spacing, Spacing, Spacing]
     patch_size: tuple[Size, Size, Size]
@@ -177,8 +195,14 @@ class Plan(Frozen):
     mirror_axes: Axes = Field(
         (), description="network axes that may be flipped in augmentation and test-time augmentation"
     )
+    sides: Sides | None = Field(None, description="which labels a flip from left to right exchanges; None: none")
     steps: Count = 20_000
     network: NetworkConfig
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions read the plans and model files that do without these.
+        return _without(handler(self), label_resampling="nearest", sides=None)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -207,9 +231,26 @@ class Plan(Frozen):
             {label.name for label in self.labels}
         ) != len(self.labels):
             raise ValueError("two labels share a name or a value")
+        if self.sides:
+            self._check_sides(self.sides)
         if self.ignore in self.stored_values:
             raise ValueError(f"ignore is {self.ignore}, which is the value of a label")
         return self
+
+    def _check_sides(self, sides: Sides) -> None:
+        """Reject sides that the labels, the axes or the regions do not allow."""
+        values = [value for pair in sides.pairs for value in pair]
+        unknown = set(values) - {label.value for label in self.labels}
+        if self.regions or len(set(values)) < len(values) or unknown:
+            raise ValueError(f"sides.pairs are {sides.pairs}, expected each plain label at most once")
+        if self.orientation != "ras" or self.axes[sides.axis] != 0:
+            raise ValueError(f"sides.axis is {sides.axis}, expected the network axis that runs from left to right")
+
+    @property
+    def side_pairs(self) -> tuple[tuple[int, int], ...]:
+        """The classes that a flip along `sides.axis` exchanges, in pairs; none without sides."""
+        classes = {label.value: index for index, label in enumerate(self.labels, start=1)}
+        return tuple((classes[one], classes[other]) for one, other in (self.sides.pairs if self.sides else ()))
 
     @property
     def stored_values(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from volseg.config.network import MOST_STAGES, Blocks
-from volseg.config.values import Activation, Axes, FractionRange, Frozen, Mid, Name, Norm, Range, Size, Spacing
+from volseg.config.values import Activation, Axes, FractionRange, Frozen, Mid, Name, Norm, Normalisation, Range, Size, Spacing
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ class Group(Frozen):
 
     # Old key: the key that has replaced it. An old key is read for one release, with a warning.
     RENAMED: ClassVar[dict[str, str]] = {}
+    # Keys that no longer exist: what there is instead. They are left out, with a warning.
+    REMOVED: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -34,6 +36,9 @@ class Group(Frozen):
                     raise ValueError(f"'{old}' is the old name of '{new}'; give only '{new}'")
                 logger.warning("The configuration key '%s' is now '%s'; the next release drops the old name.", old, new)
                 current[new] = current.pop(old)
+        for old, instead in cls.REMOVED.items():
+            if current.pop(old, None) is not None:
+                logger.warning("The configuration key '%s' has no effect any more: %s.", old, instead)
         return current
 
     @field_validator("*", mode="before")
@@ -51,8 +56,17 @@ class PlanChoices(Group):
     spacing_mm: tuple[Spacing, Spacing, Spacing] | None = None
     patch_size: tuple[Size, Size, Size] | None = None
     batch_size: Size | None = None
-    normalisation: Literal["zscore", "ct", "none"] | None = None
+    normalisation: Normalisation | dict[Name, Normalisation] | None = Field(
+        None, description="of all channels, or by the name of a channel"
+    )
+    crop: Literal["none", "nonzero"] | None = None
+    image_resampling: Literal["nearest", "linear", "cubic"] | None = None
+    label_resampling: Literal["nearest", "linear"] | None = None
+    antialias: bool | None = Field(None, description="average over the voxels that one of a coarser plan stands for")
     mirror_axes: Axes | None = None
+    sides: tuple[tuple[Name, Name], ...] | None = Field(
+        None, description="names of left and right labels that a flip along R exchanges; []: none"
+    )
     architecture: Name | None = Field(None, description="a name in `volseg.networks.NETWORKS`")
     block: Blocks | None = Field(None, description="of all stages, or one for each entry of features")
     mid: Mid | None = None
@@ -74,9 +88,12 @@ class TrainingConfig(Group):
     """How a network is trained."""
 
     RENAMED: ClassVar[dict[str, str]] = {
-        "average": "ema_decay",
         "foreground": "oversample_foreground",
         "growth": "progressive_patch_size",
+    }
+
+    REMOVED: ClassVar[dict[str, str]] = {
+        old: "the EMA is set by ema_fraction, as a fraction of the run" for old in ("average", "ema_decay")
     }
 
     loss: str = Field("dice_ce", description="a name in `volseg.losses.LOSSES`")
@@ -84,9 +101,11 @@ class TrainingConfig(Group):
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(12.0, gt=0, description="maximum gradient norm")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the run over which the learning rate rises")
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay per step of the EMA of the weights; 0: no averaging")
+    ema_fraction: float = Field(
+        0.03, ge=0, le=0.5, description="mean age of the weights in their EMA, as a fraction of the run so far; 0: no EMA"
+    )
     oversample_foreground: float = Field(
-        0.33, ge=0, le=1, description="fraction of patches centred on a foreground voxel"
+        0.33, ge=0, le=1, description="least fraction of each batch's patches that hold a label chosen at random"
     )
     progressive_patch_size: float = Field(
         0.9,

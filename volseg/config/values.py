@@ -31,6 +31,8 @@ Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
 Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "none"]
 
+# Normalisations after which an intensity means the same in every scan, so that its range over scans says something.
+ABSOLUTE = ("ct", "rgb", "none")
 # The class index of voxels that nobody annotated: the loss leaves them out.
 IGNORED = -1
 # Errors listed in one message, and the characters of a value that each of them quotes.

@@ -151,7 +151,7 @@ class MemoryEstimate:
     def _blending(self, grid: list[int], chunk: ChunkSize) -> tuple[bool, int, int, int]:
         """Whether the last layer follows the blending, outputs per voxel, bytes of the ring, and of resampling."""
         network, patch = self.card.plan.network, self.card.plan.patch_size
-        at_end = self.card.members == 1 and network.features[0] < network.classes
+        at_end = self.card.members == 1 and network.features[0] < network.classes and not self.windows.exchanged
         outputs = network.features[0] if at_end else network.classes
         planes = min(grid[0], max(patch))
         ring = 4 * outputs * planes * grid[1] * grid[2]

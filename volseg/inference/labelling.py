@@ -80,7 +80,7 @@ class Labeller:
         stored = np.zeros(grid.stored_shape, table.dtype, order="F" if grid.axes[order[0]] == 2 else "C")
         planes_of = grid.into(stored).transpose(order)
         chunk = chunk or ChunkSize()
-        predictor = predictor_of(self.network, self.device, self.dtype)
+        predictor = predictor_of(self.network, self.device, self.dtype, late_head=not self.windows.exchanged)
         slab_logits = SLAB_LOGITS_PER_VOXEL * chunk.voxels
         engine = Engine(predictor, self.windows, self.device, slab_logits, _by_window(progress))
         decide = last_present if self.plan.regions else winner
@@ -214,8 +214,13 @@ def probability_sink(
     yield write, array
 
 
-def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Predictor:
-    """A network as the engine calls it; the last layer of a U-Net runs after blending if its inputs are fewer."""
+def predictor_of(
+    network: nn.Module, device: torch.device, dtype: torch.dtype, late_head: bool = True
+) -> Predictor:
+    """A network as the engine calls it; the last layer of a U-Net runs after blending if its inputs are fewer.
+
+    Without `late_head` it never does: flips that exchange labels need the logits.
+    """
 
     def logits(batch: Tensor) -> Tensor:
         with autocast(device, dtype):
@@ -228,7 +233,7 @@ def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype) -
             )
         return found
 
-    if not _has_plain_head(network) or network.config.features[0] >= network.config.classes:
+    if not late_head or not _has_plain_head(network) or network.config.features[0] >= network.config.classes:
         return Predictor(logits)
     decode, head = network.decode, Head(*network.head)
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from volseg.config import Channel, Label
+from volseg.config import ABSOLUTE, Channel, Label
 from volseg.inference.components import SLAB_VOXELS, merge, outermost_first, slabs
 
 LabelFlag: TypeAlias = Literal["empty", "touches_border", "several_components", "volume_outside_training_range"]
@@ -85,11 +85,16 @@ def scan_flags(arrays: Sequence[np.ndarray], channels: Sequence[Channel]) -> tup
     """Flags of the whole scan: `intensity_outside_training_range` if the mean of a channel is below or above the means
     of all training scans.
 
+    Only of channels whose intensities have a unit, such as HU. Those of MR depend on the scanner, and are normalised by
+    each scan itself.
+
     Args:
         arrays: one (I, J, K) array per channel, as stored.
         channels: channels of the model, with their ranges.
     """
     for array, channel in zip(arrays, channels, strict=True):
+        if channel.normalisation not in ABSOLUTE:
+            continue
         # Summed in float64 without a float64 copy of the scan.
         mean = float(array.mean(dtype=np.float64))
         if channel.mean_range and not channel.mean_range[0] <= mean <= channel.mean_range[1]:

@@ -189,7 +189,7 @@ def _outputs(
     windows, device, forward = engine.windows, engine.device, engine.predictor.forward
     shape = (volume.shape[0], *windows.patch_size)
     if windows.mirror_axes:
-        forward = averaged_over_flips(forward, windows.mirror_axes, windows.batch_size)
+        forward = averaged_over_flips(forward, windows)
     batch = torch.empty((max(1, windows.batch_size >> len(windows.mirror_axes)), *shape), device=device)
 
     # Only one, because an output is large, and nearly all constant windows of a scan are the same background.
@@ -214,25 +214,36 @@ def _outputs(
         waiting, filled = [], 0
 
 
-def averaged_over_flips(forward: Forward, axes: tuple[int, ...], batch_size: int) -> Forward:
-    """Test-time augmentation: average the outputs over all flips of the windows along `axes`.
+def averaged_over_flips(forward: Forward, windows: Windows) -> Forward:
+    """Test-time augmentation: average the outputs over all flips of the windows along `windows.mirror_axes`.
 
-    As many flips go through `forward` together as `batch_size` allows.
+    As many flips go through `forward` together as the batch size allows.
     """
     flips: list[tuple[int, ...]] = [()]
-    for axis in axes:
+    for axis in windows.mirror_axes:
         flips += [(*flip, axis + 2) for flip in flips]
+    exchanging, pairs = windows.exchanged or (None, ())
 
     def average(batch: torch.Tensor) -> torch.Tensor:
-        together = max(1, batch_size // len(batch))
+        together = max(1, windows.batch_size // len(batch))
         total: torch.Tensor | None = None
         for first in range(0, len(flips), together):
             group = flips[first : first + together]
             outputs = forward(torch.cat([batch.flip(flip) for flip in group]))
             for flip, output in zip(group, outputs.chunk(len(group)), strict=True):
                 image = output.to(torch.float32).flip(flip)
+                if exchanging is not None and exchanging + 2 in flip:
+                    image = image[:, _exchanged_order(image.shape[1], pairs)]
                 total = image if total is None else total.add_(image)
         assert total is not None
         return total.div_(len(flips))
 
     return average
+
+
+def _exchanged_order(count: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
+    """The numbers of `count` outputs with those of each pair exchanged."""
+    order = list(range(count))
+    for one, other in pairs:
+        order[one], order[other] = other, one
+    return order

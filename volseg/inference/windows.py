@@ -23,12 +23,20 @@ class Windows:
         overlap: least overlap of neighbouring windows, 0 to <1.
         batch_size: the most windows in one call of the predictor.
         mirror_axes: network axes (0, 1, 2) over whose flips the output is averaged (test-time augmentation).
+        exchange: the network axis whose flips exchange outputs, and the pairs of outputs: those of left and right
+            labels; None: no flip does.
     """
 
     patch_size: Triple
     overlap: float = 0.5
     batch_size: int = 1
     mirror_axes: tuple[int, ...] = ()
+    exchange: tuple[int, tuple[tuple[int, int], ...]] | None = None
+
+    @property
+    def exchanged(self) -> tuple[int, tuple[tuple[int, int], ...]] | None:
+        """`exchange`, if the axis is one of `mirror_axes`."""
+        return self.exchange if self.exchange and self.exchange[0] in self.mirror_axes else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from math import sqrt
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,6 +25,7 @@ from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.data.grid.intensities import as_exact_float
+from volseg.data.grid.nonzero import filled_nonzero, nonzero_box
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, open_regular, whole_file
@@ -36,7 +37,7 @@ SAMPLES_PER_CASE = 10_000
 # Scans read at the same time. Each is in memory twice: as stored in its file, and as an array.
 READERS = 2
 # Increased whenever a measurement changes, so that cached ones of an older version are not used.
-FORMAT = 2
+FORMAT = 3
 T = TypeVar("T", int, float)
 # NumPy parses the header of a file with Python's ast, which in Python 3.11 fails at random in two threads at once
 # (SystemError: AST constructor recursion depth mismatch, CPython issue 106905).
@@ -61,6 +62,10 @@ class CaseFingerprint:
             large offset.
         warnings: assumptions made when its files were read, one sentence each.
         unstated: why spacings and volumes are assumptions, see `volseg.data.io.reading.Scan`; empty if they are not.
+        masked: fraction of the voxels that are 0 in all channels and connected to the border of the scan, as around a
+            skull-stripped brain.
+        nonzero_shape: voxels along R, A, S of the bounding box of all nonzero voxels; None if it is the whole scan.
+        cut_ml: foreground outside that box, mL.
     """
 
     name: str
@@ -73,6 +78,9 @@ class CaseFingerprint:
     samples: np.ndarray
     warnings: tuple[str, ...] = ()
     unstated: str = ""
+    masked: float = 0.0
+    nonzero_shape: tuple[int, int, int] | None = None
+    cut_ml: float = 0.0
 
     @property
     def scan_ml(self) -> float:
@@ -232,7 +240,20 @@ def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, referenc
         samples=np.stack([as_exact_float(channel[sampled]) for channel in scan.channels]),
         warnings=_warnings(scan, reference),
         unstated=scan.unstated,
+        masked=1 - float(filled_nonzero(scan.channels).mean()),
+        **_box(scan, foreground, order),
     )
+
+
+def _box(scan: Scan, foreground: np.ndarray, order: tuple[int, int, int]) -> dict[str, Any]:
+    """`CaseFingerprint.nonzero_shape` and `cut_ml`."""
+    box = nonzero_box(scan.channels)
+    shape = tuple(stop - start for start, stop in box)
+    if shape == foreground.shape:
+        return {}
+    inside = np.count_nonzero(foreground[tuple(slice(*span) for span in box)])
+    cut = int(np.count_nonzero(foreground) - inside)
+    return {"nonzero_shape": _ordered((shape[0], shape[1], shape[2]), order), "cut_ml": cut * scan.geometry.voxel_ml}
 
 
 def _warnings(scan: Scan, reference: Scan) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ R, A, S; all others in network order (D, H, W), where D is the through-plane axi
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from volseg.config import Axis, Block, Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
+from volseg.config import Axis, Block, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
 from volseg.data.cases.dataset import Dataset
 from volseg.errors import ConfigError
-from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
+from volseg.planning.channels import outward, plan_channels, plan_crop
+from volseg.planning.fingerprint import Fingerprint
+from volseg.planning.sides import plan_mirroring
 from volseg.planning.topology import (
     Spacing,
     as_triple,
@@ -38,8 +40,6 @@ CPU_MEMORY_GB = 0.5
 GPU_MEMORY_GB = 8.0
 EPOCHS = 1000
 STEPS = (2_000, 100_000)
-# A label lies on one side of the others when its mean offset exceeds this fraction of the foreground's extent.
-ONE_SIDED = 0.1
 SET = "set by the configuration"
 
 
@@ -103,17 +103,21 @@ def make_plan(
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases
     batch_size = decide("batch_size", choices.batch_size, _batch_size(network, patch, memory, voxels, accelerated))
+    mirroring = plan_mirroring(fingerprint, dataset.labels.values, bool(dataset.labels.parts), order, choices)
     document = {
         "dataset": dataset.name,
-        "channels": decide("channels", None, _channels(fingerprint, choices)),
+        "channels": decide("channels", None, plan_channels(fingerprint, choices)),
         "labels": decide("labels", None, _labels(dataset, fingerprint)),
         "regions": bool(dataset.labels.parts),
         "ignore": dataset.labels.ignore,
         "axes": order,
+        "crop": decide("crop", choices.crop, plan_crop(fingerprint)),
+        **_resampling(choices, reasons),
         "spacing_mm": spacing,
         "patch_size": patch,
         "batch_size": batch_size,
-        "mirror_axes": decide("mirror_axes", choices.mirror_axes, _mirror_axes(fingerprint, order)),
+        "mirror_axes": decide("mirror_axes", None, (mirroring.axes, mirroring.why_axes)),
+        "sides": decide("sides", None, (mirroring.sides, mirroring.why_sides)),
         "steps": decide("steps", None, _steps(cases, batch_size)),
         "network": network,
     }
@@ -139,9 +143,13 @@ def plan_text(plan: Plan, reasons: dict[str, str], about: Iterable[str] = ()) ->
     """A plan as YAML: the lines `about` the data as a header, and the reason for each value as a comment above it."""
     about = (f"Plan for {plan.dataset}. Each comment is the reason for the value below it.", *about)
     lines = [_comment(line) for line in about]
-    document = plan.model_dump(mode="json", exclude_none=True)
-    network = document.pop("network")
+    stored = plan.model_dump(mode="json", exclude_none=True)
+    network = stored.pop("network")
+    # Of what is stored only where it differs from older plans, the value is shown, too.
+    document = {key: stored.get(key, getattr(plan, key)) for key in type(plan).model_fields if key != "network"}
     for key, value in document.items():
+        if value is None:
+            continue
         lines += _yaml_lines(key, value, reasons.get(key))
     lines += ["network:"]
     for key, value in network.items():
@@ -156,6 +164,20 @@ def read_plan(path: Path) -> Plan:
         ConfigError: not readable, or not a plan that holds together.
     """
     return checked(Plan, read_yaml(path), str(path))
+
+
+def _resampling(choices: PlanChoices, reasons: dict[str, str]) -> dict[str, Any]:
+    """How images and labels are resampled to the network's grid."""
+    order = {"nearest": 0, "linear": 1, "cubic": 3}[choices.image_resampling or "linear"]
+    # Cubic through thick slices would ring; nearest is what nnU-Net does there.
+    separate = "anisotropic" if order > 1 else "never"
+    antialias = True if choices.antialias is None else choices.antialias
+    reasons["image_resampling"] = SET if choices.image_resampling else "linear"
+    reasons["label_resampling"] = SET if choices.label_resampling else "each voxel takes the label nearest to its centre"
+    return {
+        "image_resampling": {"order": order, "separate": separate, "antialias": antialias},
+        "label_resampling": choices.label_resampling or "nearest",
+    }
 
 
 def _target_spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
@@ -248,7 +270,7 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
             name=name,
             value=value,
             parts=dataset.labels.parts.get(name, ()),
-            volume_ml_range=(found := fingerprint.volume_ml_range(name)) and _outward(found),
+            volume_ml_range=(found := fingerprint.volume_ml_range(name)) and outward(found),
             code=dataset.labels.codes.get(name),
         )
         for name, value in dataset.labels.values.items()
@@ -265,50 +287,6 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
     if dataset.labels.ignore is not None:
         reason += f"; voxels of value {dataset.labels.ignore} are excluded from the loss, patch sampling and metrics"
     return tuple(labels), reason
-
-
-def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Channel, ...], str]:
-    """The channels with their normalisation."""
-    reason = SET if choices.normalisation else "ct if the channel is named CT, else the z-score of each scan"
-    return tuple(_channel(one, choices) for one in fingerprint.channels), reason
-
-
-def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
-    normalisation = choices.normalisation or ("ct" if channel.name.lower() == "ct" else "zscore")
-    mean_range = _outward(channel.mean_range)
-    if normalisation != "ct":
-        plain = {"name": channel.name, "normalisation": normalisation, "mean_range": mean_range}
-        return checked(Channel, plain, f"The intensities of channel {channel.name}")
-    document: dict[str, Any] = {
-        "name": channel.name,
-        "normalisation": "ct",
-        "clip": _outward(channel.percentiles),
-        "mean": _rounded(channel.mean),
-        # Constant intensities are not divided.
-        "std": _rounded(channel.std) or 1.0,
-        "mean_range": mean_range,
-    }
-    return checked(Channel, document, f"The intensities of channel {channel.name}")
-
-
-def _mirror_axes(fingerprint: Fingerprint, order: tuple[int, ...]) -> tuple[tuple[Axis, ...], str]:
-    """Network axes along which no label lies on one side of the others: there a flipped scan looks like a real one.
-
-    A label lies on one side when its mean offset exceeds a tenth of the foreground's extent and twice the offset's
-    standard deviation over the cases.
-    """
-    axes: tuple[Axis, ...] = (0, 1, 2)
-    one_sided: dict[int, str] = {}
-    for name in fingerprint.cases[0].volumes_ml:
-        offsets = np.array([case.offsets[name] for case in fingerprint.cases if name in case.offsets])
-        if len(offsets):
-            mean, std = np.abs(offsets.mean(axis=0)), offsets.std(axis=0)
-            for axis in axes:
-                world = order[axis]
-                if mean[world] > max(ONE_SIDED, 2 * std[world]):
-                    one_sided.setdefault(axis, f"{name} lies on one side of the other labels along {'RAS'[world]}")
-    possible = tuple(axis for axis in axes if axis not in one_sided)
-    return possible, "; ".join(one_sided.values()) or "no label lies on one side of the others"
 
 
 def _yaml_lines(key: str, value: object, reason: str | None) -> list[str]:
@@ -330,16 +308,3 @@ def _comment(text: str) -> str:
 
 def _reordered(values: Spacing, order: tuple[int, ...]) -> Spacing:
     return values[order[0]], values[order[1]], values[order[2]]
-
-
-def _outward(low_high: tuple[float, float]) -> tuple[float, float]:
-    """A range in 6 significant digits, rounded outwards so that it contains both ends."""
-    return _rounded(low_high[0], math.floor), _rounded(low_high[1], math.ceil)
-
-
-def _rounded(value: float, how: Callable[[float], int] = round) -> float:
-    """A value in 6 significant digits."""
-    if value == 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 5)
-    return float(f"{how(value / unit) * unit:.6g}")

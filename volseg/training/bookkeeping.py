@@ -1,10 +1,12 @@
 """Metrics, log file, progress and checkpoints of a run while it trains."""
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TextIO
 
 from volseg.files import append_to
@@ -25,17 +27,40 @@ class Bookkeeper:
         state: of the run.
         progress: called with the fraction of the run that is done.
         checkpoint_seconds: time between two checkpoints.
+        labels: the names of the labels, in the order of the plan.
     """
 
-    def __init__(self, folder: Path, state: TrainingState, progress: Progress, checkpoint_seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        progress: Progress,
+        checkpoint_seconds: float,
+        labels: Sequence[str] = (),
+    ) -> None:
         self._folder, self._state, self._progress = folder, state, progress
         self._checkpoint_seconds = checkpoint_seconds
         self._metrics = MetricsLog(folder, state.step)
         self._saved = time.monotonic()
         self._dice = ""
+        self._labels = labels
+        self._held: list[Sequence[float]] = []
+        self._last_progress = 0.0
 
     def record(self, record: dict[str, Any]) -> None:
-        """Store one step's record, see `fit`."""
+        """Store one step's record, see `fit`.
+
+        Instead of its "held", a hundred records over the run have "patches_with_label", {label name: fraction of the
+        patches since the record before that have the label}.
+        """
+        held = record.pop("held", None)
+        if held is not None:
+            self._held.append(held)
+        if self._held and math.floor(100 * record["progress"]) > math.floor(100 * self._last_progress):
+            means = (round(fmean(column), 4) for column in zip(*self._held, strict=True))
+            record["patches_with_label"] = dict(zip(self._labels, means, strict=True))
+            self._held.clear()
+        self._last_progress = record["progress"]
         self._metrics.append(record)
         dice = record.get("foreground_dice")
         if dice is not None:
@@ -54,13 +79,13 @@ class Bookkeeper:
 
 @contextmanager
 def bookkeeping(
-    folder: Path, state: TrainingState, progress: Progress, checkpoint_seconds: float
+    folder: Path, state: TrainingState, progress: Progress, checkpoint_seconds: float, labels: Sequence[str] = ()
 ) -> Iterator[Callable[[dict[str, Any]], object]]:
     """What stores the record of each step: a `Bookkeeper` on the rank that writes, nothing on the others."""
     if not state.ranks.first:
         yield dict
         return
-    with closing(Bookkeeper(folder, state, progress, checkpoint_seconds)) as books:
+    with closing(Bookkeeper(folder, state, progress, checkpoint_seconds, labels)) as books:
         yield books.record
 
 

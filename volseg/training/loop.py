@@ -44,8 +44,9 @@ def fit(
         config: see `TrainingConfig`.
         validate: called with the EMA network, evenly spaced over the run; its dict is added to the record of the step.
         report: called with one record per step: step, seconds, progress, loss, learning_rate, steps_per_second,
-            waiting_share (fraction of the time since the loop started that was spent waiting for batches), and the
-            values from `validate`.
+            waiting_share (fraction of the time since the loop started that was spent waiting for batches), held (for
+            each label, the fraction of this rank's patches that have it, if the batch says so), and the values from
+            `validate`.
         stopped: called after every step; True on any rank ends the loop early, with a consistent state.
         loss: the loss to minimise. The default is for a `UNet`; use `classification_loss` for a `Classifier`.
         crop_patches: crops each batch to the current patch size, for progressive patch size; see
@@ -75,13 +76,16 @@ def fit(
         rate = learning_rate(progress, config.learning_rate, config.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        value = _step(state, network_loss, crop_patches(batch, progress, state.step), scaler, config, device)
+        batch = crop_patches(batch, progress, state.step)
+        value = _step(state, network_loss, batch, scaler, config, device)
         state.step += 1
-        state.update_ema(config.ema_decay)
+        state.update_ema(config.ema_fraction)
 
         # ---- validate, evenly spaced over the run; at its end the written files are validated instead
         state.seconds = ranks.broadcast(spent_before + time.perf_counter() - started)
         record: dict[str, Any] = {"loss": value, "learning_rate": rate}
+        if "held" in batch:
+            record["held"] = batch["held"].float().mean(0).tolist()
         last, progress = progress, budget.progress(state.step, state.seconds)
         if (
             validate

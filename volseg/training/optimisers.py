@@ -21,29 +21,36 @@ UPDATE_RMS = 0.2
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for convolution kernels larger than one voxel, AdamW for all other parameters: norms, biases, heads.
+    """Muon for convolution kernels larger than one voxel, AdamW for all other parameters: norms, biases,
+    and kernels of one voxel.
 
     Args:
         network: the network to train.
         learning_rate: of Muon and AdamW.
-        weight_decay: of both, decoupled: multiplied by the learning rate in each step.
+        weight_decay: of all kernels, decoupled: multiplied by the learning rate in each step. Norms and biases have
+            none: it would pull the scale of normalised feature maps to 0, which limits no complexity.
     """
 
     def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float) -> None:
-        super().__init__(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        # AdamW's own decay would apply to all parameters of a group, and a checkpoint has one group.
+        super().__init__(network.parameters(), lr=learning_rate, weight_decay=0.0)
+        self.weight_decay = weight_decay
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One optimiser step; it sets the gradients of the kernels to None."""
         for group in self.param_groups:
-            for kernel in filter(_is_kernel, group["params"]):
-                if kernel.grad is not None:
-                    self._step_kernel(kernel, group["lr"], group["weight_decay"])
+            for parameter in group["params"]:
+                if parameter.grad is None or parameter.ndim < 2:
+                    continue
+                parameter.mul_(1 - group["lr"] * self.weight_decay)
+                if _is_kernel(parameter):
+                    self._step_kernel(parameter, group["lr"])
                     # AdamW skips parameters without a gradient.
-                    kernel.grad = None
+                    parameter.grad = None
         return super().step(closure)
 
-    def _step_kernel(self, kernel: Tensor, rate: float, decay: float) -> None:
+    def _step_kernel(self, kernel: Tensor, rate: float) -> None:
         gradient, state = kernel.grad, self.state[kernel]
         assert gradient is not None
         if not state:
@@ -56,7 +63,7 @@ class Muon(torch.optim.AdamW):
         # Kernels are stored channels last, so that the view as a matrix copies nothing.
         matrix = ahead.movedim(1, -1).flatten(1).float()
         update = orthogonalise(matrix).view(ahead.movedim(1, -1).shape).movedim(-1, 1)
-        kernel.mul_(1 - rate * decay).add_(update, alpha=-rate * UPDATE_RMS * max(matrix.shape) ** 0.5)
+        kernel.add_(update, alpha=-rate * UPDATE_RMS * max(matrix.shape) ** 0.5)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:

@@ -64,9 +64,16 @@ class TrainingState:
         self.seconds = 0.0
 
     @torch.no_grad()
-    def update_ema(self, decay: float) -> None:
-        """Update the EMA; a lower decay in the first steps lets the random initial weights fade quickly."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
+    def update_ema(self, fraction: float) -> None:
+        """Update the EMA after a step; its window grows with the run, so that the random initial weights fade quickly.
+
+        Karras et al. 2024, arXiv 2312.02696, section 3.1: with a decay of (1 - 1 / step) ** (g + 1) the weights after
+        step s count in proportion to s ** g, and their mean age is 1 / (g + 2) of the steps so far.
+
+        Args:
+            fraction: the mean age, 0 to 0.5; 0: the EMA equals the weights.
+        """
+        decay = (1 - 1 / self.step) ** (1 / fraction - 1) if fraction else 0.0
         for mean, new in zip(self.ema.state_dict().values(), self.network.state_dict().values(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(new, 1 - decay)

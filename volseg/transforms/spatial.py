@@ -145,14 +145,14 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
 
     Rotations are in millimetres, not in voxels. The dict's entry "centre", a (D, H, W) voxel, is the centre of the
     patch and is removed; without it the patch is in the middle of the case. A patch without rotation and scaling is an
-    exact copy.
+    exact copy. Where the plan has sides, a flip from left to right exchanges left and right labels.
 
     Args:
         keys: entries (C, D, H, W) on one grid: tensors, arrays, or objects whose slices are arrays, such as cached
             images, of which only the necessary part is read.
         plan: patch size, spacing and axes that may be flipped.
         config: probabilities and ranges.
-        mode: "bilinear" or "nearest", one for each key.
+        mode: "bilinear" or "nearest", one for each key; "nearest" is for class indices.
     """
 
     def __init__(
@@ -167,6 +167,7 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         self.config = config
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.warp = Warp()
+        self._pairs = plan.side_pairs
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002 - MONAI's interface
         """Choose the next random warp."""
@@ -179,12 +180,26 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         size = self.plan.patch_size
         whole = out[self.keys[0]].shape[1:]
         centre = out.pop("centre", tuple(length // 2 for length in whole))
-        if self.warp.exact:
-            return out | {key: exact_patch(out[key], centre, size, self.warp.flips) for key in self.keys}
-        box, grid = sampling_grid(whole, centre, size, self.warp.matrix(self.plan.spacing_mm))
+        if not self.warp.exact:
+            box, grid = sampling_grid(whole, centre, size, self.warp.matrix(self.plan.spacing_mm))
         for key, mode in zip(self.keys, self.mode, strict=True):
-            out[key] = warped_patch(out[key], box, grid, mode == "nearest")
+            nearest = mode == "nearest"
+            if self.warp.exact:
+                patch = exact_patch(out[key], centre, size, self.warp.flips)
+            else:
+                patch = warped_patch(out[key], box, grid, nearest)
+            out[key] = self._exchanged(patch) if nearest else patch
         return out
+
+    def _exchanged(self, classes: torch.Tensor) -> torch.Tensor:
+        """A patch of class indices, with left and right exchanged if it is flipped along that axis."""
+        sides = self.plan.sides
+        if sides is None or not self.warp.flips[sides.axis]:
+            return classes
+        swapped = classes.clone()
+        for one, other in self._pairs:
+            swapped[classes == one], swapped[classes == other] = other, one
+        return swapped
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:

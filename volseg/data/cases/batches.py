@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,7 +20,7 @@ from volseg.config import Plan
 from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.patch_sampling import ORDER, SAMPLE, PatchSampler
 from volseg.data.cases.workers import READY, end_workers, possible_workers, serve
-from volseg.data.grid.preprocess import training_target
+from volseg.data.grid.preprocess import classes_of, training_target
 from volseg.errors import TrainingError, UsageError, VolsegError
 
 
@@ -38,7 +39,7 @@ class AugmentationWarmup:
     """Augmentation warm-up: the fraction of augmented patches rises from 0 to 1.
 
     Args:
-        crop: cuts out a patch without augmenting it.
+        crop: cuts out a patch without augmenting it: the voxels of the case, which may be flipped.
         epochs: the length of the warm-up. The fraction rises linearly; afterwards every patch is augmented.
     """
 
@@ -48,23 +49,26 @@ class AugmentationWarmup:
 
 @dataclass(frozen=True)
 class BatchDataset(Dataset[dict[str, torch.Tensor]]):
-    """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": see `training_target`}.
+    """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": see `training_target`,
+    "foreground": (B,) int64}, the label that each foreground patch holds, counted from 1, and 0 for the others.
 
-    An epoch has `len(cases)` samples: every case once, in an order that differs between epochs.
+    An epoch has `len(cases)` samples: every case once, in an order that differs between epochs. The label of a
+    foreground patch is any of those in the training cases with the same probability, so that rare labels are seen as
+    often as frequent ones; if the case whose turn it is lacks the label, a random case that has it takes its place.
 
     Args:
         cases: to sample patches from.
         plan: patch size, and batch size over all ranks.
         sampler: decides which samples this process computes, and where their patches lie.
         augment: cuts out a patch and augments it at random.
-        warmup: of the augmentation; None: every patch is augmented from the start.
+        warmup: of the augmentation. Its `crop` also cuts out a foreground patch whose label augmentation would lose.
     """
 
     cases: Sequence[CachedCase]
     plan: Plan
     sampler: PatchSampler
     augment: Augmentation
-    warmup: AugmentationWarmup | None = None
+    warmup: AugmentationWarmup
 
     def __post_init__(self) -> None:
         check_shared(self.plan, self.sampler.world)
@@ -75,6 +79,7 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
             "label": training_target(torch.stack([sample["label"][0] for sample in samples]), self.plan),
+            "foreground": torch.tensor([sample["foreground"] for sample in samples]),
         }
 
     @property
@@ -85,18 +90,46 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         return samples * math.prod(self.plan.patch_size) * (4 * len(self.plan.channels) + 2 * labels)
 
     def sample(self, number: int) -> dict[str, Any]:
-        """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices}."""
+        """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices, "foreground": label or 0}."""
         epoch, position = divmod(number, len(self.cases))
         order = self.sampler.rng(ORDER, epoch).permutation(len(self.cases))
-        case = self.cases[order[position]]
+        case, label = self.cases[order[position]], 0
         rng = self.sampler.rng(SAMPLE, number)
-        start = self.sampler.patch_start(rng, case, self.plan.patch_size)
-        pipeline = self.augment
-        if self.warmup and rng.random() * self.warmup.epochs * len(self.cases) > number:
-            pipeline = self.warmup.crop
-        pipeline.set_random_state(seed=int(rng.integers(2**32)))
+        if self.sampler.is_foreground(number, self.plan.batch_size) and self._by_label:
+            case, label = self._with_label(rng, case)
+        start = self.sampler.patch_start(rng, case, self.plan.patch_size, label)
+        crop = rng.random() * self.warmup.epochs * len(self.cases) > number
         centre = tuple(first + edge // 2 for first, edge in zip(start, self.plan.patch_size, strict=True))
-        return pipeline({"image": case.image, "label": case.label, "centre": centre})
+        seed = int(rng.integers(2**32))
+
+        def cut(pipeline: Augmentation) -> dict[str, Any]:
+            pipeline.set_random_state(seed=seed)
+            return {**pipeline({"image": case.image, "label": case.label, "centre": centre}), "foreground": label}
+
+        found = cut(self.warmup.crop if crop else self.augment)
+        # A rotation or scaling may have moved the label out of the patch.
+        return cut(self.warmup.crop) if label and not crop and not self._holds(found["label"], label) else found
+
+    @cached_property
+    def _by_label(self) -> dict[int, list[CachedCase]]:
+        """The cases that have each label that occurs."""
+        found: dict[int, list[CachedCase]] = {}
+        for case in self.cases:
+            for label in case.classes:
+                found.setdefault(label, []).append(case)
+        return dict(sorted(found.items()))
+
+    def _with_label(self, rng: np.random.Generator, case: CachedCase) -> tuple[CachedCase, int]:
+        """A random label, and `case` or else a random case that has it."""
+        label = int(rng.choice(list(self._by_label)))
+        if label in case.classes:
+            return case, label
+        return self._by_label[label][rng.integers(len(self._by_label[label]))], label
+
+    def _holds(self, patch: torch.Tensor, label: int) -> bool:
+        """Whether a patch of class indices has a voxel of a label."""
+        values = classes_of(np.array(self.plan.labels[label - 1].stored_values), self.plan)
+        return bool(torch.isin(patch, torch.from_numpy(values.astype(np.int64)).to(patch.dtype)).any())
 
 
 def check_shared(plan: Plan, world: int) -> None:

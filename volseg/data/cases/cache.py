@@ -68,6 +68,7 @@ PREPROCESSING: Any = {
     "axes": True,
     "crop": True,
     "image_resampling": True,
+    "label_resampling": True,
     "spacing_mm": True,
 }
 

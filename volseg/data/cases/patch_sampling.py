@@ -3,6 +3,7 @@
 Samples are numbered through the whole run, batch after batch, independently of the process that computes them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,10 +24,6 @@ class PatchSource(Protocol):
         """(D, H, W)."""
 
     @property
-    def classes(self) -> tuple[int, ...]:
-        """The labels that occur, counted from 1."""
-
-    @property
     def annotated(self) -> np.ndarray | None:
         """(N, 3) annotated voxels, which are those not ignored; None if none or all voxels are ignored."""
 
@@ -39,7 +36,7 @@ class PatchSampler:
     """Patch sampling in one process of a run.
 
     Args:
-        oversample_foreground: fraction of patches centred on a foreground voxel.
+        oversample_foreground: the least fraction of foreground patches, see `is_foreground`.
         seed: of the run, not negative.
         rank: this process computes the samples rank, rank + world, ... of each batch.
         world: the number of processes that a batch is split over.
@@ -59,18 +56,35 @@ class PatchSampler:
         """The random stream of one kind (`ORDER`, `SAMPLE` or `CUT`) for one sample or epoch."""
         return np.random.default_rng([self.seed, kind, number])
 
-    def patch_start(self, rng: np.random.Generator, case: PatchSource, size: Triple) -> Triple:
+    def is_foreground(self, number: int, batch_size: int) -> bool:
+        """Whether sample `number` is a foreground patch, which holds a voxel of a label chosen for it.
+
+        In each batch these are the last ones, at least a fraction `oversample_foreground` of it, and so at least one of
+        two; with batches of one patch, that fraction of the batches.
+        """
+        if batch_size == 1:
+            return math.floor((number + 1) * self.oversample_foreground) > math.floor(
+                number * self.oversample_foreground
+            )
+        return number % batch_size >= batch_size - math.ceil(self.oversample_foreground * batch_size)
+
+    def patch_start(self, rng: np.random.Generator, case: PatchSource, size: Triple, label: int = 0) -> Triple:
         """The first voxel of a patch of `size` (D, H, W) in a case.
 
-        With probability `oversample_foreground` the patch is centred on a random voxel of a random label of the case.
-        Otherwise its position is random; in a case with ignored voxels it is centred on a random annotated voxel, as
-        in nnU-Net. The patch is then shifted as little as necessary to lie inside the case or, along an axis where the
-        case is smaller than the patch, to contain the case.
+        With a `label` the patch is centred on a random voxel of it. Otherwise its position is random; in a case with
+        ignored voxels it is centred on a random annotated voxel, as in nnU-Net. The patch is then shifted as little as
+        necessary to lie inside the case or, along an axis where the case is smaller than the patch, to contain the
+        case.
+
+        Args:
+            rng: of the sample.
+            case: to cut the patch out of.
+            size: (D, H, W).
+            label: of the case, counted from 1; 0: none.
         """
         whole, shape = np.array(case.shape), np.array(size)
         low, high = np.minimum(0, whole - shape), np.maximum(0, whole - shape)
-        classes = case.classes if rng.random() < self.oversample_foreground else ()
-        voxels = case.foreground(int(rng.choice(classes))) if classes else case.annotated
+        voxels = case.foreground(label) if label else case.annotated
         if voxels is None:
             start = rng.integers(low, high + 1)
         else:

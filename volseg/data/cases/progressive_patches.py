@@ -21,7 +21,8 @@ from volseg.data.cases.patch_sampling import CUT, PatchSampler
 class ProgressivePatches:
     """Cuts the patches of a batch down to the current patch size.
 
-    The smaller patch is sampled inside the full one by the rules of `PatchSampler.patch_start`.
+    The smaller patch is sampled inside the full one by the rules of `PatchSampler.patch_start`; that of a foreground
+    patch still holds its label.
 
     Args:
         plan: batch size over all ranks, and the divisor of patch edges.
@@ -37,28 +38,34 @@ class ProgressivePatches:
         """Cut a smaller patch out of each patch of a batch.
 
         Args:
-            batch: {"image": (B, C, D, H, W), "label": (B, D, H, W) or (B, K, D, H, W)}.
+            batch: of `volseg.data.cases.batches.BatchDataset`.
             progress: of the run, from 0 to 1.
             step: the number of the batch.
 
         Returns:
-            The same with D, H and W of `patch_size_at`; the batch itself when that is the full size.
+            The same with D, H and W of `patch_size_at`, and "held", (B, labels) bool: the labels that occur in each patch.
         """
+        cropped = self._cropped(batch, progress, step)
+        return {**cropped, "held": torch.stack([LabelledPatch(one.numpy()).held(self.plan) for one in cropped["label"]])}
+
+    def _cropped(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, Tensor]:
         images, labels = batch["image"], batch["label"]
         full = images.shape[2:]
         size = patch_size_at(full, self.plan.network.divisor, progress / self.fraction if self.fraction else 1.0)
         if size == tuple(full):
             return batch
         numbers = self.sampler.sample_numbers(step, self.plan.batch_size)
-        cuts = [self._cut(label, size, number) for label, number in zip(labels, numbers, strict=True)]
+        foreground = batch["foreground"].tolist()
+        cuts = [self._cut(*one, size) for one in zip(labels, foreground, numbers, strict=True)]
         return {
+            **batch,
             "image": torch.stack([image[(..., *cut)] for image, cut in zip(images, cuts, strict=True)]),
             "label": torch.stack([label[(..., *cut)] for label, cut in zip(labels, cuts, strict=True)]),
         }
 
-    def _cut(self, label: Tensor, size: Triple, number: int) -> list[slice]:
-        """The slices of the smaller patch in sample `number`."""
-        starts = self.sampler.patch_start(self.sampler.rng(CUT, number), LabelledPatch(label.numpy()), size)
+    def _cut(self, target: Tensor, label: int, number: int, size: Triple) -> list[slice]:
+        """The slices of the smaller patch in sample `number`, a foreground patch of `label` unless that is 0."""
+        starts = self.sampler.patch_start(self.sampler.rng(CUT, number), LabelledPatch(target.numpy()), size, label)
         return [slice(start, start + edge) for start, edge in zip(starts, size, strict=True)]
 
 
@@ -89,16 +96,16 @@ class LabelledPatch:
         depth, height, width = self.target.shape[-3:]
         return depth, height, width
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """The labels or regions that occur, counted from 1."""
-        if self.target.ndim == 3:
-            return tuple(int(index) for index in np.unique(self.target) if index > 0)
-        return tuple(index for index, region in enumerate(self.target, start=1) if (region > 0).any())
-
     def foreground(self, index: int) -> np.ndarray:
         """(N, 3) foreground voxels of label `index`."""
         return np.argwhere(self.target == index if self.target.ndim == 3 else self.target[index - 1] > 0)
+
+    def held(self, plan: Plan) -> Tensor:
+        """(labels,) bool: whether each label occurs."""
+        if self.target.ndim == 4:
+            return torch.from_numpy((self.target > 0).any((1, 2, 3)))
+        counts = np.bincount(self.target.clip(0).ravel(), minlength=len(plan.labels) + 1)
+        return torch.from_numpy(counts[1:] > 0)
 
     @property
     def annotated(self) -> np.ndarray | None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from volseg.config import IGNORED, Channel, Plan
+from volseg.config import IGNORED, Channel, Plan, Resampling
 from volseg.data.grid.body import body_box
 from volseg.data.grid.geometry import Box, Geometry, GridMap, map_to_network
 from volseg.data.grid.intensities import LARGE_OFFSET, PLAIN, Reference, mean_and_std, reference_for
 from volseg.data.grid.nonzero import filled_nonzero, nonzero_box
-from volseg.data.grid.resample import resample_nearest, resample_slabs, separate_axis
+from volseg.data.grid.resample import resample_classes, resample_nearest, resample_slabs, separate_axis
 from volseg.device import has_room
 from volseg.errors import InputError
 
@@ -142,7 +142,9 @@ def label_to_network(label: np.ndarray, grid: GridMap, plan: Plan) -> torch.Tens
         plan: of the model.
     """
     classes = torch.from_numpy(np.ascontiguousarray(grid.into(classes_of(label, plan))))
-    return resample_nearest(classes, grid.shape)
+    if plan.label_resampling == "nearest":
+        return resample_nearest(classes, grid.shape)
+    return resample_classes(classes, grid.shape, Resampling(antialias=plan.image_resampling.antialias))
 
 
 def classes_of(label: np.ndarray, plan: Plan) -> np.ndarray:

@@ -23,7 +23,7 @@ TRAINING = {
     "weight_decay": 0.01,
     "gradient_clip": 12.0,
     "warmup": 0.02,
-    "ema_decay": 0.99,
+    "ema_fraction": 0.03,
     "oversample_foreground": 0.33,
     "progressive_patch_size": 0.9,
     "validations": 5,
@@ -53,10 +53,11 @@ AUGMENTATION = {
     "gamma_range": (0.7, 1.5),
 }
 PLAN_CHOICES = (
-    "spacing_mm", "patch_size", "batch_size", "normalisation", "mirror_axes", "architecture", "block", "mid", "encoder",
+    "spacing_mm", "patch_size", "batch_size", "normalisation", "crop", "image_resampling",
+    "label_resampling", "antialias", "mirror_axes", "sides", "architecture", "block", "mid", "encoder",
     "features", "blocks_per_stage", "norm", "activation", "deep_supervision",
 )  # fmt: skip
-RESAMPLING = {"order": 1, "separate": "never", "separate_order": 0, "anisotropy": 3.0, "nearest": "scipy"}
+RESAMPLING = {"order": 1, "separate": "never", "separate_order": 0, "anisotropy": 3.0, "nearest": "scipy", "antialias": False}
 PLAN = {
     "regions": False,
     "ignore": None,
@@ -64,9 +65,11 @@ PLAN = {
     "axes": (2, 0, 1),
     "crop": "none",
     "image_resampling": Resampling(**RESAMPLING),
+    "label_resampling": "nearest",
     "logits_resampling": Resampling(**RESAMPLING),
     "batch_size": 2,
     "mirror_axes": (),
+    "sides": None,
     "steps": 20000,
 }
 NETWORK = {

@@ -35,7 +35,7 @@ TRAINING = {
     "weight_decay": 0.004,
     "gradient_clip": 5.0,
     "warmup": 0.1,
-    "ema_decay": 0.7,
+    "ema_fraction": 0.07,
     "oversample_foreground": 0.6,
     "progressive_patch_size": 0.4,
     "validations": 3,
@@ -62,9 +62,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         state.step, state.seconds = 23, 45.678
         return True
 
-    def checkpoints(folder, state, progress, seconds):
-        seen.checkpoint_seconds = seconds
-        return bookkeeping(folder, state, progress, seconds)
+    def checkpoints(folder, state, progress, seconds, labels):
+        seen.checkpoint_seconds, seen.labels = seconds, labels
+        return bookkeeping(folder, state, progress, seconds, labels)
 
     bookkeeping = train_module.bookkeeping
     monkeypatch.setattr("volseg.api.train.fit", fit)
@@ -113,9 +113,9 @@ def test_the_samples_drawn_are_patches_of_the_training_cases_alone(given, monkey
     dataset = batch_dataset(given)
     patch_start = type(dataset.sampler).patch_start
 
-    def recording(self, rng, case, size):
+    def recording(self, rng, case, size, label):
         drawn.append(case.case.name)
-        return patch_start(self, rng, case, size)
+        return patch_start(self, rng, case, size, label)
 
     monkeypatch.setattr(type(dataset.sampler), "patch_start", recording)
     for step in range(8):
@@ -130,7 +130,7 @@ def test_every_training_setting_arrives_in_the_loop(given):
     assert given.budget == Budget(seconds=150.0)
     assert given.checkpoint_seconds == 17.0
     (group,) = given.state.optimizer.param_groups
-    assert (group["lr"], group["weight_decay"]) == (0.003, 0.004)
+    assert (group["lr"], given.state.optimizer.weight_decay) == (0.003, 0.004)
     sampler = batch_dataset(given).sampler
     assert (sampler.oversample_foreground, sampler.seed, sampler.rank, sampler.world) == (0.6, 9, 0, 1)
     assert given.patches.sampler is sampler
@@ -172,7 +172,7 @@ def test_the_card_tells_how_the_model_was_trained(given, phantoms):
         "seconds": 45.7,
     }
     assert "--fold 1 --folds 4 --seed 9 --minutes 2.5" in command
-    assert "training.ema_decay=0.7" in command
+    assert "training.ema_fraction=0.07" in command
 
 
 def test_the_card_has_the_scores_and_rules_of_the_validation(given):

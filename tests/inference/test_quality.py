@@ -58,8 +58,16 @@ def test_mean_intensity_is_compared_with_the_training_scans(limits: tuple[float,
     # The mean of 0 and 4 is 2; the first channel has no range to leave.
     scan = np.zeros((4, 3, 2), np.int16)
     scan[:2] = 4
-    found = scan_flags([scan * 100, scan], [Channel(), Channel(mean_range=limits)])
+    found = scan_flags([scan * 100, scan], [Channel(), Channel(normalisation="none", mean_range=limits)])
     assert found == (("intensity_outside_training_range",) if outside else ())
+
+
+@pytest.mark.parametrize("normalisation", ["zscore", "zscore_nonzero", "rescale", "none"])
+def test_only_intensities_with_a_unit_are_compared(normalisation: str) -> None:
+    """Raw means of MR scans differ by a factor of a thousand between scanners."""
+    scan = np.full((4, 3, 2), 1000, np.int16)
+    found = scan_flags([scan], [Channel(normalisation=normalisation, mean_range=(1.0, 2.0))])
+    assert bool(found) == (normalisation == "none")
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

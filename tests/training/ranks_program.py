@@ -17,7 +17,7 @@ from volseg.training.ranks import Ranks, join_process_group
 from volseg.training.schedule import Budget
 from volseg.training.state import TrainingState
 
-CONFIG = TrainingConfig(learning_rate=0.01, validations=0, ema_decay=0.9, precision="fp32")
+CONFIG = TrainingConfig(learning_rate=0.01, validations=0, ema_fraction=0.1, precision="fp32")
 NETWORK = tiny_plan().network.model_copy(
     update={
         "features": (4, 8, 8),

@@ -17,7 +17,7 @@ from volseg.training.ranks import SINGLE_PROCESS, Ranks
 from volseg.training.schedule import Budget, learning_rate
 from volseg.training.state import TrainingState, has_checkpoint
 
-CONFIG = TrainingConfig(learning_rate=0.1, validations=4, ema_decay=0.9, precision="fp32")
+CONFIG = TrainingConfig(learning_rate=0.1, validations=4, ema_fraction=0.1, precision="fp32")
 
 
 def network() -> nn.Module:
@@ -107,10 +107,10 @@ def test_records_hold_step_learning_rate_progress_and_seconds():
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 @pytest.mark.parametrize("clip", [1e-3, 1e6])
-def test_each_step_has_its_rate_gradient_precision_and_ema_decay(monkeypatch, precision, dtype, clip):
+def test_each_step_has_its_rate_gradient_precision_and_ema(monkeypatch, precision, dtype, clip):
     """What the optimiser, the network and the EMA get, step by step, instead of what the log says they got."""
     config = CONFIG.model_copy(
-        update={"gradient_clip": clip, "ema_decay": 0.875, "warmup": 0.5, "weight_decay": 0.25, "precision": precision}
+        update={"gradient_clip": clip, "ema_fraction": 0.125, "warmup": 0.5, "weight_decay": 0.25, "precision": precision}
     )
     state = TrainingState(network(), config)
     state.network.eval()
@@ -131,7 +131,7 @@ def test_each_step_has_its_rate_gradient_precision_and_ema_decay(monkeypatch, pr
 
     def recording_step(*given):
         (group,) = state.optimizer.param_groups
-        steps.append((group["lr"], group["weight_decay"], gradients(), expected_gradients()))
+        steps.append((group["lr"], state.optimizer.weight_decay, gradients(), expected_gradients()))
         return step(*given)
 
     def recording_forward(module, _, output):
@@ -152,7 +152,7 @@ def test_each_step_has_its_rate_gradient_precision_and_ema_decay(monkeypatch, pr
             torch.testing.assert_close(one, scale * other, rtol=1e-3, atol=1e-7)
     assert {bool(mode) for mode in modes} == {True}
     assert set(dtypes) == {dtype}
-    assert decays == [0.875] * 4
+    assert decays == [0.125] * 4
 
 
 def test_in_float16_the_loss_is_scaled_and_the_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
@@ -270,16 +270,26 @@ def test_the_wall_clock_budget_ends_the_run():
     assert 0.3 <= state.seconds < 3.0
 
 
-def test_the_ema_follows_the_recurrence():
+@pytest.mark.parametrize("fraction", [0.0, 0.03, 0.2, 0.5])
+def test_the_mean_age_of_the_weights_in_their_ema_is_a_fraction_of_the_run(fraction):
+    """With weights equal to the number of the step, the EMA is the mean step."""
     state = TrainingState(network(), CONFIG)
-    start = next(iter(state.ema.parameters())).clone()
-    state.step = 1
-    with torch.no_grad():
-        for parameter in state.network.parameters():
-            parameter.add_(1.0)
-    state.update_ema(0.9)
-    moved = next(iter(state.ema.parameters()))
-    torch.testing.assert_close(moved, start + (1 - 2 / 11))
+    for steps in (200, 2000):
+        while state.step < steps:
+            state.step += 1
+            with torch.no_grad():
+                for parameter in state.network.parameters():
+                    parameter.fill_(state.step)
+            state.update_ema(fraction)
+        mean = next(iter(state.ema.parameters())).mean().item()
+        assert 1 - mean / steps == pytest.approx(fraction, abs=0.004)
+
+
+def test_the_record_says_which_labels_the_patches_held():
+    records = []
+    held = torch.tensor([[True, False], [True, True]])
+    run(TrainingState(network(), CONFIG), 2, report=records.append, crop_patches=lambda one, *_: {**one, "held": held})
+    assert [record["held"] for record in records] == [[1.0, 0.5]] * 2
 
 
 def test_a_nan_loss_is_an_error_that_leaves_the_weights_unchanged():

@@ -85,9 +85,12 @@ def test_all_other_parameters_take_the_steps_of_adamw() -> None:
     def trained(adamw: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv3d(2, 3, 1), nn.InstanceNorm3d(3, affine=True), nn.Flatten(), nn.Linear(24, 2))
-        optimizer = (
-            torch.optim.AdamW(network.parameters(), lr=0.02, weight_decay=0.1) if adamw else Muon(network, 0.02, 0.1)
-        )
+        # Norms and biases have no weight decay.
+        groups = [
+            {"params": [one for one in network.parameters() if (one.ndim < 2) is plain], "weight_decay": decay}
+            for plain, decay in ((True, 0.0), (False, 0.1))
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.02) if adamw else Muon(network, 0.02, 0.1)
         for _ in range(5):
             optimizer.zero_grad()
             network(torch.randn(3, 2, 2, 2, 2)).square().sum().backward()

@@ -32,12 +32,12 @@ def configured(run, given=(), settings=None, resume=False, overwrite=False, conf
 
 
 def test_the_command_trains_the_same_again():
-    config = load_config(None, ["training.ema_decay=0.5", "training.loss=dice", "plan.patch_size=[8, 16, 16]"])
+    config = load_config(None, ["training.ema_fraction=0.5", "training.loss=dice", "plan.patch_size=[8, 16, 16]"])
     words = shlex.split(RunSettings(**SETTINGS).command("my data", config))
     assert words == [
         "volseg", "train", "my data", "--output", "RUN", "--fold", "2", "--folds", "4", "--seed", "7", "--minutes",
         "3.5", "--set", "plan.patch_size=[8, 16, 16]", "--set", "training.loss=dice", "--set",
-        "training.ema_decay=0.5",
+        "training.ema_fraction=0.5",
     ]  # fmt: skip
     overrides = [after for before, after in pairwise(words) if before == "--set"]
     assert load_config(None, overrides) == config

@@ -79,7 +79,8 @@ def make_plan(
     order: Triple = (through_plane, others[0], others[1])
     reasons["axes"] = f"{'RAS'[through_plane]} has the largest spacing (a tie goes to S, then A)"
     spacing = decide("spacing_mm", choices.spacing_mm, (_reordered(target, order), why_spacing))
-    median = _median_shape(fingerprint, spacing, order)
+    crop = decide("crop", choices.crop, plan_crop(fingerprint))
+    median = _median_shape(fingerprint, spacing, order, crop == "nonzero")
     memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
     block, reasons["network.block"] = _block(spacing, accelerated)
     build = partial(
@@ -111,16 +112,18 @@ def make_plan(
         "regions": bool(dataset.labels.parts),
         "ignore": dataset.labels.ignore,
         "axes": order,
-        "crop": decide("crop", choices.crop, plan_crop(fingerprint)),
+        "crop": crop,
         **_resampling(choices, reasons),
         "spacing_mm": spacing,
         "patch_size": patch,
         "batch_size": batch_size,
         "mirror_axes": decide("mirror_axes", None, (mirroring.axes, mirroring.why_axes)),
-        "sides": decide("sides", None, (mirroring.sides, mirroring.why_sides)),
+        "sides": mirroring.sides,
         "steps": decide("steps", None, _steps(cases, batch_size)),
         "network": network,
     }
+    if mirroring.sides:
+        reasons["sides"] = mirroring.why_sides
     return checked(Plan, document, "The plan"), reasons
 
 
@@ -196,9 +199,11 @@ def _target_spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
     return (round(float(target[0]), 5), round(float(target[1]), 5), round(float(target[2]), 5)), reason
 
 
-def _median_shape(fingerprint: Fingerprint, spacing: Spacing, order: tuple[int, ...]) -> Triple:
-    """Median voxel counts of the scans at the target spacing."""
-    extents = np.array([np.multiply(case.shape, case.spacing_mm) for case in fingerprint.cases])[:, list(order)]
+def _median_shape(fingerprint: Fingerprint, spacing: Spacing, order: tuple[int, ...], cropped: bool) -> Triple:
+    """Median voxel counts of the scans at the target spacing, or of what a crop to their nonzero region leaves."""
+    shapes = [(cropped and case.nonzero_shape) or case.shape for case in fingerprint.cases]
+    spacings = [case.spacing_mm for case in fingerprint.cases]
+    extents = np.multiply(shapes, spacings)[:, list(order)]
     median = np.median(np.maximum(np.round(extents / spacing), 1), axis=0)
     return as_triple([int(edge) for edge in median])
 

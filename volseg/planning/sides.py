@@ -95,7 +95,7 @@ def plan_mirroring(
 
 def side_of(name: str) -> tuple[str, str] | None:
     """The side that a label's name states, and the name without it: "Left-Kidney" is ("left", "* kidney")."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+    words = re.findall(r"(?<![A-Za-z])[A-Za-z]\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     lower = [word.lower() for word in words]
     found = [index for index, word in enumerate(lower) if word in SIDE]
     if len(found) != 1:

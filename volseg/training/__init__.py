@@ -19,7 +19,7 @@ stands still (class 0) or moves (class 1); the model is the EMA of its weights:
 ...     classes=2, block="conv2plus1d", features=(8, 16), encoder_blocks=(1, 2), decoder_blocks=(1,),
 ...     kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)),
 ... )
->>> config = TrainingConfig(learning_rate=0.03, ema_decay=0.9)
+>>> config = TrainingConfig(learning_rate=0.03, ema_fraction=0.1)
 >>> state = TrainingState(Classifier(network), config)
 >>> fit(state, map(clips, count()), Budget(steps=60), config, loss=classification_loss)
 True

@@ -17,11 +17,14 @@ from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, BatchLoa
 from volseg.data.cases.cache import cache_cases
 from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.errors import InputError, TrainingError, UsageError
-from volseg.transforms import augmentation
+from volseg.transforms import augmentation, cropping
 
 # Python 3.12 and later warn whenever a process that has threads is forked; torch's loader does that by design.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 PLAN = small_plan(mirror_axes=(0, 1, 2))
+# Every patch is rotated and scaled, so that many lose what they were centred on.
+ROTATED = AugmentationConfig(rotation=1, rotation_degrees=180, scaling=1)
+AT_ONCE = AugmentationWarmup(cropping(PLAN, AugmentationConfig()), epochs=0)
 
 
 class Middle:
@@ -50,7 +53,7 @@ def cached(tmp_path_factory):
 
 @pytest.fixture
 def dataset(cached):
-    return BatchDataset(cached, PLAN, PatchSampler(0.33, seed=7), augmentation(PLAN, AugmentationConfig()))
+    return BatchDataset(cached, PLAN, PatchSampler(0.33, seed=7), augmentation(PLAN, AugmentationConfig()), AT_ONCE)
 
 
 def take(dataset, start, workers, count=4):
@@ -92,27 +95,27 @@ def test_the_ranks_share_out_the_global_batch(cached, dataset):
     whole = dataset[5]
     for rank in range(2):
         sampler = PatchSampler(0.33, seed=7, rank=rank, world=2)
-        part = BatchDataset(cached, PLAN, sampler, augmentation(PLAN, AugmentationConfig()))[5]
+        part = BatchDataset(cached, PLAN, sampler, augmentation(PLAN, AugmentationConfig()), AT_ONCE)[5]
         assert same(part, {key: value[rank::2] for key, value in whole.items()})
     with pytest.raises(UsageError, match="batch of 4 cannot be split over 5"):
-        BatchDataset(cached, PLAN, PatchSampler(0.33, world=5), Middle())
+        BatchDataset(cached, PLAN, PatchSampler(0.0, world=5), Middle(), AT_ONCE)
     batch_norm = PLAN.model_copy(update={"network": PLAN.network.model_copy(update={"norm": "batch"})})
     with pytest.raises(UsageError, match="Batch norm needs the whole batch in one process, found 2"):
-        BatchDataset(cached, batch_norm, PatchSampler(0.33, world=2), Middle())
+        BatchDataset(cached, batch_norm, PatchSampler(0.0, world=2), Middle(), AT_ONCE)
 
 
 def test_no_two_samples_and_no_two_seeds_are_the_same(cached, dataset):
-    reported = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=7), Middle())
+    reported = BatchDataset(cached, PLAN, PatchSampler(0.0, seed=7), Middle(), AT_ONCE)
     seeds = [int(seed) for step in range(50) for seed in reported[step]["label"]]
     assert len(set(seeds)) == 200
     images = [image for step in range(5) for image in dataset[step]["image"]]
     assert not any(torch.equal(one, two) for one, two in itertools.combinations(images, 2))
-    other = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=8), augmentation(PLAN, AugmentationConfig()))
+    other = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=8), augmentation(PLAN, AugmentationConfig()), AT_ONCE)
     assert not same(other[0], dataset[0])
 
 
 def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
-    dataset = BatchDataset(cached, PLAN, PatchSampler(0.33), Middle())
+    dataset = BatchDataset(cached, PLAN, PatchSampler(0.0), Middle(), AT_ONCE)
     # The width tells the three cases apart.
     widths = [int(dataset.sample(number)["image"][0, 5]) for number in range(30)]
     epochs = [tuple(widths[start : start + 3]) for start in range(0, 30, 3)]
@@ -120,21 +123,68 @@ def test_every_case_comes_once_in_an_epoch_in_changing_order(cached):
     assert len(set(epochs)) > 2
 
 
+@pytest.mark.parametrize(("fraction", "forced"), [(0.33, 2), (0.2, 1), (0.0, 0), (1.0, 4)])
+def test_each_batch_has_foreground_patches_that_hold_their_label(cached, fraction, forced):
+    dataset = BatchDataset(cached, PLAN, PatchSampler(fraction), augmentation(PLAN, ROTATED), AT_ONCE)
+    labels = []
+    for step in range(60):
+        batch = dataset[step]
+        assert (batch["foreground"] > 0).tolist() == [False] * (4 - forced) + [True] * forced
+        held = [bool((patch == label).any()) for patch, label in zip(batch["label"], batch["foreground"], strict=True)]
+        assert all(held[4 - forced :])
+        labels += batch["foreground"].tolist()[4 - forced :]
+    if forced:
+        # The second label is in two of three cases, and is drawn as often as the first.
+        assert np.mean(np.array(labels) == 2) == pytest.approx(0.5, abs=0.17)
+
+
+def test_a_patch_whose_label_augmentation_loses_is_cropped_instead(cached):
+    class Lose(Middle):
+        def __call__(self, sample):
+            return {"image": torch.zeros(1, 8, 8, 8), "label": torch.zeros(1, 8, 8, 8, dtype=torch.uint8)}
+
+    batch = BatchDataset(cached, PLAN, PatchSampler(0.5), Lose(), AT_ONCE)[0]
+    assert [bool(image.any()) for image in batch["image"]] == [False, False, True, True]
+    pairs = zip(batch["label"][2:], batch["foreground"][2:], strict=True)
+    assert all((patch == label).any() for patch, label in pairs)
+
+
+def test_foreground_patches_hold_regions(cached, tmp_path):
+    plan = region_plan(patch_size=(4, 4, 4))
+    cases = cache_cases([case.case for case in cached], plan, tmp_path)
+    warmup = AugmentationWarmup(cropping(plan, ROTATED), 0)
+    dataset = BatchDataset(cases, plan, PatchSampler(1.0), augmentation(plan, ROTATED), warmup)
+    for step in range(20):
+        batch = dataset[step]
+        for target, region in zip(batch["label"], batch["foreground"], strict=True):
+            assert target[region - 1].any()
+
+
+def test_a_case_without_the_label_gives_its_place_to_one_that_has_it(cached):
+    """Of the three cases only one has foreground; the width tells them apart."""
+    empty = [replace(one, foreground_ranges=((0, 0), (0, 0))) for one in cached[:2]]
+    dataset = BatchDataset([*empty, cached[2]], PLAN, PatchSampler(0.5), Middle(), AT_ONCE)
+    drawn = [dataset._with_label(np.random.default_rng(seed), empty[0])[0].case.name for seed in range(20)]
+    assert set(drawn) == {"case_2"}
+    none = BatchDataset(empty, PLAN, PatchSampler(1.0), Middle(), AT_ONCE)
+    assert none[0]["foreground"].tolist() == [0, 0, 0, 0]
+
+
 def test_the_fraction_of_augmented_patches_rises_over_the_warm_up(cached):
-    dataset = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=3), Middle(), AugmentationWarmup(Still(), epochs=800))
+    dataset = BatchDataset(cached, PLAN, PatchSampler(0.0, seed=3), Middle(), AugmentationWarmup(Still(), epochs=800))
     # 800 epochs of three cases, and a quarter more.
     augmented = np.array([dataset.sample(number)["label"].item() >= 0 for number in range(3000)]).reshape(5, 600)
     assert augmented.mean(axis=1) == pytest.approx([0.125, 0.375, 0.625, 0.875, 1], abs=0.05)
     assert augmented[4].all()
-    at_once = BatchDataset(cached, PLAN, PatchSampler(0.33, seed=3), Middle(), AugmentationWarmup(Still(), epochs=0))
+    at_once = BatchDataset(cached, PLAN, PatchSampler(0.0, seed=3), Middle(), AugmentationWarmup(Still(), epochs=0))
     assert all(at_once.sample(number)["label"].item() >= 0 for number in range(30))
 
 
 def test_batches_of_regions_have_one_mask_per_region(cached, tmp_path):
     augment = augmentation(PLAN, AugmentationConfig())
     cases = cache_cases([case.case for case in cached], region_plan(), tmp_path)
-    regions = BatchDataset(cases, region_plan(), PatchSampler(0.0, seed=7), augment)[3]
-    plain = BatchDataset(cached, PLAN, PatchSampler(0.0, seed=7), augment)[3]
+    regions = BatchDataset(cases, region_plan(), PatchSampler(0.0, seed=7), augment, AT_ONCE)[3]
+    plain = BatchDataset(cached, PLAN, PatchSampler(0.0, seed=7), augment, AT_ONCE)[3]
     assert torch.equal(regions["image"], plain["image"])
     expected = torch.stack([plain["label"] > 0, plain["label"] == 2], dim=1)
     assert torch.equal(regions["label"], expected.to(torch.int8))
@@ -147,7 +197,7 @@ def test_workers_use_one_thread_and_ignore_interrupts(cached):
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             return {"image": torch.tensor([torch.get_num_threads(), ignored]), "label": torch.zeros(1)}
 
-    batch = take(BatchDataset(cached, PLAN, PatchSampler(0.33), Facts()), 0, 1, 1)[0]
+    batch = take(BatchDataset(cached, PLAN, PatchSampler(0.0), Facts(), AT_ONCE), 0, 1, 1)[0]
     assert batch["image"][0].tolist() == [1, 1]
 
 
@@ -176,7 +226,7 @@ def test_a_worker_that_computes_ends_at_once(cached):
             return self.calls > PLAN.batch_size
 
     started = time.monotonic()
-    with BatchLoader(BatchDataset(cached, PLAN, PatchSampler(0.33), Endless()), 0, 1) as loader:
+    with BatchLoader(BatchDataset(cached, PLAN, PatchSampler(0.0), Endless(), AT_ONCE), 0, 1) as loader:
         next(loader)
         worker = multiprocessing.active_children()[0]
     assert not worker.is_alive()
@@ -202,7 +252,7 @@ def test_an_error_of_volseg_in_a_worker_arrives_as_it_is(cached, workers):
 
     with (
         pytest.raises(InputError, match=r"^The case is bad$"),
-        BatchLoader(BatchDataset(cached, PLAN, PatchSampler(0.33), Refuse()), 0, workers) as batches,
+        BatchLoader(BatchDataset(cached, PLAN, PatchSampler(0.0), Refuse(), AT_ONCE), 0, workers) as batches,
     ):
         next(batches)
 

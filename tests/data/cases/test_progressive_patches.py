@@ -25,7 +25,8 @@ PATCHES = progressive(SAMPLER)
 def batch(count: int = 2, size=(8, 12, 16), regions: int = 0) -> dict[str, torch.Tensor]:
     """Images whose voxel values are the voxels' numbers, and labels computed from them."""
     voxels = torch.arange(count * size[0] * size[1] * size[2], dtype=torch.float32).view(count, 1, *size)
-    return {"image": voxels, "label": target_of(voxels, regions)}
+    foreground = torch.arange(count) % 2
+    return {"image": voxels, "label": target_of(voxels, regions), "foreground": foreground}
 
 
 def target_of(image: torch.Tensor, regions: int = 0) -> torch.Tensor:
@@ -63,10 +64,10 @@ def test_image_and_label_are_cut_at_the_same_position_without_gaps(step, regions
 
 def test_patches_are_full_after_the_fraction_or_if_it_is_0():
     full = batch()
-    assert PATCHES(full, 0.5, 1) is full
-    assert PATCHES(full, 0.45, 1) is full
-    assert PATCHES(full, 0.2, 1) is not full
-    assert progressive(SAMPLER, fraction=0.0)(full, 0.0, 0) is full
+    assert PATCHES(full, 0.5, 1)["image"] is full["image"]
+    assert PATCHES(full, 0.45, 1)["image"] is full["image"]
+    assert PATCHES(full, 0.2, 1)["image"] is not full["image"]
+    assert progressive(SAMPLER, fraction=0.0)(full, 0.0, 0)["image"] is full["image"]
 
 
 def test_step_and_seed_determine_the_position_of_each_sample():
@@ -91,14 +92,29 @@ def test_ranks_cut_their_samples_as_one_process_does(count):
         assert all(torch.equal(found[key], expected[key][rank::2]) for key in found)
 
 
-@pytest.mark.parametrize("foreground", [0.0, 1.0])
-def test_smaller_patches_oversample_foreground_like_full_ones(foreground):
-    label = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
-    label[0, 8, 8, 8] = 1
-    patches = progressive(PatchSampler(foreground), batch_size=1, stride=(2, 2, 2))
-    full = {"image": label[:, None].float(), "label": label}
-    hits = [patches(full, 0.0, number)["label"][0, 4, 4, 4].item() for number in range(60)]
-    assert np.mean(hits) == (1 if foreground else pytest.approx(0, abs=0.1))
+def test_smaller_patches_keep_the_label_of_a_foreground_patch():
+    label = torch.zeros(2, 16, 16, 16, dtype=torch.uint8)
+    label[:, 8, 8, 8], label[:, 2, 2, 2] = 1, 2
+    patches = progressive(SAMPLER, stride=(2, 2, 2))
+    found = [
+        patches({"image": label[:, None].float(), "label": label, "foreground": torch.tensor([0, 1])}, 0.0, step)
+        for step in range(60)
+    ]
+    assert all(one["label"][1, 4, 4, 4] == 1 for one in found)
+    assert np.mean([one["label"][0, 4, 4, 4].item() for one in found]) == pytest.approx(0, abs=0.1)
+
+
+def test_the_labels_that_each_patch_holds():
+    label = torch.zeros(2, 8, 12, 16, dtype=torch.int16)
+    label[0, 0, 0, 0], label[1, 7, 11, 15], label[1, 0, 0, 0] = 2, 1, IGNORED
+    full = {"image": label[:, None].float(), "label": label, "foreground": torch.tensor([0, 1])}
+    assert PATCHES(full, 1.0, 0)["held"].tolist() == [[False, True], [True, False]]
+    regions = {**full, "label": torch.stack([label > 0, label == 2], dim=1).to(torch.int8)}
+    assert PATCHES(regions, 1.0, 0)["held"].tolist() == [[True, True], [True, False]]
+    # Of the patch that is trained on, not of the larger one that it is cut out of.
+    small = PATCHES(full, 0.0, 0)
+    assert small["held"].tolist() == [[bool((one == value).any()) for value in (1, 2)] for one in small["label"]]
+    assert small["held"][1].tolist() == [True, False]
 
 
 def test_a_smaller_patch_is_centred_on_an_annotated_voxel_if_others_are_ignored():
@@ -106,17 +122,18 @@ def test_a_smaller_patch_is_centred_on_an_annotated_voxel_if_others_are_ignored(
     label[0, 6:10, 6:10, 6:10] = 0
     patches = progressive(PatchSampler(0.0), batch_size=1, stride=(2, 2, 2))
     for number in range(20):
-        assert patches({"image": label[:, None].float(), "label": label}, 0, number)["label"][0, 4, 4, 4] == 0
+        full = {"image": label[:, None].float(), "label": label, "foreground": torch.zeros(1, dtype=torch.int64)}
+        assert patches(full, 0, number)["label"][0, 4, 4, 4] == 0
 
 
 def test_the_labels_of_a_patch():
     label = np.zeros((2, 3, 4), dtype=np.int8)
     label[0, 1, 2], label[1, 2, 3], label[0, 0, 0] = 1, 3, IGNORED
     patch = LabelledPatch(label)
-    assert (patch.shape, patch.classes) == ((2, 3, 4), (1, 3))
+    assert patch.shape == (2, 3, 4)
     assert patch.foreground(3).tolist() == [[1, 2, 3]]
     assert len(patch.annotated) == 23
     assert LabelledPatch(np.abs(label)).annotated is None
     regions = LabelledPatch(np.stack([label == 9, label == 1]).astype(np.int8))
-    assert (regions.shape, regions.classes, regions.annotated) == ((2, 3, 4), (2,), None)
+    assert (regions.shape, regions.annotated) == ((2, 3, 4), None)
     assert regions.foreground(2).tolist() == [[0, 1, 2]]

@@ -57,7 +57,14 @@ PLAN_CHOICES = (
     "label_resampling", "antialias", "mirror_axes", "sides", "architecture", "block", "mid", "encoder",
     "features", "blocks_per_stage", "norm", "activation", "deep_supervision",
 )  # fmt: skip
-RESAMPLING = {"order": 1, "separate": "never", "separate_order": 0, "anisotropy": 3.0, "nearest": "scipy", "antialias": False}
+RESAMPLING = {
+    "order": 1,
+    "separate": "never",
+    "separate_order": 0,
+    "anisotropy": 3.0,
+    "nearest": "scipy",
+    "antialias": False,
+}
 PLAN = {
     "regions": False,
     "ignore": None,

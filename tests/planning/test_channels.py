@@ -1,4 +1,4 @@
-"""How each channel is normalised, and whether scans are cropped: by names, by zeros around the contents, by the user."""
+"""How channels are normalised, and whether scans are cropped: by names, by zeros around the contents, by the user."""
 
 from dataclasses import replace
 

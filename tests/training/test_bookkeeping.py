@@ -72,6 +72,21 @@ def test_progress_tells_step_loss_and_the_last_dice(tmp_path, caplog):
     ]  # fmt: skip
 
 
+def test_the_labels_that_patches_held_are_recorded_a_hundred_times_in_a_run(tmp_path):
+    with bookkeeping(tmp_path, State(), lambda *_: None, 60.0, ["one", "two"]) as keep:
+        for step in range(1, 513):
+            keep({**record(step), "progress": step / 512, "held": [1.0, float(step % 8 == 0)]})
+    lines = lines_of(tmp_path)
+    said = {line["step"]: line["patches_with_label"] for line in lines if "patches_with_label" in line}
+    assert len(said) == 100
+    assert {one["one"] for one in said.values()} == {1.0}
+    # 25 records are 128 steps, of which an eighth holds the second label.
+    steps = [0, *said]
+    counts = [one["two"] * (step - before) for (step, one), before in zip(said.items(), steps, strict=False)]
+    assert sum(counts) == pytest.approx(64, abs=0.1)
+    assert not any("held" in line for line in lines)
+
+
 def test_other_ranks_write_nothing(tmp_path):
     state = State(first=False)
     with bookkeeping(tmp_path, state, lambda *_: pytest.fail("told"), 0.0) as keep:

@@ -110,7 +110,13 @@ def test_records_hold_step_learning_rate_progress_and_seconds():
 def test_each_step_has_its_rate_gradient_precision_and_ema(monkeypatch, precision, dtype, clip):
     """What the optimiser, the network and the EMA get, step by step, instead of what the log says they got."""
     config = CONFIG.model_copy(
-        update={"gradient_clip": clip, "ema_fraction": 0.125, "warmup": 0.5, "weight_decay": 0.25, "precision": precision}
+        update={
+            "gradient_clip": clip,
+            "ema_fraction": 0.125,
+            "warmup": 0.5,
+            "weight_decay": 0.25,
+            "precision": precision,
+        }
     )
     state = TrainingState(network(), config)
     state.network.eval()

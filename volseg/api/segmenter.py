@@ -142,7 +142,7 @@ class Segmenter:
             network = network.to(place)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
         dtype = choose_precision(precision, place)
-        sides = card.plan.sides and (card.plan.sides.axis, card.plan.side_pairs)
+        sides = (card.plan.sides.axis, card.plan.side_pairs) if card.plan.sides else None
         windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror, sides)
         return cls(
             card=card,

@@ -5,7 +5,17 @@ All defaults and units are defined here. Spatial triples are in network order (D
 
 from volseg.config.files import load_config, read_yaml
 from volseg.config.network import Block, NetworkConfig
-from volseg.config.plan import Channel, CodedName, ComponentRule, Label, LabelCode, Plan, Resampling, Sides, rules_in_words
+from volseg.config.plan import (
+    Channel,
+    CodedName,
+    ComponentRule,
+    Label,
+    LabelCode,
+    Plan,
+    Resampling,
+    Sides,
+    rules_in_words,
+)
 from volseg.config.training import AugmentationConfig, Config, PlanChoices, TrainingConfig
 from volseg.config.values import (
     ABSOLUTE,

@@ -206,6 +206,9 @@ class Plan(Frozen):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
+        self._check_labels()
+        if self.sides:
+            self._check_sides(self.sides)
         if self.network.in_channels != len(self.channels):
             raise ValueError(
                 f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels"
@@ -227,15 +230,16 @@ class Plan(Frozen):
                 raise ValueError(
                     f"patch_size {self.patch_size} is not a multiple of the network's strides {self.network.divisor}"
                 )
+        return self
+
+    def _check_labels(self) -> None:
+        """Reject labels that cannot be told apart."""
         if len({label.value for label in self.labels}) != len(self.labels) or len(
             {label.name for label in self.labels}
         ) != len(self.labels):
             raise ValueError("two labels share a name or a value")
-        if self.sides:
-            self._check_sides(self.sides)
         if self.ignore in self.stored_values:
             raise ValueError(f"ignore is {self.ignore}, which is the value of a label")
-        return self
 
     def _check_sides(self, sides: Sides) -> None:
         """Reject sides that the labels, the axes or the regions do not allow."""

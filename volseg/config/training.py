@@ -6,7 +6,19 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from volseg.config.network import MOST_STAGES, Blocks
-from volseg.config.values import Activation, Axes, FractionRange, Frozen, Mid, Name, Norm, Normalisation, Range, Size, Spacing
+from volseg.config.values import (
+    Activation,
+    Axes,
+    FractionRange,
+    Frozen,
+    Mid,
+    Name,
+    Norm,
+    Normalisation,
+    Range,
+    Size,
+    Spacing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +104,9 @@ class TrainingConfig(Group):
         "growth": "progressive_patch_size",
     }
 
-    REMOVED: ClassVar[dict[str, str]] = {
-        old: "the EMA is set by ema_fraction, as a fraction of the run" for old in ("average", "ema_decay")
-    }
+    REMOVED: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("average", "ema_decay"), "the EMA is set by ema_fraction, as a fraction of the run"
+    )
 
     loss: str = Field("dice_ce", description="a name in `volseg.losses.LOSSES`")
     learning_rate: float = Field(1.5e-2, gt=0)
@@ -102,7 +114,10 @@ class TrainingConfig(Group):
     gradient_clip: float = Field(12.0, gt=0, description="maximum gradient norm")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the run over which the learning rate rises")
     ema_fraction: float = Field(
-        0.03, ge=0, le=0.5, description="mean age of the weights in their EMA, as a fraction of the run so far; 0: no EMA"
+        0.03,
+        ge=0,
+        le=0.5,
+        description="mean age of the weights in their EMA, as a fraction of the run so far; 0: no EMA",
     )
     oversample_foreground: float = Field(
         0.33, ge=0, le=1, description="least fraction of each batch's patches that hold a label chosen at random"

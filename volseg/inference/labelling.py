@@ -214,9 +214,7 @@ def probability_sink(
     yield write, array
 
 
-def predictor_of(
-    network: nn.Module, device: torch.device, dtype: torch.dtype, late_head: bool = True
-) -> Predictor:
+def predictor_of(network: nn.Module, device: torch.device, dtype: torch.dtype, late_head: bool = True) -> Predictor:
     """A network as the engine calls it; the last layer of a U-Net runs after blending if its inputs are fewer.
 
     Without `late_head` it never does: flips that exchange labels need the logits.

@@ -1,7 +1,8 @@
 """Component rules: chosen on the validation cases, stored in the model, applied to every result.
 
-A rule is stored only for a label whose mean Dice it raises. Regions have no rules: they share voxels, so removing a
-component of one region would change others.
+A rule is stored only for a label that enough cases have, whose mean Dice it raises, and where no case loses much: what
+helps a few validation cases by chance may remove a second lesion from every patient after them. Regions have no
+rules: they share voxels, so removing a component of one region would change others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ from volseg.inference.components import SLAB_VOXELS, keep_components, kept, merg
 SIZES_ML = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # The least gain in mean Dice: less does not show in four decimals.
 GAIN = 1e-4
+# The fewest cases with a label that a rule is chosen on, and the most Dice that any of them may lose by it.
+ENOUGH_CASES = 10
+LARGEST_LOSS = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ def choose_rules(tallies: Sequence[Tally], labels: Sequence[Label]) -> dict[str,
     """The rule of each label that profits from one, by name, with its mean Dice before and after.
 
     Candidates are volumes from small to large, then keeping the largest component only, in addition to the best volume.
-    Each has to be better than the best so far by `GAIN`, so that of equally good rules the mildest is chosen.
+    Each has to be better than the best so far by `GAIN`, so that of equally good rules the mildest is chosen. A label
+    that fewer than `ENOUGH_CASES` have gets no rule, nor does a candidate count by which a case loses more than
+    `LARGEST_LOSS`.
 
     Args:
         tallies: of the validation cases.
@@ -82,13 +88,16 @@ def choose_rules(tallies: Sequence[Tally], labels: Sequence[Label]) -> dict[str,
     chosen = {}
     for label in labels:
         rule = ComponentRule()
-        before = best = _mean_dice(tallies, label.value, rule)
+        plain = [one.dice(label.value, rule) for one in tallies]
+        if sum(score is not None for score in plain) < ENOUGH_CASES:
+            continue
+        before = best = _mean(plain)
         changes: list[dict[str, Any]] = [*({"smallest_ml": size} for size in SIZES_ML), {"largest_only": True}]
         for change in changes:
             candidate = rule.model_copy(update=change)
-            dice = _mean_dice(tallies, label.value, candidate)
-            if dice > best + GAIN:
-                rule, best = candidate, dice
+            found = [one.dice(label.value, candidate) for one in tallies]
+            if _mean(found) > best + GAIN and _largest_loss(plain, found) <= LARGEST_LOSS:
+                rule, best = candidate, _mean(found)
         if best > before:
             chosen[label.name] = rule.model_copy(update={"dice_before": before, "dice_after": best})
     return chosen
@@ -130,7 +139,13 @@ def postprocess(
     }
 
 
-def _mean_dice(tallies: Sequence[Tally], value: int, rule: ComponentRule) -> float:
+def _mean(dice: Sequence[float | None]) -> float:
     """The mean over the cases that have the label in either image; 0 without any."""
-    dice = [score for one in tallies if (score := one.dice(value, rule)) is not None]
-    return fmean(dice) if dice else 0.0
+    known = [score for score in dice if score is not None]
+    return fmean(known) if known else 0.0
+
+
+def _largest_loss(before: Sequence[float | None], after: Sequence[float | None]) -> float:
+    """The most Dice that any case loses; none where neither image has the label any more."""
+    pairs = zip(before, after, strict=True)
+    return max((one - other for one, other in pairs if one is not None and other is not None), default=0.0)

@@ -176,7 +176,9 @@ def _resampling(choices: PlanChoices, reasons: dict[str, str]) -> dict[str, Any]
     separate = "anisotropic" if order > 1 else "never"
     antialias = True if choices.antialias is None else choices.antialias
     reasons["image_resampling"] = SET if choices.image_resampling else "linear"
-    reasons["label_resampling"] = SET if choices.label_resampling else "each voxel takes the label nearest to its centre"
+    reasons["label_resampling"] = (
+        SET if choices.label_resampling else "each voxel takes the label nearest to its centre"
+    )
     return {
         "image_resampling": {"order": order, "separate": separate, "antialias": antialias},
         "label_resampling": choices.label_resampling or "nearest",

@@ -83,13 +83,13 @@ def plan_mirroring(
     for one, other in _named_pairs(places):
         if not {one, other} <= paired:
             blocked.setdefault(sagittal, f"{one} and {other} are no mirror images of each other")
-    axes: tuple[Axis, ...] = tuple(axis for axis in (0, 1, 2) if axis not in blocked)  # type: ignore[misc]
+    axes: tuple[Axis, ...] = tuple(axis for axis in (0, 1, 2) if axis not in blocked)
     why_axes = "; ".join(blocked.values()) or "no label lies on one side of the others"
     if choices.mirror_axes is not None:
         axes, why_axes = choices.mirror_axes, "set by the configuration"
     if not pairs:
         return Mirroring(axes, why_axes, None, why)
-    sides = Sides(axis=sagittal, pairs=tuple((values[one], values[other]) for one, other in pairs))  # type: ignore[arg-type]
+    sides = Sides(axis=sagittal, pairs=tuple((values[one], values[other]) for one, other in pairs))
     return Mirroring(axes, f"{why_axes}; a flip along R exchanges left and right labels", sides, why)
 
 

@@ -36,7 +36,15 @@ def test_streams_depend_on_seed_kind_and_number_and_not_on_the_process():
 
 @pytest.mark.parametrize(
     ("fraction", "batch_size", "positions"),
-    [(0.33, 2, [1]), (0.33, 3, [2]), (0.33, 4, [2, 3]), (0.33, 9, [6, 7, 8]), (0.6, 2, [0, 1]), (0, 5, []), (1, 1, [0])],
+    [
+        (0.33, 2, [1]),
+        (0.33, 3, [2]),
+        (0.33, 4, [2, 3]),
+        (0.33, 9, [6, 7, 8]),
+        (0.6, 2, [0, 1]),
+        (0, 5, []),
+        (1, 1, [0]),
+    ],
 )
 def test_the_last_samples_of_each_batch_are_foreground_patches(fraction, batch_size, positions):
     sampler = PatchSampler(fraction)

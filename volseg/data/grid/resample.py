@@ -9,7 +9,7 @@ With anti-aliasing, axes that become coarser agree with `interpolate(mode="trili
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -194,13 +194,16 @@ def resample_classes(classes: torch.Tensor, shape: Triple, resampling: Resamplin
     result = torch.zeros(shape, dtype=classes.dtype)
     best = torch.zeros(shape)
     for value in torch.unique(classes).tolist():
-        mask = resample_slabs(
-            lambda start, stop, value=value: (classes[start:stop] == value).float(), (d, h, w), shape, resampling
-        )
+        mask = resample_slabs(partial(_mask, classes, value), (d, h, w), shape, resampling)
         larger = mask > best
         result[larger] = value
         best = torch.maximum(best, mask)
     return result
+
+
+def _mask(classes: torch.Tensor, value: int, start: int, stop: int) -> torch.Tensor:
+    """Planes start to stop of the mask of one class, float32."""
+    return (classes[start:stop] == value).to(torch.float32)
 
 
 def resample_nearest(volume: torch.Tensor, shape: Triple) -> torch.Tensor:

@@ -29,6 +29,7 @@ def test_defaults_and_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "value"),
     [
+        ("training.average", "training.ema_decay", 0.9),
         ("training.foreground", "training.oversample_foreground", 0.5),
         ("training.growth", "training.progressive_patch_size", 0.25),
         ("augmentation.passes", "augmentation.warmup_epochs", 7.0),
@@ -44,12 +45,6 @@ def test_an_old_key_is_read_with_a_warning_and_not_next_to_the_new_one(old, new,
     ]
     with pytest.raises(ConfigError, match=f"'{old_key}' is the old name of '{key}'; give only '{key}'"):
         load_config(None, [f"{old}={value}", f"{new}={value}"])
-
-
-@pytest.mark.parametrize("old", ["average", "ema_decay"])
-def test_a_key_that_no_longer_exists_is_left_out_with_a_warning(old, caplog):
-    assert load_config(None, [f"training.{old}=0.9"]) == Config()
-    assert f"'{old}' has no effect any more: the EMA is set by ema_fraction" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -206,6 +201,8 @@ def test_a_rule_in_words(values, words):
         ("training.gradient_clip", "1e-9", "0"),
         ("training.warmup", "0", "-1e-9"),
         ("training.warmup", "0.999", "1"),
+        ("training.ema_decay", "0", "-1e-9"),
+        ("training.ema_decay", "0.999", "1"),
         ("training.ema_fraction", "0", "-1e-9"),
         ("training.ema_fraction", "0.5", "0.501"),
         ("training.oversample_foreground", "0", "-1e-9"),

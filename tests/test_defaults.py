@@ -24,6 +24,7 @@ TRAINING = {
     "gradient_clip": 12.0,
     "warmup": 0.02,
     "ema_fraction": 0.03,
+    "ema_decay": None,
     "oversample_foreground": 0.33,
     "progressive_patch_size": 0.9,
     "validations": 5,

@@ -39,7 +39,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("training/loop.py", "autocast(image.device, self.dtype)", "autocast(image.device, torch.float32)"),
     ("training/optimisers.py", "MOMENTUM = 0.95", "MOMENTUM = 0.5"),
     ("training/optimisers.py", "ahead = gradient.lerp(momentum, MOMENTUM)", "ahead = momentum"),
-    ("training/loop.py", "state.update_ema(config.ema_fraction)", "state.update_ema(0.5)"),
+    ("training/loop.py", "state.update_ema(config.ema_fraction,", "state.update_ema(0.5,"),
     ("config/training.py", "0.03, ge=0, le=0.5, description", "0.3, ge=0, le=0.5, description"),
     ("config/training.py", "        0.33, ge=0", "        0.0, ge=0"),
     ("config/training.py", "gradient_clip: float = Field(12.0", "gradient_clip: float = Field(0.012"),

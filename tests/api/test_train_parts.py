@@ -36,6 +36,7 @@ TRAINING = {
     "gradient_clip": 5.0,
     "warmup": 0.1,
     "ema_fraction": 0.07,
+    "ema_decay": 0.7,
     "oversample_foreground": 0.6,
     "progressive_patch_size": 0.4,
     "validations": 3,

@@ -109,8 +109,6 @@ def main(made: Path) -> None:
     finished = train(PHANTOMS, made / "finished_run", STEPS, SETTINGS)
     keep_run(finished, fixtures)
     keep_run(stopped(made / "stopped_run"), fixtures)
-    not_stopped = train(PHANTOMS, made / "not_stopped", SHORT_STEPS, SETTINGS)
-    shutil.copy(not_stopped / MODEL, fixtures / "not_stopped.safetensors")
 
     other_fold = train(PHANTOMS, made / "other_fold", STEPS, SETTINGS, "--fold", 1)
     command("ensemble", finished, other_fold, "--output", models / "ensemble.safetensors")

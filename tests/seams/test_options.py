@@ -94,6 +94,7 @@ def test_a_function_is_a_loss_and_sees_each_resolution():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        ("training.average", "training.ema_decay"),
         ("training.foreground", "training.oversample_foreground"),
         ("training.growth", "training.progressive_patch_size"),
         ("augmentation.passes", "augmentation.warmup_epochs"),

@@ -145,7 +145,7 @@ def test_each_step_has_its_rate_gradient_precision_and_ema(monkeypatch, precisio
         dtypes.append(output.dtype)
 
     monkeypatch.setattr(state.optimizer, "step", recording_step)
-    monkeypatch.setattr(state, "update_ema", lambda decay: (decays.append(decay), update_ema(decay)))
+    monkeypatch.setattr(state, "update_ema", lambda *given: (decays.append(given), update_ema(*given)))
     hook = state.network.register_forward_hook(recording_forward)
     fit(state, batches(0), Budget(steps=4), config)
     hook.remove()
@@ -158,7 +158,7 @@ def test_each_step_has_its_rate_gradient_precision_and_ema(monkeypatch, precisio
             torch.testing.assert_close(one, scale * other, rtol=1e-3, atol=1e-7)
     assert {bool(mode) for mode in modes} == {True}
     assert set(dtypes) == {dtype}
-    assert decays == [0.125] * 4
+    assert decays == [(0.125, None)] * 4
 
 
 def test_in_float16_the_loss_is_scaled_and_the_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
@@ -289,6 +289,22 @@ def test_the_mean_age_of_the_weights_in_their_ema_is_a_fraction_of_the_run(fract
             state.update_ema(fraction)
         mean = next(iter(state.ema.parameters())).mean().item()
         assert 1 - mean / steps == pytest.approx(fraction, abs=0.004)
+
+
+def test_a_fixed_decay_follows_the_recurrence():
+    state = TrainingState(network(), CONFIG)
+    start = next(iter(state.ema.parameters())).clone()
+    with torch.no_grad():
+        for parameter in state.network.parameters():
+            parameter.add_(1.0)
+    # The decay rises from step to step at first.
+    state.step = 1
+    state.update_ema(0.03, 0.9)
+    first = next(iter(state.ema.parameters())).clone()
+    torch.testing.assert_close(first, start + (1 - 2 / 11))
+    state.step = 1000
+    state.update_ema(0.03, 0.9)
+    torch.testing.assert_close(next(iter(state.ema.parameters())), 0.9 * first + 0.1 * (start + 1))
 
 
 def test_the_record_says_which_labels_the_patches_held():

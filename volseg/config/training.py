@@ -33,8 +33,6 @@ class Group(Frozen):
 
     # Old key: the key that has replaced it. An old key is read for one release, with a warning.
     RENAMED: ClassVar[dict[str, str]] = {}
-    # Keys that no longer exist: what there is instead. They are left out, with a warning.
-    REMOVED: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -48,9 +46,6 @@ class Group(Frozen):
                     raise ValueError(f"'{old}' is the old name of '{new}'; give only '{new}'")
                 logger.warning("The configuration key '%s' is now '%s'; the next release drops the old name.", old, new)
                 current[new] = current.pop(old)
-        for old, instead in cls.REMOVED.items():
-            if current.pop(old, None) is not None:
-                logger.warning("The configuration key '%s' has no effect any more: %s.", old, instead)
         return current
 
     @field_validator("*", mode="before")
@@ -100,13 +95,10 @@ class TrainingConfig(Group):
     """How a network is trained."""
 
     RENAMED: ClassVar[dict[str, str]] = {
+        "average": "ema_decay",
         "foreground": "oversample_foreground",
         "growth": "progressive_patch_size",
     }
-
-    REMOVED: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("average", "ema_decay"), "the EMA is set by ema_fraction, as a fraction of the run"
-    )
 
     loss: str = Field("dice_ce", description="a name in `volseg.losses.LOSSES`")
     learning_rate: float = Field(1.5e-2, gt=0)
@@ -114,11 +106,9 @@ class TrainingConfig(Group):
     gradient_clip: float = Field(12.0, gt=0, description="maximum gradient norm")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the run over which the learning rate rises")
     ema_fraction: float = Field(
-        0.03,
-        ge=0,
-        le=0.5,
-        description="mean age of the weights in their EMA, as a fraction of the run so far; 0: no EMA",
+        0.03, ge=0, le=0.5, description="mean age of the weights in their EMA, as a fraction of the run; 0: no EMA"
     )
+    ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of the EMA per step, instead of ema_fraction")
     oversample_foreground: float = Field(
         0.33, ge=0, le=1, description="least fraction of each batch's patches that hold a label chosen at random"
     )

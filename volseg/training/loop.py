@@ -79,7 +79,7 @@ def fit(
         batch = crop_patches(batch, progress, state.step)
         value = _step(state, network_loss, batch, scaler, config, device)
         state.step += 1
-        state.update_ema(config.ema_fraction)
+        state.update_ema(config.ema_fraction, config.ema_decay)
 
         # ---- validate, evenly spaced over the run; at its end the written files are validated instead
         state.seconds = ranks.broadcast(spent_before + time.perf_counter() - started)

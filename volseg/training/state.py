@@ -64,7 +64,7 @@ class TrainingState:
         self.seconds = 0.0
 
     @torch.no_grad()
-    def update_ema(self, fraction: float) -> None:
+    def update_ema(self, fraction: float, decay: float | None = None) -> None:
         """Update the EMA after a step; its window grows with the run, so that the random initial weights fade quickly.
 
         Karras et al. 2024, arXiv 2312.02696, section 3.1: with a decay of (1 - 1 / step) ** (g + 1) the weights after
@@ -72,8 +72,12 @@ class TrainingState:
 
         Args:
             fraction: the mean age, 0 to 0.5; 0: the EMA equals the weights.
+            decay: the decay of all steps but the first few, whatever the fraction; None: the one above.
         """
-        decay = (1 - 1 / self.step) ** (1 / fraction - 1) if fraction else 0.0
+        if decay is None:
+            decay = (1 - 1 / self.step) ** (1 / fraction - 1) if fraction else 0.0
+        else:
+            decay = min(decay, (1 + self.step) / (10 + self.step))
         for mean, new in zip(self.ema.state_dict().values(), self.network.state_dict().values(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(new, 1 - decay)

@@ -125,7 +125,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "labels": ", ".join(map(_label_text, plan.labels)),
         **({"codes": codes} if (codes := _codes_text(plan.labels)) else {}),
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
-        "spacing_mm": _times(plan.spacing_mm),
+        "spacing_mm": _times(plan.spacing_mm if plan.dimensions == 3 else ("as scanned", *plan.spacing_mm[1:])),
         "patch_size": _times(plan.patch_size),
         "network": f"{network.encoder} U-Net of {_block_names(network)}, features {features}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",

@@ -168,6 +168,9 @@ class Plan(Frozen):
         "ras", description="voxel order of the input: closest RAS+, or as stored"
     )
     axes: Triple = Field((2, 0, 1), description="axes of the oriented scan that become D, H, W; D is through-plane")
+    dimensions: Literal[2, 3] = Field(
+        3, description="2: each slice by itself, at the distance that the scan has; D of spacing_mm is the usual one"
+    )
     crop: Literal["none", "nonzero"] = Field("none", description="none, or the bounding box of all nonzero voxels")
     image_resampling: Resampling = Resampling()
     logits_resampling: Resampling = Resampling()
@@ -179,6 +182,22 @@ class Plan(Frozen):
     )
     steps: Count = 20_000
     network: NetworkConfig
+
+    @model_serializer(mode="wrap")
+    def _without_usual_dimensions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions read the plans and model files of three dimensions.
+        document: dict[str, Any] = handler(self)
+        if document.get("dimensions") == 3:
+            del document["dimensions"]
+        return document
+
+    @model_validator(mode="after")
+    def _slices_are_flat(self) -> Self:
+        if self.dimensions == 2 and self.patch_size[0] != 1:
+            raise ValueError(f"dimensions are 2, but patch_size {self.patch_size} has more than one slice")
+        if self.dimensions == 2 and 0 in self.mirror_axes:
+            raise ValueError("dimensions are 2, but mirror_axes has 0, the axis through the slices")
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -210,6 +229,15 @@ class Plan(Frozen):
         if self.ignore in self.stored_values:
             raise ValueError(f"ignore is {self.ignore}, which is the value of a label")
         return self
+
+    def spacing_of(self, scan_spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """The spacing of a scan in network space: the plan's, but with two dimensions that of the scan along D.
+
+        Args:
+            scan_spacing_mm: of the scan along D, H, W.
+        """
+        through = scan_spacing_mm[0] if self.dimensions == 2 else self.spacing_mm[0]
+        return (through, *self.spacing_mm[1:])
 
     @property
     def stored_values(self) -> tuple[int, ...]:

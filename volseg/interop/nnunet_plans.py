@@ -183,7 +183,7 @@ def _inherited(plans: Plans, name: str) -> dict[str, Any]:
 
 
 def _check_kind(plans: Plans, name: str, document: Mapping[str, Any]) -> None:
-    """Reject models that are neither 2-D nor 3-D, belong to a cascade, or have their own reader, preprocessor or label manager."""
+    """Reject models that are neither 2-D nor 3-D, belong to a cascade, or have a reader or other part of their own."""
     size, spacing = document.get("patch_size"), document.get("spacing")
     if isinstance(size, list) and len(size) not in (2, 3):
         _reject("Configuration", f"{name}, of {len(size)} dimensions", "configurations of 2 or 3 dimensions")

@@ -82,9 +82,7 @@ def choose_dimensions(
 def slice_spacing(fingerprint: Fingerprint, spacing_mm: Spacing, through_plane: Axis) -> tuple[Spacing, str]:
     """The spacing of a plan of slices, and why: along D, where nothing is resampled, the median distance of slices."""
     through = float(np.median([case.spacing_mm[through_plane] for case in fingerprint.cases]))
-    why = (
-        f"median of the scans, per axis; only in-plane, and each scan keeps its own slices along {'RAS'[through_plane]}"
-    )
+    why = f"median of the scans, per axis; along {'RAS'[through_plane]} each scan keeps its own slices"
     return (round(through, 5), spacing_mm[1], spacing_mm[2]), why
 
 

@@ -43,8 +43,9 @@ def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
     strides: list[Triple] = [(1, 1, 1)]
     kernels: list[Triple] = []
     while axes := _axes_to_halve(spacing, size):
+        finest = min(along for along, edge in zip(spacing, patch, strict=True) if edge > 1)
         kernel = [
-            most if finer == 3 or along / min(spacing) < 2 else 1
+            most if finer == 3 or along / finest < 2 else 1
             for finer, along, most in zip(kernel, spacing, widest, strict=True)
         ]
         kernels.append((kernel[0], kernel[1], kernel[2]))

@@ -63,7 +63,7 @@ def augments_in_plane(plan: Plan) -> bool:
 
 
 def random_warp(rng: np.random.RandomState, config: AugmentationConfig, plan: Plan) -> Warp:
-    """A random warp: rotation about all axes, or for a strongly anisotropic or 2-D plan about D by up to 180 degrees."""
+    """A random warp: rotation about all axes, or in-plane by up to 180 degrees, see `augments_in_plane`."""
     in_plane = augments_in_plane(plan)
     largest = np.radians([180.0, 0.0, 0.0] if in_plane else [config.rotation_degrees] * 3)
     angles, scale = np.zeros(3), 1.0

@@ -53,8 +53,8 @@ AUGMENTATION = {
     "gamma_range": (0.7, 1.5),
 }
 PLAN_CHOICES = (
-    "spacing_mm", "patch_size", "batch_size", "normalisation", "mirror_axes", "architecture", "block", "mid", "encoder",
-    "features", "blocks_per_stage", "norm", "activation", "deep_supervision",
+    "dimensions", "spacing_mm", "patch_size", "batch_size", "normalisation", "mirror_axes", "architecture", "block",
+    "mid", "encoder", "features", "blocks_per_stage", "norm", "activation", "deep_supervision",
 )  # fmt: skip
 RESAMPLING = {"order": 1, "separate": "never", "separate_order": 0, "anisotropy": 3.0, "nearest": "scipy"}
 PLAN = {
@@ -62,6 +62,7 @@ PLAN = {
     "ignore": None,
     "orientation": "ras",
     "axes": (2, 0, 1),
+    "dimensions": 3,
     "crop": "none",
     "image_resampling": Resampling(**RESAMPLING),
     "logits_resampling": Resampling(**RESAMPLING),
@@ -163,7 +164,7 @@ PARTS = {
 }  # fmt: skip
 # What nnU-Net does where its files leave a key out.
 NNUNET = {
-    Plans: {"label_manager": "LabelManager"},
+    Plans: {"label_manager": "LabelManager", "median_spacing": None},
     Configuration: {"preprocessor_name": "DefaultPreprocessor", "previous_stage": None},
     ArrayResampling: {
         "is_seg": False, "order": 3, "order_z": 0, "force_separate_z": False, "separate_z_anisotropy_threshold": 3.0,

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pipeline import write_model
+from tests.pipeline import tiny_plan, write_model
 from tests.transforms.test_slices import flat_plan
 from volseg import Segmenter
 from volseg.config import Resampling
 from volseg.data.grid.geometry import Geometry, map_to_network
 from volseg.data.grid.preprocess import image_to_network
+from volseg.inference.budget import windows_at_once
 from volseg.inference.labelling import nearest_axis
 
 
@@ -76,3 +77,11 @@ def test_the_result_of_one_slice_keeps_its_file(tmp_path):
     assert written.shape == (40, 36, 1)
     assert np.allclose(written.affine, image.affine)
     assert written.header["pixdim"][3] == 8.0
+
+
+def test_small_slices_are_computed_together_on_a_cpu():
+    cpu = torch.device("cpu")
+    for edge, expected in ((16, 16), (128, 4), (512, 1)):
+        plan = flat_plan(patch_size=(1, edge, edge))
+        assert windows_at_once(plan, torch.float32, cpu) == expected
+    assert windows_at_once(tiny_plan(), torch.float32, cpu) == 1

@@ -197,7 +197,7 @@ def feature_maps(network: NetworkConfig, patch: Triple) -> int:
 
 
 def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
-    """The number of windows in a batch: one on a CPU, several of small slices; up to eight on a GPU, as memory allows."""
+    """The number of windows in a batch: one on a CPU, several small slices, or up to eight on a GPU."""
     if device.type != "cuda":
         # Calling the layers takes longer than computing a small slice.
         return max(1, min(16, SLICES_PIXELS // math.prod(plan.patch_size))) if plan.dimensions == 2 else 1

@@ -54,9 +54,9 @@ AUGMENTATION = {
     "gamma_range": (0.7, 1.5),
 }
 PLAN_CHOICES = (
-    "spacing_mm", "patch_size", "batch_size", "normalisation", "crop", "image_resampling",
-    "label_resampling", "antialias", "mirror_axes", "sides", "architecture", "block", "mid", "encoder",
-    "features", "blocks_per_stage", "norm", "activation", "deep_supervision",
+    "dimensions", "spacing_mm", "patch_size", "batch_size", "normalisation", "crop", "image_resampling",
+    "label_resampling", "antialias", "mirror_axes", "sides", "architecture", "block", "mid", "encoder", "features",
+    "blocks_per_stage", "norm", "activation", "deep_supervision",
 )  # fmt: skip
 RESAMPLING = {
     "order": 1,
@@ -71,6 +71,7 @@ PLAN = {
     "ignore": None,
     "orientation": "ras",
     "axes": (2, 0, 1),
+    "dimensions": 3,
     "crop": "none",
     "image_resampling": Resampling(**RESAMPLING),
     "label_resampling": "nearest",
@@ -174,7 +175,7 @@ PARTS = {
 }  # fmt: skip
 # What nnU-Net does where its files leave a key out.
 NNUNET = {
-    Plans: {"label_manager": "LabelManager"},
+    Plans: {"label_manager": "LabelManager", "median_spacing": None},
     Configuration: {"preprocessor_name": "DefaultPreprocessor", "previous_stage": None},
     ArrayResampling: {
         "is_seg": False, "order": 3, "order_z": 0, "force_separate_z": False, "separate_z_anisotropy_threshold": 3.0,

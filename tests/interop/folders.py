@@ -62,7 +62,7 @@ def plans_of(variant: Variant) -> dict[str, Any]:
         "transpose_forward": list(variant.transpose),
         "transpose_backward": back,
         "configurations": {
-            "2d": {"patch_size": [8, 8]},
+            "other": {"patch_size": [8, 8]},
             "base": {**shared, "batch_size": 2},
             CONFIGURATION: {"inherits_from": "base", "batch_size": 3},
         },
@@ -80,7 +80,7 @@ def architecture(variant: Variant) -> dict[str, Any]:
         "arch_kwargs": {
             "n_stages": len(variant.features),
             "features_per_stage": list(variant.features),
-            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "conv_op": f"torch.nn.modules.conv.Conv{variant.dimensions}d",
             "kernel_sizes": [list(kernel) for kernel in variant.kernels],
             "strides": [list(stride) for stride in variant.strides],
             "n_blocks_per_stage" if variant.residual else "n_conv_per_stage": list(variant.blocks),
@@ -105,7 +105,7 @@ def old_network(variant: Variant) -> dict[str, Any]:
         "unet_max_num_features": variant.features[-1],
         "n_conv_per_stage_encoder": list(variant.blocks),
         "n_conv_per_stage_decoder": list(variant.decoder_blocks),
-        "num_pool_per_axis": [1, 2, 2],
+        "num_pool_per_axis": [1, 2, 2][-variant.dimensions :],
         "pool_op_kernel_sizes": [list(stride) for stride in variant.strides],
         "conv_kernel_sizes": [list(kernel) for kernel in variant.kernels],
     }
@@ -130,7 +130,7 @@ def checkpoint(variant: Variant, fold: int) -> dict[str, Any]:
         "network_weights": network_weights(variant, np.random.default_rng(fold)),
         "init_args": {"configuration": CONFIGURATION, "fold": fold},
         "trainer_name": "nnUNetTrainer",
-        "inference_allowed_mirroring_axes": (0, 2),
+        "inference_allowed_mirroring_axes": (0, variant.dimensions - 1),
     }
 
 
@@ -173,7 +173,7 @@ def network_weights(variant: Variant, rng: np.random.Generator) -> dict[str, tor
         for k in range(blocks):
             before = features[s] if k else channels
             if variant.residual:
-                name, stride = f"stages.{s}.blocks.{k}", strides[s] if k == 0 else (1, 1, 1)
+                name, stride = f"stages.{s}.blocks.{k}", strides[s] if k == 0 else strides[0]
                 add_residual_block(encoder, name, before, features[s], kernels[s], stride, variant, rng)
             else:
                 add_block(encoder, f"stages.{s}.0.convs.{k}", before, features[s], kernels[s], variant, rng)
@@ -185,7 +185,7 @@ def network_weights(variant: Variant, rng: np.random.Generator) -> dict[str, tor
         for k in range(variant.decoder_blocks[i]):
             before = features[s] if k else 2 * features[s]
             add_block(decoder, f"stages.{i}.convs.{k}", before, features[s], kernels[s], variant, rng)
-        shape = (variant.heads, features[s], 1, 1, 1)
+        shape = (variant.heads, features[s], *strides[0])
         add_conv(decoder, f"seg_layers.{i}", shape, features[s], variant.heads, rng)
         # Without this, one class would win nearly everywhere, because activations are mostly positive.
         decoder[f"seg_layers.{i}.weight"] -= decoder[f"seg_layers.{i}.weight"].mean(1, keepdim=True)
@@ -197,8 +197,9 @@ def add_residual_block(tensors, name, before, after, kernel, stride, variant, rn
     add_block(tensors, f"{name}.conv1", before, after, kernel, variant, rng)
     add_block(tensors, f"{name}.conv2", after, after, kernel, variant, rng)
     if before != after:
-        pooled = int(stride != (1, 1, 1))
-        add_block(tensors, f"{name}.skip.{pooled}", before, after, (1, 1, 1), variant, rng, bias=False)
+        pooled = int(max(stride) > 1)
+        point = (1,) * variant.dimensions
+        add_block(tensors, f"{name}.skip.{pooled}", before, after, point, variant, rng, bias=False)
 
 
 def add_block(tensors, name, before, after, kernel, variant, rng, bias=None) -> None:
@@ -225,9 +226,10 @@ def add_conv(tensors, name, shape, fan_in, biases, rng) -> None:
 
 
 def write_scan(folder: Path, variant: Variant, scale: int = 1) -> list[Path]:
-    """A scan for the variant, one file per channel (case_0000.nii.gz, ...); 18 x 20 x 16 voxels times `scale`."""
+    """A scan for the variant, one file per channel (case_0000.nii.gz, ...), `scale` times the size."""
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (18 * scale, 20 * scale, 16 * scale)
+    i, j, k = (size * scale if size > 1 else 1 for size in variant.scan_shape)
+    shape = (i, j, k)
     directions = [-1.0 if axis in variant.scan_flips else 1.0 for axis in range(3)]
     affine = np.diag([*np.multiply(directions, variant.scan_spacing), 1.0])
     paths = []

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from tests.interop.folders import CONFIGURATION, dataset_of, plans_of
-from tests.interop.variants import DEEP, VARIANTS, Variant
+from tests.interop.variants import DEEP, FLAT, VARIANTS, Variant
 from volseg.config import Channel, Label, Resampling
 from volseg.errors import InputError
 from volseg.interop.nnunet_plans import plan_of
@@ -41,6 +41,32 @@ def test_fields_of_a_plain_model():
     assert (plan.spacing_mm, plan.patch_size, plan.mirror_axes) == ((2.5, 0.7, 0.8), (8, 16, 24), (0, 2))
     assert plan.image_resampling == Resampling(order=3, separate="anisotropic")
     assert plan.logits_resampling == Resampling(order=1, separate="anisotropic")
+
+
+def test_a_2d_model_is_applied_slice_by_slice():
+    variant = Variant(**FLAT | {"patch": (16, 24), "spacing": (0.7, 0.8)}, transpose=(1, 0, 2))
+    plans = plans_of(variant) | {"original_median_spacing_after_transp": [5.5, 0.7, 0.8]}
+    plan = imported(variant, plans, mirror_axes=(0, 1))
+    assert (plan.dimensions, plan.axes, plan.mirror_axes) == (2, (1, 2, 0), (1, 2))
+    assert (plan.spacing_mm, plan.patch_size) == ((5.5, 0.7, 0.8), (1, 16, 24))
+    assert plan.network.kernels == ((1, 3, 3), (1, 3, 3))
+    assert plan.network.strides == ((1, 1, 1), (1, 2, 2))
+    # The median spacing is in no plan before nnU-Net 2.
+    assert imported(variant).spacing_mm == (0.8, 0.7, 0.8)
+
+
+def test_a_2d_model_needs_a_2d_network():
+    plans = plans_of(Variant(**FLAT))
+    arguments = plans["configurations"]["base"]["architecture"]["arch_kwargs"]
+    for key, value, named in (
+        ("conv_op", "torch.nn.modules.conv.Conv3d", "Conv3d for a patch_size of 2 numbers.*two-dimensional"),
+        ("norm_op", "torch.nn.modules.instancenorm.InstanceNorm3d", "norm InstanceNorm3d.*InstanceNorm2d"),
+        ("kernel_sizes", [[3, 3, 3], [3, 3, 3]], "kernels"),
+    ):
+        before, arguments[key] = arguments[key], value
+        with pytest.raises(InputError, match=named):
+            imported(Variant(**FLAT), plans)
+        arguments[key] = before
 
 
 def test_inherited_values_are_overridden_by_the_heir():
@@ -191,7 +217,8 @@ def test_regions_keep_the_order_of_dataset_json():
         ("plans", "configurations", {"2d": {}}, "no configuration '3d_fullres' in plans.json, only 2d"),
         ("plans", "transpose_forward", [0, 1], "transpose_forward"),
         ("plans", "transpose_forward", [0, 0, 1], "axes"),
-        ("configuration", "patch_size", [8, 8], "3d_fullres, of 2 dimensions"),
+        ("configuration", "patch_size", [8, 8], "patch_size of 2 numbers and a spacing of 3"),
+        ("configuration", "patch_size", [8], "3d_fullres, of 1 dimensions"),
         ("configuration", "patch_size", [8, 8, 9], "not a multiple"),
         ("configuration", "previous_stage", "3d_lowres", "second stage of a cascade"),
         ("configuration", "inherits_from", CONFIGURATION, "circle: 3d_fullres, base"),

@@ -21,12 +21,21 @@ def network_and_weights(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_weights_fit_the_network_of_their_plans(name):
     config, stored = network_and_weights(name)
-    weights = import_weights(stored, config, "here")
+    weights = import_weights(stored, config, "here", VARIANTS[name].dimensions)
     assert not UNet(config).load_state_dict(weights).missing_keys
     values = {one.numpy().tobytes() for one in stored.values()}
     for ours, tensor in weights.items():
         made_here = ours.endswith("running_mean") or (ours.endswith("up.bias") and not tensor.any())
         assert made_here or tensor.numpy().tobytes() in values, ours
+
+
+def test_weights_of_other_dimensions_are_refused():
+    config, stored = network_and_weights("slices")
+    with pytest.raises(InputError, match=r"has shape \(6, 1, 3, 3\), but .* give \(6, 1, 1, 3, 3\)"):
+        import_weights(stored, config, "here")
+    deep = {name: one.unsqueeze(2) if one.ndim == 4 else one for name, one in stored.items()}
+    with pytest.raises(InputError, match=r"has shape \(6, 1, 1, 3, 3\), but .* give \(6, 1, 3, 3\)"):
+        import_weights(deep, config, "here", 2)
 
 
 def test_names_in_a_plain_network():

@@ -11,6 +11,8 @@ TORCH_RESAMPLING = "resample_torch_fornnunet"
 class Variant:
     """A model folder and the scan that goes with it; triples are in nnU-Net's order after its transpose.
 
+    A 2-D model has pairs instead, and the norm of its dimensions.
+
     Attributes:
         scan_spacing: of the scan along I, J, K.
         scan_flips: axes of the scan that run to L, P or I.
@@ -25,16 +27,17 @@ class Variant:
     regions_class_order: tuple[int, ...] | None = None
     reader: str = "SimpleITKIO"
     transpose: tuple[int, int, int] = (0, 1, 2)
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     scan_spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     scan_flips: tuple[int, ...] = ()
-    patch: tuple[int, int, int] = (8, 8, 8)
+    scan_shape: tuple[int, int, int] = (18, 20, 16)
+    patch: tuple[int, ...] = (8, 8, 8)
     resampling: str = ARRAY_RESAMPLING
     force_separate_z: bool | None = None
     features: tuple[int, ...] = (6, 10)
     blocks: tuple[int, ...] = (2, 2)
-    kernels: tuple[tuple[int, int, int], ...] = ((3, 3, 3), (3, 3, 3))
-    strides: tuple[tuple[int, int, int], ...] = ((1, 1, 1), (2, 2, 2))
+    kernels: tuple[tuple[int, ...], ...] = ((3, 3, 3), (3, 3, 3))
+    strides: tuple[tuple[int, ...], ...] = ((1, 1, 1), (2, 2, 2))
     decoder_blocks: tuple[int, ...] = (2,)
     residual: bool = False
     norm: str = "torch.nn.modules.instancenorm.InstanceNorm3d"
@@ -44,6 +47,11 @@ class Variant:
     folds: int = 1
     old: bool = False
     stripped: bool = True
+
+    @property
+    def dimensions(self) -> int:
+        """Of the network."""
+        return len(self.patch)
 
     @property
     def heads(self) -> int:
@@ -58,6 +66,13 @@ DEEP = {
     "decoder_blocks": (2, 1),
     "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+}
+FLAT = {
+    "patch": (8, 8),
+    "spacing": (1.0, 1.0),
+    "kernels": ((3, 3), (3, 3)),
+    "strides": ((1, 1), (2, 2)),
+    "norm": "torch.nn.modules.instancenorm.InstanceNorm2d",
 }
 VARIANTS = {
     "windows": Variant(spacing=(1.2, 1.0, 1.1), scan_spacing=(0.9, 1.1, 1.3)),
@@ -94,5 +109,22 @@ VARIANTS = {
     "batch_norm": Variant(norm="torch.nn.modules.batchnorm.BatchNorm3d", schemes=("NoNormalization",)),
     "reoriented": Variant(
         reader="NibabelIOWithReorient", scan_flips=(0, 2), scan_spacing=(1.1, 1.0, 0.9), force_separate_z=False
+    ),
+    "slices": Variant(**FLAT | {"spacing": (1.2, 1.1)}, scan_spacing=(0.9, 1.1, 1.3)),
+    "thick_slices": Variant(**FLAT | {"patch": (16, 8)}, scan_spacing=(1.2, 1.1, 6.0), masked=True),
+    "single_slice": Variant(**FLAT, scan_spacing=(1.3, 0.8, 5.0), scan_shape=(30, 40, 1)),
+    "slices_transposed": Variant(
+        **FLAT | {"spacing": (1.4, 0.9)}, transpose=(2, 0, 1), scan_spacing=(1.3, 1.0, 0.8), residual=True
+    ),
+    "slices_torch": Variant(
+        **FLAT | {"spacing": (1.0, 1.1)}, resampling=TORCH_RESAMPLING, scan_spacing=(0.9, 1.2, 4.0), folds=2
+    ),
+    "slices_old": Variant(**FLAT | {"spacing": (1.1, 1.0)}, old=True),
+    "slices_batch_norm": Variant(
+        **FLAT | {"norm": "torch.nn.modules.batchnorm.BatchNorm2d", "patch": (8, 16)},
+        channels={"0": "T1", "1": "T2"},
+        schemes=("ZScoreNormalization", "NoNormalization"),
+        labels={"background": 0, "whole": [1, 2], "core": 2},
+        regions_class_order=(1, 2),
     ),
 }

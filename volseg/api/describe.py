@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from volseg.config import ComponentRule, Frozen, Label, NetworkConfig, checked, load_config, rules_in_words
+from volseg.config import ComponentRule, Frozen, Label, NetworkConfig, Plan, checked, load_config, rules_in_words
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_scan
 from volseg.data.io.choice import Choice, chosen
@@ -125,7 +125,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "labels": ", ".join(map(_label_text, plan.labels)),
         **({"codes": codes} if (codes := _codes_text(plan.labels)) else {}),
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
-        "spacing_mm": _times(plan.spacing_mm),
+        "spacing_mm": _spacing_text(plan),
         "patch_size": _times(plan.patch_size),
         "network": f"{network.encoder} U-Net of {_block_names(network)}, features {features}",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
@@ -142,6 +142,11 @@ def _describe_model(path: Path) -> dict[str, Any]:
         # For an ensemble of folds: each validation case is scored with the member that was not trained on it.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
     }
+
+
+def _spacing_text(plan: Plan) -> str:
+    """The spacing of the network's grid; with two dimensions a scan keeps its slices."""
+    return _times(plan.spacing_mm) if plan.dimensions == 3 else f"slices as scanned, {_times(plan.spacing_mm[1:])}"
 
 
 def _block_names(network: NetworkConfig) -> str:

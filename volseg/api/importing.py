@@ -67,7 +67,7 @@ def import_nnunet(
     weights: dict[str, Tensor] = {}
     for member, fold in enumerate(trained):
         prefix = f"members.{member}." if len(trained) > 1 else ""
-        tensors = import_weights(fold.checkpoint.weights, plan.network, str(fold.path))
+        tensors = import_weights(fold.checkpoint.weights, plan.network, str(fold.path), plan.dimensions)
         weights |= {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     document = {
         "name": re.sub(r"^dataset\d+_", "", plan.dataset.lower()) or "model",

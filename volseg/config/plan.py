@@ -183,6 +183,9 @@ class Plan(Frozen):
         "ras", description="voxel order of the input: closest RAS+, or as stored"
     )
     axes: Triple = Field((2, 0, 1), description="axes of the oriented scan that become D, H, W; D is through-plane")
+    dimensions: Literal[2, 3] = Field(
+        3, description="2: each slice by itself, at the distance that the scan has; D of spacing_mm is the usual one"
+    )
     crop: Literal["none", "nonzero"] = Field("none", description="none, or the bounding box of all nonzero voxels")
     image_resampling: Resampling = Resampling()
     label_resampling: Literal["nearest", "linear"] = Field(
@@ -202,7 +205,15 @@ class Plan(Frozen):
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Older versions read the plans and model files that do without these.
-        return _without(handler(self), label_resampling="nearest", sides=None)
+        return _without(handler(self), dimensions=3, label_resampling="nearest", sides=None)
+
+    @model_validator(mode="after")
+    def _slices_are_flat(self) -> Self:
+        if self.dimensions == 2 and self.patch_size[0] != 1:
+            raise ValueError(f"dimensions are 2, but patch_size {self.patch_size} has more than one slice")
+        if self.dimensions == 2 and 0 in self.mirror_axes:
+            raise ValueError("dimensions are 2, but mirror_axes has 0, the axis through the slices")
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -255,6 +266,15 @@ class Plan(Frozen):
         """The classes that a flip along `sides.axis` exchanges, in pairs; none without sides."""
         classes = {label.value: index for index, label in enumerate(self.labels, start=1)}
         return tuple((classes[one], classes[other]) for one, other in (self.sides.pairs if self.sides else ()))
+
+    def spacing_of(self, scan_spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """The spacing of a scan in network space: the plan's, but with two dimensions that of the scan along D.
+
+        Args:
+            scan_spacing_mm: of the scan along D, H, W.
+        """
+        through = scan_spacing_mm[0] if self.dimensions == 2 else self.spacing_mm[0]
+        return (through, *self.spacing_mm[1:])
 
     @property
     def stored_values(self) -> tuple[int, ...]:

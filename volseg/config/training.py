@@ -60,6 +60,9 @@ class Group(Frozen):
 class PlanChoices(Group):
     """The parts of the plan that a user may set; None: derived from the data."""
 
+    dimensions: Literal[2, 3] | None = Field(
+        None, description="2: slice by slice, with in-plane kernels only; 3: kernels through the plane too"
+    )
     spacing_mm: tuple[Spacing, Spacing, Spacing] | None = None
     patch_size: tuple[Size, Size, Size] | None = None
     batch_size: Size | None = None

@@ -35,6 +35,8 @@ PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
 SCAN_BYTES = GIB // 2
 # Up to this size of a window's feature maps, CPU cores lose more time waiting for each other than sharing one saves.
 SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
+# Pixels of the slices in a batch.
+SLICES_PIXELS = 1 << 16
 # From so many windows on, and so many voxels in network space for each of the scan, the voxel size is questioned.
 MANY_WINDOWS, MANY_VOXELS = 1000, 20
 # Resampled logits of a block, and small tensors.
@@ -195,9 +197,10 @@ def feature_maps(network: NetworkConfig, patch: Triple) -> int:
 
 
 def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
-    """The number of windows in a batch: one on a CPU, up to eight on a GPU, as memory allows."""
+    """The number of windows in a batch: one on a CPU, several small slices, or up to eight on a GPU."""
     if device.type != "cuda":
-        return 1
+        # Calling the layers takes longer than computing a small slice.
+        return max(1, min(16, SLICES_PIXELS // math.prod(plan.patch_size))) if plan.dimensions == 2 else 1
     one = 4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)
     return max(1, min(8, free_gpu_memory(device) // one))
 

@@ -258,5 +258,5 @@ def _sizes(batch: Tensor) -> tuple[int, ...]:
 def nearest_axis(plan: Plan, grid: GridMap) -> int | None:
     """The axis of network space whose logits are resampled to image space by nearest neighbour, if any."""
     resampling = plan.logits_resampling
-    axis = separate_axis(resampling, plan.spacing_mm, grid.spacing_mm)
+    axis = separate_axis(resampling, plan.spacing_of(grid.spacing_mm), grid.spacing_mm)
     return axis if resampling.separate_order == 0 else None

@@ -18,19 +18,18 @@ PerAxis = Count | Annotated[tuple[Count, ...], Field(max_length=3)]
 
 PACKAGE = "dynamic_network_architectures."
 ENCODERS = {"PlainConvUNet": "plain", "ResidualEncoderUNet": "residual"}
-CONVOLUTION = "torch.nn.modules.conv.Conv3d"
-NORMS: dict[str, Norm] = {"InstanceNorm3d": "instance", "BatchNorm3d": "batch"}
+CONVOLUTION = "torch.nn.modules.conv.Conv"
+NORMS: dict[str, Norm] = {"InstanceNorm": "instance", "BatchNorm": "batch"}
+IN_WORDS = {2: "two-dimensional networks (Conv2d)", 3: "three-dimensional networks (Conv3d)"}
 # Keyword arguments with which an activation equals volseg's; `inplace` changes no value.
 ACTIVATIONS: dict[str, tuple[Activation, dict[str, Any]]] = {
     "LeakyReLU": ("leaky_relu", {"negative_slope": 0.01}),
     "ReLU": ("relu", {}),
     "GELU": ("gelu", {"approximate": "none"}),
 }
-# Implied by all plans before 2.4.
+# Implied by all plans before 2.4, with convolution and norm of the patch's dimensions.
 OLD_ARGUMENTS = {
-    "conv_op": CONVOLUTION,
     "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
     "norm_op_kwargs": {"eps": 1e-5, "affine": True},
     "nonlin": "torch.nn.LeakyReLU",
 }
@@ -47,8 +46,7 @@ class OldNetwork(Stored):
     conv_kernel_sizes: tuple[PerAxis, ...] = Field(max_length=MOST_STAGES)
     pool_op_kernel_sizes: tuple[PerAxis, ...] = Field(max_length=MOST_STAGES)
 
-    @property
-    def architecture(self) -> dict[str, Any]:
+    def architecture(self, dimensions: int) -> dict[str, Any]:
         """The same network in the format of nnU-Net 2.4 and later."""
         residual = self.class_name == "ResidualEncoderUNet"
         stages = range(len(self.n_conv_per_stage_encoder))
@@ -56,6 +54,8 @@ class OldNetwork(Stored):
             "network_class_name": f"{PACKAGE}architectures.unet.{self.class_name}",
             "arch_kwargs": {
                 **OLD_ARGUMENTS,
+                "conv_op": f"{CONVOLUTION}{dimensions}d",
+                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
                 "n_stages": len(stages),
                 "features_per_stage": [min(self.first_features * 2**s, self.most_features) for s in stages],
                 "kernel_sizes": self.conv_kernel_sizes,
@@ -113,14 +113,17 @@ def network_of(configuration: dict[str, Any], trainer: str, channels: int, class
         InputError: it is not a network that volseg can build.
     """
     source = "The network in plans.json"
-    document = configuration.get("architecture") or checked(OldNetwork, configuration, source, InputError).architecture
+    dimensions = 2 if len(configuration["patch_size"]) == 2 else 3
+    document = configuration.get("architecture")
+    if not document:
+        document = checked(OldNetwork, configuration, source, InputError).architecture(dimensions)
     architecture = checked(Architecture, document, source, InputError)
     name = architecture.network_class_name
     encoder = ENCODERS.get(name.rpartition(".")[2]) if name.startswith(PACKAGE) else None
     if encoder is None:
         _reject(f"is {name}", "PlainConvUNet and ResidualEncoderUNet")
     arguments = checked(Arguments, architecture.arch_kwargs, source, InputError)
-    _check_arguments(arguments)
+    _check_arguments(arguments, dimensions)
     blocks = arguments.n_conv_per_stage if encoder == "plain" else arguments.n_blocks_per_stage
     stages = arguments.n_stages
     features = _per_stage(arguments.features_per_stage, stages)
@@ -140,9 +143,9 @@ def network_of(configuration: dict[str, Any], trainer: str, channels: int, class
             "encoder_blocks": _per_stage(blocks, stages),
             # nnU-Net counts the decoder's stages from the coarsest.
             "decoder_blocks": _per_stage(arguments.n_conv_per_stage_decoder, stages - 1)[::-1],
-            "kernels": _per_axis(arguments.kernel_sizes, stages),
-            "strides": _per_axis(arguments.strides, stages),
-            "norm": "batch" if trainer == "nnUNetTrainerBN" else _norm(arguments),
+            "kernels": _per_axis(arguments.kernel_sizes, stages, dimensions),
+            "strides": _per_axis(arguments.strides, stages, dimensions),
+            "norm": "batch" if trainer == "nnUNetTrainerBN" else _norm(arguments, dimensions),
             "activation": _activation(arguments),
         },
         source,
@@ -150,25 +153,28 @@ def network_of(configuration: dict[str, Any], trainer: str, channels: int, class
     )
 
 
-def _check_arguments(arguments: Arguments) -> None:
+def _check_arguments(arguments: Arguments, dimensions: int) -> None:
     """Reject arguments that change what the network class computes."""
-    if arguments.conv_op.rpartition(".")[2] != "Conv3d":
-        _reject(f"computes with {arguments.conv_op}", "three-dimensional networks (Conv3d)")
+    if arguments.conv_op.rpartition(".")[2] != f"Conv{dimensions}d":
+        found = f"computes with {arguments.conv_op} for a patch_size of {dimensions} numbers"
+        _reject(found, f"{IN_WORDS[dimensions]} there")
     if arguments.nonlin_first:
         _reject("has nonlin_first", "networks with the norm before the activation")
     if arguments.block.rpartition(".")[2] != "BasicBlockD" or arguments.bottleneck_channels is not None:
         _reject(f"is made of {arguments.block} with bottleneck_channels {arguments.bottleneck_channels}", "BasicBlockD")
 
 
-def _norm(arguments: Arguments) -> Norm:
+def _norm(arguments: Arguments, dimensions: int) -> Norm:
     """The norm; it has to be affine with eps 1e-5."""
-    name = (arguments.norm_op or "none").rpartition(".")[2]
+    full = (arguments.norm_op or "none").rpartition(".")[2]
+    name = full.removesuffix(f"{dimensions}d")
     given = dict(arguments.norm_op_kwargs or {})
     given.pop("momentum", None)  # of running statistics, which prediction does not update
-    default = {"eps": 1e-5, "affine": name == "BatchNorm3d", "track_running_stats": name == "BatchNorm3d"}
+    default = {"eps": 1e-5, "affine": name == "BatchNorm", "track_running_stats": name == "BatchNorm"}
     needed = {**default, "affine": True}
     if name not in NORMS or {**default, **given} != needed:
-        _reject(f"has the norm {name} with {given}", "InstanceNorm3d and BatchNorm3d with eps 1e-05 and affine")
+        known = f"InstanceNorm{dimensions}d and BatchNorm{dimensions}d with eps 1e-05 and affine"
+        _reject(f"has the norm {full} with {given}", known)
     return NORMS[name]
 
 
@@ -187,9 +193,10 @@ def _per_stage(value: Any, stages: int) -> Any:
     return (value,) * stages if isinstance(value, int) else value
 
 
-def _per_axis(value: Any, stages: int) -> Any:
-    """One triple per stage."""
-    return tuple((one,) * 3 if isinstance(one, int) else one for one in _per_stage(value, stages))
+def _per_axis(value: Any, stages: int, dimensions: int) -> Any:
+    """One triple per stage; of two dimensions with 1 through the plane."""
+    sizes = [(one,) * dimensions if isinstance(one, int) else one for one in _per_stage(value, stages)]
+    return tuple((1, *one) if dimensions == 2 else one for one in sizes)
 
 
 def _reject(found: str, known: str) -> NoReturn:

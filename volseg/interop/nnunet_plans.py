@@ -49,6 +49,7 @@ class Plans(Stored):
     transpose_forward: Triple
     label_manager: str = "LabelManager"
     configurations: dict[str, dict[str, Any]]
+    median_spacing: Any = Field(None, alias="original_median_spacing_after_transp")
     intensities: dict[str, Any] = Field(
         default_factory=dict,
         validation_alias=AliasChoices(
@@ -118,7 +119,7 @@ def plan_of(
         dataset: the document in dataset.json.
         configuration: the trained one, such as "3d_fullres".
         trainer: class name of nnU-Net's trainer.
-        mirror_axes: network axes that test-time augmentation may flip.
+        mirror_axes: axes of a patch that test-time augmentation may flip.
 
     Raises:
         InputError: a feature that volseg does not support, by name, or an invalid document.
@@ -134,6 +135,7 @@ def plan_of(
         found = f"order {to_image.order}, along a separate axis {to_image.separate_order}"
         _reject("The resampling of logits", found, "order 1, along a separate axis 0 or 1")
     first, second, third = known.transpose_forward
+    flat = len(settings.patch_size) == 2
     return checked(
         Plan,
         {
@@ -146,10 +148,11 @@ def plan_of(
             "crop": "nonzero",
             "image_resampling": _resampling(settings.resampling_fn_data, settings.resampling_fn_data_kwargs),
             "logits_resampling": to_image,
-            "spacing_mm": settings.spacing,
-            "patch_size": settings.patch_size,
+            "dimensions": len(settings.patch_size),
+            "spacing_mm": (_slice_distance(known, settings), *settings.spacing) if flat else settings.spacing,
+            "patch_size": (1, *settings.patch_size) if flat else settings.patch_size,
             "batch_size": settings.batch_size,
-            "mirror_axes": mirror_axes,
+            "mirror_axes": tuple(axis + flat for axis in mirror_axes),
             "network": network_of(document, trainer, len(info.channels), len(labels) + (not regions)),
         },
         "The nnU-Net model",
@@ -180,10 +183,13 @@ def _inherited(plans: Plans, name: str) -> dict[str, Any]:
 
 
 def _check_kind(plans: Plans, name: str, document: Mapping[str, Any]) -> None:
-    """Reject models that are not 3-D, belong to a cascade, or have their own reader, preprocessor or label manager."""
-    size = document.get("patch_size")
-    if isinstance(size, list) and len(size) != 3:
-        _reject("Configuration", f"{name}, of {len(size)} dimensions", "configurations of 3 dimensions")
+    """Reject models that are neither 2-D nor 3-D, belong to a cascade, or have a reader or other part of their own."""
+    size, spacing = document.get("patch_size"), document.get("spacing")
+    if isinstance(size, list) and len(size) not in (2, 3):
+        _reject("Configuration", f"{name}, of {len(size)} dimensions", "configurations of 2 or 3 dimensions")
+    if isinstance(size, list) and isinstance(spacing, list) and len(spacing) != len(size):
+        found = f"{name}, with a patch_size of {len(size)} numbers and a spacing of {len(spacing)}"
+        _reject("Configuration", found, "configurations with as many of both")
     if document.get("previous_stage") is not None:
         _reject(
             "Configuration",
@@ -196,6 +202,14 @@ def _check_kind(plans: Plans, name: str, document: Mapping[str, Any]) -> None:
         _reject("The label manager", plans.label_manager, "models of LabelManager")
     if plans.image_reader_writer not in ORIENTATIONS:
         _reject("The reader", plans.image_reader_writer, f"models of {', '.join(ORIENTATIONS)}")
+
+
+def _slice_distance(plans: Plans, settings: Configuration) -> float:
+    """The usual distance of slices in mm, which prediction does not need; in-plane spacing if plans.json has none."""
+    try:
+        return float(plans.median_spacing[0])
+    except (TypeError, ValueError, IndexError, KeyError):
+        return max(settings.spacing)
 
 
 def _channels(plans: Plans, dataset: Dataset, settings: Configuration) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Layers correspond one to one. What differs:
 - nnU-Net's files contain most tensors several times, once under the name of each module that refers to them.
 - Its convolutions before a norm may have a bias. An instance norm subtracts the bias again, so it is dropped; with a
   batch norm it shifts the running mean.
+- Convolutions of 2-D models have kernels (k, k), which are (1, k, k) here.
 - Its transposed convolutions may have no bias; volseg's have one, which is then 0.
 """
 
@@ -42,13 +43,16 @@ class Layer:
     norm: str = ""
 
 
-def import_weights(stored: Mapping[str, Tensor], config: NetworkConfig, origin: str) -> dict[str, Tensor]:
+def import_weights(
+    stored: Mapping[str, Tensor], config: NetworkConfig, origin: str, dimensions: int = 3
+) -> dict[str, Tensor]:
     """Weights of `UNet(config)` from an nnU-Net network of the same architecture.
 
     Args:
         stored: tensors by nnU-Net's names.
         config: the network.
         origin: the file that they come from, for messages.
+        dimensions: of nnU-Net's convolutions, 2 or 3.
 
     Returns:
         The state dict of the network: float32 (counters int64), a copy.
@@ -60,7 +64,7 @@ def import_weights(stored: Mapping[str, Tensor], config: NetworkConfig, origin: 
     assert isinstance(network, UNet)
     _check_types(stored, origin)
     tensors, copies = _without_copies(stored, origin)
-    source = Source(dict(tensors), origin)
+    source = Source(dict(tensors), origin, dimensions)
     weights: dict[str, Tensor] = {}
     for layer in _layers(network):
         weights |= source.take(layer, network)
@@ -87,9 +91,10 @@ def _check_types(stored: Mapping[str, Tensor], origin: str) -> None:
 class Source:
     """Tensors by nnU-Net's names; each is taken once."""
 
-    def __init__(self, tensors: dict[str, Tensor], origin: str) -> None:
+    def __init__(self, tensors: dict[str, Tensor], origin: str, dimensions: int = 3) -> None:
         self.tensors = tensors
         self.origin = origin
+        self.dimensions = dimensions
 
     def take(self, layer: Layer, network: UNet) -> dict[str, Tensor]:
         """The weights of a layer and its norm, by the names in `network`."""
@@ -127,11 +132,14 @@ class Source:
                 "Take plans.json and checkpoints from one model folder."
             )
         tensor = self.tensors.pop(name)
-        if tensor.shape != wanted.shape:
+        flat = self.dimensions == 2 and wanted.ndim == 5
+        shape = (*wanted.shape[:2], *wanted.shape[3:]) if flat else tuple(wanted.shape)
+        if tensor.shape != shape:
             raise InputError(
                 f"The tensor {name} in {self.origin} has shape {tuple(tensor.shape)[:8]}, but plans.json and "
-                f"dataset.json give {tuple(wanted.shape)}. Take all files from one model folder."
+                f"dataset.json give {shape}. Take all files from one model folder."
             )
+        tensor = tensor.unsqueeze(2) if flat else tensor
         if tensor.is_floating_point() != wanted.is_floating_point():
             raise InputError(
                 f"The tensor {name} in {self.origin} holds {tensor.dtype}, but the network has {wanted.dtype} there. "

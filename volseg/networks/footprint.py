@@ -166,9 +166,7 @@ class _Walk:
     def _decode(self, x: _Maps, skip: _Maps, stage: int) -> _Maps:
         """A decoder stage; its input remains in memory to the end of it."""
         channels = self.network.features[stage]
-        # In-plane convolutions of one channel do not give the memory format of the faster layers.
-        planar = self.network.in_channels == 1 and all(one[0] == 1 for one in self.network.kernels[: stage + 2])
-        fast = self.computing.fast and not planar
+        fast = self.computing.fast
         both = self._maps(2 * channels, skip.sizes, reusable=fast)
         with self.memory.briefly(0 if fast else skip.size):
             self._take(both)

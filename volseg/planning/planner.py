@@ -13,12 +13,20 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from volseg.config import Axis, Block, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
+from volseg.config import Block, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
 from volseg.data.cases.dataset import Dataset
 from volseg.errors import ConfigError
 from volseg.planning.channels import outward, plan_channels, plan_crop
 from volseg.planning.fingerprint import Fingerprint
 from volseg.planning.sides import plan_mirroring
+from volseg.planning.slices import (
+    choose_dimensions,
+    slice_batch,
+    slice_limits,
+    slice_reasons,
+    slice_spacing,
+    through_plane_axis,
+)
 from volseg.planning.topology import (
     Spacing,
     as_triple,
@@ -73,15 +81,19 @@ def make_plan(
         return value
 
     target, why_spacing = _target_spacing(fingerprint)
-    # The largest spacing; a tie goes to the axis nearest to S, then A.
-    through_plane: Axis = max((0, 1, 2), key=lambda axis: (target[axis], axis))
+    through_plane, reasons["axes"] = through_plane_axis(fingerprint, target)
     others = [axis for axis in range(3) if axis != through_plane]
     order: Triple = (through_plane, others[0], others[1])
-    reasons["axes"] = f"{'RAS'[through_plane]} has the largest spacing (a tie goes to S, then A)"
-    spacing = decide("spacing_mm", choices.spacing_mm, (_reordered(target, order), why_spacing))
+    usual = _reordered(target, order)
+    found = choose_dimensions(fingerprint, choices, choices.spacing_mm or usual, through_plane)
+    flat = decide("dimensions", choices.dimensions, found) == 2
+    if flat:
+        usual, why_spacing = slice_spacing(fingerprint, usual, through_plane)
+    spacing = decide("spacing_mm", choices.spacing_mm, (usual, why_spacing))
     crop = decide("crop", choices.crop, plan_crop(fingerprint))
     median = _median_shape(fingerprint, spacing, order, crop == "nonzero")
     memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
+    values = memory * MAP_VALUES_PER_GB
     block, reasons["network.block"] = _block(spacing, accelerated)
     build = partial(
         network_config,
@@ -90,9 +102,10 @@ def make_plan(
         channels=len(dataset.channels),
         classes=len(dataset.labels.values) + (not dataset.labels.parts),
         width=32 if accelerated else 16,
-        block=block,
+        block="conv3d" if flat else block,
     )
-    patch = choices.patch_size or fit_patch(spacing, median, build, memory * MAP_VALUES_PER_GB)
+    seen, most = slice_limits(median, values, accelerated) if flat else (median, values)
+    patch = choices.patch_size or fit_patch(spacing, seen, build, most)
     network = build(patch)
     _check_patch(patch, network)
     reasons["patch_size"] = (
@@ -103,8 +116,14 @@ def make_plan(
     _explain_network(network, choices, accelerated, reasons)
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases
-    batch_size = decide("batch_size", choices.batch_size, _batch_size(network, patch, memory, voxels, accelerated))
+    batch = _batch_size(network, patch, memory, voxels, accelerated)
     mirroring = plan_mirroring(fingerprint, dataset.labels.values, bool(dataset.labels.parts), order, choices)
+    mirror_axes = decide("mirror_axes", None, (mirroring.axes, mirroring.why_axes))
+    if flat:
+        batch = slice_batch(network, patch, values, voxels)
+        mirror_axes = tuple(axis for axis in mirror_axes if axis != 0)
+        reasons |= slice_reasons(choices)
+    batch_size = decide("batch_size", choices.batch_size, batch)
     document = {
         "dataset": dataset.name,
         "channels": decide("channels", None, plan_channels(fingerprint, choices)),
@@ -112,12 +131,13 @@ def make_plan(
         "regions": bool(dataset.labels.parts),
         "ignore": dataset.labels.ignore,
         "axes": order,
+        "dimensions": 2 if flat else 3,
         "crop": crop,
         **_resampling(choices, reasons),
         "spacing_mm": spacing,
         "patch_size": patch,
         "batch_size": batch_size,
-        "mirror_axes": decide("mirror_axes", None, (mirroring.axes, mirroring.why_axes)),
+        "mirror_axes": mirror_axes,
         "sides": mirroring.sides,
         "steps": decide("steps", None, _steps(cases, batch_size)),
         "network": network,

@@ -12,7 +12,7 @@ from volseg.errors import ConfigError
 
 Spacing = tuple[float, float, float]
 SMALLEST_EDGE = 4
-INITIAL_PATCH_VOXELS = 256**3
+INITIAL_PATCH_VOXELS, INITIAL_SLICE_PIXELS = 256**3, 2048**2
 LARGEST_WIDTH = 320
 NETWORK_CHOICES = {"architecture", "block", "mid", "encoder", "norm", "activation", "deep_supervision"}
 
@@ -35,15 +35,18 @@ def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
 
     Each stage halves the axes whose spacing is within a factor of 2 of the smallest, while the halves have at least 4
     voxels (a single axis is halved from 12 voxels up). A kernel is 1 along an axis until its spacing is within that
-    factor, and 3 in all later stages. The last stage always has kernels of 3.
+    factor, and 3 in all later stages. The last stage always has kernels of 3, but along an axis of one voxel all are 1.
     """
     spacing, size = list(spacing_mm), [float(edge) for edge in patch]
     kernel = [1, 1, 1]
+    widest = [1 if edge == 1 else 3 for edge in patch]
     strides: list[Triple] = [(1, 1, 1)]
     kernels: list[Triple] = []
     while axes := _axes_to_halve(spacing, size):
+        finest = min(along for along, edge in zip(spacing, patch, strict=True) if edge > 1)
         kernel = [
-            3 if finer == 3 or along / min(spacing) < 2 else 1 for finer, along in zip(kernel, spacing, strict=True)
+            most if finer == 3 or along / finest < 2 else 1
+            for finer, along, most in zip(kernel, spacing, widest, strict=True)
         ]
         kernels.append((kernel[0], kernel[1], kernel[2]))
         stride = [2 if axis in axes else 1 for axis in range(3)]
@@ -51,7 +54,7 @@ def plan_topology(spacing_mm: Spacing, patch: Triple) -> Topology:
         for axis in axes:
             spacing[axis] *= 2
             size[axis] = math.ceil(size[axis] / 2)
-    return Topology(tuple(strides), (*kernels, (3, 3, 3)))
+    return Topology(tuple(strides), (*kernels, as_triple(widest)))
 
 
 def feature_map_size(network: NetworkConfig, patch: Triple) -> int:
@@ -141,14 +144,19 @@ def fit_patch(spacing_mm: Spacing, median: Triple, build: Callable[[Triple], Net
         budget: largest number of values in the feature maps of one patch.
     """
     scale = (INITIAL_PATCH_VOXELS * math.prod(spacing_mm)) ** (1 / 3)
-    patch = [min(round(scale / spacing), edge) for spacing, edge in zip(spacing_mm, median, strict=True)]
+    if median[0] == 1:
+        scale = (INITIAL_SLICE_PIXELS * math.prod(spacing_mm[1:])) ** (1 / 2)
+    patch = [min(round(scale / spacing), edge) or 1 for spacing, edge in zip(spacing_mm, median, strict=True)]
     while True:
         fitting = padded(as_triple(patch), build(as_triple(patch)))
         network = build(fitting)
         if feature_map_size(network, fitting) <= budget:
             return fitting
         # Of axes as long as the scan, the last is shortened first, so that a scan with few thick slices keeps them all.
-        axis = max((2, 1, 0), key=lambda one: fitting[one] / median[one])
+        divisible = [axis for axis in (2, 1, 0) if fitting[axis] > network.divisor[axis]]
+        if not divisible:
+            return fitting
+        axis = max(divisible, key=lambda one: fitting[one] / median[one])
         # The step is the divisor of the shorter patch, which may be smaller than that of the current one.
         patch, shorter = list(fitting), list(fitting)
         shorter[axis] -= network.divisor[axis]

@@ -32,6 +32,8 @@ def blurred(image: torch.Tensor, sigma: np.ndarray) -> torch.Tensor:
     radius = math.ceil(3 * float(sigma.max()))
     offsets = np.arange(-radius, radius + 1)
     for axis in range(3):
+        if image.shape[1 + axis] == 1:
+            continue  # repeated at the border, a single voxel stays as it is
         weights = np.exp(-0.5 * (offsets / sigma[:, axis, None]) ** 2)
         weights /= weights.sum(axis=1, keepdims=True)
         shape = [channels, 1, *(-1 if axis == other else 1 for other in range(3))]

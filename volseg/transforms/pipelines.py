@@ -18,7 +18,7 @@ from monai.transforms import (
 from volseg.config import AugmentationConfig, Plan
 from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
-from volseg.transforms.spatial import RandAffinePatchd, is_strongly_anisotropic
+from volseg.transforms.spatial import RandAffinePatchd, augments_in_plane
 
 # A MONAI dictionary transform, or any function from dict to dict.
 Transform: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
@@ -71,7 +71,7 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
     (C, *patch_size) float32, "label": (1, *patch_size) as stored}, plain tensors. `set_random_state(seed)` makes it
     repeatable.
     """
-    in_plane = is_strongly_anisotropic(plan.spacing_mm)
+    in_plane = augments_in_plane(plan)
     brightness = (config.brightness_range[0] - 1, config.brightness_range[1] - 1)
     contrast = (config.contrast_range[0] - 1, config.contrast_range[1] - 1)
     gamma = {"keys": "image", "gamma": config.gamma_range, "retain_stats": True}

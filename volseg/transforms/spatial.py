@@ -57,9 +57,14 @@ def is_strongly_anisotropic(spacing_mm: tuple[float, float, float]) -> bool:
     return max(spacing_mm) > ANISOTROPY * min(spacing_mm)
 
 
+def augments_in_plane(plan: Plan) -> bool:
+    """Whether augmentation leaves the through-plane axis as it is."""
+    return plan.dimensions == 2 or is_strongly_anisotropic(plan.spacing_mm)
+
+
 def random_warp(rng: np.random.RandomState, config: AugmentationConfig, plan: Plan) -> Warp:
-    """A random warp: rotation about all axes, or for a strongly anisotropic plan about D by up to 180 degrees."""
-    in_plane = is_strongly_anisotropic(plan.spacing_mm)
+    """A random warp: rotation about all axes, or in-plane by up to 180 degrees, see `augments_in_plane`."""
+    in_plane = augments_in_plane(plan)
     largest = np.radians([180.0, 0.0, 0.0] if in_plane else [config.rotation_degrees] * 3)
     angles, scale = np.zeros(3), 1.0
     if rng.random_sample() < config.rotation:

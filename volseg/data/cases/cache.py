@@ -66,6 +66,7 @@ PREPROCESSING: Any = {
     "ignore": True,
     "orientation": True,
     "axes": True,
+    "dimensions": True,
     "crop": True,
     "image_resampling": True,
     "label_resampling": True,

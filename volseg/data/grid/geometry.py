@@ -187,7 +187,7 @@ def map_to_network(geometry: Geometry, plan: Plan, box: Box | None = None) -> Gr
     # In nnU-Net's order of operations, so that halves are rounded in the same way.
     shape = [
         max(1, round(current / new * (stop - start)))
-        for current, new, (start, stop) in zip(spacing, plan.spacing_mm, box, strict=True)
+        for current, new, (start, stop) in zip(spacing, plan.spacing_of(spacing), box, strict=True)
     ]
     return GridMap(
         stored_shape=geometry.shape,

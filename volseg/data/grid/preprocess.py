@@ -101,7 +101,7 @@ def image_to_network(
         grid = map_to_network(geometry, plan, _moved(box, grid.box))
     masked = any(channel.normalisation == "zscore_nonzero" for channel in plan.channels)
     mask = filled_nonzero(volumes) if masked else None
-    separate = separate_axis(plan.image_resampling, grid.spacing_mm, plan.spacing_mm)
+    separate = separate_axis(plan.image_resampling, grid.spacing_mm, plan.spacing_of(grid.spacing_mm))
 
     shape = (len(volumes), *grid.shape)
     result = torch.empty(shape, device=device if has_room(device, 4 * math.prod(shape)) else CPU)

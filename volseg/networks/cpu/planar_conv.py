@@ -1,5 +1,6 @@
 """The two halves of a (2+1)D convolution as 2-D convolutions, which are much faster on a CPU."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,6 +12,9 @@ class InPlaneConv(nn.Conv3d):
         """Convolve (B, C, D, H, W) slice by slice."""
         slices = x.transpose(1, 2).flatten(0, 1)
         out = F.conv2d(slices, self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
+        if x.shape[1] == 1 and x.device.type == "cpu":
+            # With one channel both memory formats are equal, and torch then returns the contiguous one.
+            out = out.contiguous(memory_format=torch.channels_last)
         return out.view(x.shape[0], x.shape[2], *out.shape[1:]).transpose(1, 2)
 
 

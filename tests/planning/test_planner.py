@@ -52,7 +52,7 @@ def test_a_cpu_is_planned_for_half_a_gigabyte_and_a_gpu_for_what_it_has():
     large = [case((400, 400, 300), (1.0, 1.0, 1.0))] * 3
     for accelerated, memory_gb, words in ((False, 8.0, "0.5 GB"), (True, 4.0, "4 GB"), (True, 8.0, "8 GB")):
         plan, reasons = planned(*large, accelerated=accelerated, memory_gb=memory_gb)
-        assert reasons["patch_size"].endswith(f"the largest patch that fits {words}")
+        assert f"; the largest patch that fits {words}. A patch of" in reasons["patch_size"]
         budget = float(words.split()[0]) * 560e6 / 8
         assert 0.4 * budget < feature_map_size(plan.network, plan.patch_size) <= budget
 
@@ -159,6 +159,23 @@ def test_memory_determines_patch_and_batch():
     assert np.prod(large.patch_size) > 2 * np.prod(small.patch_size)
     whole = planned(*[case((100, 100, 100), (1.0, 1.0, 1.0))] * 500, memory_gb=24.0)[0]
     assert whole.batch_size > 2
+
+
+def test_a_patch_that_sees_little_of_a_scan_is_a_warning_with_the_numbers(caplog):
+    large = [case((512, 512, 400), (0.8, 0.8, 0.8))] * 3
+    plan, reasons = planned(*large, accelerated=False)
+    seen = np.prod(plan.patch_size) / (512 * 512 * 400)
+    assert seen < 0.25
+    assert f"sees {100 * seen:.2g} % of the median scan of 400 x 512 x 512 voxels" in caplog.text
+    assert caplog.messages[-1].rstrip(".") in reasons["patch_size"]
+    coarser = caplog.text.split("plan.spacing_mm=")[1].split("]")[0].strip("[").split(", ")
+    caplog.clear()
+    # What it proposes sees a quarter, to two digits.
+    choices = PlanChoices(spacing_mm=[1.05 * float(one) for one in coarser])
+    assert "the median scan has" in planned(*large, accelerated=False, choices=choices)[1]["patch_size"]
+    assert not caplog.messages
+    planned(*HIPPOCAMPUS, accelerated=False)
+    assert not caplog.messages
 
 
 def test_one_label_may_be_flipped_along_every_axis():
@@ -291,8 +308,8 @@ def test_a_cpu_plan_has_half_a_gigabyte_or_what_a_small_machine_has():
     """The feature maps of a patch as in nnU-Net's reference: 70 million values per GB."""
     large = [case((400, 400, 400), (1.0, 1.0, 1.0))] * 30
     plan, reasons = planned(*large, accelerated=False)
-    assert reasons["patch_size"].endswith("the largest patch that fits 0.5 GB")
+    assert "the largest patch that fits 0.5 GB." in reasons["patch_size"]
     assert 0.5 * 35e6 < feature_map_size(plan.network, plan.patch_size) <= 35e6
     small, reasons = planned(*large, accelerated=False, memory_gb=0.25)
-    assert reasons["patch_size"].endswith("the largest patch that fits 0.25 GB")
+    assert "the largest patch that fits 0.25 GB." in reasons["patch_size"]
     assert feature_map_size(small.network, small.patch_size) <= 17.5e6

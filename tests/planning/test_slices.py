@@ -63,7 +63,7 @@ def test_slices_are_planned_one_by_one(tmp_path, name, accelerated):
     ],
 )
 def test_slices_that_are_near_each_other_are_planned_as_volumes(shape, spacing_mm):
-    plan, reasons = planned(*[case(shape, spacing_mm)] * 10)
+    plan, _ = planned(*[case(shape, spacing_mm)] * 10)
     assert plan.dimensions == 3
     assert plan.patch_size[0] > 1
     assert plan.network.kernels[-1] == (3, 3, 3)

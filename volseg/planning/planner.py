@@ -4,6 +4,7 @@ The baseline is nnU-Net v2's rules (Isensee et al. 2021, doi 10.1038/s41592-020-
 R, A, S; all others in network order (D, H, W), where D is the through-plane axis.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -32,10 +33,13 @@ from volseg.planning.topology import (
     as_triple,
     feature_map_size,
     fit_patch,
+    little_seen,
     network_config,
     padded,
     sizes_text,
 )
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -113,6 +117,9 @@ def make_plan(
         if choices.patch_size
         else f"the median scan has {sizes_text(median)} voxels; the largest patch that fits {memory:g} GB"
     )
+    if little := little_seen(patch, seen, spacing):
+        logger.warning("%s.", little)
+        reasons["patch_size"] += f". {little}"
     _explain_network(network, choices, accelerated, reasons)
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases

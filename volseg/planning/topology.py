@@ -14,6 +14,8 @@ Spacing = tuple[float, float, float]
 SMALLEST_EDGE = 4
 INITIAL_PATCH_VOXELS, INITIAL_SLICE_PIXELS = 256**3, 2048**2
 LARGEST_WIDTH = 320
+# The least fraction of the median scan that a patch should see.
+COVERAGE = 0.25
 NETWORK_CHOICES = {"architecture", "block", "mid", "encoder", "norm", "activation", "deep_supervision"}
 
 
@@ -161,6 +163,34 @@ def fit_patch(spacing_mm: Spacing, median: Triple, build: Callable[[Triple], Net
         patch, shorter = list(fitting), list(fitting)
         shorter[axis] -= network.divisor[axis]
         patch[axis] -= build(as_triple(shorter)).divisor[axis]
+
+
+def little_seen(patch: Triple, median: Triple, spacing_mm: Spacing) -> str:
+    """A warning with the numbers if a patch sees less than a quarter of the median scan, else "".
+
+    nnU-Net's rule for a second configuration at low resolution. A coarser spacing is not planned by itself, because
+    small structures lose more by it: Dice 0.774 instead of 0.798 for sarcomas at 1.95 instead of 0.98 mm
+    (benchmarks/EXPERIMENTS.md), although a patch saw all of the scan.
+
+    Args:
+        patch: voxels.
+        median: voxels of the median scan on the same grid.
+        spacing_mm: of the grid.
+    """
+    shares = [min(edge / whole, 1.0) for edge, whole in zip(patch, median, strict=True)]
+    seen = math.prod(shares)
+    if seen >= COVERAGE:
+        return ""
+    # Along D nothing is gained where a patch has all slices, or is one of them.
+    growing = [share < 1 and edge > 1 for share, edge in zip(shares, patch, strict=True)]
+    factor = (COVERAGE / seen) ** (1 / max(1, sum(growing)))
+    coarser = [along * (factor if grows else 1) for along, grows in zip(spacing_mm, growing, strict=True)]
+    proposed = ", ".join(f"{one:.2g}" for one in coarser)
+    return (
+        f"A patch of {sizes_text(patch)} sees {100 * seen:.2g} % of the median scan of {sizes_text(median)} voxels, "
+        f"and may not tell where in the body it is; plan.spacing_mm=[{proposed}] would see {100 * COVERAGE:.0f} %, "
+        "with less detail"
+    )
 
 
 def padded(patch: Triple, network: NetworkConfig) -> Triple:

@@ -19,6 +19,8 @@ from volseg.config.values import (
     Normalisation,
     Triple,
     checked,
+    distinct_names,
+    stated_name,
 )
 
 __all__ = [
@@ -46,7 +48,9 @@ __all__ = [
     "TrainingConfig",
     "Triple",
     "checked",
+    "distinct_names",
     "load_config",
     "read_yaml",
     "rules_in_words",
+    "stated_name",
 ]

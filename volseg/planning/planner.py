@@ -13,7 +13,19 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from volseg.config import Axis, Block, Channel, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
+from volseg.config import (
+    Axis,
+    Block,
+    Channel,
+    Label,
+    NetworkConfig,
+    Plan,
+    PlanChoices,
+    Triple,
+    checked,
+    read_yaml,
+    stated_name,
+)
 from volseg.data.cases.dataset import Dataset
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
@@ -274,7 +286,7 @@ def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Cha
 
 
 def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
-    normalisation = choices.normalisation or ("ct" if channel.name.lower() == "ct" else "zscore")
+    normalisation = choices.normalisation or ("ct" if stated_name(channel.name).lower() == "ct" else "zscore")
     mean_range = _outward(channel.mean_range)
     if normalisation != "ct":
         plain = {"name": channel.name, "normalisation": normalisation, "mean_range": mean_range}

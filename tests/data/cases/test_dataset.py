@@ -7,10 +7,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.cases.dataset import Dataset, TrainingCase, open_dataset, split_folds
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.phantom import write_phantoms
-from volseg.errors import InputError, UsageError
+from volseg.errors import InputError
 
 
 def touch(*paths: Path) -> None:
@@ -249,121 +249,9 @@ def test_a_dataset_without_cases(tmp_path):
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("count", "held_out"),
-    [
-        (5, [[0], [4], [3], [1], [2]]),
-        (7, [[3, 4, 6], [0, 1], [2, 5]]),
-        (11, [[0, 3, 6, 7, 9, 10], [1, 2, 4, 5, 8]]),
-        (13, [[0, 7, 9], [3, 6, 10], [8, 11, 12], [1, 4], [2, 5]]),
-        (20, [[3, 8, 13, 16], [0, 10, 12, 15], [6, 7, 11, 17], [9, 14, 18, 19], [1, 2, 4, 5]]),
-        (
-            32,
-            [
-                [0, 3, 8, 12, 15, 18, 27],
-                [6, 7, 20, 21, 23, 24, 25],
-                [10, 11, 13, 16, 19, 26],
-                [14, 17, 22, 28, 30, 31],
-                [1, 2, 4, 5, 9, 29],
-            ],
-        ),
-    ],
-)
-def test_folds_are_those_of_nnunet(tmp_path: Path, count: int, held_out: list[list[int]]) -> None:
-    # Written down from scikit-learn 1.9.1: KFold(n_splits=len(held_out), shuffle=True, random_state=12345).
-    names = [f"case_{number:03d}" for number in range(count)]
-    expected = [
-        {"train": [name for i, name in enumerate(names) if i not in part], "val": [names[i] for i in part]}
-        for part in held_out
-    ]
-    assert split_folds(many_cases(tmp_path, count), len(held_out)) == expected
-
-
-def test_the_folds_of_the_hippocampus_are_those_of_nnunet(tmp_path: Path) -> None:
-    # The 260 cases of Task04; the first ones of each fold, written down as above.
-    folds = split_folds(many_cases(tmp_path, 260), 5)
-    assert [fold["val"][:6] for fold in folds] == [
-        [f"case_{number:03d}" for number in part]
-        for part in (
-            [9, 10, 16, 18, 20, 30],
-            [1, 14, 15, 17, 19, 26],
-            [2, 4, 8, 13, 24, 25],
-            [0, 3, 6, 12, 21, 22],
-            [5, 7, 11, 23, 29, 31],
-        )
-    ]
-    assert all(len(fold["train"]) == 208 for fold in folds)
-    assert sorted(name for fold in folds for name in fold["val"]) == [f"case_{number:03d}" for number in range(260)]
-
-
-def test_folds_of_the_dataset_take_precedence(tmp_path, caplog):
-    dataset = many_cases(tmp_path, 4)
-    splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
-    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
-    assert split_folds(dataset, 5) == splits
-    path = tmp_path / "splits_final.json"
-    assert caplog.messages == [f"Using the 1 folds of {path} instead of 5"]
-    path.write_text(json.dumps(splits * 5))
-    assert split_folds(dataset, 5) == splits * 5
-    assert len(caplog.messages) == 1
-    with pytest.raises(UsageError, match="--folds is 0, expected at least 2"):
-        split_folds(dataset, 0)
-
-
-def test_a_fold_of_the_dataset_may_have_no_validation_cases(tmp_path):
-    splits = [{"train": ["case_000", "case_001"], "val": []}]
-    (tmp_path / "splits.json").write_text(json.dumps(splits))
-    assert read_splits(tmp_path / "splits.json", many_cases(tmp_path, 2)) == splits
-
-
-@pytest.mark.parametrize(
-    ("splits", "complaint"),
-    [
-        ([{"train": ["case_000", "other"], "val": []}], "names 1 cases not in the dataset: other"),
-        ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: train and val both contain case_000"),
-        ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. List the"),
-        (
-            [{"train": ["case_001", "case_000", "case_001"], "val": []}],
-            "fold 0: train contains case_001 more than once. List each case once.",
-        ),
-        ([{"train": ["case_000"], "val": ["case_001"] * 3}], "fold 0: val contains case_001 more than once."),
-        ([{"train": ["case_000"]}], "json, fold 0, is invalid: 'val' is missing."),
-        ([{"train": None, "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found None."),
-        ([{"train": "c00", "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found 'c00'."),
-        ([{"train": [["a"]], "val": []}], r"'train.0': Input should be a valid string, found \['a'\]."),
-        (["case_000"], "fold 0, is invalid: "),
-        ({"train": [], "val": []}, "must be a list"),
-        ([], "must be a list"),
-    ],
-)
-def test_splits_that_do_not_fit(tmp_path, splits, complaint):
-    path = tmp_path / "splits.json"
-    path.write_text(json.dumps(splits))
-    with pytest.raises(InputError, match=complaint):
-        read_splits(path, many_cases(tmp_path, 2))
-
-
-def test_too_few_cases_or_folds(tmp_path):
-    with pytest.raises(InputError, match="3 cases cannot be split into 5 folds"):
-        split_folds(many_cases(tmp_path, 3), 5)
-    with pytest.raises(UsageError, match="at least 2"):
-        split_folds(many_cases(tmp_path, 3), 1)
-
-
-def test_choosing_a_fold(tmp_path):
-    splits = split_folds(many_cases(tmp_path, 6), 3)
-    assert choose_fold(splits, 2) == splits[2]
-    assert choose_fold(splits, "all") == {"train": [f"case_{i:03d}" for i in range(6)], "val": []}
-    for wrong in (3, -1, "first"):
-        with pytest.raises(
-            UsageError, match=rf"There is no fold {wrong} among 3 \(splits_final.json .*Give 0 to 2, or all."
-        ):
-            choose_fold(splits, wrong)
-
-
 @pytest.mark.needs_data
 def test_hippocampus(data_folder):
     dataset = open_dataset(data_folder / "Task04_Hippocampus")
     assert len(dataset.cases) == 200
     assert dataset.labels.values == {"Anterior": 1, "Posterior": 2}
-    assert [len(split["val"]) for split in split_folds(dataset)] == [40] * 5
+    assert [len(split["val"]) for split in split_folds(dataset).splits] == [40] * 5

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.data.cases.dataset import Dataset, split_folds
@@ -69,6 +69,14 @@ class RunSettings(Frozen):
     seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)] = 0
     minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = None
     steps: Annotated[int, BeforeValidator(_number), Field(gt=0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_missing_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions read the settings of runs without such a file, and theirs have none.
+        document: dict[str, Any] = handler(self)
+        if document.get("splits") is None:
+            document.pop("splits", None)
+        return document
 
     def budget(self, planned_steps: int) -> Budget:
         """The budget of the run; without minutes or steps, the plan's number of steps."""
@@ -226,7 +234,7 @@ def _require_keys(path: Path, kind: type[Frozen]) -> None:
         ConfigError: one is missing, because the file was changed: it is written with all of them.
     """
     document = read_yaml(path)
-    # Runs of older versions have no splits.
+    # It is written only where there is one.
     if missing := [key for key in kind.model_fields if key not in document and key != "splits"]:
         raise ConfigError(
             f"{path} lacks {first_few(missing)}, so it is not as the run wrote it. Restore it, or start again with "
@@ -272,9 +280,9 @@ def _resumed_settings(settings_file: Path, given: dict[str, Any]) -> RunSettings
     stored = checked(RunSettings, read_yaml(settings_file), str(settings_file)).model_dump()
     budget = {key: value for key, value in given.items() if key in ("minutes", "steps")}
     for key, value in given.items():
-        if key not in budget and value != stored[key]:
+        if key not in budget and value != stored.get(key):
             raise UsageError(
-                f"The run was started with {key} {stored[key]}, found {value}. Leave it out, or start another run."
+                f"The run was started with {key} {stored.get(key)}, found {value}. Leave it out, or start another run."
             )
     if budget:
         stored |= {"minutes": None, "steps": None, **budget}

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from volseg.data.cases.dataset import Dataset, TrainingCase, open_dataset, split_folds
+from volseg.data.cases.dataset import Dataset, open_dataset, split_folds
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import InputError
@@ -40,11 +40,6 @@ def write_nnunet(folder: Path, labels: dict | None = None, cases: tuple[str, ...
     return document
 
 
-def many_cases(folder: Path, count: int) -> Dataset:
-    cases = tuple(TrainingCase(f"case_{i:03d}", (folder / f"{i}",), folder / f"{i}") for i in range(count))
-    return Dataset("many", folder, ("image",), LabelSet({"organ": 1}), cases)
-
-
 def test_decathlon_layout(tmp_path):
     write_phantoms(tmp_path, count=2, seed=0, kind="mr")
     dataset = open_dataset(tmp_path)
@@ -72,7 +67,9 @@ def test_decathlon_with_several_channels_in_one_file(tmp_path):
     assert dataset.name == tmp_path.name
     # What a dataset does not state is empty.
     assert (dataset.licence, dataset.description, dataset.problems) == ("", "", ())
-    assert many_cases(tmp_path, 1).licence == many_cases(tmp_path, 1).description == ""
+    assert (dataset.folds, dataset.groups) == (None, {})
+    fresh = Dataset("name", tmp_path, ("image",), LabelSet({"organ": 1}), ())
+    assert (fresh.licence, fresh.description, fresh.problems, fresh.folds, fresh.groups) == ("", "", (), None, {})
 
 
 def test_nnunet_layout(tmp_path):

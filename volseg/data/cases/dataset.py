@@ -157,7 +157,7 @@ def split_folds(dataset: Dataset, folds: int = 5) -> Folds:
     if found is None:
         return own_folds(dataset.names, grouping_of(dataset), folds)
     if len(found.splits) != folds:
-        logger.warning("Using the %d folds of %s instead of %d", len(found.splits), found.source, folds)
+        logger.warning("Using the %s of %s instead of %d", counted(len(found.splits), "fold"), found.source, folds)
     return found
 
 
@@ -171,7 +171,7 @@ def folds_in_files(dataset: Dataset) -> Folds | None:
     found = dataset.folds
     if dataset.splits or path.exists():
         found = read_splits(path, dataset.names)
-        if dataset.folds and not same_folds(found, dataset.folds):
+        if dataset.folds and not dataset.splits and not same_folds(found, dataset.folds):
             logger.warning("Using the folds of %s, not those of %s, which differ", found.source, dataset.folds.source)
     if found:
         warn_of_torn_groups(found, grouping_of(dataset))

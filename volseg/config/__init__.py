@@ -20,7 +20,7 @@ from volseg.config.values import (
     Triple,
     checked,
     distinct_names,
-    stated_name,
+    known_name,
 )
 
 __all__ = [
@@ -49,8 +49,8 @@ __all__ = [
     "Triple",
     "checked",
     "distinct_names",
+    "known_name",
     "load_config",
     "read_yaml",
     "rules_in_words",
-    "stated_name",
 ]

@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -58,9 +58,18 @@ def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def stated_name(name: str) -> str:
-    """What a channel was called before `distinct_names` numbered it."""
-    return re.sub(r"(_[0-9]+)+$", "", name)
+def known_name(name: str, known: Collection[str]) -> str | None:
+    """Which of some names in lower case a channel has, whether or not `distinct_names` numbered it; None: none of them.
+
+    Of "ct" and "rescale_to_0_1", those are the names of CT_1 and rescale_to_0_1_2.
+    """
+    name = name.strip().lower()
+    while name not in known:
+        shorter = re.sub(r"_[0-9]+$", "", name)
+        if shorter == name:
+            return None
+        name = shorter
+    return name
 
 
 class Frozen(BaseModel):

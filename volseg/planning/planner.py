@@ -23,8 +23,8 @@ from volseg.config import (
     PlanChoices,
     Triple,
     checked,
+    known_name,
     read_yaml,
-    stated_name,
 )
 from volseg.data.cases.dataset import Dataset
 from volseg.errors import ConfigError
@@ -286,7 +286,7 @@ def _channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple[Cha
 
 
 def _channel(channel: ChannelFingerprint, choices: PlanChoices) -> Channel:
-    normalisation = choices.normalisation or ("ct" if stated_name(channel.name).lower() == "ct" else "zscore")
+    normalisation = choices.normalisation or ("ct" if known_name(channel.name, ("ct",)) else "zscore")
     mean_range = _outward(channel.mean_range)
     if normalisation != "ct":
         plain = {"name": channel.name, "normalisation": normalisation, "mean_range": mean_range}

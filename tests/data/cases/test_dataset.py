@@ -7,6 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from tests.pipeline import tiny_plan
+from volseg.config import Channel, known_name
 from volseg.data.cases.dataset import Dataset, open_dataset, split_folds
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.phantom import write_phantoms
@@ -203,6 +205,88 @@ def test_plain_layout_with_two_of_a_name(tmp_path, half):
     (problem,) = dataset.problems
     assert (problem.case, problem.problem) == ("one", "same name")
     assert str(tmp_path / half / "one.nrrd") in problem.found
+
+
+@pytest.mark.parametrize(
+    ("stated", "names"),
+    [
+        (("CT", "CT"), ("CT_0", "CT_1")),
+        (("T2", "CT", "CT"), ("T2", "CT_1", "CT_2")),
+        (("T1", "t1", "FLAIR"), ("T1_0", "t1_1", "FLAIR")),
+        (("T1", " T1 ", "T1  post", "T1 post"), ("T1_0", "T1_1", "T1  post_2", "T1 post_3")),
+        # A name that a numbered one would have is numbered, too.
+        (("CT_1", "CT", "CT"), ("CT_1_0", "CT_1_1", "CT_2")),
+        (("T1", "T2"), ("T1", "T2")),
+    ],
+)
+@pytest.mark.parametrize("key", ["modality", "channel_names"])
+def test_channels_of_one_name_are_numbered(tmp_path, key, stated, names):
+    scan = {"image": "p.nii.gz", "label": "q.nii.gz"}
+    touch(tmp_path / "labelsTr" / "p.nii.gz")
+    channels = {str(index): name for index, name in enumerate(stated)}
+    (tmp_path / "dataset.json").write_text(json.dumps({key: channels, "labels": {"1": "PZ"}, "training": [scan]}))
+    found = open_dataset(tmp_path).channels
+    assert found == names
+    # A plan has the same names, also where it comes from an older model.
+    network = tiny_plan().network.model_copy(update={"in_channels": len(names)})
+    for same in (stated, found):
+        plan = tiny_plan(network=network, channels=tuple(Channel(name=name) for name in same))
+        assert tuple(channel.name for channel in plan.channels) == names
+
+
+def test_a_numbered_channel_is_known_by_its_name():
+    names = {"CT": "ct", "CT_1": "ct", " ct_1_0": "ct", "T1w": None, "CT_a": None, "T_1": None}
+    names |= {"rescale_to_0_1": "rescale_to_0_1", "rescale_to_0_1_2": "rescale_to_0_1"}
+    assert {name: known_name(name, ("ct", "rescale_to_0_1")) for name in names} == names
+
+
+def test_hidden_files_are_no_cases(tmp_path, caplog):
+    write_nnunet(tmp_path / "nnunet")
+    for name in ("._a", ".b", "._c"):
+        touch(*(tmp_path / "nnunet" / "imagesTr" / f"{name}_000{channel}.nii.gz" for channel in (0, 1)))
+        touch(tmp_path / "nnunet" / "labelsTr" / f"{name}.nii.gz")
+    assert open_dataset(tmp_path / "nnunet").names == ["a", "b"]
+    write_label(tmp_path / "plain" / "labels" / "a.nii.gz", 1)
+    touch(*(tmp_path / "plain" / part / f"._{name}.nii.gz" for part in ("images", "labels") for name in "ab"))
+    touch(tmp_path / "plain" / "images" / "a.nii.gz", tmp_path / "plain" / "labels" / "._a.seg.dcm")
+    assert open_dataset(tmp_path / "plain").names == ["a"]
+    scans = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in ("a", "._a", "b")]
+    document = {"labels": {"1": "PZ"}, "training": scans, "validation": scans[1:2]}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    dataset = open_dataset(tmp_path)
+    assert (dataset.names, dataset.folds) == (["a", "b"], None)
+    assert caplog.messages == ["dataset.json lists 1 hidden file, such as macOS makes: passed over"] * 2
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", "nii.gz", "*.nii.gz", ".NII.GZ", " .nii.gz "])
+@pytest.mark.parametrize("written", [".nii.gz", ".NII.gz"])
+def test_a_file_ending_is_found_however_it_is_written(tmp_path, ending, written):
+    document = {"channel_names": {"0": "CT"}, "labels": {"PZ": 1}, "file_ending": ending}
+    touch(tmp_path / "imagesTr" / f"a_0000{written}", tmp_path / "labelsTr" / f"a{written}")
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    (case,) = open_dataset(tmp_path).cases
+    assert (case.name, case.images[0].name, case.label.name) == ("a", f"a_0000{written}", f"a{written}")
+    assert case.images[0].exists()
+
+
+@pytest.mark.parametrize("ending", ["", ".", "*", "*.*", "/etc/passwd", ".nii?", "x" * 30, ".nii\n"[:5] + "\0"])
+def test_a_file_ending_that_is_none(tmp_path, ending):
+    document = {"channel_names": {"0": "CT"}, "labels": {"PZ": 1}, "file_ending": ending}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"'file_ending': expected the end of a file name such as .nii.gz"):
+        open_dataset(tmp_path)
+
+
+def test_a_file_ending_that_no_file_has_is_named_with_what_is_there(tmp_path):
+    document = write_nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "file_ending": "nrrd"}))
+    with pytest.raises(InputError) as error:
+        open_dataset(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} contains no training case: imagesTr has no file named CASE_0000.nrrd and labelsTr no CASE.nrrd, "
+        'by "file_ending" in dataset.json; found a_0000.nii.gz, a_0001.nii.gz, b_0000.nii.gz, b_0001.nii.gz, a.nii.gz '
+        "and 1 more."
+    )
 
 
 def test_nnunet_layout_with_regions_and_an_ignore_label(tmp_path):

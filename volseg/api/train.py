@@ -24,7 +24,7 @@ from volseg.data.cases.workers import require_main_process
 from volseg.data.folds import Folds, choose_fold
 from volseg.device import batch_workers, choose_device, gpu_memory_gb, machine_memory_gb, memory_errors
 from volseg.errors import DatasetError, InputError, Stopped, UsageError
-from volseg.files import remove_leftovers, write_json, write_text
+from volseg.files import given_path, remove_leftovers, write_json, write_text
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import build_network, find_network
 from volseg.networks.cpu.malloc import keep_freed_memory
@@ -148,7 +148,7 @@ def train(
     require_main_process()
     if not (loss is None or callable(loss)) or not all(map(callable, transforms)):
         raise UsageError("The loss and the transforms have to be functions; a loss by name is training.loss.")
-    file = None if splits is None else Path(splits)
+    file = None if splits is None else given_path(splits)
     settings = {"fold": fold, "folds": folds, "splits": file and file.name, "seed": seed, "minutes": minutes}
     settings["steps"] = steps
     folder = Path(output)

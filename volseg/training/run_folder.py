@@ -152,6 +152,8 @@ def run_folds(started: Path | None, settings: RunSettings, data: Dataset) -> Fol
         InputError: the folds do not fit the dataset, see `volseg.data.cases.dataset.split_folds`.
     """
     if started is None:
+        if settings.splits and data.splits is None:
+            raise UsageError(f"The run was started with --splits {settings.splits}, and then ended. Give it again.")
         if settings.fold == "all" and data.splits is None:
             return Folds([{"train": data.names, "val": []}], "every case, none to validate on")
         return split_folds(data, settings.folds)

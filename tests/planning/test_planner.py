@@ -143,7 +143,7 @@ def test_target_spacing_is_the_median_per_axis():
     assert plan.spacing_mm == pytest.approx((1.0, 0.7, 0.7))
 
 
-@pytest.mark.parametrize("name", ["CT", "ct"])
+@pytest.mark.parametrize("name", ["CT", "ct", "CT_1"])
 def test_ct_is_normalised_by_the_training_foreground(name):
     plan, _ = planned(case((128, 128, 64), (1.0, 1.0, 2.0)), channel=name)
     channel = plan.channels[0]

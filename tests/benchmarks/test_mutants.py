@@ -24,7 +24,8 @@ def make():
 def test_a_seed_draws_mutants_of_all_kinds_that_are_python(make):
     mutants = make.draw(40, 3, ("volseg/files.py",))
     assert mutants == make.draw(40, 3, ("volseg/files.py",))
-    assert set(mutants).isdisjoint(make.draw(40, 4))
+    # By chance a few are the same.
+    assert len(set(mutants) - set(make.draw(40, 4))) > 30
     assert set(Counter(one.kind for one in mutants).values()) == {4}
     assert {one.kind for one in mutants} == set(make.KINDS)
     assert not [one for one in mutants if one.file == "volseg/files.py"]

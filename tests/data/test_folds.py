@@ -331,7 +331,7 @@ def test_names_without_a_subject_of_several_scans_change_nothing(names):
 def test_fewer_groups_than_folds():
     dataset = dataset_of(*NAMES, groups={name: str(int(name[-2:]) % 3) for name in NAMES})
     with pytest.raises(
-        InputError, match=r"20 cases of 3 groups, which stay together, cannot be split into 5 folds. Use"
+        InputError, match=r"20 cases \(20 cases of 3 groups by the dataset; .*\) cannot be split into 5 folds. Use"
     ):
         split_folds(dataset)
     assert sorted(map(len, in_folds(dataset, 3))) == [6, 7, 7]

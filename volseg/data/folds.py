@@ -97,9 +97,9 @@ def own_folds(names: Sequence[str], grouping: Grouping, folds: int) -> Folds:
     """
     units = _units(names, grouping.groups)
     if len(units) < folds:
-        of_groups = f" of {counted(len(units), 'group')}, which stay together," if grouping.groups else ""
+        why = f" ({grouping.words})" if grouping.groups else ""
         raise InputError(
-            f"{counted(len(names), 'case')}{of_groups} cannot be split into {folds} folds. "
+            f"{counted(len(names), 'case')}{why} cannot be split into {folds} folds. "
             "Use fewer --folds, or --fold all to train on every case."
         )
     random = np.random.RandomState(12345)

@@ -14,7 +14,8 @@ from common.record import publish, record_options, slug
 from common.results import headline, ratio, table
 
 from volseg import Segmenter
-from volseg.data.cases.dataset import TrainingCase, choose_fold, open_dataset, split_folds
+from volseg.data.cases.dataset import TrainingCase, open_dataset, split_folds
+from volseg.data.folds import choose_fold
 from volseg.data.io.reading import read_channels, read_label
 from volseg.evaluation.overlap import label_overlaps
 

@@ -121,6 +121,7 @@ CALLS = {
         "overrides": (),
         "fold": None,
         "folds": None,
+        "splits": None,
         "seed": None,
         "minutes": None,
         "steps": None,
@@ -141,7 +142,7 @@ CALLS = {
 
 # Of parts that others put together, their defaults that are values.
 PARTS = {
-    "data.cases.dataset.Dataset": {"licence": "", "description": "", "problems": ()},
+    "data.cases.dataset.Dataset": {"licence": "", "description": "", "problems": (), "folds": None, "splits": None},
     "data.cases.dataset.split_folds": {"folds": 5},
     "data.cases.patch_sampling.PatchSampler": {"seed": 0, "rank": 0, "world": 1},
     "data.cases.phantom.write_phantoms": {"tests": 0},

@@ -24,7 +24,7 @@ RANKS = {
 }  # fmt: skip
 # Within a package, rooms that others of the same package are built on; what is not listed comes after them.
 ROOMS = {
-    "data": {"grid": 0, "io": 1, "cases": 2},
+    "data": {"grid": 0, "io": 1, "folds": 2, "dataset_json": 2, "cases": 3},
     "networks": {"cpu": 0},
     "api": {"outputs": 0},
     "config": {"values": 0, "network": 1, "plan": 2, "training": 2, "files": 3},

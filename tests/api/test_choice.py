@@ -8,9 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.data.images import write_series
-from tests.pipeline import blob, write_model
+from tests.pipeline import blob, tiny_plan, write_model
 from volseg import Segmenter, predict
 from volseg.cli import app
+from volseg.config import Channel
 from volseg.data.io.choice import Choice
 from volseg.data.io.read_cost import reading_bytes
 from volseg.errors import InputError, UsageError
@@ -170,6 +171,15 @@ def test_an_empty_path_is_not_the_current_folder(segmenter, tmp_path, monkeypatc
 def test_another_modality_than_the_models_is_a_warning(segmenter, study):
     result = segmenter(study, series=5)
     assert "The scan is CT, but the model takes MR." in result.record["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("names", "modality"), [(("T1", "FLAIR"), "MR"), (("CT", "CT"), "CT"), (("CT", "PET"), None), (("a", "CT"), None)]
+)
+def test_channels_tell_the_modality_also_numbered(tmp_path, names, modality):
+    network = tiny_plan().network.model_copy(update={"in_channels": 2})
+    plan = tiny_plan(network=network, channels=tuple(Channel(name=name) for name in names))
+    assert Segmenter.load(write_model(tmp_path / "m.safetensors", plan), device="cpu")._modality == modality
 
 
 def test_memory_is_that_of_the_chosen_series(study):

@@ -75,6 +75,7 @@ VERBS = {
             "overrides": (("--set", "a.b=1", "--set", "c.d=e"), {"overrides": ["a.b=1", "c.d=e"]}),
             "fold": (("--fold", "3"), {"fold": 3}),
             "folds": (("--folds", "7"), {"folds": 7}),
+            "splits": (("--splits", "s.json"), {"splits": Path("s.json")}),
             "seed": (("--seed", "11"), {"seed": 11}),
             "minutes": (("--minutes", "2.5"), {"minutes": 2.5}),
             "steps": (("--steps", "13"), {"steps": 13}),

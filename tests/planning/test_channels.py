@@ -21,6 +21,8 @@ CUBE = case((64, 64, 64), (1.0, 1.0, 1.0))
     [
         ("CT", "ct"),
         ("ct", "ct"),
+        ("CT_1", "ct"),
+        ("noNorm_0", "none"),
         ("noNorm", "none"),
         ("NONORM", "none"),
         ("rescale_to_0_1", "rescale"),
@@ -35,8 +37,8 @@ def test_a_channel_is_normalised_as_its_name_says(name, normalisation):
     plan, reasons = planned(CUBE, channel=name)
     assert plan.channels[0].normalisation == normalisation
     assert (plan.channels[0].clip is not None) == (normalisation == "ct")
-    named = name.casefold() in ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1", "zscore")
-    assert reasons["channels"] == f"{name}: {normalisation}, {'its name says so' if named else 'of each scan'}"
+    why = "of each scan" if name in ("MRI", "CTA", "PET-CT") else "its name says so"
+    assert reasons["channels"] == f"{name}: {normalisation}, {why}"
 
 
 @pytest.mark.parametrize("name", ["zscore", "MRI", "rescale_to_0_1"])

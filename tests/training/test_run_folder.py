@@ -5,10 +5,13 @@ import shlex
 import shutil
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import yaml
 
 from volseg.config import Config, load_config
+from volseg.data.cases.dataset import Dataset
+from volseg.data.cases.labels import LabelSet
 from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.training.run_folder import (
     CHECKPOINT,
@@ -20,6 +23,7 @@ from volseg.training.run_folder import (
     is_run,
     lock_run_folder,
     remove_scores,
+    run_folds,
     start_run,
 )
 
@@ -53,6 +57,72 @@ def test_settings_come_from_the_call_and_the_configuration_from_its_file(tmp_pat
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="The call is invalid: 'folds'"):
         configured(tmp_path / "run", settings={"folds": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "meant"),
+    [
+        ("fold", "0", 0),
+        ("fold", np.int64(3), 3),
+        ("fold", "ALL", "all"),
+        ("folds", np.uint8(4), 4),
+        ("folds", "4", 4),
+        ("seed", np.int32(7), 7),
+        ("seed", 7.0, 7),
+        ("minutes", np.float32(2.5), 2.5),
+        ("minutes", "20", 20.0),
+        ("minutes", 3, 3.0),
+        ("steps", np.int64(9), 9),
+        ("steps", "9", 9),
+    ],
+)
+def test_numbers_of_other_types_are_what_they_mean(tmp_path, key, given, meant):
+    run = tmp_path / "run"
+    settings, config = configured(run, settings={key: given})
+    found = getattr(settings, key)
+    assert (found, type(found)) == (meant, type(meant))
+    # Also of a run that was started with the same number in another type.
+    run.mkdir()
+    start_run(run, settings, config)
+    assert configured(run, settings={key: given}, resume=True)[0] == settings
+
+
+@pytest.mark.parametrize("key", ["fold", "folds", "seed", "minutes", "steps"])
+@pytest.mark.parametrize(
+    "given",
+    [True, np.bool_(False), "x", "", -1, 0.5j, np.float64("nan"), float("inf"), [1], {}, np.array([1, 2])],
+    ids=str,
+)
+def test_what_is_no_number_is_refused_in_a_sentence(tmp_path, key, given):
+    with pytest.raises(ConfigError, match=f"The call is invalid: '{key}': .*, found .*"):
+        configured(tmp_path / "run", settings={key: given})
+
+
+@pytest.mark.parametrize(("key", "given"), [("fold", 1.0), ("folds", 2.5), ("seed", 0.1), ("steps", np.float32(1.5))])
+def test_a_fraction_is_no_count(tmp_path, key, given):
+    with pytest.raises(ConfigError, match=f"The call is invalid: '{key}': "):
+        configured(tmp_path / "run", settings={key: given})
+
+
+def test_the_file_of_the_folds_is_in_the_settings_and_the_command_of_a_run_that_has_one(tmp_path):
+    run = tmp_path / "run"
+    settings, config = configured(run, settings={"splits": "mine.json", "steps": 3})
+    assert "--folds 5 --splits mine.json --seed 0" in settings.command("data", config)
+    run.mkdir()
+    start_run(run, settings, config)
+    assert (
+        configured(run, resume=True)[0] == configured(run, settings={"splits": "mine.json"}, resume=True)[0] == settings
+    )
+    with pytest.raises(UsageError, match=r"started with splits mine.json, found other.json"):
+        configured(run, settings={"splits": "other.json"}, resume=True)
+    start_run(run, RunSettings(), config)
+    assert "splits" not in (run / MARK).read_text()
+    assert "--splits" not in RunSettings().command("data", config)
+    with pytest.raises(UsageError, match=r"started with splits None, found other.json"):
+        configured(run, settings={"splits": "other.json"}, resume=True)
+    # Its plan was not written yet when it ended, so its folds are not known.
+    with pytest.raises(UsageError, match=r"started with --splits mine.json, and then ended. Give it again"):
+        run_folds(None, settings, Dataset("data", tmp_path, ("image",), LabelSet({"organ": 1}), ()))
 
 
 def test_a_folder_is_made_with_its_parents_and_locked(tmp_path):

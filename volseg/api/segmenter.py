@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from volseg.api.result import Result
+from volseg.config import known_name
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
 from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
@@ -58,9 +59,9 @@ logger = logging.getLogger(__name__)
 SHOWN = 60
 # DICOM modalities by the names that channels have in datasets.
 MODALITIES = {
-    **dict.fromkeys(("CT", "CBCT"), "CT"),
-    **dict.fromkeys(("MR", "MRI", "T1", "T1W", "T1CE", "T1GD", "T1C", "T2", "T2W", "FLAIR", "PD", "DWI", "ADC"), "MR"),
-    **dict.fromkeys(("PET", "PT", "FDG", "FDG-PET"), "PT"),
+    **dict.fromkeys(("ct", "cbct"), "CT"),
+    **dict.fromkeys(("mr", "mri", "t1", "t1w", "t1ce", "t1gd", "t1c", "t2", "t2w", "flair", "pd", "dwi", "adc"), "MR"),
+    **dict.fromkeys(("pet", "pt", "fdg", "fdg-pet"), "PT"),
 }
 # A scan in any form, and where its probabilities go: a file, True for an array, or nowhere.
 Job: TypeAlias = tuple[Any, Path | bool | None]
@@ -170,7 +171,8 @@ class Segmenter:
     @property
     def _modality(self) -> str | None:
         """The DICOM modality that the channels are, by their names; None if they do not tell."""
-        found = {MODALITIES.get(channel.name.upper()) for channel in self.card.plan.channels}
+        names = [known_name(channel.name, MODALITIES) for channel in self.card.plan.channels]
+        found = {None if name is None else MODALITIES[name] for name in names}
         return found.pop() if len(found) == 1 else None
 
     def __call__(

@@ -17,13 +17,14 @@ from volseg.config import Config, Plan, PlanChoices, load_config
 from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, BatchLoader, check_shared, lost_workers
 from volseg.data.cases.cache import CachedCase, cache_cases
 from volseg.data.cases.cache_key import shared_cache
-from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from volseg.data.cases.dataset import Dataset, TrainingCase, folds_in_files, grouping_of, open_dataset
 from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.data.cases.progressive_patches import ProgressivePatches
 from volseg.data.cases.workers import require_main_process
+from volseg.data.folds import Folds, choose_fold
 from volseg.device import batch_workers, choose_device, gpu_memory_gb, machine_memory_gb, memory_errors
 from volseg.errors import DatasetError, InputError, Stopped, UsageError
-from volseg.files import remove_leftovers, write_json, write_text
+from volseg.files import given_path, remove_leftovers, write_json, write_text
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import build_network, find_network
 from volseg.networks.cpu.malloc import keep_freed_memory
@@ -45,6 +46,7 @@ from volseg.training.run_folder import (
     is_run,
     lock_run_folder,
     remove_scores,
+    run_folds,
     start_run,
 )
 from volseg.training.signals import stop_requests
@@ -88,6 +90,7 @@ class Run:
     device: torch.device
     training: list[TrainingCase]
     validation: list[TrainingCase]
+    folds: Folds
     custom: Custom = Custom()
 
 
@@ -99,6 +102,7 @@ def train(
     overrides: Sequence[str] = (),
     fold: int | str | None = None,
     folds: int | None = None,
+    splits: str | Path | None = None,
     seed: int | None = None,
     minutes: float | None = None,
     steps: int | None = None,
@@ -121,6 +125,7 @@ def train(
         overrides: "key=value" changes to it.
         fold: 0 to folds - 1, or "all" to train on every case and validate on none. Default 0.
         folds: number of folds. Default 5.
+        splits: a JSON file [{"train": names, "val": names}, ...], used instead of the folds that the dataset states.
         seed: of the weights and of all random samples. Default 0.
         minutes: wall-clock budget from the first step to the last; a resumed run spends what is left of it.
         steps: exact number of optimiser steps instead. Without either: the plan's.
@@ -143,7 +148,9 @@ def train(
     require_main_process()
     if not (loss is None or callable(loss)) or not all(map(callable, transforms)):
         raise UsageError("The loss and the transforms have to be functions; a loss by name is training.loss.")
-    settings = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
+    file = None if splits is None else given_path(splits)
+    settings = {"fold": fold, "folds": folds, "splits": file and file.name, "seed": seed, "minutes": minutes}
+    settings["steps"] = steps
     folder = Path(output)
     torch_device = local_device(device)
     with join_process_group(torch_device) as ranks, disk_errors(folder), ExitStack() as locks:
@@ -156,12 +163,14 @@ def train(
             if is_run(folder):
                 lock()
             configured = configure_run(folder, Path(config) if config else None, overrides, settings, resume, overwrite)
-            return _prepare(folder, *configured, open_dataset(Path(dataset)), torch_device, ranks.world, resume, lock)
+            data = replace(open_dataset(Path(dataset)), splits=file)
+            return _prepare(folder, *configured, data, torch_device, ranks.world, resume, lock)
 
         run = replace(ranks.on_first_rank(prepare), device=torch_device, custom=Custom(loss, tuple(transforms)))
         with run_log(folder, ranks.first):
             logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, torch_device,
                         run.data.name, len(run.training), len(run.validation))  # fmt: skip
+            logger.info("Fold %s of %d: %s", run.settings.fold, len(run.folds.splits), run.folds.source)
             try:
                 state, done = _fit(run, ranks, progress if ranks.first else silent)
                 if not done:
@@ -190,6 +199,8 @@ def plan_dataset(
         VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
     """
     data, choices = open_dataset(Path(dataset)), load_config(Path(config) if config else None, overrides).plan
+    stated = folds_in_files(data)
+    logger.info("Folds: %s", f"{len(stated.splits)}, {stated.source}" if stated else grouping_of(data).words)
     fingerprint = take_fingerprint(data, shared_cache())
     plan, reasons = _plan(data, fingerprint, choices, choose_device(device))
     return plan_text(plan, reasons, summary(fingerprint))
@@ -227,12 +238,8 @@ def _prepare(
         if data.problems:
             raise DatasetError(data.name, data.problems)
         remove_leftovers(folder)
-        splits = read_splits(folder / "splits.json", data)
-    elif settings.fold == "all":
-        splits = [{"train": sorted(case.name for case in data.cases), "val": []}]
-    else:
-        splits = split_folds(data, settings.folds)
-    split = choose_fold(splits, settings.fold)
+    folds = run_folds(folder if has_plan else None, settings, data)
+    split = choose_fold(folds, settings.fold)
     by_name = {case.name: case for case in data.cases}
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
     if has_plan:
@@ -240,19 +247,19 @@ def _prepare(
         _require_same_labels(data, plan)
         check_shared(plan, world)
     else:
-        used = {name for one in splits for half in one.values() for name in half}
+        used = {name for one in folds.splits for half in one.values() for name in half}
         data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
         fingerprint = take_fingerprint(data_used, shared_cache())
         plan, reasons = _plan(data, fingerprint, config.plan, device)
         check_shared(plan, world)
         lock()
         start_run(folder, settings, config)
-        write_json(folder / "splits.json", splits)
+        write_json(folder / "splits.json", folds.splits)
         write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
         for label in data.labels.stored:
             if not any(case.volumes_ml[label] for case in fingerprint.cases):
                 logger.warning("Label %s occurs in no case, so it cannot be learned", label)
-    return Run(folder, settings, config, data, plan, device, training, validation)
+    return Run(folder, settings, config, data, plan, device, training, validation, folds)
 
 
 def _require_same_labels(data: Dataset, plan: Plan) -> None:

@@ -20,6 +20,9 @@ def train(
     overrides: Overrides = None,
     fold: Annotated[str | None, typer.Option(help="0 to folds - 1, or all (default 0)")] = None,
     folds: Annotated[int | None, typer.Option(help="number of folds (default 5)")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="folds as in splits_final.json (default: those that the dataset states)")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="random seed of weights and samples (default 0)")] = None,
     minutes: Annotated[float | None, typer.Option(help="wall-clock budget of the training loop")] = None,
     steps: Annotated[int | None, typer.Option(help="number of optimiser steps (instead of --minutes)")] = None,
@@ -34,8 +37,9 @@ def train(
 
     with progress_bar() as progress:
         run = run_training(
-            dataset, output, config=config, overrides=overrides or (), fold=_fold(fold), folds=folds, seed=seed,
-            minutes=minutes, steps=steps, resume=resume, overwrite=overwrite, device=device, progress=progress,
+            dataset, output, config=config, overrides=overrides or (), fold=_fold(fold), folds=folds, splits=splits,
+            seed=seed, minutes=minutes, steps=steps, resume=resume, overwrite=overwrite, device=device,
+            progress=progress,
         )  # fmt: skip
     show_description(describe(run), as_json)
     return 0

@@ -30,6 +30,8 @@ from volseg.config.values import (
     Normalisation,
     Triple,
     checked,
+    distinct_names,
+    known_name,
 )
 
 __all__ = [
@@ -59,6 +61,8 @@ __all__ = [
     "TrainingConfig",
     "Triple",
     "checked",
+    "distinct_names",
+    "known_name",
     "load_config",
     "read_yaml",
     "rules_in_words",

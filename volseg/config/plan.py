@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from volseg.config.network import NetworkConfig
 from volseg.config.values import (
@@ -23,6 +23,7 @@ from volseg.config.values import (
     Triple,
     Volume,
     VolumeRange,
+    distinct_names,
 )
 
 # Bounds that no real model comes near. 512 x 512 x 512 voxels are 2**27.
@@ -214,6 +215,13 @@ class Plan(Frozen):
         if self.dimensions == 2 and 0 in self.mirror_axes:
             raise ValueError("dimensions are 2, but mirror_axes has 0, the axis through the slices")
         return self
+
+    @field_validator("channels")
+    @classmethod
+    def _distinct_channels(cls, channels: tuple[Channel, ...]) -> tuple[Channel, ...]:
+        # Of models that others trained, and of older ones.
+        names = distinct_names([channel.name for channel in channels])
+        return tuple(one.model_copy(update={"name": name}) for one, name in zip(channels, names, strict=True))
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -1,6 +1,8 @@
 """Value types of configurations, and validation of documents with readable errors."""
 
+import re
 import reprlib
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -38,9 +40,38 @@ IGNORED = -1
 # Errors listed in one message, and the characters of a value that each of them quotes.
 SHOWN = 10
 QUOTED = 200
+# Characters of a name that is numbered, so that it stays a `Name`.
+_NAME = 400
 _QUOTES = reprlib.Repr()
 _QUOTES.maxlevel, _QUOTES.maxstring, _QUOTES.maxother = 3, 3 * QUOTED, 3 * QUOTED
 _QUOTES.maxlist = _QUOTES.maxtuple = _QUOTES.maxdict = 20
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of channels that nobody can mix up: those that are alike but for case and blanks get their numbers.
+
+    {"0": "T2", "1": "CT", "2": "CT"} are T2, CT_1 and CT_2, as nnU-Net numbers their files.
+    """
+    keys = [" ".join(name.casefold().split()) for name in names]
+    if len(set(keys)) == len(keys):
+        return tuple(names)
+    return distinct_names(
+        [f"{name.strip()[:_NAME]}_{at}" if keys.count(keys[at]) > 1 else name for at, name in enumerate(names)]
+    )
+
+
+def known_name(name: str, known: Collection[str]) -> str | None:
+    """Which of some names in lower case a channel has, whether or not `distinct_names` numbered it; None: none of them.
+
+    Of "ct" and "rescale_to_0_1", those are the names of CT_1 and rescale_to_0_1_2.
+    """
+    name = name.strip().lower()
+    while name not in known:
+        shorter = re.sub(r"_[0-9]+$", "", name)
+        if shorter == name:
+            return None
+        name = shorter
+    return name
 
 
 class Frozen(BaseModel):

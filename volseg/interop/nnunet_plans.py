@@ -220,13 +220,12 @@ def _channels(plans: Plans, dataset: Dataset, settings: Configuration) -> list[d
             f"dataset.json has {len(dataset.channels)} channels, but plans.json has {len(schemes)} normalisation "
             f"schemes and {len(masked)} masks. Take both files from one model folder."
         )
-    names = list(dataset.channels.values())
     channels = []
     for (index, name), scheme, mask in zip(sorted(dataset.channels.items()), schemes, masked, strict=True):
         if scheme not in NORMALISATIONS:
             _reject(f"The normalisation of channel {name}", scheme, ", ".join(NORMALISATIONS))
         kind = NORMALISATIONS[scheme]
-        values: dict[str, Any] = {"name": name if names.count(name) == 1 else f"{name}_{index}"}
+        values: dict[str, Any] = {"name": name}
         if kind == "zscore" and mask:
             kind = "zscore_nonzero"
         elif kind == "ct":

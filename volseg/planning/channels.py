@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from volseg.config import ABSOLUTE, Channel, Normalisation, PlanChoices, checked
+from volseg.config import ABSOLUTE, Channel, Normalisation, PlanChoices, checked, known_name
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
 from volseg.text import first_few
@@ -34,7 +34,8 @@ def plan_channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple
     other: Normalisation = "zscore_nonzero" if masked >= MASKED else "zscore"
     channels, reasons = [], []
     for one in fingerprint.channels:
-        named = NAMED.get(one.name.casefold())
+        known = known_name(one.name, NAMED)
+        named = NAMED[known] if known else None
         channels.append(_channel(one, chosen.get(one.name) or named or other))
         why = "set by the configuration" if one.name in chosen else "its name says so" if named else _why(masked)
         reasons.append(f"{one.name}: {channels[-1].normalisation}, {why}")

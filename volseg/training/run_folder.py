@@ -9,16 +9,19 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
+from volseg.data.cases.dataset import Dataset, split_folds
+from volseg.data.folds import Folds, read_splits, same_folds
 from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.files import LEFTOVERS, require_writable, write_text
 from volseg.system import file_lock
-from volseg.text import first_few
+from volseg.text import first_few, whole_number
 from volseg.training.schedule import Budget
 
 logger = logging.getLogger(__name__)
@@ -42,14 +45,38 @@ CONTENT = (
 )  # fmt: skip
 
 
+def _number(value: Any) -> Any:
+    """A number of NumPy as one of Python; True and False are none."""
+    if isinstance(value, bool | np.bool_):
+        raise ValueError("expected a number")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _fold(value: Any) -> int | str:
+    """A fold by its number, also as text, or "all"."""
+    number = whole_number(value) if isinstance(value, str | int | np.integer) else None
+    if number is None and not (isinstance(value, str) and value.lower() == "all"):
+        raise ValueError("expected the number of a fold, from 0, or all")
+    return "all" if number is None else number
+
+
 class RunSettings(Frozen):
     """The settings of a run, stored in its folder, so that it resumes with the same ones."""
 
-    fold: int | str = 0
-    folds: int = Field(5, ge=2)
-    seed: int = Field(0, ge=0, lt=2**63)
-    minutes: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, gt=0)
+    fold: Annotated[int | str, BeforeValidator(_fold)] = 0
+    folds: Annotated[int, BeforeValidator(_number), Field(ge=2)] = 5
+    splits: str | None = Field(None, description="the name of the file whose folds are used; None: no file was given")
+    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)] = 0
+    minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = None
+    steps: Annotated[int, BeforeValidator(_number), Field(gt=0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_missing_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions read the settings of runs without such a file, and theirs have none.
+        document: dict[str, Any] = handler(self)
+        if document.get("splits") is None:
+            document.pop("splits", None)
+        return document
 
     def budget(self, planned_steps: int) -> Budget:
         """The budget of the run; without minutes or steps, the plan's number of steps."""
@@ -93,6 +120,8 @@ def configure_run(
         ConfigError: a setting or the configuration is invalid.
     """
     given = {key: value for key, value in settings.items() if value is not None}
+    # Compared with a resumed run's as what they mean: "0" is 0.
+    given = checked(RunSettings, given, "The call").model_dump(include=set(given))
     if "minutes" in given and "steps" in given:
         raise UsageError("Both minutes and steps were given. Give one of them.")
     if resume and overwrite:
@@ -113,6 +142,28 @@ def configure_run(
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run folder."""
     return os.path.exists(folder / MARK)
+
+
+def run_folds(started: Path | None, settings: RunSettings, data: Dataset) -> Folds:
+    """The folds of a run that was started in a folder, or of a new one (None).
+
+    Raises:
+        UsageError: the run was started with other folds than those that are given.
+        InputError: the folds do not fit the dataset, see `volseg.data.cases.dataset.split_folds`.
+    """
+    if started is None:
+        if settings.splits and data.splits is None:
+            raise UsageError(f"The run was started with --splits {settings.splits}, and then ended. Give it again.")
+        if settings.fold == "all" and data.splits is None:
+            return Folds([{"train": data.names, "val": []}], "every case, none to validate on")
+        return split_folds(data, settings.folds)
+    folds = read_splits(started / "splits.json", data.names)
+    if data.splits and not same_folds(folds, read_splits(data.splits, data.names)):
+        raise UsageError(
+            f"{data.splits} has other folds than {folds.source}, with which the run was started. Leave out "
+            "--splits, or start another run."
+        )
+    return folds
 
 
 @contextmanager
@@ -185,7 +236,8 @@ def _require_keys(path: Path, kind: type[Frozen]) -> None:
         ConfigError: one is missing, because the file was changed: it is written with all of them.
     """
     document = read_yaml(path)
-    if missing := [key for key in kind.model_fields if key not in document]:
+    # It is written only where there is one.
+    if missing := [key for key in kind.model_fields if key not in document and key != "splits"]:
         raise ConfigError(
             f"{path} lacks {first_few(missing)}, so it is not as the run wrote it. Restore it, or start again with "
             "--overwrite."
@@ -230,9 +282,9 @@ def _resumed_settings(settings_file: Path, given: dict[str, Any]) -> RunSettings
     stored = checked(RunSettings, read_yaml(settings_file), str(settings_file)).model_dump()
     budget = {key: value for key, value in given.items() if key in ("minutes", "steps")}
     for key, value in given.items():
-        if key not in budget and value != stored[key]:
+        if key not in budget and value != stored.get(key):
             raise UsageError(
-                f"The run was started with {key} {stored[key]}, found {value}. Leave it out, or start another run."
+                f"The run was started with {key} {stored.get(key)}, found {value}. Leave it out, or start another run."
             )
     if budget:
         stored |= {"minutes": None, "steps": None, **budget}

@@ -7,10 +7,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_dataset, read_splits, split_folds
+from tests.pipeline import tiny_plan
+from volseg.config import Channel, known_name
+from volseg.data.cases.dataset import Dataset, open_dataset, split_folds
 from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.phantom import write_phantoms
-from volseg.errors import InputError, UsageError
+from volseg.errors import InputError
 
 
 def touch(*paths: Path) -> None:
@@ -40,11 +42,6 @@ def write_nnunet(folder: Path, labels: dict | None = None, cases: tuple[str, ...
     return document
 
 
-def many_cases(folder: Path, count: int) -> Dataset:
-    cases = tuple(TrainingCase(f"case_{i:03d}", (folder / f"{i}",), folder / f"{i}") for i in range(count))
-    return Dataset("many", folder, ("image",), LabelSet({"organ": 1}), cases)
-
-
 def test_decathlon_layout(tmp_path):
     write_phantoms(tmp_path, count=2, seed=0, kind="mr")
     dataset = open_dataset(tmp_path)
@@ -72,7 +69,9 @@ def test_decathlon_with_several_channels_in_one_file(tmp_path):
     assert dataset.name == tmp_path.name
     # What a dataset does not state is empty.
     assert (dataset.licence, dataset.description, dataset.problems) == ("", "", ())
-    assert many_cases(tmp_path, 1).licence == many_cases(tmp_path, 1).description == ""
+    assert (dataset.folds, dataset.groups) == (None, {})
+    fresh = Dataset("name", tmp_path, ("image",), LabelSet({"organ": 1}), ())
+    assert (fresh.licence, fresh.description, fresh.problems, fresh.folds, fresh.groups) == ("", "", (), None, {})
 
 
 def test_nnunet_layout(tmp_path):
@@ -208,6 +207,88 @@ def test_plain_layout_with_two_of_a_name(tmp_path, half):
     assert str(tmp_path / half / "one.nrrd") in problem.found
 
 
+@pytest.mark.parametrize(
+    ("stated", "names"),
+    [
+        (("CT", "CT"), ("CT_0", "CT_1")),
+        (("T2", "CT", "CT"), ("T2", "CT_1", "CT_2")),
+        (("T1", "t1", "FLAIR"), ("T1_0", "t1_1", "FLAIR")),
+        (("T1", " T1 ", "T1  post", "T1 post"), ("T1_0", "T1_1", "T1  post_2", "T1 post_3")),
+        # A name that a numbered one would have is numbered, too.
+        (("CT_1", "CT", "CT"), ("CT_1_0", "CT_1_1", "CT_2")),
+        (("T1", "T2"), ("T1", "T2")),
+    ],
+)
+@pytest.mark.parametrize("key", ["modality", "channel_names"])
+def test_channels_of_one_name_are_numbered(tmp_path, key, stated, names):
+    scan = {"image": "p.nii.gz", "label": "q.nii.gz"}
+    touch(tmp_path / "labelsTr" / "p.nii.gz")
+    channels = {str(index): name for index, name in enumerate(stated)}
+    (tmp_path / "dataset.json").write_text(json.dumps({key: channels, "labels": {"1": "PZ"}, "training": [scan]}))
+    found = open_dataset(tmp_path).channels
+    assert found == names
+    # A plan has the same names, also where it comes from an older model.
+    network = tiny_plan().network.model_copy(update={"in_channels": len(names)})
+    for same in (stated, found):
+        plan = tiny_plan(network=network, channels=tuple(Channel(name=name) for name in same))
+        assert tuple(channel.name for channel in plan.channels) == names
+
+
+def test_a_numbered_channel_is_known_by_its_name():
+    names = {"CT": "ct", "CT_1": "ct", " ct_1_0": "ct", "T1w": None, "CT_a": None, "T_1": None}
+    names |= {"rescale_to_0_1": "rescale_to_0_1", "rescale_to_0_1_2": "rescale_to_0_1"}
+    assert {name: known_name(name, ("ct", "rescale_to_0_1")) for name in names} == names
+
+
+def test_hidden_files_are_no_cases(tmp_path, caplog):
+    write_nnunet(tmp_path / "nnunet")
+    for name in ("._a", ".b", "._c"):
+        touch(*(tmp_path / "nnunet" / "imagesTr" / f"{name}_000{channel}.nii.gz" for channel in (0, 1)))
+        touch(tmp_path / "nnunet" / "labelsTr" / f"{name}.nii.gz")
+    assert open_dataset(tmp_path / "nnunet").names == ["a", "b"]
+    write_label(tmp_path / "plain" / "labels" / "a.nii.gz", 1)
+    touch(*(tmp_path / "plain" / part / f"._{name}.nii.gz" for part in ("images", "labels") for name in "ab"))
+    touch(tmp_path / "plain" / "images" / "a.nii.gz", tmp_path / "plain" / "labels" / "._a.seg.dcm")
+    assert open_dataset(tmp_path / "plain").names == ["a"]
+    scans = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in ("a", "._a", "b")]
+    document = {"labels": {"1": "PZ"}, "training": scans, "validation": scans[1:2]}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    dataset = open_dataset(tmp_path)
+    assert (dataset.names, dataset.folds) == (["a", "b"], None)
+    assert caplog.messages == ["dataset.json lists 1 hidden file, such as macOS makes: passed over"] * 2
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", "nii.gz", "*.nii.gz", ".NII.GZ", " .nii.gz "])
+@pytest.mark.parametrize("written", [".nii.gz", ".NII.gz"])
+def test_a_file_ending_is_found_however_it_is_written(tmp_path, ending, written):
+    document = {"channel_names": {"0": "CT"}, "labels": {"PZ": 1}, "file_ending": ending}
+    touch(tmp_path / "imagesTr" / f"a_0000{written}", tmp_path / "labelsTr" / f"a{written}")
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    (case,) = open_dataset(tmp_path).cases
+    assert (case.name, case.images[0].name, case.label.name) == ("a", f"a_0000{written}", f"a{written}")
+    assert case.images[0].exists()
+
+
+@pytest.mark.parametrize("ending", ["", ".", "*", "*.*", "/etc/passwd", ".nii?", "x" * 30, ".nii\n"[:5] + "\0"])
+def test_a_file_ending_that_is_none(tmp_path, ending):
+    document = {"channel_names": {"0": "CT"}, "labels": {"PZ": 1}, "file_ending": ending}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"'file_ending': expected the end of a file name such as .nii.gz"):
+        open_dataset(tmp_path)
+
+
+def test_a_file_ending_that_no_file_has_is_named_with_what_is_there(tmp_path):
+    document = write_nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "file_ending": "nrrd"}))
+    with pytest.raises(InputError) as error:
+        open_dataset(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} contains no training case: imagesTr has no file named CASE_0000.nrrd and labelsTr no CASE.nrrd, "
+        'by "file_ending" in dataset.json; found a_0000.nii.gz, a_0001.nii.gz, b_0000.nii.gz, b_0001.nii.gz, a.nii.gz '
+        "and 1 more."
+    )
+
+
 def test_nnunet_layout_with_regions_and_an_ignore_label(tmp_path):
     document = write_nnunet(tmp_path, {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})
     with pytest.raises(InputError, match="2 regions, but its regions_class_order has 0 values"):
@@ -249,121 +330,9 @@ def test_a_dataset_without_cases(tmp_path):
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("count", "held_out"),
-    [
-        (5, [[0], [4], [3], [1], [2]]),
-        (7, [[3, 4, 6], [0, 1], [2, 5]]),
-        (11, [[0, 3, 6, 7, 9, 10], [1, 2, 4, 5, 8]]),
-        (13, [[0, 7, 9], [3, 6, 10], [8, 11, 12], [1, 4], [2, 5]]),
-        (20, [[3, 8, 13, 16], [0, 10, 12, 15], [6, 7, 11, 17], [9, 14, 18, 19], [1, 2, 4, 5]]),
-        (
-            32,
-            [
-                [0, 3, 8, 12, 15, 18, 27],
-                [6, 7, 20, 21, 23, 24, 25],
-                [10, 11, 13, 16, 19, 26],
-                [14, 17, 22, 28, 30, 31],
-                [1, 2, 4, 5, 9, 29],
-            ],
-        ),
-    ],
-)
-def test_folds_are_those_of_nnunet(tmp_path: Path, count: int, held_out: list[list[int]]) -> None:
-    # Written down from scikit-learn 1.9.1: KFold(n_splits=len(held_out), shuffle=True, random_state=12345).
-    names = [f"case_{number:03d}" for number in range(count)]
-    expected = [
-        {"train": [name for i, name in enumerate(names) if i not in part], "val": [names[i] for i in part]}
-        for part in held_out
-    ]
-    assert split_folds(many_cases(tmp_path, count), len(held_out)) == expected
-
-
-def test_the_folds_of_the_hippocampus_are_those_of_nnunet(tmp_path: Path) -> None:
-    # The 260 cases of Task04; the first ones of each fold, written down as above.
-    folds = split_folds(many_cases(tmp_path, 260), 5)
-    assert [fold["val"][:6] for fold in folds] == [
-        [f"case_{number:03d}" for number in part]
-        for part in (
-            [9, 10, 16, 18, 20, 30],
-            [1, 14, 15, 17, 19, 26],
-            [2, 4, 8, 13, 24, 25],
-            [0, 3, 6, 12, 21, 22],
-            [5, 7, 11, 23, 29, 31],
-        )
-    ]
-    assert all(len(fold["train"]) == 208 for fold in folds)
-    assert sorted(name for fold in folds for name in fold["val"]) == [f"case_{number:03d}" for number in range(260)]
-
-
-def test_folds_of_the_dataset_take_precedence(tmp_path, caplog):
-    dataset = many_cases(tmp_path, 4)
-    splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
-    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
-    assert split_folds(dataset, 5) == splits
-    path = tmp_path / "splits_final.json"
-    assert caplog.messages == [f"Using the 1 folds of {path} instead of 5"]
-    path.write_text(json.dumps(splits * 5))
-    assert split_folds(dataset, 5) == splits * 5
-    assert len(caplog.messages) == 1
-    with pytest.raises(UsageError, match="--folds is 0, expected at least 2"):
-        split_folds(dataset, 0)
-
-
-def test_a_fold_of_the_dataset_may_have_no_validation_cases(tmp_path):
-    splits = [{"train": ["case_000", "case_001"], "val": []}]
-    (tmp_path / "splits.json").write_text(json.dumps(splits))
-    assert read_splits(tmp_path / "splits.json", many_cases(tmp_path, 2)) == splits
-
-
-@pytest.mark.parametrize(
-    ("splits", "complaint"),
-    [
-        ([{"train": ["case_000", "other"], "val": []}], "names 1 cases not in the dataset: other"),
-        ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: train and val both contain case_000"),
-        ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. List the"),
-        (
-            [{"train": ["case_001", "case_000", "case_001"], "val": []}],
-            "fold 0: train contains case_001 more than once. List each case once.",
-        ),
-        ([{"train": ["case_000"], "val": ["case_001"] * 3}], "fold 0: val contains case_001 more than once."),
-        ([{"train": ["case_000"]}], "json, fold 0, is invalid: 'val' is missing."),
-        ([{"train": None, "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found None."),
-        ([{"train": "c00", "val": []}], "fold 0, is invalid: 'train': Input should be a valid list, found 'c00'."),
-        ([{"train": [["a"]], "val": []}], r"'train.0': Input should be a valid string, found \['a'\]."),
-        (["case_000"], "fold 0, is invalid: "),
-        ({"train": [], "val": []}, "must be a list"),
-        ([], "must be a list"),
-    ],
-)
-def test_splits_that_do_not_fit(tmp_path, splits, complaint):
-    path = tmp_path / "splits.json"
-    path.write_text(json.dumps(splits))
-    with pytest.raises(InputError, match=complaint):
-        read_splits(path, many_cases(tmp_path, 2))
-
-
-def test_too_few_cases_or_folds(tmp_path):
-    with pytest.raises(InputError, match="3 cases cannot be split into 5 folds"):
-        split_folds(many_cases(tmp_path, 3), 5)
-    with pytest.raises(UsageError, match="at least 2"):
-        split_folds(many_cases(tmp_path, 3), 1)
-
-
-def test_choosing_a_fold(tmp_path):
-    splits = split_folds(many_cases(tmp_path, 6), 3)
-    assert choose_fold(splits, 2) == splits[2]
-    assert choose_fold(splits, "all") == {"train": [f"case_{i:03d}" for i in range(6)], "val": []}
-    for wrong in (3, -1, "first"):
-        with pytest.raises(
-            UsageError, match=rf"There is no fold {wrong} among 3 \(splits_final.json .*Give 0 to 2, or all."
-        ):
-            choose_fold(splits, wrong)
-
-
 @pytest.mark.needs_data
 def test_hippocampus(data_folder):
     dataset = open_dataset(data_folder / "Task04_Hippocampus")
     assert len(dataset.cases) == 200
     assert dataset.labels.values == {"Anterior": 1, "Posterior": 2}
-    assert [len(split["val"]) for split in split_folds(dataset)] == [40] * 5
+    assert [len(split["val"]) for split in split_folds(dataset).splits] == [40] * 5

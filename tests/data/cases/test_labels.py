@@ -16,6 +16,10 @@ def test_plain_labels_are_sorted_by_value_in_either_form():
     assert (expected.stored, expected.known) == ({"a": (1,), "b": (4,)}, {1, 4})
 
 
+def test_names_that_differ_in_case_are_two_labels():
+    assert parse_labels({"a": 1, "A": 2}, None, "x").values == {"a": 1, "A": 2}
+
+
 def test_regions_keep_their_order_and_are_written_by_regions_class_order():
     found = parse_labels({**WHOLE, "ignore": 4}, [1, 2, 3], "x")
     assert list(found.values.items()) == [("whole", 1), ("core", 2), ("rim", 3)]
@@ -42,6 +46,7 @@ def test_a_repeated_value_in_a_region_counts_once():
         ({"background": 0, "ignore": 1}, None, "FILE has no foreground label"),
         ({"a": 1, "b": 1}, None, "Two labels in FILE share a value"),
         ({"1": "a", "2": "a"}, None, "Two labels in FILE share the name 'a'"),
+        ({"left lung": 1, " left  lung": 2}, None, "Two labels in FILE share the name 'left lung'"),
         (
             {"a": 1, "b": 3, "ignore": 2},
             None,

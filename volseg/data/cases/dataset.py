@@ -1,95 +1,55 @@
-"""A folder of scans with reference labels as training cases, and its split into folds.
+"""A folder of scans with reference labels as training cases, and the folds and groups that it states.
 
 Three layouts are recognised by the contents of the folder:
 
-    Medical Segmentation Decathlon   dataset.json with "training": [{"image": ..., "label": ...}]
+    Medical Segmentation Decathlon   dataset.json with "training": [{"image": ..., "label": ...}]; as in MONAI, each
+                                     entry may have a "fold", or there may be a list "validation" of such entries
     nnU-Net v2 raw                   dataset.json with "channel_names"; imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
     plain                            images/ and labels/ with files of equal names; optional labels.json {name: value};
                                      a label may be a DICOM segmentation or structure set (NAME.dcm), as in a Decathlon
 
+"groups" in dataset.json, {case: group}, or a "group" in each entry of a Decathlon names cases that stay in one fold, as
+the scans of one patient. Hidden files, such as the ._ files of macOS, are no cases.
 The declaration of labels and of their codes ("label_codes" in dataset.json) is described in `volseg.data.cases.labels`.
 """
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from volseg.config import Frozen, Name, checked
-from volseg.config.plan import MOST_CHANNELS
+from volseg.config import checked
 from volseg.data.cases.labels import LabelSet, parse_labels, with_codes
+from volseg.data.dataset_json import Decathlon, Groups, NnUNet, shown, stated_folds
+from volseg.data.folds import (
+    SPLITS,
+    Folds,
+    Grouping,
+    group_cases,
+    own_folds,
+    read_splits,
+    same_folds,
+    warn_of_torn_groups,
+)
 from volseg.data.io.formats import image_suffix, label_name, stem_of
+from volseg.data.io.inputs import NNUNET_CHANNEL
 from volseg.data.io.reading import read_label_of
 from volseg.documents import read_json, read_or
 from volseg.errors import InputError, Problem, UsageError
 from volseg.files import access_to, is_hidden
-from volseg.text import first_few, printable, shortened
+from volseg.text import counted, first_few, printable, shortened
 
 logger = logging.getLogger(__name__)
 
-Split = dict[str, list[str]]
 # Characters of a dataset's name, and of its licence and its description in records.
 LONGEST_NAME, LONGEST_TEXT = 400, 2000
 # Characters of a path that the system could open.
 LONGEST_PATH = 4096
-
-
-def _in_order(names: Any) -> list[Any]:
-    """The values of {"0": name, "1": name, ...} in the order of their numbers, not of the file."""
-    if not isinstance(names, dict) or not names or set(names) != {str(index) for index in range(len(names))}:
-        raise ValueError('expected {"0": name, "1": name, ...}, numbered from 0 without a gap')
-    return [names[str(index)] for index in range(len(names))]
-
-
-Channels = Annotated[tuple[Name, ...], BeforeValidator(_in_order), Field(max_length=MOST_CHANNELS)]
-
-
-def _ending(text: str) -> str:
-    """The end of a file's name, which must not lead into another folder or stand for any name."""
-    if len(text) > 20 or not text.isprintable() or set(text) & set("/\\*?["):
-        raise ValueError("expected the end of a file name such as .nii.gz")
-    return text
-
-
-class _Document(Frozen):
-    """A part of a JSON file of a dataset; keys that training does not need are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Scan(_Document):
-    """One entry of a Decathlon's "training"."""
-
-    image: str
-    label: str
-
-
-class _Decathlon(_Document):
-    """dataset.json of the Decathlon."""
-
-    modality: Channels = ("image",)
-    training: list[_Scan]
-
-
-class _NnUNet(_Document):
-    """dataset.json of nnU-Net v2."""
-
-    channel_names: Channels
-    file_ending: Annotated[str, AfterValidator(_ending)] = ".nii.gz"
-
-
-class _Fold(_Document):
-    """One entry of splits_final.json."""
-
-    train: list[str]
-    val: list[str]
 
 
 @dataclass(frozen=True)
@@ -120,6 +80,9 @@ class Dataset:
         licence: as the dataset states it, or "".
         description: as the dataset states it, or "".
         problems: those that prevent training and are visible without reading an image.
+        folds: those that dataset.json states; None if it states none.
+        groups: case name to its group; only of the cases for which one is stated.
+        splits: a file with folds, used instead of any in the dataset.
     """
 
     name: str
@@ -130,6 +93,14 @@ class Dataset:
     licence: str = ""
     description: str = ""
     problems: tuple[Problem, ...] = ()
+    folds: Folds | None = None
+    groups: dict[str, str] = field(default_factory=dict)
+    splits: Path | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of all cases, sorted."""
+        return sorted(case.name for case in self.cases)
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -140,7 +111,8 @@ def open_dataset(folder: Path) -> Dataset:
 
     Raises:
         InputError: no such folder, none of the layouts, a dataset.json with values of the wrong type or with channels
-            that are not numbered from 0, no cases, or labels that `parse_labels` rejects.
+            that are not numbered from 0, no cases, folds or groups that contradict themselves, or labels that
+            `parse_labels` rejects.
     """
     folder = Path(folder)
     with access_to(folder):
@@ -151,9 +123,9 @@ def open_dataset(folder: Path) -> Dataset:
         document = _read_json(index)
         keys = document if isinstance(document, dict) else {}
         if "channel_names" in keys:
-            dataset = _open_nnunet(folder, document, checked(_NnUNet, document, str(index), InputError))
+            dataset = _open_nnunet(folder, document, checked(NnUNet, document, str(index), InputError))
         elif "training" in keys:
-            dataset = _open_decathlon(folder, document, checked(_Decathlon, document, str(index), InputError))
+            dataset = _open_decathlon(folder, document, checked(Decathlon, document, str(index), InputError))
         else:
             raise InputError(f'{index} has neither "training" (Decathlon) nor "channel_names" (nnU-Net v2).')
     elif (folder / "images").is_dir() and (folder / "labels").is_dir():
@@ -168,101 +140,63 @@ def open_dataset(folder: Path) -> Dataset:
     return dataset
 
 
-def split_folds(dataset: Dataset, folds: int = 5) -> list[Split]:
+def split_folds(dataset: Dataset, folds: int = 5) -> Folds:
     """The folds of a dataset, each as {"train": names, "val": names}.
 
-    From splits_final.json in the folder if it exists, whatever its number of folds, with a warning if that differs;
-    otherwise those of nnU-Net: scikit-learn's KFold of the sorted names, shuffled with random state 12345.
+    From `dataset.splits`, splits_final.json in the folder or dataset.json, the first that there is, whatever its number
+    of folds; otherwise those of nnU-Net, in which the cases of a group stay together, see `volseg.data.folds`. Warnings
+    tell of another number than `folds`, of two sources that differ, and of groups that are torn apart.
 
     Raises:
         UsageError: fewer than 2 folds.
-        InputError: fewer cases than folds, or a file that `read_splits` rejects.
+        InputError: fewer cases or groups than folds, or a file that `read_splits` rejects.
     """
     if folds < 2:
         raise UsageError(f"--folds is {folds}, expected at least 2. Use --fold all to train on every case.")
-    path = dataset.folder / "splits_final.json"
-    if path.exists():
-        splits = read_splits(path, dataset)
-        if len(splits) != folds:
-            logger.warning("Using the %d folds of %s instead of %d", len(splits), path, folds)
-        return splits
-    names = sorted(case.name for case in dataset.cases)
-    if len(names) < folds:
-        raise InputError(
-            f"{len(names)} cases cannot be split into {folds} folds. "
-            "Use fewer --folds, or --fold all to train on every case."
-        )
-    # As scikit-learn's KFold: a shuffle by NumPy's legacy generator, then parts of which the first ones are longer.
-    parts = np.array_split(np.random.RandomState(12345).permutation(len(names)), folds)
-    return [_held_out(names, set(part.tolist())) for part in parts]
+    found = folds_in_files(dataset)
+    if found is None:
+        return own_folds(dataset.names, grouping_of(dataset), folds)
+    if len(found.splits) != folds:
+        logger.warning("Using the %s of %s instead of %d", counted(len(found.splits), "fold"), found.source, folds)
+    return found
 
 
-def _held_out(names: Sequence[str], numbers: set[int]) -> Split:
-    """The fold that validates on the names of these numbers; both halves keep the order of the names."""
-    return {
-        "train": [name for number, name in enumerate(names) if number not in numbers],
-        "val": [name for number, name in enumerate(names) if number in numbers],
-    }
-
-
-def read_splits(path: Path, dataset: Dataset) -> list[Split]:
-    """Read folds from a JSON file.
-
-    A fold with an empty "val" is trained without validation, like --fold all.
+def folds_in_files(dataset: Dataset) -> Folds | None:
+    """The folds in a file that is given, or in one of the dataset; None if there are none.
 
     Raises:
-        InputError: not a list of {"train": names, "val": names}, an unknown case, a fold without a case to train on,
-            or a case twice in one fold.
+        InputError: a file that `read_splits` rejects.
     """
-    document = _read_json(path)
-    if not isinstance(document, list) or not document:
-        raise InputError(f'{path} must be a list of {{"train": [names], "val": [names]}}.')
-    folds: list[Split] = [
-        checked(_Fold, fold, f"{path}, fold {number},", InputError).model_dump() for number, fold in enumerate(document)
-    ]
-    unknown = {name for fold in folds for half in fold.values() for name in half} - {
-        case.name for case in dataset.cases
-    }
-    if unknown:
-        raise InputError(f"{path} names {len(unknown)} cases not in the dataset: {first_few(sorted(unknown))}.")
-    for number, fold in enumerate(folds):
-        _check_fold(fold, f"{path}, fold {number}")
-    return folds
+    path = dataset.splits or dataset.folder / SPLITS
+    found = dataset.folds
+    if dataset.splits or path.exists():
+        found = read_splits(path, dataset.names)
+        if dataset.folds and not dataset.splits and not same_folds(found, dataset.folds):
+            logger.warning("Using the folds of %s, not those of %s, which differ", found.source, dataset.folds.source)
+    if found:
+        warn_of_torn_groups(found, grouping_of(dataset))
+    return found
 
 
-def _check_fold(fold: Split, place: str) -> None:
-    """Reject a fold without training cases, or one that contains a case twice."""
-    if not fold["train"]:
-        raise InputError(f"{place}: train is empty. List the cases to train on.")
-    for half, names in fold.items():
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise InputError(f"{place}: {half} contains {first_few(twice)} more than once. List each case once.")
-    if shared := set(fold["train"]) & set(fold["val"]):
-        raise InputError(f"{place}: train and val both contain {first_few(sorted(shared))}. Remove each from one.")
+def grouping_of(dataset: Dataset) -> Grouping:
+    """The cases of a dataset that stay in one fold."""
+    return group_cases(dataset.names, dataset.groups)
 
 
-def choose_fold(splits: Sequence[Split], fold: int | str) -> Split:
-    """One fold by its number; "all" trains on every case and validates on none.
-
-    Raises:
-        UsageError: no such fold.
-    """
-    if fold == "all":
-        return {"train": sorted({name for split in splits for half in split.values() for name in half}), "val": []}
-    if not isinstance(fold, int) or not 0 <= fold < len(splits):
-        raise UsageError(
-            f"There is no fold {shortened(str(fold), 100)} among {len(splits)} (splits_final.json in the dataset "
-            f"overrides --folds). Give 0 to {len(splits) - 1}, or all."
-        )
-    return splits[fold]
-
-
-def _open_decathlon(folder: Path, document: dict[str, Any], index: _Decathlon) -> Dataset:
+def _open_decathlon(folder: Path, document: dict[str, Any], index: Decathlon) -> Dataset:
+    source = str(folder / "dataset.json")
+    training, validation = shown(index.training), shown(index.validation)
+    stated = document.get("validation", [])
+    if unlabelled := len(stated) - len(index.validation):
+        logger.info('%s of "validation" in %s without a label: not used', counted(unlabelled, "scan"), source)
+    scans = [*training, *validation]
     cases = [
-        TrainingCase(stem_of(Path(scan.image)), (_inside(folder, scan.image),), _inside(folder, scan.label))
-        for scan in index.training
+        TrainingCase(scan.name, tuple(_inside(folder, file) for file in scan.image), _inside(folder, scan.label))
+        for scan in scans
     ]
-    return _dataset(folder, document, index.modality, cases)
+    folds = stated_folds(training, validation, source)
+    own = {scan.name: str(scan.group) for scan in scans if scan.group is not None}
+    return _dataset(folder, document, index.channels, cases, folds, own)
 
 
 def _inside(folder: Path, stated: str) -> Path:
@@ -281,26 +215,46 @@ def _inside(folder: Path, stated: str) -> Path:
     return folder / stated
 
 
-def _open_nnunet(folder: Path, document: dict[str, Any], index: _NnUNet) -> Dataset:
+def _open_nnunet(folder: Path, document: dict[str, Any], index: NnUNet) -> Dataset:
     ending = index.file_ending
-    images = (folder / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")
-    references = (folder / "labelsTr").glob(f"*{ending}")
-    names = {path.name.removesuffix(ending)[:-5] for path in images}
-    names |= {path.name.removesuffix(ending) for path in references}
+    images, references = _named_files(folder / "imagesTr", ending), _named_files(folder / "labelsTr", ending)
+    names = {match[1] for stem in images if (match := NNUNET_CHANNEL.fullmatch(stem))} | set(references)
+    if not names:
+        found = [path.name for part in ("imagesTr", "labelsTr") for path in _files_in(folder / part)]
+        raise InputError(
+            f"{folder} contains no training case: imagesTr has no file named CASE_0000{ending} and labelsTr no "
+            f'CASE{ending}, by "file_ending" in dataset.json; found {first_few(found) or "no file"}.'
+        )
     cases = [
         TrainingCase(
             name,
-            tuple(folder / "imagesTr" / f"{name}_{channel:04d}{ending}" for channel in range(len(index.channel_names))),
-            folder / "labelsTr" / f"{name}{ending}",
+            tuple(
+                images.get(stem, folder / "imagesTr" / f"{stem}{ending}")
+                for stem in (f"{name}_{channel:04d}" for channel in range(len(index.channel_names)))
+            ),
+            references.get(name, folder / "labelsTr" / f"{name}{ending}"),
         )
         for name in sorted(names)
     ]
     return _dataset(folder, document, index.channel_names, cases)
 
 
+def _named_files(folder: Path, ending: str) -> dict[str, Path]:
+    """The files with an ending, in whatever case it is written, by their names without it."""
+    files = [path for path in _files_in(folder) if path.name.lower().endswith(ending.lower())]
+    # As it is stated, where a name has it in both cases.
+    files.sort(key=lambda path: path.name.endswith(ending))
+    return {path.name[: -len(ending)]: path for path in files}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without hidden files; nothing if there is no such folder."""
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name)) if folder.is_dir() else []
+
+
 def _open_plain(folder: Path) -> Dataset:
-    images = [path for path in sorted((folder / "images").iterdir()) if image_suffix(path)]
-    references = [path for path in sorted((folder / "labels").iterdir()) if _is_label(path)]
+    images = [path for path in _files_in(folder / "images") if image_suffix(path)]
+    references = [path for path in _files_in(folder / "labels") if _is_label(path)]
     partner = {label_name(path): path for path in reversed(references)}
     # A file without a partner becomes a case whose other file is missing.
     cases = [
@@ -315,12 +269,14 @@ def _open_plain(folder: Path) -> Dataset:
     ]
     names = folder / "labels.json"
     labels = _read_json(names) if names.exists() else _labels_found(cases)
-    return _dataset(folder, {"labels": labels}, ("image",), cases)
+    # Either the labels alone, or as in dataset.json.
+    whole = isinstance(labels, dict) and isinstance(labels.get("labels"), dict)
+    return _dataset(folder, labels if whole else {"labels": labels}, ("image",), cases)
 
 
 def _is_label(path: Path) -> bool:
     """Whether a file is a label image by its name: an image, or a DICOM segmentation or structure set."""
-    return image_suffix(path) is not None or (path.suffix.lower() == ".dcm" and not is_hidden(path.name))
+    return image_suffix(path) is not None or path.suffix.lower() == ".dcm"
 
 
 def _labels_found(cases: Sequence[TrainingCase]) -> dict[str, int]:
@@ -339,8 +295,19 @@ def _labels_found(cases: Sequence[TrainingCase]) -> dict[str, int]:
     return {f"label_{value}": value for value in sorted(found - {0})}
 
 
-def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], cases: list[TrainingCase]) -> Dataset:
-    """The dataset, after the checks common to all layouts."""
+def _dataset(
+    folder: Path,
+    document: dict[str, Any],
+    channels: tuple[str, ...],
+    cases: list[TrainingCase],
+    folds: Folds | None = None,
+    own_groups: Mapping[str, str] | None = None,
+) -> Dataset:
+    """The dataset, after the checks common to all layouts.
+
+    Args:
+        own_groups: those that are stated with each case.
+    """
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
     labels = with_codes(labels, document.get("label_codes"), str(folder))
     first = {case.name: case for case in reversed(cases)}
@@ -354,7 +321,26 @@ def _dataset(folder: Path, document: dict[str, Any], channels: tuple[str, ...], 
         licence=_text(document.get("licence", document.get("license"))),
         description=_text(document.get("description")),
         problems=tuple(_same_name(case, first[case.name]) for case in cases if case is not first[case.name]),
+        folds=folds,
+        groups=_groups(document, own_groups or {}, set(first), str(folder)),
     )
+
+
+def _groups(document: dict[str, Any], own: Mapping[str, str], names: Collection[str], source: str) -> dict[str, str]:
+    """Case name to its group, where one is stated.
+
+    Raises:
+        InputError: no mapping of names to groups, one of cases that are not there, or groups stated in two ways.
+    """
+    stated = checked(Groups, document, source, InputError).groups
+    if stated and own:
+        raise InputError(f'{source} states groups twice, in "groups" and by the "group" of its cases. Remove one.')
+    if unknown := sorted(set(stated) - set(names)):
+        raise InputError(
+            f'"groups" in {source} names {counted(len(unknown), "case")} not in the dataset: {first_few(unknown)}. '
+            'Give {"case": "group"}.'
+        )
+    return {name: str(group) for name, group in (stated or own).items()}
 
 
 def _text(stated: Any) -> str:

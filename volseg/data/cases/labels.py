@@ -73,6 +73,7 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
     if not isinstance(labels, Mapping):
         raise InputError(f"'labels' in {source} is a {type(labels).__name__}; expected a mapping of names to values.")
     stored: dict[str, tuple[int, ...]] = {}
+    seen: set[str] = set()
     for key, entry in labels.items():
         name, values = _entry(key, entry, source)
         if len(name) > LONGEST_NAME or len(stored) >= MOST_LABELS:
@@ -80,8 +81,11 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
                 f"{source} has more than {MOST_LABELS} labels, or one with a name of more than {LONGEST_NAME} "
                 "characters; that many are not supported."
             )
-        if name in stored:
-            raise InputError(f"Two labels in {source} share the name '{name}'; give each a different one.")
+        # Names that differ in blanks alone look the same wherever they are shown.
+        shown = " ".join(name.split())
+        if shown in seen:
+            raise InputError(f"Two labels in {source} share the name '{shown}'; give each a different one.")
+        seen.add(shown)
         stored[name] = values
     ignored = stored.pop(IGNORE, None)
     foreground = {name: values for name, values in stored.items() if values != (0,)}

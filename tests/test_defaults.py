@@ -185,7 +185,7 @@ def test_the_recipe_of_training():
 
 
 def test_the_settings_of_a_run():
-    assert RunSettings().model_dump() == {"fold": 0, "folds": 5, "seed": 0, "minutes": None, "steps": None}
+    assert RunSettings().model_dump() == {"fold": 0, "folds": 5, "seed": 0, "minutes": None, "steps": None, "earlier": ()}
 
 
 @pytest.mark.parametrize(

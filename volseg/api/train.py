@@ -1,7 +1,6 @@
 """Training: a dataset in, a run folder out."""
 
 import logging
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,8 +20,16 @@ from volseg.data.cases.dataset import Dataset, TrainingCase, choose_fold, open_d
 from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.data.cases.progressive_patches import ProgressivePatches
 from volseg.data.cases.workers import require_main_process
-from volseg.device import batch_workers, choose_device, gpu_memory_gb, machine_memory_gb, memory_errors
-from volseg.errors import DatasetError, InputError, Stopped, UsageError
+from volseg.device import (
+    batch_workers,
+    choose_device,
+    gpu_memory_gb,
+    machine_memory_gb,
+    memory_errors,
+    random_numbers_kept,
+    seed_torch,
+)
+from volseg.errors import DatasetError, Stopped, UsageError
 from volseg.files import remove_leftovers, write_json, write_text
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import build_network, find_network
@@ -34,6 +41,7 @@ from volseg.precision import choose_precision
 from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.bookkeeping import bookkeeping, run_log
+from volseg.training.case_keys import Stamps, check_unchanged, check_validation, require_same_labels
 from volseg.training.loop import fit
 from volseg.training.losses import PlainLoss, SegmentationLoss
 from volseg.training.ranks import Ranks, join_process_group, local_device, local_world_size
@@ -42,6 +50,7 @@ from volseg.training.run_folder import (
     RunSettings,
     configure_run,
     disk_errors,
+    interrupted,
     is_run,
     lock_run_folder,
     remove_scores,
@@ -67,6 +76,20 @@ class Custom:
     loss: PlainLoss | None = None
     transforms: tuple[Transform, ...] = ()
 
+    @classmethod
+    def checked(cls, loss: Any, transforms: Any) -> "Custom":
+        """What a caller gives as loss and transforms.
+
+        Raises:
+            UsageError: one is of another type.
+        """
+        listed = isinstance(transforms, Sequence) and not isinstance(transforms, str)
+        if not (loss is None or callable(loss)) or not listed or not all(map(callable, transforms)):
+            raise UsageError("The loss must be a function, the transforms a list of them; training.loss takes a name.")
+        if isinstance(loss, type):
+            raise UsageError(f"The loss is the class {loss.__name__}; give an object of it: {loss.__name__}().")
+        return cls(loss, tuple(transforms))
+
     def described(self) -> dict[str, str]:
         """Their names, for the model card."""
         parts = {
@@ -89,6 +112,7 @@ class Run:
     training: list[TrainingCase]
     validation: list[TrainingCase]
     custom: Custom = Custom()
+    finish: bool = False
 
 
 def train(
@@ -104,6 +128,7 @@ def train(
     steps: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    finish: bool = False,
     device: str = "auto",
     progress: Progress = silent,
     loss: PlainLoss | None = None,
@@ -126,6 +151,7 @@ def train(
         steps: exact number of optimiser steps instead. Without either: the plan's.
         resume: resume the run in `output`, or start it if there is none.
         overwrite: replace the run in `output`.
+        finish: end the run in `output` now: no further step, but model, scores and report of what its checkpoint holds.
         device: auto, cpu, cuda, cuda:N or mps.
         progress: called with the fraction of the run that is done.
         loss: a function of (logits, target) to a scalar instead of `training.loss`, see
@@ -141,24 +167,29 @@ def train(
         VolsegError: see `volseg.errors`.
     """
     require_main_process()
-    if not (loss is None or callable(loss)) or not all(map(callable, transforms)):
-        raise UsageError("The loss and the transforms have to be functions; a loss by name is training.loss.")
+    custom = Custom.checked(loss, transforms)
     settings = {"fold": fold, "folds": folds, "seed": seed, "minutes": minutes, "steps": steps}
     folder = Path(output)
     torch_device = local_device(device)
-    with join_process_group(torch_device) as ranks, disk_errors(folder), ExitStack() as locks:
+    with (
+        random_numbers_kept(torch_device),
+        join_process_group(torch_device) as ranks,
+        disk_errors(folder),
+        ExitStack() as locks,
+    ):
 
         @cache
         def lock() -> None:
-            locks.enter_context(lock_run_folder(folder))
+            locks.enter_context(lock_run_folder(folder, finish))
 
         def prepare() -> Run:
             if is_run(folder):
                 lock()
-            configured = configure_run(folder, Path(config) if config else None, overrides, settings, resume, overwrite)
-            return _prepare(folder, *configured, open_dataset(Path(dataset)), torch_device, ranks.world, resume, lock)
+            again = resume or finish
+            configured = configure_run(folder, config, overrides, settings, again, overwrite, finish)
+            return _prepare(folder, *configured, open_dataset(Path(dataset)), torch_device, ranks.world, again, lock)
 
-        run = replace(ranks.on_first_rank(prepare), device=torch_device, custom=Custom(loss, tuple(transforms)))
+        run = replace(ranks.on_first_rank(prepare), device=torch_device, custom=custom, finish=finish)
         with run_log(folder, ranks.first):
             logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, torch_device,
                         run.data.name, len(run.training), len(run.validation))  # fmt: skip
@@ -168,10 +199,7 @@ def train(
                     raise KeyboardInterrupt
                 _finish(run, state, progress if ranks.first else silent)
             except KeyboardInterrupt as stop:
-                again = shlex.join(["volseg", "train", str(dataset), "--output", str(folder), "--resume"])
-                again = again if ranks.world == 1 else "the same command and --resume"
-                saved = "checkpoint saved" if has_checkpoint(folder / CHECKPOINT) else "prepared cases are kept"
-                raise Stopped(f"Interrupted; {saved} in {folder}. Resume with: {again}") from stop
+                raise Stopped(interrupted(folder, dataset, ranks.world)) from stop
     return folder
 
 
@@ -189,7 +217,8 @@ def plan_dataset(
     Raises:
         VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
     """
-    data, choices = open_dataset(Path(dataset)), load_config(Path(config) if config else None, overrides).plan
+    choices = load_config(config, overrides).plan
+    data = open_dataset(Path(dataset))
     fingerprint = take_fingerprint(data, shared_cache())
     plan, reasons = _plan(data, fingerprint, choices, choose_device(device))
     return plan_text(plan, reasons, summary(fingerprint))
@@ -237,7 +266,7 @@ def _prepare(
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
     if has_plan:
         plan = read_plan(folder / "plan.yaml")
-        _require_same_labels(data, plan)
+        require_same_labels(data, plan)
         check_shared(plan, world)
     else:
         used = {name for one in splits for half in one.values() for name in half}
@@ -255,35 +284,19 @@ def _prepare(
     return Run(folder, settings, config, data, plan, device, training, validation)
 
 
-def _require_same_labels(data: Dataset, plan: Plan) -> None:
-    """Reject a dataset whose labels or channels differ from those the run was started with.
-
-    Raises:
-        InputError: they differ, so the network would be trained and scored on other labels.
-    """
-    labels = {label.name: label.stored_values for label in plan.labels}
-    channels = tuple(channel.name for channel in plan.channels)
-    started = (labels, plan.ignore, channels)
-    found = (data.labels.stored, data.labels.ignore, data.channels)
-    for what, then, now in zip(("labels", "ignore label", "channels"), started, found, strict=True):
-        if then != now:
-            raise InputError(
-                f"The run was started with the {what} {then}, but {data.folder} has {now}. "
-                "Resume it with the same dataset, or start another run."
-            )
-
-
 def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
     """Train from the checkpoint, or from new weights; returns the state, and whether the budget is spent."""
+    config, budget = run.config.training, run.settings.budget(run.plan.steps)
+    stamps = Stamps.of(run.training)
     training_cases, validation_cases = ranks.on_first_rank(partial(_preprocess, run, progress))
-    config = run.config.training
-    torch.manual_seed(run.settings.seed)
+    seed_torch(run.device, run.settings.seed)
     digest = sha256("\n".join(case.stem.name for case in training_cases).encode(errors="surrogateescape")).hexdigest()
     with memory_errors(f"moving the network to {run.device}"):
-        state = TrainingState(build_network(run.plan.network).to(run.device), config, ranks, digest)
+        network = build_network(run.plan.network).to(run.device)
+        state = TrainingState(network, config, ranks, None if run.finish else digest)
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT)
-        logger.info("Resuming after step %d", state.step)
+        logger.info("%s", budget.resumed(state.step, state.seconds, run.finish))
     if ranks.first:
         # They belong to the model that this run is about to replace.
         remove_scores(run.folder)
@@ -301,10 +314,12 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         stop_requests() as stopped,
         BatchLoader(dataset, state.step, workers) as batches,
     ):
+        if run.finish:
+            return state, True
         done = fit(
             state,
             batches,
-            run.settings.budget(run.plan.steps),
+            budget,
             config,
             validator(run.plan, validation_cases, dtype, ranks),
             record,
@@ -314,6 +329,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         )
         if ranks.first:
             state.save(run.folder / CHECKPOINT)
+            stamps.warn_of_changes(training_cases)
         # If a rank exited now, torchrun would end the others, even while rank 0 writes.
         ranks.wait()
     return state, done
@@ -328,11 +344,13 @@ def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> Ba
 
 def _preprocess(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
     """The preprocessed training and validation cases, from the cache where possible."""
+    if run.finish:
+        return [], []
     folder = shared_cache() or run.folder / "cache"
-    return (
-        cache_cases(run.training, run.plan, folder, partial(_show_case, progress, "prepare")),
-        cache_cases(run.validation, run.plan, folder, partial(_show_case, progress, "prepare validation")),
-    )
+    training = cache_cases(run.training, run.plan, folder, partial(_show_case, progress, "prepare"))
+    validation = cache_cases(run.validation, run.plan, folder, partial(_show_case, progress, "prepare validation"))
+    check_unchanged(run.folder, training, validation)
+    return training, validation
 
 
 def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
@@ -350,6 +368,7 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
             "seed": run.settings.seed,
             "steps": state.step,
             "seconds": round(state.seconds, 1),
+            **run.settings.ended(run.plan.steps, state.step, state.seconds),
             **run.custom.described(),
         },
     )
@@ -358,6 +377,7 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
         save_model(model, card, weights)
     ranks.wait()
     if run.validation:
+        ranks.on_first_rank(partial(check_validation, run.folder, run.validation, run.plan))
         precision = run.config.training.precision
         found = validate_from_files(
             model, run.data, run.validation, run.folder, str(run.device), precision, progress, ranks

@@ -114,6 +114,7 @@ CALLS = {
         "steps": None,
         "resume": False,
         "overwrite": False,
+        "finish": False,
         "device": "auto",
         "loss": None,
         "transforms": (),
@@ -185,7 +186,8 @@ def test_the_recipe_of_training():
 
 
 def test_the_settings_of_a_run():
-    assert RunSettings().model_dump() == {"fold": 0, "folds": 5, "seed": 0, "minutes": None, "steps": None, "earlier": ()}
+    budgets = {"minutes": None, "steps": None, "earlier": ()}
+    assert RunSettings().model_dump() == {"fold": 0, "folds": 5, "seed": 0, **budgets}
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_a_labels_file_with_regions_and_an_ignore_label(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"labels": ["a", "b"]}', "'labels' in .* is a list"),
-        ('{"labels": {"whole": [1, 2]}}', "1 regions, but its regions_class_order has 0 values"),
+        ('{"labels": {"whole": [1, 2]}, "regions_class_order": []}', "1 regions, but its .* has 0 values"),
         ('{"labels": {"a": true}}', "Label 'a' in .* has the value True"),
         ('{"labels": {"a": 1, "b": 1}}', "share a value"),
         ('{"labels": {"1": "a", "2": "a"}}', "share the name 'a'"),

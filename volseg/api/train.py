@@ -368,7 +368,7 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
             "seed": run.settings.seed,
             "steps": state.step,
             "seconds": round(state.seconds, 1),
-            **run.settings.ended(run.plan.steps, state.step, state.seconds),
+            **run.settings.ended(run.plan.steps, state.step, state.seconds, run.finish),
             **run.custom.described(),
         },
     )

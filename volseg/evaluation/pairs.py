@@ -92,9 +92,10 @@ def labels_of(document: Any, source: str) -> LabelSet:
     """
     if not isinstance(document, Mapping):
         raise InputError(f"{source} are a {type(document).__name__}, expected a mapping of names to values.")
-    inner = document.get("labels", document)
-    # What is only compared needs no order of regions.
-    return parse_labels(inner if isinstance(inner, Mapping) else document, None, source, predicts=False)
+    inner, order = document.get("labels"), document.get("regions_class_order")
+    # A label may be called "labels"; and what is only compared needs no order of regions.
+    labels = document if inner is None or type(inner) is int else inner
+    return parse_labels(labels, order, source, predicts=order is not None)
 
 
 def _images_by_name(path: Path) -> dict[str, Path]:

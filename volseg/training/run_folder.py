@@ -86,10 +86,10 @@ class RunSettings(Frozen):
             commands.append([*words, "--resume", *given])
         return " && ".join(map(shlex.join, commands))
 
-    def ended(self, planned_steps: int, step: int, seconds: float) -> dict[str, str]:
+    def ended(self, planned_steps: int, step: int, seconds: float, finish: bool) -> dict[str, str]:
         """For the model card: how the run came to its end, where it is not the end that `command` says."""
         budget = self.budget(planned_steps)
-        early = budget.progress(step, seconds) < 1
+        early = finish and budget.progress(step, seconds) < 1
         texts = {"resumed": self.changes(planned_steps), "finished": f"early, after {budget.spent(step, seconds)}"}
         return {key: text for key, text in texts.items() if text and (early or key != "finished")}
 
@@ -136,13 +136,13 @@ def configure_run(
         ConfigError: a setting or the configuration is invalid.
     """
     given = {key: value for key, value in settings.items() if value is not None}
+    if finish:
+        others = {"overwrite": overwrite, "config": config, "set": overrides}
+        _check_finish(run, [*(given.keys() & BUDGETS), *(name for name, value in others.items() if value)])
     if "minutes" in given and "steps" in given:
         raise UsageError("Both minutes and steps were given. Give one of them.")
     if resume and overwrite:
         raise UsageError("Both resume and overwrite were given. Give one of them.")
-    if finish:
-        others = {"overwrite": overwrite, "config": config, "set": overrides}
-        _check_finish(run, [*(given.keys() & BUDGETS), *(name for name, value in others.items() if value)])
     if (resume or finish) and is_run(run):
         _require_keys(run / MARK, RunSettings)
         _require_keys(run / "config.yaml", Config)

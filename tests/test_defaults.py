@@ -15,7 +15,7 @@ import torch
 import volseg
 from volseg.config import Channel, ComponentRule, Config, Label, NetworkConfig, Plan, Resampling
 from volseg.interop.nnunet_plans import ArrayResampling, Configuration, Plans, TorchResampling
-from volseg.training.run_folder import RunSettings
+from volseg.training.run_settings import RunSettings
 
 TRAINING = {
     "loss": "dice_ce",
@@ -127,6 +127,7 @@ CALLS = {
         "steps": None,
         "resume": False,
         "overwrite": False,
+        "finish": False,
         "device": "auto",
         "loss": None,
         "transforms": (),
@@ -198,7 +199,8 @@ def test_the_recipe_of_training():
 
 
 def test_the_settings_of_a_run():
-    assert RunSettings().model_dump() == {"fold": 0, "folds": 5, "seed": 0, "minutes": None, "steps": None}
+    budgets = {"minutes": None, "steps": None}
+    assert RunSettings().model_dump() == {"fold": 0, "folds": 5, "seed": 0, **budgets}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Texts that all messages share, and errors that travel between processes."""
 
+import copy
 import pickle
 
 import pytest
@@ -10,6 +11,7 @@ from volseg.errors import (
     InputError,
     OtherProcessError,
     Problem,
+    Stopped,
     UsageError,
     VolsegError,
 )
@@ -48,11 +50,16 @@ MADE = {
 @pytest.mark.parametrize("kind", sorted(kinds(VolsegError), key=lambda kind: kind.__name__))
 def test_every_error_survives_pickle(kind) -> None:
     error = MADE[kind] if kind in MADE else kind("what was wrong")
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is kind
-    assert str(copy) == str(error)
-    assert copy.__dict__ == error.__dict__
-    assert copy.exit_code == error.exit_code
+    for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(copied) is kind
+        assert str(copied) == str(error)
+        assert copied.__dict__ == error.__dict__
+        assert copied.exit_code == error.exit_code
+
+
+def test_the_interruption_of_a_run_survives_pickle() -> None:
+    for copied in (pickle.loads(pickle.dumps(Stopped("saved"))), copy.deepcopy(Stopped("saved"))):
+        assert (type(copied), str(copied)) == (Stopped, "saved")
 
 
 def test_an_error_raised_in_another_process_is_that_error() -> None:

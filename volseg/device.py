@@ -55,14 +55,43 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"Unknown device {shortened(name, 200)!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"Unknown device {shortened(str(name), 200)!r}. Use auto, cpu, cuda, cuda:N or mps."
+        ) from error
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     found = counts.get(device.type, 0)
     if (device.index or 0) >= found:
         devices = f"{found} {device.type.upper()} device{'' if found == 1 else 's'}"
         raise UsageError(f"No such device: {shortened(name, 200)!r} requested, {devices} found. Use --device auto.")
     return device
+
+
+@contextmanager
+def random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Put torch's random number generators back at the end, of the CPU and, if it is in use, of the GPU."""
+    if device.type == "cuda":
+        # A seed that the caller has set before waits for this.
+        torch.cuda.init()
+    cpu = torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+def seed_torch(device: torch.device, seed: int) -> None:
+    """Seed the random numbers of torch; on a CPU none of those that a GPU would draw later."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def device_name(device: torch.device) -> str:

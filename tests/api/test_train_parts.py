@@ -24,8 +24,7 @@ from volseg.modelfile import read_card
 from volseg.networks import build_network
 from volseg.planning.planner import read_plan
 from volseg.training.ranks import SINGLE_PROCESS
-from volseg.training.run_folder import RunSettings
-from volseg.training.schedule import Budget
+from volseg.training.run_settings import Budget, RunSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Every field of the training configuration, none with its default.

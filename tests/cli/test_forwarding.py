@@ -80,6 +80,7 @@ VERBS = {
             "minutes": (("--minutes", "2.5"), {"minutes": 2.5}),
             "steps": (("--steps", "13"), {"steps": 13}),
             "resume": (("--resume",), {"resume": True}),
+            "finish": (("--finish",), {"finish": True}),
             "overwrite": (("--overwrite",), {"overwrite": True}),
             "device": (("--device", "cuda:1"), {"device": "cuda:1"}),
         },

@@ -49,7 +49,7 @@ def small_budgets(monkeypatch):
     train = api_train.train
 
     def small(dataset: Any, output: Any, **options: Any) -> Path:
-        resumed = bool(options.get("resume")) and is_run(Path(output))
+        resumed = bool(options.get("resume") or options.get("finish")) and is_run(Path(output))
         changes = dict(options)
         if not resumed:
             changes["overrides"] = (*SMALL, *(options.get("overrides") or ()))

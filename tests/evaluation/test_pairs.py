@@ -8,7 +8,7 @@ import pytest
 
 from volseg.data.cases.labels import LabelSet
 from volseg.errors import ConfigError, InputError
-from volseg.evaluation.pairs import Pair, Pairs, match_pairs, read_labels_file
+from volseg.evaluation.pairs import Pair, Pairs, labels_of, match_pairs, read_labels_file
 
 
 def folder_of(path: Path, *names: str) -> Path:
@@ -105,7 +105,7 @@ def test_a_labels_file_with_regions_and_an_ignore_label(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"labels": ["a", "b"]}', "'labels' in .* is a list"),
-        ('{"labels": {"whole": [1, 2]}}', "1 regions, but its regions_class_order has 0 values"),
+        ('{"labels": {"whole": [1, 2]}, "regions_class_order": []}', "1 regions, but its .* has 0 values"),
         ('{"labels": {"a": true}}', "Label 'a' in .* has the value True"),
         ('{"labels": {"a": 1, "b": 1}}', "share a value"),
         ('{"labels": {"1": "a", "2": "a"}}', "share the name 'a'"),
@@ -126,3 +126,24 @@ def test_missing_labels_files(tmp_path: Path) -> None:
         read_labels_file(tmp_path / "absent.json")
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         read_labels_file(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("labels", "stored"),
+    [
+        ({"background": 0, "shell": 1, "core": 2}, {"shell": (1,), "core": (2,)}),
+        ({"0": "background", "1": "shell", "2": "core"}, {"shell": (1,), "core": (2,)}),
+        ({0: "background", 1: "shell"}, {"shell": (1,)}),
+        ({"whole": [1, 2], "core": 2}, {"whole": (1, 2), "core": (2,)}),
+        ({"labels": {"a": 1}, "channel_names": {"0": "MR"}}, {"a": (1,)}),
+        ({"labels": 1}, {"labels": (1,)}),
+    ],
+)
+def test_a_mapping_is_read_as_a_file_is(labels, stored) -> None:
+    assert labels_of(labels, "The labels").stored == stored
+
+
+@pytest.mark.parametrize("labels", [[1, 2], "shell", 3, {"a": "b"}, {"a": 1.5}, {"background": 0}])
+def test_what_is_no_mapping_of_labels_is_one_sentence(labels) -> None:
+    with pytest.raises(InputError):
+        labels_of(labels, "The labels")

@@ -14,7 +14,7 @@ from volseg.modelfile import save_tensors
 from volseg.networks import UNet
 from volseg.training.loop import fit
 from volseg.training.ranks import Ranks, join_process_group
-from volseg.training.schedule import Budget
+from volseg.training.run_settings import Budget
 from volseg.training.state import TrainingState
 
 CONFIG = TrainingConfig(learning_rate=0.01, validations=0, ema_fraction=0.1, precision="fp32")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from volseg.training.schedule import Budget, learning_rate
+from volseg.training.optimisers import learning_rate
+from volseg.training.run_settings import Budget
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,9 @@ def _describe_model(path: Path) -> dict[str, Any]:
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
         "spacing_mm": _spacing_text(plan),
         "patch_size": _times(plan.patch_size),
-        "network": f"{network.encoder} U-Net of {_block_names(network)}, features {features}",
+        "network": f"{network.encoder} U-Net of {_block_names(network)}, features {features}"
+        if network.architecture == "unet"
+        else f"{network.architecture}, registered in volseg.networks.NETWORKS by whoever trained it",
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
         "members": _members_text(card),
         "postprocessing": rules_in_words(card.postprocessing),

@@ -7,7 +7,7 @@ from typing import Any
 
 from volseg.data.cases.labels import LabelSet
 from volseg.evaluation.custom_metrics import Metric
-from volseg.evaluation.pairs import match_pairs, read_labels_file
+from volseg.evaluation.pairs import labels_of, match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def evaluate(
     predictions: str | Path,
     references: str | Path,
-    labels: str | Path | Mapping[str, int] | None = None,
+    labels: str | Path | Mapping[Any, Any] | None = None,
     output: str | Path | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:
@@ -25,8 +25,9 @@ def evaluate(
     Args:
         predictions: a label image, or a folder of them.
         references: its reference, or a folder of them; matched by name without suffix.
-        labels: {name: value in the images}, or a file with such a mapping (a dataset.json, JSON or YAML). A region of
-            the file is compared as the union of its values, and voxels with the file's ignore label are excluded.
+        labels: {name: value in the images}, or a file with such a mapping (a dataset.json, JSON or YAML). Both are
+            read alike: the background is left out, names may stand by their numbers, a region (a list of values) is
+            compared as the union of its values, and voxels with the ignore label are excluded.
             Labels of DICOM SEG and RTSTRUCT get the values of the labels of their names. None: the values found, and
             of DICOM the names.
         output: the report as JSON; a CSV is written next to it.
@@ -47,7 +48,12 @@ def evaluate(
     """
     if output:
         check_report_name(Path(output))
-    known = read_labels_file(Path(labels)) if isinstance(labels, str | Path) else LabelSet(dict(labels or {}))
+    if labels is None or labels == {}:
+        known = LabelSet({})
+    elif isinstance(labels, str | Path):
+        known = read_labels_file(Path(labels))
+    else:
+        known = labels_of(labels, "The labels")
     document = evaluate_pairs(
         match_pairs(Path(predictions), Path(references)), known.stored or None, ignore=known.ignore, metrics=metrics
     )

@@ -1,14 +1,12 @@
 """Training: a dataset in, a run folder out."""
 
 import logging
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,8 +20,16 @@ from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.data.cases.progressive_patches import ProgressivePatches
 from volseg.data.cases.workers import require_main_process
 from volseg.data.folds import Folds, choose_fold
-from volseg.device import batch_workers, choose_device, gpu_memory_gb, machine_memory_gb, memory_errors
-from volseg.errors import DatasetError, InputError, Stopped, UsageError
+from volseg.device import (
+    batch_workers,
+    choose_device,
+    gpu_memory_gb,
+    machine_memory_gb,
+    memory_errors,
+    random_numbers_kept,
+    seed_torch,
+)
+from volseg.errors import DatasetError, Stopped
 from volseg.files import given_path, remove_leftovers, write_json, write_text
 from volseg.modelfile import ModelCard, save_model
 from volseg.networks import build_network, find_network
@@ -35,47 +41,28 @@ from volseg.precision import choose_precision
 from volseg.progress import Progress, silent
 from volseg.report.run_report import write_run_report
 from volseg.training.bookkeeping import bookkeeping, run_log
+from volseg.training.case_keys import Stamps, check_unchanged, check_validation, require_same_labels
 from volseg.training.loop import fit
 from volseg.training.losses import PlainLoss, SegmentationLoss
 from volseg.training.ranks import Ranks, join_process_group, local_device, local_world_size
 from volseg.training.run_folder import (
     CHECKPOINT,
-    RunSettings,
     configure_run,
     disk_errors,
+    interrupted,
     is_run,
     lock_run_folder,
     remove_scores,
     run_folds,
     start_run,
 )
+from volseg.training.run_settings import Custom, RunSettings
 from volseg.training.signals import stop_requests
 from volseg.training.state import TrainingState, has_checkpoint
 from volseg.transforms import Transform, augmentation, cropping
 from volseg.version import __version__
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Custom:
-    """Parts of a run that are Python objects of the caller, and not in the configuration.
-
-    Args:
-        loss: of one resolution, see `volseg.losses.SegmentationLoss`; None: the one of the configuration.
-        transforms: appended to the random augmentation, see `volseg.transforms.augmentation`.
-    """
-
-    loss: PlainLoss | None = None
-    transforms: tuple[Transform, ...] = ()
-
-    def described(self) -> dict[str, str]:
-        """Their names, for the model card."""
-        parts = {
-            "loss": "" if self.loss is None else _qualified_name(self.loss),
-            "transforms": ", ".join(map(_qualified_name, self.transforms)),
-        }
-        return {f"custom_{name}": text for name, text in parts.items() if text}
 
 
 @dataclass(frozen=True)
@@ -91,7 +78,8 @@ class Run:
     training: list[TrainingCase]
     validation: list[TrainingCase]
     folds: Folds
-    custom: Custom = Custom()
+    custom: Custom = field(default_factory=Custom)
+    finish: bool = False
 
 
 def train(
@@ -108,6 +96,7 @@ def train(
     steps: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    finish: bool = False,
     device: str = "auto",
     progress: Progress = silent,
     loss: PlainLoss | None = None,
@@ -131,6 +120,7 @@ def train(
         steps: exact number of optimiser steps instead. Without either: the plan's.
         resume: resume the run in `output`, or start it if there is none.
         overwrite: replace the run in `output`.
+        finish: end the run in `output` now: no further step, but model, scores and report of what its checkpoint holds.
         device: auto, cpu, cuda, cuda:N or mps.
         progress: called with the fraction of the run that is done.
         loss: a function of (logits, target) to a scalar instead of `training.loss`, see
@@ -146,27 +136,32 @@ def train(
         VolsegError: see `volseg.errors`.
     """
     require_main_process()
-    if not (loss is None or callable(loss)) or not all(map(callable, transforms)):
-        raise UsageError("The loss and the transforms have to be functions; a loss by name is training.loss.")
+    custom = Custom.checked(loss, transforms)
     file = None if splits is None else given_path(splits)
     settings = {"fold": fold, "folds": folds, "splits": file and file.name, "seed": seed, "minutes": minutes}
     settings["steps"] = steps
     folder = Path(output)
     torch_device = local_device(device)
-    with join_process_group(torch_device) as ranks, disk_errors(folder), ExitStack() as locks:
+    with (
+        random_numbers_kept(torch_device),
+        join_process_group(torch_device) as ranks,
+        disk_errors(folder),
+        ExitStack() as locks,
+    ):
 
         @cache
         def lock() -> None:
-            locks.enter_context(lock_run_folder(folder))
+            locks.enter_context(lock_run_folder(folder, finish))
 
         def prepare() -> Run:
             if is_run(folder):
                 lock()
-            configured = configure_run(folder, Path(config) if config else None, overrides, settings, resume, overwrite)
+            again = resume or finish
+            configured = configure_run(folder, config, overrides, settings, again, overwrite, finish)
             data = replace(open_dataset(Path(dataset)), splits=file)
-            return _prepare(folder, *configured, data, torch_device, ranks.world, resume, lock)
+            return _prepare(folder, *configured, data, torch_device, ranks.world, again, lock)
 
-        run = replace(ranks.on_first_rank(prepare), device=torch_device, custom=Custom(loss, tuple(transforms)))
+        run = replace(ranks.on_first_rank(prepare), device=torch_device, custom=custom, finish=finish)
         with run_log(folder, ranks.first):
             logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, torch_device,
                         run.data.name, len(run.training), len(run.validation))  # fmt: skip
@@ -177,10 +172,7 @@ def train(
                     raise KeyboardInterrupt
                 _finish(run, state, progress if ranks.first else silent)
             except KeyboardInterrupt as stop:
-                again = shlex.join(["volseg", "train", str(dataset), "--output", str(folder), "--resume"])
-                again = again if ranks.world == 1 else "the same command and --resume"
-                saved = "checkpoint saved" if has_checkpoint(folder / CHECKPOINT) else "prepared cases are kept"
-                raise Stopped(f"Interrupted; {saved} in {folder}. Resume with: {again}") from stop
+                raise Stopped(interrupted(folder, dataset, ranks.world)) from stop
     return folder
 
 
@@ -198,7 +190,8 @@ def plan_dataset(
     Raises:
         VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
     """
-    data, choices = open_dataset(Path(dataset)), load_config(Path(config) if config else None, overrides).plan
+    choices = load_config(config, overrides).plan
+    data = open_dataset(Path(dataset))
     stated = folds_in_files(data)
     logger.info("Folds: %s", f"{len(stated.splits)}, {stated.source}" if stated else grouping_of(data).words)
     fingerprint = take_fingerprint(data, shared_cache())
@@ -244,7 +237,7 @@ def _prepare(
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
     if has_plan:
         plan = read_plan(folder / "plan.yaml")
-        _require_same_labels(data, plan)
+        require_same_labels(data, plan)
         check_shared(plan, world)
     else:
         used = {name for one in folds.splits for half in one.values() for name in half}
@@ -262,35 +255,19 @@ def _prepare(
     return Run(folder, settings, config, data, plan, device, training, validation, folds)
 
 
-def _require_same_labels(data: Dataset, plan: Plan) -> None:
-    """Reject a dataset whose labels or channels differ from those the run was started with.
-
-    Raises:
-        InputError: they differ, so the network would be trained and scored on other labels.
-    """
-    labels = {label.name: label.stored_values for label in plan.labels}
-    channels = tuple(channel.name for channel in plan.channels)
-    started = (labels, plan.ignore, channels)
-    found = (data.labels.stored, data.labels.ignore, data.channels)
-    for what, then, now in zip(("labels", "ignore label", "channels"), started, found, strict=True):
-        if then != now:
-            raise InputError(
-                f"The run was started with the {what} {then}, but {data.folder} has {now}. "
-                "Resume it with the same dataset, or start another run."
-            )
-
-
 def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
     """Train from the checkpoint, or from new weights; returns the state, and whether the budget is spent."""
+    config, budget = run.config.training, run.settings.budget(run.plan.steps)
+    stamps = Stamps.of(run.training)
     training_cases, validation_cases = ranks.on_first_rank(partial(_preprocess, run, progress))
-    config = run.config.training
-    torch.manual_seed(run.settings.seed)
+    seed_torch(run.device, run.settings.seed)
     digest = sha256("\n".join(case.stem.name for case in training_cases).encode(errors="surrogateescape")).hexdigest()
     with memory_errors(f"moving the network to {run.device}"):
-        state = TrainingState(build_network(run.plan.network).to(run.device), config, ranks, digest)
+        network = build_network(run.plan.network).to(run.device)
+        state = TrainingState(network, config, ranks, None if run.finish else digest)
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT)
-        logger.info("Resuming after step %d", state.step)
+        logger.info("%s", budget.resumed(state.step, state.seconds, run.finish))
     if ranks.first:
         # They belong to the model that this run is about to replace.
         remove_scores(run.folder)
@@ -309,10 +286,12 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         stop_requests() as stopped,
         BatchLoader(dataset, state.step, workers) as batches,
     ):
+        if run.finish:
+            return state, True
         done = fit(
             state,
             batches,
-            run.settings.budget(run.plan.steps),
+            budget,
             config,
             validator(run.plan, validation_cases, dtype, ranks),
             record,
@@ -322,6 +301,7 @@ def _fit(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, boo
         )
         if ranks.first:
             state.save(run.folder / CHECKPOINT)
+            stamps.warn_of_changes(training_cases)
         # If a rank exited now, torchrun would end the others, even while rank 0 writes.
         ranks.wait()
     return state, done
@@ -336,11 +316,13 @@ def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> Ba
 
 def _preprocess(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
     """The preprocessed training and validation cases, from the cache where possible."""
+    if run.finish:
+        return [], []
     folder = shared_cache() or run.folder / "cache"
-    return (
-        cache_cases(run.training, run.plan, folder, partial(_show_case, progress, "prepare")),
-        cache_cases(run.validation, run.plan, folder, partial(_show_case, progress, "prepare validation")),
-    )
+    training = cache_cases(run.training, run.plan, folder, partial(_show_case, progress, "prepare"))
+    validation = cache_cases(run.validation, run.plan, folder, partial(_show_case, progress, "prepare validation"))
+    check_unchanged(run.folder, training, validation)
+    return training, validation
 
 
 def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
@@ -358,6 +340,7 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
             "seed": run.settings.seed,
             "steps": state.step,
             "seconds": round(state.seconds, 1),
+            **run.settings.ended(run.plan.steps, state.step, state.seconds, run.finish),
             **run.custom.described(),
         },
     )
@@ -366,6 +349,7 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
         save_model(model, card, weights)
     ranks.wait()
     if run.validation:
+        ranks.on_first_rank(partial(check_validation, run.folder, run.validation, run.plan))
         precision = run.config.training.precision
         found = validate_from_files(
             model, run.data, run.validation, run.folder, str(run.device), precision, progress, ranks
@@ -379,9 +363,3 @@ def _finish(run: Run, state: TrainingState, progress: Progress) -> None:
 
 def _show_case(progress: Progress, stage: str, done: int, total: int) -> None:
     progress(stage, done / total, f"case {done} of {total}")
-
-
-def _qualified_name(part: Any) -> str:
-    """The qualified name of a function or of the class of an object."""
-    named = part if hasattr(part, "__qualname__") else type(part)
-    return f"{named.__module__}.{named.__qualname__}"

@@ -16,6 +16,7 @@ from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.cases.labels import table_of
 from volseg.data.io.reading import read_channels, read_label, read_label_of
 from volseg.data.io.writing import write_labels
+from volseg.errors import InputError
 from volseg.evaluation.overlap import label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
 from volseg.evaluation.report import Measures, as_measures, evaluate_pairs, summarise, write_report
@@ -54,7 +55,15 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         windows = Windows(plan.patch_size, batch_size=windows_at_once(plan, dtype, device))
         volume = torch.from_numpy(cached.image[...])
         labels = Labeller(network, plan, windows, dtype).label(volume, cached.grid)
-        reference = read_label_of(cached.case.label, cached.case.images[0], labels=table_of(plan))
+        try:
+            reference = read_label_of(cached.case.label, cached.case.images[0], labels=table_of(plan))
+        except InputError as error:
+            raise InputError(f"Case {cached.case.name} can no longer be read. {error}") from error
+        if reference.channels[0].shape != labels.shape:
+            raise InputError(
+                f"Case {cached.case.name} has changed since the run began: its label image has the shape "
+                f"{reference.channels[0].shape}, expected {labels.shape}. Restore it and resume the run."
+            )
         by_label = label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
         return as_measures(by_label)
 

@@ -28,6 +28,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="number of optimiser steps (instead of --minutes)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="resume the run in --output, or start a new one")] = False,
     overwrite: Overwrite = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="end the run in --output now, with a model and scores")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -38,7 +41,7 @@ def train(
     with progress_bar() as progress:
         run = run_training(
             dataset, output, config=config, overrides=overrides or (), fold=_fold(fold), folds=folds, splits=splits,
-            seed=seed, minutes=minutes, steps=steps, resume=resume, overwrite=overwrite, device=device,
+            seed=seed, minutes=minutes, steps=steps, resume=resume, overwrite=overwrite, finish=finish, device=device,
             progress=progress,
         )  # fmt: skip
     show_description(describe(run), as_json)

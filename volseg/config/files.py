@@ -15,13 +15,23 @@ from volseg.text import shortened
 SHOWN = 100
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply `key=value` overrides such as `training.learning_rate=0.001`.
 
     Raises:
-        ConfigError: a missing file, an unknown key or an invalid value, by name.
+        ConfigError: a missing file, an unknown key or an invalid value, by name; or no path, or no list of texts.
     """
-    document = read_yaml(path) if path else {}
+    if not (path is None or isinstance(path, str | Path)):
+        raise ConfigError(
+            f"The configuration is a {type(path).__name__}, expected the path of a YAML file. Give values as "
+            'overrides, such as overrides=["training.learning_rate=0.001"].'
+        )
+    if not isinstance(overrides, list | tuple) or not all(isinstance(one, str) for one in overrides):
+        raise ConfigError(
+            f"The overrides are {shortened(repr(overrides), SHOWN)}, expected a list of texts, such as "
+            'overrides=["training.learning_rate=0.001"].'
+        )
+    document = read_yaml(Path(path)) if path else {}
     # YAML reads a group without values as None.
     document = {key: {} if value is None else value for key, value in document.items()}
     for override in overrides:

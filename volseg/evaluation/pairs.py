@@ -1,6 +1,7 @@
 """What is compared: pairs of label images, matched by name, and the names and values of labels."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,21 @@ def read_labels_file(path: Path) -> LabelSet:
         InputError: not such a file, or labels that `parse_labels` rejects.
         ConfigError: not a YAML mapping.
     """
-    document = _read_mapping(path)
-    return parse_labels(document.get("labels", document), document.get("regions_class_order"), str(path))
+    return labels_of(_read_mapping(path), str(path))
+
+
+def labels_of(document: Any, source: str) -> LabelSet:
+    """The names and values of labels in a document of one of the forms of `read_labels_file`.
+
+    Raises:
+        InputError: labels that `parse_labels` rejects.
+    """
+    if not isinstance(document, Mapping):
+        raise InputError(f"{source} are a {type(document).__name__}, expected a mapping of names to values.")
+    inner, order = document.get("labels"), document.get("regions_class_order")
+    # A label may be called "labels"; and what is only compared needs no order of regions.
+    labels = document if inner is None or type(inner) is int else inner
+    return parse_labels(labels, order, source, predicts=order is not None)
 
 
 def _images_by_name(path: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -48,7 +49,12 @@ def outline(config: NetworkConfig) -> nn.Module:
     """
     build = find_network(config.architecture)
     if build is not UNet:
-        return build(config)
+        # Loading a model must not change the random numbers of the caller.
+        before = torch.get_rng_state()
+        try:
+            return build(config)
+        finally:
+            torch.set_rng_state(before)
     with _Outlined():
         return UNet(config)
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from volseg.errors import InputError
+from volseg.errors import ConfigError, InputError
 from volseg.modelfile import ModelCard
 from volseg.modelfile.card import card_of
 from volseg.modelfile.header import FLOATING, read_header
 from volseg.modelfile.weights import load_weights
-from volseg.networks.build import outline
+from volseg.networks.build import NETWORKS, outline
 from volseg.networks.ensemble import Ensemble
 from volseg.text import first_few, printable, shortened
 
@@ -41,11 +41,11 @@ def open_network(path: Path) -> tuple[ModelCard, nn.Module]:
     card = card_of(header, path)
     described = {name: Kind(one.shape, one.dtype in FLOATING) for name, one in header.tensors.items()}
     unusual = [name for name, one in header.tensors.items() if one.dtype not in FLOATING and one.dtype[0] not in "IU"]
-    if unusual:
+    if unusual and card.plan.network.architecture == "unet":
         found = f"{_short(unusual[0])} has the number type {header.tensors[unusual[0]].dtype}"
         raise _does_not_fit(path, found)
-    first = outline(card.plan.network)
-    _compare(first, card.members, described, path)
+    first = _outline_of(card, path)
+    _compare(first, card, described, path)
     return card, _assembled(first, card, load_weights(path), path)
 
 
@@ -61,9 +61,25 @@ def load_network(card: ModelCard, weights: dict[str, Tensor], source: Path) -> n
         ConfigError: the architecture is unknown.
         InputError: the weights do not fit the network.
     """
-    first = outline(card.plan.network)
-    _compare(first, card.members, {name: _kind(one) for name, one in weights.items()}, source)
+    first = _outline_of(card, source)
+    _compare(first, card, {name: _kind(one) for name, one in weights.items()}, source)
     return _assembled(first, card, weights, source)
+
+
+def _outline_of(card: ModelCard, source: Path) -> nn.Module:
+    """The network of a card, with any weights.
+
+    Raises:
+        ConfigError: its architecture is not registered in this process.
+    """
+    architecture = card.plan.network.architecture
+    if architecture not in NETWORKS:
+        raise ConfigError(
+            f"The network of {source} is {architecture!r}, which this process does not know (it knows "
+            f"{', '.join(NETWORKS)}). Register it before the file is loaded: "
+            f"volseg.networks.NETWORKS[{architecture!r}] = ..."
+        )
+    return outline(card.plan.network)
 
 
 def _kind(tensor: Tensor) -> Kind:
@@ -74,14 +90,15 @@ def _prefix(member: int, members: int) -> str:
     return f"members.{member}." if members > 1 else ""
 
 
-def _compare(first: nn.Module, members: int, found: Mapping[str, Kind], source: Path) -> None:
-    """Compare the tensors of a file with those of `members` networks like the first.
+def _compare(first: nn.Module, card: ModelCard, found: Mapping[str, Kind], source: Path) -> None:
+    """Compare the tensors of a file with those of the networks of its card, which are like the first.
 
     Raises:
         InputError: one is missing, in excess, or of another shape or kind of number.
     """
     one = {name: _kind(tensor) for name, tensor in first.state_dict().items() if isinstance(tensor, Tensor)}
-    needed = {f"{_prefix(member, members)}{name}": kind for member in range(members) for name, kind in one.items()}
+    prefixes = [_prefix(member, card.members) for member in range(card.members)]
+    needed = {f"{prefix}{name}": kind for prefix in prefixes for name, kind in one.items()}
     missing = [name for name in needed if name not in found]
     extra = [name for name in found if name not in needed]
     wrong = [
@@ -91,14 +108,20 @@ def _compare(first: nn.Module, members: int, found: Mapping[str, Kind], source: 
     ]
     for names, what in ((missing, "it lacks"), (extra, "it also has"), (wrong, "in it")):
         if names:
-            raise _does_not_fit(source, f"{what} {first_few([_short(name) for name in names], 1)}")
+            architecture = card.plan.network.architecture
+            raise _does_not_fit(source, f"{what} {first_few([_short(name) for name in names], 1)}", architecture)
 
 
 def _short(text: str) -> str:
     return shortened(printable(text), 2 * SHOWN)
 
 
-def _does_not_fit(source: Path, found: str) -> InputError:
+def _does_not_fit(source: Path, found: str, architecture: str = "unet") -> InputError:
+    if architecture != "unet":
+        return InputError(
+            f"The weights in {source} are of another network than the one registered as {architecture!r}: {found}. "
+            "Register the network that it was trained with in volseg.networks.NETWORKS."
+        )
     return InputError(
         f"The weights in {source} do not fit its plan: {found}. Give the file as volseg wrote it, or train again."
     )
@@ -121,7 +144,8 @@ def _assembled(first: nn.Module, card: ModelCard, weights: Mapping[str, Tensor],
             network.load_state_dict(own, assign=any(one.is_meta for one in network.state_dict().values()))
         # A network of the user's own may compare more than names and shapes.
         except RuntimeError as error:
-            raise _does_not_fit(source, " ".join(str(error).split())[: 4 * SHOWN]) from error
+            reason = " ".join(str(error).split())[: 4 * SHOWN]
+            raise _does_not_fit(source, reason, card.plan.network.architecture) from error
         networks.append(network)
     joined = Ensemble(networks) if card.members > 1 else networks[0]
     return joined.eval().requires_grad_(False)

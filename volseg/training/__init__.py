@@ -31,7 +31,7 @@ True
 
 from volseg.training.loop import fit
 from volseg.training.losses import SegmentationLoss, classification_loss, supervised_loss
-from volseg.training.schedule import Budget
+from volseg.training.run_settings import Budget
 from volseg.training.state import TrainingState
 
 __all__ = ["Budget", "SegmentationLoss", "TrainingState", "classification_loss", "fit", "supervised_loss"]

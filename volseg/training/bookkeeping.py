@@ -102,13 +102,16 @@ def _log_file(path: Path) -> Iterator[None]:
     handler = _Quiet(stream)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("volseg")
-    if package.level == logging.NOTSET:
+    before = package.level
+    if before == logging.NOTSET:
         package.setLevel(logging.INFO)
     package.addHandler(handler)
     try:
         yield
     finally:
         package.removeHandler(handler)
+        if before == logging.NOTSET:
+            package.setLevel(before)
         # What a full disk has no room for is lost, and has been on standard error.
         with suppress(OSError):
             stream.close()

@@ -12,8 +12,9 @@ from volseg.config import TrainingConfig
 from volseg.errors import TrainingError
 from volseg.precision import autocast, choose_precision
 from volseg.training.losses import supervised_loss
+from volseg.training.optimisers import learning_rate
 from volseg.training.ranks import Ranks
-from volseg.training.schedule import Budget, learning_rate
+from volseg.training.run_settings import Budget
 from volseg.training.state import TrainingState
 
 Batch = dict[str, Tensor]

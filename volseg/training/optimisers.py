@@ -6,6 +6,7 @@ directions are learned as fast as common ones. On Task04_Hippocampus, five minut
 twenty with AdamW (benchmarks/EXPERIMENTS.md).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,17 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         square = factor @ square @ factor
     result: Tensor = product @ wide
     return result.T if tall else result
+
+
+def learning_rate(progress: float, peak: float, warmup: float) -> float:
+    """Linear warm-up to `peak` over the fraction `warmup` of the run, then cosine decay to 0.
+
+    Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return peak * (progress + 1e-3) / (warmup + 1e-3)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
 def has_moments(parameter: Tensor, moments: dict[str, Tensor]) -> bool:

@@ -22,12 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from volseg.device import choose_device
 from volseg.errors import INTERRUPTED, OtherProcessError, TrainingError, UsageError, VolsegError
+from volseg.text import shortened, whole_number
 from volseg.training.signals import ignore_signals, stop_with_parent
 
 Item = TypeVar("Item")
 
 # A process that dies closes its connections, which the others notice at once. The timeouts are for a process that
 # hangs: within a step, and while one process works and the others wait (preprocessing, validation).
+TORCHRUN = "Start several processes with torchrun --nproc-per-node N -m volseg train ..."
 STEP_TIMEOUT = timedelta(minutes=10)
 WAIT_TIMEOUT = timedelta(days=1)
 
@@ -148,7 +150,7 @@ def local_device(name: str) -> torch.device:
 
 def local_world_size() -> int:
     """The number of ranks on this machine, from torchrun's LOCAL_WORLD_SIZE; without it, all ranks."""
-    return min(int(os.environ.get("LOCAL_WORLD_SIZE", _world_size())), _world_size())
+    return min(_count("LOCAL_WORLD_SIZE") or _world_size(), _world_size())
 
 
 @contextmanager
@@ -183,8 +185,11 @@ def join_process_group(device: torch.device) -> Iterator[Ranks]:
 
 def _connect(device: torch.device) -> tuple[Ranks, Store]:
     """Start the process groups; returns the rank of this process and the key-value store of all ranks."""
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        _required_variable(name)
+    _required_variable("MASTER_ADDR")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        number = _number(name, _required_variable(name))
+        if name != "MASTER_PORT" and number >= _world_size():
+            raise UsageError(f"{name} is {number}, but WORLD_SIZE is {_world_size()}. {TORCHRUN}")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # torchrun that is killed cannot stop its processes.
         stop_with_parent()
@@ -241,14 +246,27 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _count("WORLD_SIZE") or 1
+
+
+def _count(name: str) -> int | None:
+    """The number of processes that an environment variable of torchrun states; None where it is not set or empty."""
+    text = os.environ.get(name, "").strip()
+    if text and not _number(name, text):
+        raise UsageError(f"{name} is {text}, expected at least 1. {TORCHRUN}")
+    return _number(name, text) if text else None
+
+
+def _number(name: str, text: str) -> int:
+    """An environment variable of torchrun as a number."""
+    number = whole_number(text.strip())
+    if number is None:
+        raise UsageError(f"{name} is {shortened(text, 100)!r}, expected a whole number. Unset it. {TORCHRUN}")
+    return number
 
 
 def _required_variable(name: str) -> str:
     """An environment variable that torchrun sets."""
-    if name not in os.environ:
-        raise UsageError(
-            f"WORLD_SIZE is {_world_size()}, but {name} is not set. Start several processes with "
-            "torchrun --nproc-per-node N -m volseg train ..."
-        )
+    if not os.environ.get(name, "").strip():
+        raise UsageError(f"WORLD_SIZE is {_world_size()}, but {name} is not set. {TORCHRUN}")
     return os.environ[name]

@@ -1,7 +1,6 @@
-"""The settings of a run, and its folder: locked while a process trains in it, started, resumed, overwritten."""
+"""The folder of a run: locked while a process trains in it, started, resumed, overwritten."""
 
 import errno
-import json
 import logging
 import os
 import shlex
@@ -9,11 +8,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
 import yaml
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
 from volseg.data.cases.dataset import Dataset, split_folds
@@ -21,8 +18,9 @@ from volseg.data.folds import Folds, read_splits, same_folds
 from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.files import LEFTOVERS, require_writable, write_text
 from volseg.system import file_lock
-from volseg.text import first_few, whole_number
-from volseg.training.schedule import Budget
+from volseg.text import first_few
+from volseg.training.run_settings import OPTIONAL, EarlierBudget, RunSettings
+from volseg.training.state import has_checkpoint, reached
 
 logger = logging.getLogger(__name__)
 
@@ -38,70 +36,23 @@ DISK_ERRORS = (
     errno.ESTALE,
 )  # fmt: skip
 CHECKPOINT = "checkpoint"
+# The settings that may change when a run is resumed.
+BUDGETS = {"minutes", "steps"}
 # All files of a run: what --overwrite removes, and nothing else.
 CONTENT = (
-    "plan.yaml", "config.yaml", "splits.json", "metrics.jsonl", "model.safetensors", "log.txt", CHECKPOINT, "cache",
-    "events.out.tfevents.*", LEFTOVERS, *SCORES, MARK,
+    "plan.yaml", "config.yaml", "splits.json", "cases.json", "metrics.jsonl", "model.safetensors", "log.txt",
+    CHECKPOINT, "cache", "events.out.tfevents.*", LEFTOVERS, *SCORES, MARK,
 )  # fmt: skip
-
-
-def _number(value: Any) -> Any:
-    """A number of NumPy as one of Python; True and False are none."""
-    if isinstance(value, bool | np.bool_):
-        raise ValueError("expected a number")
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _fold(value: Any) -> int | str:
-    """A fold by its number, also as text, or "all"."""
-    number = whole_number(value) if isinstance(value, str | int | np.integer) else None
-    if number is None and not (isinstance(value, str) and value.lower() == "all"):
-        raise ValueError("expected the number of a fold, from 0, or all")
-    return "all" if number is None else number
-
-
-class RunSettings(Frozen):
-    """The settings of a run, stored in its folder, so that it resumes with the same ones."""
-
-    fold: Annotated[int | str, BeforeValidator(_fold)] = 0
-    folds: Annotated[int, BeforeValidator(_number), Field(ge=2)] = 5
-    splits: str | None = Field(None, description="the name of the file whose folds are used; None: no file was given")
-    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)] = 0
-    minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = None
-    steps: Annotated[int, BeforeValidator(_number), Field(gt=0)] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_missing_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Older versions read the settings of runs without such a file, and theirs have none.
-        document: dict[str, Any] = handler(self)
-        if document.get("splits") is None:
-            document.pop("splits", None)
-        return document
-
-    def budget(self, planned_steps: int) -> Budget:
-        """The budget of the run; without minutes or steps, the plan's number of steps."""
-        if self.minutes is not None:
-            return Budget(seconds=60 * self.minutes)
-        return Budget(steps=self.steps or planned_steps)
-
-    def command(self, dataset: str, config: Config) -> str:
-        """The command that trains the same again; `dataset` is a name, because paths differ between machines."""
-        words = ["volseg", "train", dataset, "--output", "RUN"]
-        for key, value in self.model_dump(exclude_none=True).items():
-            words += [f"--{key}", str(value)]
-        for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():
-            for key, value in changes.items():
-                words += ["--set", f"{group}.{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        return shlex.join(words)
 
 
 def configure_run(
     run: Path,
-    config: Path | None,
+    config: str | Path | None,
     overrides: Sequence[str],
     settings: Mapping[str, Any],
     resume: bool,
     overwrite: bool,
+    finish: bool = False,
 ) -> tuple[RunSettings, Config]:
     """The settings and configuration of a run: from the call, or from the run that is resumed.
 
@@ -114,19 +65,24 @@ def configure_run(
         settings: fields of `RunSettings`; None where nothing was given.
         resume: resume the run in the folder, if there is one.
         overwrite: the run in the folder may be replaced.
+        finish: the run in the folder is to end with what it has reached; it has to be there.
 
     Raises:
-        UsageError: the folder is taken, or the resumed run was started with other settings.
+        UsageError: the folder is taken, the resumed run was started with other settings or is beyond the new budget,
+            or there is nothing to finish.
         ConfigError: a setting or the configuration is invalid.
     """
     given = {key: value for key, value in settings.items() if value is not None}
     # Compared with a resumed run's as what they mean: "0" is 0.
     given = checked(RunSettings, given, "The call").model_dump(include=set(given))
+    if finish:
+        others = {"overwrite": overwrite, "config": config, "set": overrides}
+        _check_finish(run, [*(given.keys() & BUDGETS), *(name for name, value in others.items() if value)])
     if "minutes" in given and "steps" in given:
         raise UsageError("Both minutes and steps were given. Give one of them.")
     if resume and overwrite:
         raise UsageError("Both resume and overwrite were given. Give one of them.")
-    if resume and is_run(run):
+    if (resume or finish) and is_run(run):
         _require_keys(run / MARK, RunSettings)
         _require_keys(run / "config.yaml", Config)
         stored = load_config(run / "config.yaml")
@@ -134,7 +90,7 @@ def configure_run(
             raise UsageError(
                 f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set."
             )
-        return _resumed_settings(run / MARK, given), stored
+        return _resumed_settings(run, given), stored
     _check_free(run, resume, overwrite)
     return checked(RunSettings, given, "The call"), load_config(config, overrides)
 
@@ -167,10 +123,11 @@ def run_folds(started: Path | None, settings: RunSettings, data: Dataset) -> Fol
 
 
 @contextmanager
-def lock_run_folder(run: Path) -> Iterator[None]:
+def lock_run_folder(run: Path, finish: bool = False) -> Iterator[None]:
     """Keep other processes from training in a run folder, which is made if it does not exist.
 
     However a process ends, the system releases its lock. Where the file system has no locks, a warning says so.
+    With `finish`, the message to one that comes second says how to end the first.
 
     Raises:
         UsageError: another process holds the lock, or a file of the run is a link, see `_require_own_files`.
@@ -182,9 +139,10 @@ def lock_run_folder(run: Path) -> Iterator[None]:
             run.mkdir(parents=True, exist_ok=True)
             sure = held.enter_context(file_lock(run / LOCK))
         except BlockingIOError as error:
-            raise UsageError(
-                f"Another process is training in {run}. Wait for it, stop it, or choose another folder."
-            ) from error
+            advice = "Wait for it, stop it, or choose another folder."
+            if finish:
+                advice = "Stop that one with Ctrl-C (or SIGTERM), which saves its last step; then finish the run."
+            raise UsageError(f"Another process is training in {run}. {advice}") from error
         except OSError as error:
             raise ResourceError(f"Could not write to {run}: {error.strerror}. Choose another folder.") from error
         if not sure:
@@ -210,6 +168,19 @@ def disk_errors(run: Path) -> Iterator[None]:
         ) from error
 
 
+def interrupted(run: Path, dataset: str | Path, world: int) -> str:
+    """What was saved of a run that was stopped, and how it goes on or comes to an end."""
+    again = shlex.join(["volseg", "train", str(dataset), "--output", str(run), "--resume"])
+    again = again if world == 1 else "the same command and --resume"
+    if not has_checkpoint(run / CHECKPOINT):
+        return f"Interrupted; prepared cases are kept in {run}. Resume with: {again}"
+    # The command comes last, so that it can be copied to the end of the line.
+    return (
+        f"Interrupted; checkpoint saved in {run}. With --finish instead of --resume, it ends with a model of what it "
+        f"has reached. Resume with: {again}"
+    )
+
+
 def _require_own_files(run: Path) -> None:
     """Check that training writes through no link, and waits for no pipe, in a run folder that someone else has made.
 
@@ -222,7 +193,8 @@ def _require_own_files(run: Path) -> None:
                 f"{run / name} is a link, which may lead anywhere, so nothing is written to it. Remove it. "
                 "Only cache and validation may be links."
             )
-    for name in (LOCK, "log.txt", "metrics.jsonl", "settings.yaml", "config.yaml", "plan.yaml", "splits.json"):
+    documents = ("settings.yaml", "config.yaml", "plan.yaml", "splits.json", "cases.json")
+    for name in (LOCK, "log.txt", "metrics.jsonl", *documents):
         if os.path.exists(run / name) and not (run / name).is_file():
             raise UsageError(f"{run / name} is not a file. Remove it, or choose another folder.")
     if os.path.exists(run / CHECKPOINT) and not (run / CHECKPOINT).is_dir():
@@ -236,8 +208,7 @@ def _require_keys(path: Path, kind: type[Frozen]) -> None:
         ConfigError: one is missing, because the file was changed: it is written with all of them.
     """
     document = read_yaml(path)
-    # It is written only where there is one.
-    if missing := [key for key in kind.model_fields if key not in document and key != "splits"]:
+    if missing := [key for key in kind.model_fields if key not in document and key not in OPTIONAL]:
         raise ConfigError(
             f"{path} lacks {first_few(missing)}, so it is not as the run wrote it. Restore it, or start again with "
             "--overwrite."
@@ -248,7 +219,12 @@ def start_run(run: Path, settings: RunSettings, config: Config) -> None:
     """Remove an earlier run from the folder and store the settings of the new one."""
     _remove(run, CONTENT)
     write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    write_text(run / MARK, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    _store(run / MARK, settings)
+
+
+def _store(path: Path, settings: RunSettings) -> None:
+    """Write the settings of a run."""
+    write_text(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 def remove_scores(run: Path) -> None:
@@ -277,19 +253,53 @@ def _remove_path(path: Path) -> None:
         ) from error
 
 
-def _resumed_settings(settings_file: Path, given: dict[str, Any]) -> RunSettings:
+def _check_finish(run: Path, others: Sequence[str]) -> None:
+    """Reject a run that cannot be finished, and options that say how to train on."""
+    if others:
+        names = first_few([f"--{name}" for name in sorted(others)])
+        raise UsageError(f"--finish ends a run with what it has reached, so leave out {names}.")
+    if not is_run(run):
+        raise UsageError(f"There is no run in {run} to finish. Start one without --finish.")
+    if not has_checkpoint(run / CHECKPOINT):
+        raise UsageError(f"The run in {run} has no checkpoint yet, so there is nothing to finish. Give --resume alone.")
+
+
+def _resumed_settings(run: Path, given: dict[str, Any]) -> RunSettings:
     """The settings a run was started with; a new budget may replace the old one, all others must agree."""
-    stored = checked(RunSettings, read_yaml(settings_file), str(settings_file)).model_dump()
-    budget = {key: value for key, value in given.items() if key in ("minutes", "steps")}
+    stored = checked(RunSettings, read_yaml(run / MARK), str(run / MARK))
     for key, value in given.items():
-        if key not in budget and value != stored.get(key):
+        if key not in BUDGETS and value != getattr(stored, key):
             raise UsageError(
-                f"The run was started with {key} {stored.get(key)}, found {value}. Leave it out, or start another run."
+                f"The run was started with {key} {getattr(stored, key)}, found {value}. Leave it out, or start "
+                "another run."
             )
-    if budget:
-        stored |= {"minutes": None, "steps": None, **budget}
-        write_text(settings_file, yaml.safe_dump(stored, sort_keys=False))
-    return checked(RunSettings, stored, "The call")
+    if not given.keys() & BUDGETS:
+        return stored
+    budget = {"minutes": given.get("minutes"), "steps": given.get("steps")}
+    resumed = checked(RunSettings, stored.model_dump() | budget, "The call")
+    if resumed == stored:
+        return stored
+    step, seconds = reached(run / CHECKPOINT) or (0, 0.0)
+    if resumed.minutes is not None and seconds >= 60 * resumed.minutes:
+        raise _beyond(run, f"trained for {seconds / 60:.3g} minutes", f"--minutes {resumed.minutes:g}")
+    if resumed.steps is not None and step > resumed.steps:
+        raise _beyond(run, f"finished {step} steps", f"--steps {resumed.steps}")
+    earlier = list(stored.earlier)
+    if step and (not earlier or earlier[-1].until < step):
+        earlier.append(EarlierBudget(minutes=stored.minutes, steps=stored.steps, until=step))
+    elif earlier and (earlier[-1].minutes, earlier[-1].steps) == (resumed.minutes, resumed.steps):
+        # Nothing was trained in between.
+        earlier.pop()
+    resumed = resumed.model_copy(update={"earlier": tuple(earlier)})
+    _store(run / MARK, resumed)
+    return resumed
+
+
+def _beyond(run: Path, done: str, budget: str) -> UsageError:
+    return UsageError(
+        f"The run in {run} has already {done}, and {budget} counts from its start, so there is nothing to train. "
+        "Give more, leave it out to train with the budget it has, or end the run with --finish."
+    )
 
 
 def _check_free(run: Path, resume: bool, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ the seed and the sample's number. (A resumed run in fp16 on a GPU starts with a 
 import copy
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class TrainingState:
         network: to train.
         config: learning rate and weight decay of the optimiser.
         ranks: see below.
-        data: identifies the training cases; a checkpoint with another value is rejected.
+        data: identifies the training cases; a checkpoint with another value is rejected. None: those of any.
 
     Attributes:
         network: trained in place.
@@ -53,7 +54,7 @@ class TrainingState:
     """
 
     def __init__(
-        self, network: nn.Module, config: TrainingConfig, ranks: Ranks = SINGLE_PROCESS, data: str = ""
+        self, network: nn.Module, config: TrainingConfig, ranks: Ranks = SINGLE_PROCESS, data: str | None = ""
     ) -> None:
         self.network = network
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
@@ -108,11 +109,10 @@ class TrainingState:
         try:
             if not path.is_file():
                 raise ValueError("it is not a file")
-            with safetensors.safe_open(path, framework="np") as handle:
-                progress = dict(json.loads((handle.metadata() or {})["state"]))
+            progress = _progress(path)
             if progress.get("optimizer") != OPTIMIZER:
                 raise ValueError("it was written by a volseg version with another optimiser")
-            if progress.get("data", self.data) != self.data:
+            if self.data is not None and progress.get("data", self.data) != self.data:
                 raise ValueError("the training cases have changed since")
             with utf8_path(path) as readable:
                 tensors = load_file(readable)
@@ -127,6 +127,20 @@ class TrainingState:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             message = f"The checkpoint {path} does not fit this run: {_short(reason)}. Start again with --overwrite."
             raise InputError(message) from error
+
+
+def reached(folder: Path) -> tuple[int, float] | None:
+    """The finished steps and the seconds spent of the checkpoint in `folder`; None without one that tells them."""
+    with suppress(OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
+        progress = _progress(folder / FILE_NAME)
+        return _spent(progress["step"], progress["seconds"])
+    return None
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """What the header of a checkpoint states of the run."""
+    with utf8_path(path) as readable, safetensors.safe_open(readable, framework="np") as handle:
+        return dict(json.loads((handle.metadata() or {})["state"]))
 
 
 def _moments(tensors: dict[str, torch.Tensor], parameters: list[nn.Parameter]) -> dict[int, dict[str, torch.Tensor]]:

@@ -256,7 +256,19 @@ def _cached(case: TrainingCase, plan: Plan, folder: Path) -> CachedCase:
 
 
 def _preprocess(case: TrainingCase, plan: Plan, stem: Path) -> None:
-    """Write the four files of a case."""
+    """Write the four files of a case.
+
+    Raises:
+        InputError: it cannot be used; the message names it.
+        ResourceError: they cannot be written; likewise.
+    """
+    try:
+        _write(case, plan, stem)
+    except ResourceError as error:
+        raise ResourceError(f"Case {case.name} cannot be kept in the cache. {error}") from error
+
+
+def _write(case: TrainingCase, plan: Plan, stem: Path) -> None:
     scan, reference = read_for_plan(case, plan)
     image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
     label = label_to_network(reference.channels[0], grid, plan).numpy()

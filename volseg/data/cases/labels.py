@@ -58,13 +58,14 @@ class LabelSet:
         return {value for values in self.table.values() for value in values}
 
 
-def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
+def parse_labels(labels: Any, order: Any, source: str, predicts: bool = True) -> LabelSet:
     """Parse the labels of a file, in one of the forms above.
 
     Args:
         labels: the mapping of names to values.
         order: nnU-Net's regions_class_order; None if it is missing.
         source: the file, for messages.
+        predicts: whether `LabelSet.values` is needed; else regions need no order, and have no values.
 
     Raises:
         InputError: not such a mapping, an invalid value, two labels with one value, no foreground label, regions
@@ -92,7 +93,7 @@ def parse_labels(labels: Any, order: Any, source: str) -> LabelSet:
     if not foreground:
         raise InputError(f"{source} has no foreground label. List its labels, for example {{'Liver': 1}}.")
     if any(len(values) > 1 for values in foreground.values()):
-        found = LabelSet(_written_values(foreground, order, source), foreground)
+        found = LabelSet(_written_values(foreground, order, source) if predicts else {}, foreground)
     else:
         found = LabelSet({name: values[0] for name, values in sorted(foreground.items(), key=lambda item: item[1])})
     if len(set(found.values.values())) < len(found.values):

@@ -1,0 +1,177 @@
+"""What a run is told: fold, seed and budget, and the Python objects of its caller."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
+
+from volseg.config import Config, Frozen
+from volseg.errors import UsageError
+from volseg.text import counted, whole_number
+from volseg.training.losses import PlainLoss
+
+# Stored only where there is anything to say.
+OPTIONAL = ("splits", "earlier")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget of a run: a number of optimiser steps, or wall-clock seconds from the first step to the last."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The fraction spent after `step` steps and `seconds` seconds: 0 at the start, 1 or more when spent."""
+        if self.steps is not None:
+            return step / self.steps
+        assert self.seconds is not None
+        return seconds / self.seconds
+
+    def __str__(self) -> str:
+        """In words: "8 steps", "20 minutes"."""
+        return counted(self.steps, "step") if self.steps is not None else f"{(self.seconds or 0) / 60:g} minutes"
+
+    def spent(self, step: int, seconds: float) -> str:
+        """In words what of it is spent: "step 3 of 8", "step 3 and 1.5 of 20 minutes"."""
+        if self.steps is not None:
+            return f"step {step} of {self.steps}"
+        return f"step {step} and {seconds / 60:.3g} of {self}"
+
+    def resumed(self, step: int, seconds: float, finish: bool = False) -> str:
+        """What happens to a run that has reached a step, as a sentence; `finish`: it is to train no further."""
+        reached = self.spent(step, seconds)
+        if self.progress(step, seconds) >= 1:
+            return f"The run has spent its budget ({reached}), so nothing more is trained; its model is made and scored"
+        if finish:
+            return f"Finishing after {reached}: nothing more is trained; the model of this step is made and scored"
+        return f"Resuming after {reached}"
+
+
+class EarlierBudget(Frozen):
+    """A budget that another one has replaced, and the finished steps at that moment; of neither kind: the plan's."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    until: int
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy as one of Python; True and False are none."""
+    if isinstance(value, bool | np.bool_):
+        raise ValueError("expected a number")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _fold(value: Any) -> int | str:
+    """A fold by its number, also as text, or "all"."""
+    number = whole_number(value) if isinstance(value, str | int | np.integer) else None
+    if number is None and not (isinstance(value, str) and value.lower() == "all"):
+        raise ValueError("expected the number of a fold, from 0, or all")
+    return "all" if number is None else number
+
+
+class RunSettings(Frozen):
+    """The settings of a run, stored in its folder, so that it resumes with the same ones."""
+
+    fold: Annotated[int | str, BeforeValidator(_fold)] = 0
+    folds: Annotated[int, BeforeValidator(_number), Field(ge=2)] = 5
+    splits: str | None = Field(None, description="the name of the file whose folds are used; None: no file was given")
+    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)] = 0
+    minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = None
+    steps: Annotated[int, BeforeValidator(_number), Field(gt=0)] | None = None
+    earlier: tuple[EarlierBudget, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_missing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions read the settings of runs that do without these.
+        return {key: value for key, value in handler(self).items() if value or key not in OPTIONAL}
+
+    def budget(self, planned_steps: int) -> Budget:
+        """The budget of the run; without minutes or steps, the plan's number of steps."""
+        return _budget(self.minutes, self.steps, planned_steps)
+
+    def command(self, dataset: str, config: Config) -> str:
+        """The command that trains the same again; `dataset` is a name, because paths differ between machines.
+
+        Of a run that was resumed with another budget, the commands one after the other, see `changes`.
+        """
+        words = ["volseg", "train", dataset, "--output", "RUN"]
+        first, *others = *self.earlier, self
+        start = self.model_dump(exclude={"earlier"}) | {"minutes": first.minutes, "steps": first.steps}
+        budgets = [{"minutes": one.minutes, "steps": one.steps} for one in others]
+        options = [word for key, value in start.items() if value is not None for word in (f"--{key}", str(value))]
+        for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():
+            for key, value in changes.items():
+                options += ["--set", f"{group}.{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        commands = [[*words, *options]]
+        for budget in budgets:
+            given = [word for key, value in budget.items() if value is not None for word in (f"--{key}", str(value))]
+            commands.append([*words, "--resume", *given])
+        return " && ".join(map(shlex.join, commands))
+
+    def ended(self, planned_steps: int, step: int, seconds: float, finish: bool) -> dict[str, str]:
+        """For the model card: how the run came to its end, where it is not the end that `command` says."""
+        budget = self.budget(planned_steps)
+        early = finish and budget.progress(step, seconds) < 1
+        texts = {"resumed": self.changes(planned_steps), "finished": f"early, after {budget.spent(step, seconds)}"}
+        return {key: text for key, text in texts.items() if text and (early or key != "finished")}
+
+    def changes(self, planned_steps: int) -> str:
+        """What was resumed with which budget, in words, and whether `command` repeats it; "" for a single budget."""
+        if not self.earlier:
+            return ""
+        replaced = [(_budget(one.minutes, one.steps, planned_steps), one.until) for one in self.earlier]
+        parts = [f"{budget} until step {until}" for budget, until in replaced]
+        exact = all(budget.steps == until for budget, until in replaced)
+        note = "" if exact else "; no command stops there, so the one above trains a similar model, not the same"
+        return f"{', then '.join([*parts, str(self.budget(planned_steps))])}{note}"
+
+
+def _budget(minutes: float | None, steps: int | None, planned_steps: int) -> Budget:
+    return Budget(seconds=60 * minutes) if minutes is not None else Budget(steps=steps or planned_steps)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """Parts of a run that are Python objects of the caller, and not in the configuration.
+
+    Args:
+        loss: of one resolution, see `volseg.losses.SegmentationLoss`; None: the one of the configuration.
+        transforms: appended to the random augmentation, see `volseg.transforms.augmentation`.
+    """
+
+    loss: PlainLoss | None = None
+    transforms: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
+
+    @classmethod
+    def checked(cls, loss: Any, transforms: Any) -> "Custom":
+        """What a caller gives as loss and transforms.
+
+        Raises:
+            UsageError: one is of another type.
+        """
+        listed = isinstance(transforms, Sequence) and not isinstance(transforms, str)
+        if not (loss is None or callable(loss)) or not listed or not all(map(callable, transforms)):
+            raise UsageError("The loss must be a function, the transforms a list of them; training.loss takes a name.")
+        if isinstance(loss, type):
+            raise UsageError(f"The loss is the class {loss.__name__}; give an object of it: {loss.__name__}().")
+        return cls(loss, tuple(transforms))
+
+    def described(self) -> dict[str, str]:
+        """Their names, for the model card."""
+        parts = {
+            "loss": "" if self.loss is None else _qualified_name(self.loss),
+            "transforms": ", ".join(map(_qualified_name, self.transforms)),
+        }
+        return {f"custom_{name}": text for name, text in parts.items() if text}
+
+
+def _qualified_name(part: Any) -> str:
+    """The qualified name of a function or of the class of an object."""
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}.{named.__qualname__}"

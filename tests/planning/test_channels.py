@@ -1,6 +1,7 @@
 """How channels are normalised, and whether scans are cropped: by names, by zeros around the contents, by the user."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from tests.data.images import nifti, save
 from tests.planning.test_planner import case, planned
 from volseg.config import PlanChoices, load_config
-from volseg.data.cases.dataset import open_dataset
+from volseg.data.cases.dataset import Dataset, open_dataset
+from volseg.data.cases.labels import LabelSet
 from volseg.errors import ConfigError
 from volseg.planning.channels import MASKED
-from volseg.planning.fingerprint import take_fingerprint
+from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint, take_fingerprint
+from volseg.planning.planner import make_plan
 
 CUBE = case((64, 64, 64), (1.0, 1.0, 1.0))
 
@@ -72,6 +75,14 @@ def test_the_median_scan_of_masked_cases_is_the_part_that_is_kept():
     assert planned(masked)[0].patch_size == planned(cropped)[0].patch_size
     assert "80 x 60 x 70" in planned(masked)[1]["patch_size"]
     assert "200 x 200 x 200" in planned(masked, choices=PlanChoices(crop="none"))[1]["patch_size"]
+
+
+def test_channels_with_one_reason_share_it():
+    dataset = Dataset("two", Path(), ("T1", "CT", "T2"), LabelSet({"organ": 1}), ())
+    channels = tuple(ChannelFingerprint(name, (0.0, 9.0), 5.0, 2.0, (1.0, 2.0)) for name in dataset.channels)
+    plan, reasons = make_plan(dataset, Fingerprint((CUBE,), channels), PlanChoices(), accelerated=False)
+    assert [one.normalisation for one in plan.channels] == ["zscore", "ct", "zscore"]
+    assert reasons["channels"] == "T1, T2: zscore, of each scan; CT: ct, its name says so"
 
 
 def test_the_user_may_set_each_channel_alone(tmp_path):

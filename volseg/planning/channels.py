@@ -32,14 +32,15 @@ def plan_channels(fingerprint: Fingerprint, choices: PlanChoices) -> tuple[tuple
     chosen = _chosen(fingerprint, choices)
     masked = masked_fraction(fingerprint)
     other: Normalisation = "zscore_nonzero" if masked >= MASKED else "zscore"
-    channels, reasons = [], []
+    channels: list[Channel] = []
+    reasons: dict[str, list[str]] = {}
     for one in fingerprint.channels:
         known = known_name(one.name, NAMED)
         named = NAMED[known] if known else None
         channels.append(_channel(one, chosen.get(one.name) or named or other))
         why = "set by the configuration" if one.name in chosen else "its name says so" if named else _why(masked)
-        reasons.append(f"{one.name}: {channels[-1].normalisation}, {why}")
-    return tuple(channels), "; ".join(reasons)
+        reasons.setdefault(f"{channels[-1].normalisation}, {why}", []).append(one.name)
+    return tuple(channels), "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
 
 
 def plan_crop(fingerprint: Fingerprint) -> tuple[Literal["none", "nonzero"], str]:

@@ -202,7 +202,8 @@ def _resampling(choices: PlanChoices, reasons: dict[str, str]) -> dict[str, Any]
     # Cubic through thick slices would ring; nearest is what nnU-Net does there.
     separate = "anisotropic" if order > 1 else "never"
     antialias = True if choices.antialias is None else choices.antialias
-    reasons["image_resampling"] = SET if choices.image_resampling else "linear"
+    averaged = "; averaged along axes that become coarser" if antialias else ""
+    reasons["image_resampling"] = SET if choices.image_resampling else f"linear between voxels{averaged}"
     reasons["label_resampling"] = (
         SET if choices.label_resampling else "each voxel takes the label nearest to its centre"
     )

@@ -178,6 +178,8 @@ def test_an_interrupted_run_leaves_only_whole_files_and_resumes(cases, folder, m
         {"image_resampling": Resampling(separate="anisotropic")},
         {"channels": (Channel(normalisation="none"),)},
         {"labels": (Label(name="one", value=3), Label(name="two", value=6))},
+        {"image_resampling": Resampling(antialias=True)},
+        {"label_resampling": "linear"},
     ],
 )
 def test_the_key_follows_what_preprocessing_depends_on(cases, changes):

@@ -196,6 +196,32 @@ def test_labels_are_resampled_without_new_values():
     assert set(torch.unique(moved).tolist()) <= {0, 1, 2}
 
 
+def test_linear_labels_take_the_largest_share_and_nearest_ones_a_voxel():
+    """A checkerboard of fine voxels with a third label between: of each coarse voxel most is the label 1."""
+    labels = np.ones((12, 12, 12), np.uint8)
+    labels[1::3, 1::3, 1::3] = 2
+    geometry, coarse = Geometry(labels.shape, np.eye(4)), {"spacing_mm": (3.0, 3.0, 3.0)}
+    found = {}
+    for how in ("nearest", "linear"):
+        plan = tiny_plan(label_resampling=how, image_resampling=Resampling(antialias=True), **coarse)
+        found[how] = label_to_network(labels, network_grid([labels], geometry, plan), plan)
+        assert found[how].shape == (4, 4, 4)
+    # The centre of each coarse voxel is the one voxel in 27 that differs.
+    assert torch.unique(found["nearest"]).tolist() == [2]
+    assert torch.unique(found["linear"]).tolist() == [1]
+
+
+def test_ignored_voxels_stay_ignored_when_labels_are_interpolated():
+    labels = np.full((8, 8, 8), 1, np.uint8)
+    labels[:4] = 3
+    changes = {"labels": (Label(name="one", value=1),), "ignore": 3, "spacing_mm": (0.5, 0.5, 0.5)}
+    network = tiny_plan().network.model_copy(update={"classes": 2})
+    plan = tiny_plan(label_resampling="linear", network=network, **changes)
+    moved = label_to_network(labels, network_grid([labels], Geometry(labels.shape, np.eye(4)), plan), plan)
+    assert sorted(torch.unique(moved).tolist()) == [IGNORED, 1]
+    assert (moved == IGNORED).float().mean() == 0.5
+
+
 def test_slabs_make_no_difference(monkeypatch):
     array = head((24, 27, 23))
     geometry = Geometry(array.shape, np.diag([0.8, 1.9, 2.7, 1.0]))

@@ -224,7 +224,7 @@ def test_what_was_planned_arrives_in_every_stage(model, scan, monkeypatch):
 
 @pytest.mark.parametrize(("low", "high", "raised"), [(0, 2000, False), (1e6, 2e6, True), (0, 1, True)])
 def test_an_intensity_outside_the_training_range_is_flagged_in_result_and_record(tmp_path, scan, low, high, raised):
-    plan = tiny_plan(channels=(Channel(name="MRI", mean_range=(low, high)),))
+    plan = tiny_plan(channels=(Channel(name="MRI", normalisation="none", mean_range=(low, high)),))
     result = Segmenter.load(write_model(tmp_path / "m.safetensors", plan), device="cpu", precision="fp32")(scan)
     result.save(tmp_path / "out.nii.gz")
     flag = "scan: intensity_outside_training_range"

@@ -209,7 +209,8 @@ def test_flips_are_averaged(axes: tuple[int, ...], batch_size: int) -> None:
         [axis + 2 for axis, use in zip(axes, uses, strict=True) if use] for uses in product([0, 1], repeat=len(axes))
     ]
     expected = torch.stack([network(batch.flip(flip)).flip(flip) for flip in chosen]).mean(0)
-    torch.testing.assert_close(averaged_over_flips(counting, axes, batch_size)(batch), expected, rtol=1e-5, atol=1e-5)
+    windows = Windows(PATCH, batch_size=batch_size, mirror_axes=tuple(axes))
+    torch.testing.assert_close(averaged_over_flips(counting, windows)(batch), expected, rtol=1e-5, atol=1e-5)
     assert max(calls) <= batch_size
     assert sum(calls) == len(batch) * 2 ** len(axes)
 

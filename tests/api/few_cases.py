@@ -1,4 +1,4 @@
-"""`python -m tests.api.few_cases ...` is `volseg ...`, but component rules are chosen on however few cases there are."""
+"""`python -m tests.api.few_cases ...` is `volseg ...`, but component rules are chosen on however few cases exist."""
 
 from volseg.cli import main
 from volseg.inference import postprocessing

@@ -81,7 +81,7 @@ def test_a_network_is_trained_saved_loaded_and_profiled(tmp_path, phantoms, monk
     config = read_card(model).plan.network
     assert volseg.networks.profile_network(config, (16, 16, 16)).total.parameters == 3 * 1 + 3
     monkeypatch.delitem(NETWORKS, "pointwise")
-    with pytest.raises(ConfigError, match="is 'pointwise', which this process does not know .it knows unet."):
+    with pytest.raises(ConfigError, match=r"is 'pointwise', which this process does not know"):
         volseg.Segmenter.load(model)
 
 

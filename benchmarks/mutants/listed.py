@@ -23,7 +23,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("training/state.py", "return step, float(seconds)", "return step, 0.0"),
     ("inference/budget.py", "HOLES = 1.25", "HOLES = 0.5"),
     ("inference/budget.py", "24, 96", "24, 9"),
-    ("inference/budget.py", "resampling = 2 * slab + 2 * plane + RESAMPLED_BYTES", "resampling = 0"),
+    ("inference/budget.py", "resampling = 3 * slab + 3 * plane + RESAMPLED_BYTES", "resampling = 0"),
     ("inference/budget.py", "        labels = voxels", "        labels = 0 * voxels"),
     ("networks/footprint.py", "self.filters += filters", "pass"),
     ("inference/budget.py", "math.inf if limit is None else limit - used", "math.inf if limit is None else limit"),

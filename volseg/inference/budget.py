@@ -157,10 +157,11 @@ class MemoryEstimate:
         outputs = network.features[0] if at_end else network.classes
         planes = min(grid[0], max(patch))
         ring = 4 * outputs * planes * grid[1] * grid[2]
-        # Two slabs of logits, the last plane of the one before, and resampled logits.
+        # Two slabs of logits, one that was freed and that malloc cannot always use again, the last plane of each, and
+        # resampled logits.
         plane = 4 * network.classes * grid[1] * grid[2]
         slab = min(plane * planes, max(plane, 4 * SLAB_LOGITS_PER_VOXEL * chunk.voxels))
-        resampling = 2 * slab + 2 * plane + RESAMPLED_BYTES
+        resampling = 3 * slab + 3 * plane + RESAMPLED_BYTES
         return at_end, outputs, ring, resampling
 
     def _network(self, at_end: bool, outputs: int, resampling: int, computing: Computing) -> int:

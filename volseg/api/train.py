@@ -138,8 +138,8 @@ def train(
     require_main_process()
     custom = Custom.checked(loss, transforms)
     file = None if splits is None else given_path(splits)
-    settings = {"fold": fold, "folds": folds, "splits": file and file.name, "seed": seed, "minutes": minutes}
-    settings["steps"] = steps
+    budget = {"minutes": minutes, "steps": steps}
+    settings = {"fold": fold, "folds": folds, "splits": file and file.name, "seed": seed, **budget}
     folder = Path(output)
     torch_device = local_device(device)
     with (

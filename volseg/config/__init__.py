@@ -14,6 +14,7 @@ from volseg.config.plan import (
     Plan,
     Resampling,
     Sides,
+    exchanged_order,
     rules_in_words,
 )
 from volseg.config.training import AugmentationConfig, Config, PlanChoices, TrainingConfig
@@ -62,6 +63,7 @@ __all__ = [
     "Triple",
     "checked",
     "distinct_names",
+    "exchanged_order",
     "known_name",
     "load_config",
     "read_yaml",

@@ -162,6 +162,14 @@ class Resampling(Frozen):
         return _without(handler(self), nearest="scipy", antialias=False)
 
 
+def exchanged_order(count: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
+    """The numbers below `count` with those of each pair exchanged: what a flip from left to right makes of classes."""
+    order = list(range(count))
+    for one, other in pairs:
+        order[one], order[other] = other, one
+    return order
+
+
 def _without(document: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     """A document without the keys that have these values."""
     return {key: value for key, value in document.items() if key not in defaults or value != defaults[key]}

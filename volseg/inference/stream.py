@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import torch
 
-from volseg.config import Triple
+from volseg.config import Triple, exchanged_order
 from volseg.errors import VolsegError
 from volseg.inference.windows import Tile, Windows, axis_tiles, read_window, window_constants
 
@@ -233,17 +233,9 @@ def averaged_over_flips(forward: Forward, windows: Windows) -> Forward:
             for flip, output in zip(group, outputs.chunk(len(group)), strict=True):
                 image = output.to(torch.float32).flip(flip)
                 if exchanging is not None and exchanging + 2 in flip:
-                    image = image[:, _exchanged_order(image.shape[1], pairs)]
+                    image = image[:, exchanged_order(image.shape[1], pairs)]
                 total = image if total is None else total.add_(image)
         assert total is not None
         return total.div_(len(flips))
 
     return average
-
-
-def _exchanged_order(count: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
-    """The numbers of `count` outputs with those of each pair exchanged."""
-    order = list(range(count))
-    for one, other in pairs:
-        order[one], order[other] = other, one
-    return order

@@ -9,7 +9,7 @@ from volseg.config import Plan
 from volseg.data.cases.cache import CachedCase, cache_key
 from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.io.itk_files import files_of
-from volseg.documents import DocumentError, read_json
+from volseg.documents import read_json, read_or
 from volseg.errors import InputError
 from volseg.files import write_json
 from volseg.text import first_few
@@ -104,10 +104,7 @@ def _read(run: Path) -> dict[str, str] | None:
     path = run / FILE_NAME
     if not path.exists():
         return None
-    try:
-        document = read_json(path)
-    except (OSError, DocumentError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Restore it, or remove it.") from error
+    document = read_or(InputError, read_json, path, "readable JSON", "Restore it, or remove it.")
     if not isinstance(document, dict):
         raise InputError(f"{path} holds a {type(document).__name__}, expected cases by name. Restore it, or remove it.")
     return document

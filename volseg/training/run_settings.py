@@ -117,9 +117,11 @@ class RunSettings(Frozen):
     def ended(self, planned_steps: int, step: int, seconds: float, finish: bool) -> dict[str, str]:
         """For the model card: how the run came to its end, where it is not the end that `command` says."""
         budget = self.budget(planned_steps)
-        early = finish and budget.progress(step, seconds) < 1
-        texts = {"resumed": self.changes(planned_steps), "finished": f"early, after {budget.spent(step, seconds)}"}
-        return {key: text for key, text in texts.items() if text and (early or key != "finished")}
+        changes = self.changes(planned_steps)
+        texts = {"resumed": changes} if changes else {}
+        if finish and budget.progress(step, seconds) < 1:
+            texts["finished"] = f"early, after {budget.spent(step, seconds)}"
+        return texts
 
     def changes(self, planned_steps: int) -> str:
         """What was resumed with which budget, in words, and whether `command` repeats it; "" for a single budget."""

@@ -14,7 +14,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple_rep
 
-from volseg.config import AugmentationConfig, Plan, Triple
+from volseg.config import IGNORED, AugmentationConfig, Plan, Triple, exchanged_order
 
 # Above this ratio of spacings, an out-of-plane rotation would mix voxels that are far apart (nnU-Net's rule).
 ANISOTROPY = 3.0
@@ -172,7 +172,8 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         self.config = config
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.warp = Warp()
-        self._pairs = plan.side_pairs
+        # IGNORED, used as an index, selects the last entry.
+        self._flipped = torch.tensor([*exchanged_order(len(plan.stored_values) + 1, plan.side_pairs), IGNORED])
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002 - MONAI's interface
         """Choose the next random warp."""
@@ -201,10 +202,7 @@ class RandAffinePatchd(Randomizable, MapTransform):  # type: ignore[misc]
         sides = self.plan.sides
         if sides is None or not self.warp.flips[sides.axis]:
             return classes
-        swapped = classes.clone()
-        for one, other in self._pairs:
-            swapped[classes == one], swapped[classes == other] = other, one
-        return swapped
+        return self._flipped[classes.long()].to(classes.dtype)
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:

@@ -297,7 +297,7 @@ def test_a_resumed_run_has_no_scores_until_its_new_model_has(phantoms, tmp_path,
     def killed(*_):
         raise SystemExit
 
-    monkeypatch.setattr("volseg.api.train.validate_from_files", killed)
+    monkeypatch.setattr("volseg.api.training.finish.validate_from_files", killed)
     with pytest.raises(SystemExit):
         train(phantoms, run, steps=2, resume=True, device="cpu")
     monkeypatch.undo()

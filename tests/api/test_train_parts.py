@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from tests.pipeline import TINY, tiny_plan
 from volseg import train
-from volseg.api import train as train_module
+from volseg.api.training import fit as fit_module
+from volseg.api.training import prepare as prepare_module
 from volseg.api.validation import validator
 from volseg.config import TrainingConfig, load_config
 from volseg.data.cases.cache import cache_cases
+from volseg.data.cases.dataset import open_dataset
 from volseg.errors import ConfigError
 from volseg.losses import SegmentationLoss
 from volseg.modelfile import read_card
@@ -66,9 +68,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         seen.checkpoint_seconds, seen.labels = seconds, labels
         return bookkeeping(folder, state, progress, seconds, labels)
 
-    bookkeeping = train_module.bookkeeping
-    monkeypatch.setattr("volseg.api.train.fit", fit)
-    monkeypatch.setattr("volseg.api.train.bookkeeping", checkpoints)
+    bookkeeping = fit_module.bookkeeping
+    monkeypatch.setattr("volseg.api.training.fit.fit", fit)
+    monkeypatch.setattr("volseg.api.training.fit.bookkeeping", checkpoints)
     return seen
 
 
@@ -193,9 +195,9 @@ def test_augmentation_follows_its_configuration_and_warms_up(phantoms, tmp_path,
         calls["cropping"] = config
         return cropped(plan, config)
 
-    made, cropped = train_module.augmentation, train_module.cropping
-    monkeypatch.setattr("volseg.api.train.augmentation", augmentation)
-    monkeypatch.setattr("volseg.api.train.cropping", cropping)
+    made, cropped = fit_module.augmentation, fit_module.cropping
+    monkeypatch.setattr("volseg.api.training.fit.augmentation", augmentation)
+    monkeypatch.setattr("volseg.api.training.fit.cropping", cropping)
     seen = recorded(monkeypatch)
     overrides = [*TINY, "augmentation.warmup_epochs=33", "augmentation.blur=0.75"]
 
@@ -222,7 +224,7 @@ def test_augmentation_follows_its_configuration_and_warms_up(phantoms, tmp_path,
 
 @pytest.mark.parametrize("override", ["training.loss=nothing", "plan.architecture=nothing"])
 def test_an_unknown_name_is_reported_before_an_image_is_read(phantoms, tmp_path, monkeypatch, override):
-    monkeypatch.setattr("volseg.api.train.take_fingerprint", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("volseg.api.training.prepare.take_fingerprint", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(ConfigError, match="nothing"):
         train(phantoms, tmp_path / "run", steps=1, overrides=[*TINY, override], device="cpu")
     assert not (tmp_path / "run").exists()
@@ -235,11 +237,11 @@ def test_a_plan_is_for_the_memory_of_the_device_but_not_for_more_than_most_gpus_
     monkeypatch, device, memory_gb, planned_gb
 ):
     calls = []
-    monkeypatch.setattr(train_module, "gpu_memory_gb", lambda _: memory_gb)
+    monkeypatch.setattr(prepare_module, "gpu_memory_gb", lambda _: memory_gb)
     # A quarter of it is for the patches.
-    monkeypatch.setattr(train_module, "machine_memory_gb", lambda: 4 * memory_gb)
-    monkeypatch.setattr(train_module, "make_plan", lambda *given, **options: calls.append((given, options)))
-    train_module._plan("data", "fingerprint", "choices", torch.device(device))
+    monkeypatch.setattr(prepare_module, "machine_memory_gb", lambda: 4 * memory_gb)
+    monkeypatch.setattr(prepare_module, "make_plan", lambda *given, **options: calls.append((given, options)))
+    prepare_module.plan_for("data", "fingerprint", "choices", torch.device(device))
     expected = {"accelerated": device == "cuda", "memory_gb": planned_gb}
     assert calls == [(("data", "fingerprint", "choices"), expected)]
 
@@ -267,7 +269,8 @@ def test_a_resumed_run_starts_its_batches_and_its_budget_where_it_ended(phantoms
     assert next(iter(seen.batches._loader.sampler)) == 23
     assert seen.budget == Budget(seconds=120.0)
     # `fit` is called with the state of the checkpoint.
-    monkeypatch.setattr("volseg.api.train.fit", lambda state, *_: called.append((state.step, state.seconds)) or True)
+    fit = "volseg.api.training.fit.fit"
+    monkeypatch.setattr(fit, lambda state, *_: called.append((state.step, state.seconds)) or True)
     called: list[tuple[int, float]] = []
     train(phantoms, run, resume=True, minutes=5.0, device="cpu")
     assert called == [(23, 45.678)]
@@ -301,7 +304,7 @@ def test_each_case_is_validated_with_its_own_reference(phantoms, tmp_path):
             bright = image[:, :1] - 1
             return torch.cat([-bright, bright, torch.full_like(bright, -9.0)], 1)
 
-    data = train_module.open_dataset(phantoms)
+    data = open_dataset(phantoms)
     cases = cache_cases(list(data.cases[:3]), plan, tmp_path, lambda *_: None)
     found = {}
     for chosen in ([0], [1], [2], [0, 1, 2]):

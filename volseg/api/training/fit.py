@@ -1,0 +1,111 @@
+"""A run from its first step to its last: batches, training, checkpoint."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+
+from volseg.api.training.prepare import Run
+from volseg.api.validation import validator
+from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, BatchLoader, lost_workers
+from volseg.data.cases.cache import CachedCase, cache_cases
+from volseg.data.cases.cache_key import shared_cache
+from volseg.data.cases.patch_sampling import PatchSampler
+from volseg.data.cases.progressive_patches import ProgressivePatches
+from volseg.device import (
+    batch_workers,
+    memory_errors,
+    seed_torch,
+)
+from volseg.networks import build_network
+from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.precision import choose_precision
+from volseg.progress import Progress
+from volseg.training.bookkeeping import bookkeeping
+from volseg.training.case_keys import Stamps, check_unchanged
+from volseg.training.loop import fit
+from volseg.training.losses import SegmentationLoss
+from volseg.training.ranks import Ranks, local_world_size
+from volseg.training.run_folder import (
+    CHECKPOINT,
+    remove_scores,
+)
+from volseg.training.signals import stop_requests
+from volseg.training.state import TrainingState, has_checkpoint
+from volseg.transforms import augmentation, cropping
+
+logger = logging.getLogger(__name__)
+
+
+def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
+    """Train from the checkpoint, or from new weights; returns the state, and whether the budget is spent."""
+    config, budget = run.config.training, run.settings.budget(run.plan.steps)
+    stamps = Stamps.of(run.training)
+    training_cases, validation_cases = ranks.on_first_rank(partial(_preprocess, run, progress))
+    seed_torch(run.device, run.settings.seed)
+    digest = sha256("\n".join(case.stem.name for case in training_cases).encode(errors="surrogateescape")).hexdigest()
+    with memory_errors(f"moving the network to {run.device}"):
+        network = build_network(run.plan.network).to(run.device)
+        state = TrainingState(network, config, ranks, None if run.finish else digest)
+    if has_checkpoint(run.folder / CHECKPOINT):
+        state.load(run.folder / CHECKPOINT)
+        logger.info("%s", budget.resumed(state.step, state.seconds, run.finish))
+    if ranks.first:
+        # They belong to the model that this run is about to replace.
+        remove_scores(run.folder)
+    sampler = PatchSampler(config.oversample_foreground, run.settings.seed, ranks.rank, ranks.world)
+    dataset = _batches(run, training_cases, sampler)
+    patches = ProgressivePatches(run.plan, sampler, config.progressive_patch_size)
+    loss = SegmentationLoss(run.custom.loss or config.loss, run.plan.regions)
+    dtype = choose_precision(config.precision, run.device)
+    labels = [label.name for label in run.plan.labels]
+    workers = batch_workers(run.device, local_world_size()) if config.workers is None else config.workers
+    with (
+        bookkeeping(run.folder, state, progress, config.checkpoint_seconds, labels) as record,
+        lost_workers(),
+        memory_errors("training"),
+        keep_freed_memory(large=True),
+        stop_requests() as stopped,
+        BatchLoader(dataset, state.step, workers) as batches,
+    ):
+        if run.finish:
+            return state, True
+        done = fit(
+            state,
+            batches,
+            budget,
+            config,
+            validator(run.plan, validation_cases, dtype, ranks),
+            record,
+            stopped,
+            loss,
+            patches,
+        )
+        if ranks.first:
+            state.save(run.folder / CHECKPOINT)
+            stamps.warn_of_changes(training_cases)
+        # If a rank exited now, torchrun would end the others, even while rank 0 writes.
+        ranks.wait()
+    return state, done
+
+
+def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> BatchDataset:
+    """The training batches of a run, with augmentation and its warm-up."""
+    config = run.config.augmentation
+    warmup = AugmentationWarmup(cropping(run.plan, config), config.warmup_epochs)
+    return BatchDataset(cases, run.plan, sampler, augmentation(run.plan, config, run.custom.transforms), warmup)
+
+
+def _preprocess(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The preprocessed training and validation cases, from the cache where possible."""
+    if run.finish:
+        return [], []
+    folder = shared_cache() or run.folder / "cache"
+    training = cache_cases(run.training, run.plan, folder, partial(_show_case, progress, "prepare"))
+    validation = cache_cases(run.validation, run.plan, folder, partial(_show_case, progress, "prepare validation"))
+    check_unchanged(run.folder, training, validation)
+    return training, validation
+
+
+def _show_case(progress: Progress, stage: str, done: int, total: int) -> None:
+    progress(stage, done / total, f"case {done} of {total}")

@@ -1,0 +1,106 @@
+"""A run before its first step: cases, folds and plan, read from its folder or made."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from volseg.config import Config, Plan, PlanChoices
+from volseg.data.cases.batches import check_shared
+from volseg.data.cases.cache_key import shared_cache
+from volseg.data.cases.dataset import Dataset, TrainingCase
+from volseg.data.folds import Folds, choose_fold
+from volseg.device import (
+    gpu_memory_gb,
+    machine_memory_gb,
+)
+from volseg.errors import DatasetError
+from volseg.files import remove_leftovers, write_json, write_text
+from volseg.networks import find_network
+from volseg.planning.fingerprint import Fingerprint, take_fingerprint
+from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
+from volseg.planning.summary import summary
+from volseg.training.case_keys import require_same_labels
+from volseg.training.losses import SegmentationLoss
+from volseg.training.run_folder import (
+    run_folds,
+    start_run,
+)
+from volseg.training.run_settings import Custom, RunSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train."""
+
+    folder: Path
+    settings: RunSettings
+    config: Config
+    data: Dataset
+    plan: Plan
+    device: torch.device
+    training: list[TrainingCase]
+    validation: list[TrainingCase]
+    folds: Folds
+    custom: Custom = field(default_factory=Custom)
+    finish: bool = False
+
+
+def plan_for(
+    data: Dataset, fingerprint: Fingerprint, choices: PlanChoices, device: torch.device
+) -> tuple[Plan, dict[str, str]]:
+    """The plan for a device, and the reason for each value."""
+    # On a CPU the patches need about twice what they are planned with, and as much goes to the program and its workers.
+    own = gpu_memory_gb(device) if device.type == "cuda" else machine_memory_gb() / 4
+    memory = min(GPU_MEMORY_GB, own)
+    return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
+
+
+def prepare(
+    folder: Path,
+    settings: RunSettings,
+    config: Config,
+    data: Dataset,
+    device: torch.device,
+    world: int,
+    resume: bool,
+    lock: Callable[[], None],
+) -> Run:
+    """Split and plan, or read both from the run folder; nothing is written before the dataset has passed all checks.
+
+    The plan is made from the cases of all folds, so that all folds have the same plan and can become one ensemble.
+    """
+    # Report unknown names before the dataset is read.
+    SegmentationLoss(config.training.loss)
+    find_network(config.plan.architecture or "unet")
+    has_plan = resume and (folder / "plan.yaml").exists()
+    if has_plan:
+        if data.problems:
+            raise DatasetError(data.name, data.problems)
+        remove_leftovers(folder)
+    folds = run_folds(folder if has_plan else None, settings, data)
+    split = choose_fold(folds, settings.fold)
+    by_name = {case.name: case for case in data.cases}
+    training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
+    if has_plan:
+        plan = read_plan(folder / "plan.yaml")
+        require_same_labels(data, plan)
+        check_shared(plan, world)
+    else:
+        used = {name for one in folds.splits for half in one.values() for name in half}
+        data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
+        fingerprint = take_fingerprint(data_used, shared_cache())
+        plan, reasons = plan_for(data, fingerprint, config.plan, device)
+        check_shared(plan, world)
+        lock()
+        start_run(folder, settings, config)
+        write_json(folder / "splits.json", folds.splits)
+        write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
+        for label in data.labels.stored:
+            if not any(case.volumes_ml[label] for case in fingerprint.cases):
+                logger.warning("Label %s occurs in no case, so it cannot be learned", label)
+    return Run(folder, settings, config, data, plan, device, training, validation, folds)

@@ -15,7 +15,7 @@ import torch
 import volseg
 from volseg.config import Channel, ComponentRule, Config, Label, NetworkConfig, Plan, Resampling
 from volseg.interop.nnunet_plans import ArrayResampling, Configuration, Plans, TorchResampling
-from volseg.training.run_settings import RunSettings
+from volseg.training.run.settings import RunSettings
 
 TRAINING = {
     "loss": "dice_ce",

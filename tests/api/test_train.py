@@ -21,7 +21,7 @@ from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import ConfigError, InputError, UsageError
 from volseg.modelfile import read_card
 from volseg.planning.planner import read_plan
-from volseg.training.run_folder import SCORES
+from volseg.training.run.folder import SCORES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SET = [argument for override in TINY for argument in ("--set", override)]
@@ -310,7 +310,7 @@ def test_a_resumed_run_has_no_scores_until_its_new_model_has(phantoms, tmp_path,
 def test_two_processes_do_not_train_in_one_folder(phantoms, tmp_path):
     run = train(phantoms, tmp_path / "run", steps=1, overrides=TINY, device="cpu")
     before = {path: path.read_bytes() for path in run.glob("*.*") if path.is_file()}
-    lock = f"from volseg.training.run_folder import *\nwith lock_run_folder(Path({str(run)!r})):\n"
+    lock = f"from volseg.training.run.folder import *\nwith lock_run_folder(Path({str(run)!r})):\n"
     code = f"{lock}    print(1, flush=True)\n    input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline()
@@ -331,7 +331,7 @@ def test_a_run_that_was_killed_while_it_was_replaced_can_be_replaced(phantoms, t
 
     anew = {"steps": 1, "overrides": TINY, "device": "cpu", "overwrite": True}
     for place in ("shutil.rmtree", "write_text"):
-        monkeypatch.setattr(f"volseg.training.run_folder.{place}", killed)
+        monkeypatch.setattr(f"volseg.training.run.folder.{place}", killed)
         with pytest.raises(SystemExit):
             train(phantoms, run, **anew)
         monkeypatch.undo()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.pipeline import TINY, leftovers, same_weights
 from volseg import train
 from volseg.errors import VolsegError
-from volseg.training.run_folder import lock_run_folder
+from volseg.training.run.folder import lock_run_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = {"device": "cpu", "overrides": (*TINY, "training.workers=0", "training.validations=1")}

@@ -17,7 +17,7 @@ from volseg import Segmenter, evaluate, train
 from volseg.errors import ConfigError, InputError, UsageError, VolsegError
 from volseg.modelfile import read_card
 from volseg.networks import NETWORKS
-from volseg.training.run_folder import lock_run_folder
+from volseg.training.run.folder import lock_run_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = {"device": "cpu", "overrides": (*TINY, "training.workers=0", "training.validations=0")}

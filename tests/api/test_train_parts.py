@@ -25,8 +25,9 @@ from volseg.losses import SegmentationLoss
 from volseg.modelfile import read_card
 from volseg.networks import build_network
 from volseg.planning.planner import read_plan
+from volseg.training.budget import Budget
 from volseg.training.ranks import SINGLE_PROCESS
-from volseg.training.run_settings import Budget, RunSettings
+from volseg.training.run.settings import RunSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Every field of the training configuration, none with its default.

@@ -20,7 +20,7 @@ from volseg.api import train as api_train
 from volseg.config import Channel
 from volseg.data.cases.phantom import make_phantom
 from volseg.files import write_json
-from volseg.training.run_folder import is_run
+from volseg.training.run.folder import is_run
 
 # Pages train for minutes; what their commands do is the same in a few steps of a network of two stages.
 SMALL = (

@@ -16,7 +16,7 @@ from volseg.modelfile import ModelCard
 from volseg.node import config as node
 from volseg.node.queue import STATES
 from volseg.node.rules import Rule
-from volseg.training.run_folder import CONTENT
+from volseg.training.run.folder import CONTENT
 
 REFERENCE = ROOT / "docs" / "reference"
 GROUPS = {"plan": PlanChoices, "training": TrainingConfig, "augmentation": AugmentationConfig}

@@ -13,7 +13,7 @@ from tests.pipeline import blob
 from tests.strangers.trials import check_refusal, check_words, command, run
 from volseg.config import load_config
 from volseg.errors import ConfigError, UsageError
-from volseg.training.run_folder import _require_own_files
+from volseg.training.run.folder import _require_own_files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have no names on this system")
 KINDS = ("pipe", "device")

@@ -12,9 +12,9 @@ from tests.pipeline import tiny_plan
 from volseg.config import TrainingConfig
 from volseg.modelfile import save_tensors
 from volseg.networks import UNet
+from volseg.training.budget import Budget
 from volseg.training.loop import fit
 from volseg.training.ranks import Ranks, join_process_group
-from volseg.training.run_settings import Budget
 from volseg.training.state import TrainingState
 
 CONFIG = TrainingConfig(learning_rate=0.01, validations=0, ema_fraction=0.1, precision="fp32")

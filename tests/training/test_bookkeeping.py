@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from volseg.errors import ResourceError
-from volseg.training.bookkeeping import bookkeeping, run_log
-from volseg.training.metrics_log import MetricsLog
+from volseg.training.run.bookkeeping import bookkeeping, run_log
+from volseg.training.run.metrics_log import MetricsLog
 
 
 class Clock:
@@ -41,7 +41,7 @@ def lines_of(run):
 
 def test_a_checkpoint_is_saved_when_the_last_one_is_older_than_asked_for(tmp_path, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("volseg.training.bookkeeping.time", clock)
+    monkeypatch.setattr("volseg.training.run.bookkeeping.time", clock)
     state, saved = State(), []
     with bookkeeping(tmp_path, state, lambda *_: None, 60.0) as keep:
         for step, seconds in enumerate((30, 29, 1, 1, 59, 1, 1, 200), 1):

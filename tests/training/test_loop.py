@@ -11,11 +11,11 @@ from torch import nn
 
 from volseg.config import TrainingConfig
 from volseg.errors import InputError, TrainingError
+from volseg.training.budget import Budget
 from volseg.training.loop import fit
 from volseg.training.losses import supervised_loss
 from volseg.training.optimisers import learning_rate
 from volseg.training.ranks import SINGLE_PROCESS, Ranks
-from volseg.training.run_settings import Budget
 from volseg.training.state import TrainingState, has_checkpoint
 
 CONFIG = TrainingConfig(learning_rate=0.1, validations=4, ema_fraction=0.1, precision="fp32")

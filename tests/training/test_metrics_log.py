@@ -9,9 +9,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from volseg.errors import ResourceError
-from volseg.training import metrics_log
-from volseg.training.metrics_log import MetricsLog
-from volseg.training.run_folder import disk_errors
+from volseg.training.run import metrics_log
+from volseg.training.run.folder import disk_errors
+from volseg.training.run.metrics_log import MetricsLog
 
 
 def record(step):

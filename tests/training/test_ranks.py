@@ -14,8 +14,8 @@ from tests.pipeline import environment, torchrun
 from tests.training.ranks_program import tensors, trained
 from volseg.errors import OtherProcessError, TrainingError, UsageError
 from volseg.training import ranks
+from volseg.training.budget import Budget
 from volseg.training.ranks import SINGLE_PROCESS, join_process_group, local_device, local_world_size
-from volseg.training.run_settings import Budget
 
 ROOT = Path(__file__).parents[2]
 

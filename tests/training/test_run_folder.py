@@ -13,7 +13,7 @@ from volseg.config import Config, load_config
 from volseg.data.cases.dataset import Dataset
 from volseg.data.cases.labels import LabelSet
 from volseg.errors import ConfigError, ResourceError, UsageError
-from volseg.training.run_folder import (
+from volseg.training.run.folder import (
     CHECKPOINT,
     CONTENT,
     LOCK,
@@ -25,7 +25,7 @@ from volseg.training.run_folder import (
     run_folds,
     start_run,
 )
-from volseg.training.run_settings import RunSettings
+from volseg.training.run.settings import RunSettings
 
 SETTINGS = {"fold": 2, "folds": 4, "seed": 7, "minutes": 3.5}
 

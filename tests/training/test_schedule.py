@@ -2,8 +2,8 @@
 
 import pytest
 
+from volseg.training.budget import Budget
 from volseg.training.optimisers import learning_rate
-from volseg.training.run_settings import Budget
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, s
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
 from volseg.text import first_few, shortened
-from volseg.training.run_folder import is_run
+from volseg.training.run.folder import is_run
 
 MIB = 2**20
 # Characters of a value in a model's record of its training.

@@ -13,7 +13,7 @@ from volseg.errors import InputError, UsageError
 from volseg.modelfile import ModelCard, check_model_path, find_model, read_card, save_model, sha256_of_model
 from volseg.networks import Ensemble, open_network
 from volseg.text import first_few
-from volseg.training.run_folder import is_run
+from volseg.training.run.folder import is_run
 
 Part = TypeVar("Part", Channel, Label)
 

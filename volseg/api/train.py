@@ -24,17 +24,17 @@ from volseg.planning.fingerprint import take_fingerprint
 from volseg.planning.planner import plan_text
 from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
-from volseg.training.bookkeeping import run_log
 from volseg.training.losses import PlainLoss
+from volseg.training.parts import Custom
 from volseg.training.ranks import join_process_group, local_device
-from volseg.training.run_folder import (
+from volseg.training.run.bookkeeping import run_log
+from volseg.training.run.folder import (
     configure_run,
     disk_errors,
     interrupted,
     is_run,
     lock_run_folder,
 )
-from volseg.training.run_settings import Custom
 from volseg.transforms import Transform
 from volseg.version import __version__
 

@@ -29,9 +29,9 @@ True
 True
 """
 
+from volseg.training.budget import Budget
 from volseg.training.loop import fit
 from volseg.training.losses import SegmentationLoss, classification_loss, supervised_loss
-from volseg.training.run_settings import Budget
 from volseg.training.state import TrainingState
 
 __all__ = ["Budget", "SegmentationLoss", "TrainingState", "classification_loss", "fit", "supervised_loss"]

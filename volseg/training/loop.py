@@ -11,10 +11,10 @@ from torch import Tensor
 from volseg.config import TrainingConfig
 from volseg.errors import TrainingError
 from volseg.precision import autocast, choose_precision
+from volseg.training.budget import Budget
 from volseg.training.losses import supervised_loss
 from volseg.training.optimisers import learning_rate
 from volseg.training.ranks import Ranks
-from volseg.training.run_settings import Budget
 from volseg.training.state import TrainingState
 
 Batch = dict[str, Tensor]

@@ -8,7 +8,7 @@ from volseg.api.validation import validate_from_files
 from volseg.modelfile import ModelCard, save_model
 from volseg.progress import Progress
 from volseg.report.run_report import write_run_report
-from volseg.training.case_keys import check_validation
+from volseg.training.run.case_keys import check_validation
 from volseg.training.state import TrainingState
 
 logger = logging.getLogger(__name__)

@@ -21,12 +21,12 @@ from volseg.networks import build_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.precision import choose_precision
 from volseg.progress import Progress
-from volseg.training.bookkeeping import bookkeeping
-from volseg.training.case_keys import Stamps, check_unchanged
 from volseg.training.loop import fit
 from volseg.training.losses import SegmentationLoss
 from volseg.training.ranks import Ranks, local_world_size
-from volseg.training.run_folder import (
+from volseg.training.run.bookkeeping import bookkeeping
+from volseg.training.run.case_keys import Stamps, check_unchanged
+from volseg.training.run.folder import (
     CHECKPOINT,
     remove_scores,
 )

@@ -22,13 +22,14 @@ from volseg.networks import find_network
 from volseg.planning.fingerprint import Fingerprint, take_fingerprint
 from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
 from volseg.planning.summary import summary
-from volseg.training.case_keys import require_same_labels
 from volseg.training.losses import SegmentationLoss
-from volseg.training.run_folder import (
+from volseg.training.parts import Custom
+from volseg.training.run.case_keys import require_same_labels
+from volseg.training.run.folder import (
     run_folds,
     start_run,
 )
-from volseg.training.run_settings import Custom, RunSettings
+from volseg.training.run.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 

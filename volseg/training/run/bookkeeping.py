@@ -12,8 +12,8 @@ from typing import Any, TextIO
 from volseg.files import append_to
 from volseg.progress import Progress
 from volseg.text import OneLine
-from volseg.training.metrics_log import MetricsLog
-from volseg.training.run_folder import CHECKPOINT
+from volseg.training.run.folder import CHECKPOINT
+from volseg.training.run.metrics_log import MetricsLog
 from volseg.training.state import TrainingState
 
 logger = logging.getLogger(__name__)

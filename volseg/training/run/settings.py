@@ -1,55 +1,18 @@
-"""What a run is told: fold, seed and budget, and the Python objects of its caller."""
+"""What a run is told: its fold, seed and budget."""
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from volseg.config import Config, Frozen
-from volseg.errors import UsageError
-from volseg.text import counted, whole_number
-from volseg.training.losses import PlainLoss
+from volseg.text import whole_number
+from volseg.training.budget import Budget
 
 # Stored only where there is anything to say.
 OPTIONAL = ("splits", "earlier")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The budget of a run: a number of optimiser steps, or wall-clock seconds from the first step to the last."""
-
-    steps: int | None = None
-    seconds: float | None = None
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The fraction spent after `step` steps and `seconds` seconds: 0 at the start, 1 or more when spent."""
-        if self.steps is not None:
-            return step / self.steps
-        assert self.seconds is not None
-        return seconds / self.seconds
-
-    def __str__(self) -> str:
-        """In words: "8 steps", "20 minutes"."""
-        return counted(self.steps, "step") if self.steps is not None else f"{(self.seconds or 0) / 60:g} minutes"
-
-    def spent(self, step: int, seconds: float) -> str:
-        """In words what of it is spent: "step 3 of 8", "step 3 and 1.5 of 20 minutes"."""
-        if self.steps is not None:
-            return f"step {step} of {self.steps}"
-        return f"step {step} and {seconds / 60:.3g} of {self}"
-
-    def resumed(self, step: int, seconds: float, finish: bool = False) -> str:
-        """What happens to a run that has reached a step, as a sentence; `finish`: it is to train no further."""
-        reached = self.spent(step, seconds)
-        if self.progress(step, seconds) >= 1:
-            return f"The run has spent its budget ({reached}), so nothing more is trained; its model is made and scored"
-        if finish:
-            return f"Finishing after {reached}: nothing more is trained; the model of this step is made and scored"
-        return f"Resuming after {reached}"
 
 
 class EarlierBudget(Frozen):
@@ -136,44 +99,3 @@ class RunSettings(Frozen):
 
 def _budget(minutes: float | None, steps: int | None, planned_steps: int) -> Budget:
     return Budget(seconds=60 * minutes) if minutes is not None else Budget(steps=steps or planned_steps)
-
-
-@dataclass(frozen=True)
-class Custom:
-    """Parts of a run that are Python objects of the caller, and not in the configuration.
-
-    Args:
-        loss: of one resolution, see `volseg.losses.SegmentationLoss`; None: the one of the configuration.
-        transforms: appended to the random augmentation, see `volseg.transforms.augmentation`.
-    """
-
-    loss: PlainLoss | None = None
-    transforms: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
-
-    @classmethod
-    def checked(cls, loss: Any, transforms: Any) -> "Custom":
-        """What a caller gives as loss and transforms.
-
-        Raises:
-            UsageError: one is of another type.
-        """
-        listed = isinstance(transforms, Sequence) and not isinstance(transforms, str)
-        if not (loss is None or callable(loss)) or not listed or not all(map(callable, transforms)):
-            raise UsageError("The loss must be a function, the transforms a list of them; training.loss takes a name.")
-        if isinstance(loss, type):
-            raise UsageError(f"The loss is the class {loss.__name__}; give an object of it: {loss.__name__}().")
-        return cls(loss, tuple(transforms))
-
-    def described(self) -> dict[str, str]:
-        """Their names, for the model card."""
-        parts = {
-            "loss": "" if self.loss is None else _qualified_name(self.loss),
-            "transforms": ", ".join(map(_qualified_name, self.transforms)),
-        }
-        return {f"custom_{name}": text for name, text in parts.items() if text}
-
-
-def _qualified_name(part: Any) -> str:
-    """The qualified name of a function or of the class of an object."""
-    named = part if hasattr(part, "__qualname__") else type(part)
-    return f"{named.__module__}.{named.__qualname__}"

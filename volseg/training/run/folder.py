@@ -19,7 +19,7 @@ from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.files import LEFTOVERS, require_writable, write_text
 from volseg.system import file_lock
 from volseg.text import first_few
-from volseg.training.run_settings import OPTIONAL, EarlierBudget, RunSettings
+from volseg.training.run.settings import OPTIONAL, EarlierBudget, RunSettings
 from volseg.training.state import has_checkpoint, reached
 
 logger = logging.getLogger(__name__)

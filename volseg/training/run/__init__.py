@@ -1,0 +1,1 @@
+"""A run on disk: its folder, its settings, its log and its metrics."""

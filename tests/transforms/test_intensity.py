@@ -3,9 +3,10 @@ import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
+from monai.transforms import AdjustContrast
 
 from volseg.transforms import RandBlurd, RandLowResolutiond
-from volseg.transforms.intensity import at_low_resolution, blurred
+from volseg.transforms.intensity import RandGammad, at_low_resolution, blurred, gamma_corrected
 
 
 def noise(channels: int = 2) -> torch.Tensor:
@@ -26,6 +27,30 @@ def test_low_resolution_is_torchs_nearest_down_and_linear_up():
         small = F.interpolate(image[None, channel, None], size, mode="nearest-exact")
         expected = F.interpolate(small, image.shape[1:], mode="trilinear", align_corners=False)
         assert torch.allclose(found[channel], expected[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_gamma_is_monais_for_each_channel_by_itself(inverted):
+    image = noise() * torch.tensor([1.0, 50.0])[:, None, None, None] + 3
+    found = gamma_corrected(image, np.array([0.7, 1.4]), inverted)
+    for channel, gamma in enumerate((0.7, 1.4)):
+        expected = AdjustContrast(gamma, invert_image=inverted, retain_stats=True)(image[channel])
+        assert torch.allclose(found[channel], torch.as_tensor(expected), rtol=1e-4, atol=1e-3)
+
+
+def test_gamma_leaves_a_constant_channel_beside_another_one():
+    image = torch.stack((torch.full((9, 11, 13), -1.3), noise(1)[0]))
+    found = gamma_corrected(image, np.array([0.7, 1.4]))
+    assert torch.allclose(found[0], image[0])
+    assert not torch.allclose(found[1], image[1], atol=0.1)
+
+
+@pytest.mark.parametrize(("gamma", "below"), [((0.7, 1.5), 0.5), ((0.5, 0.8), 1.0), ((1.3, 1.3), 0.0)])
+def test_gamma_is_as_often_below_one_as_above_it_where_the_range_has_both(gamma, below):
+    transform = RandGammad("image", 1, gamma).set_random_state(0)
+    powers = np.array([transform._power() for _ in range(1000)])
+    assert gamma[0] <= powers.min() <= powers.max() <= gamma[1]
+    assert np.mean(powers < 1) == pytest.approx(below, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from volseg.system import some_user_name
 with some_user_name():
     import monai.config  # noqa: F401
 
-from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
+from volseg.transforms.intensity import RandBlurd, RandGammad, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
 from volseg.transforms.pipelines import Transform, augmentation, cropping, preprocessing
 from volseg.transforms.spatial import RandAffinePatchd
@@ -16,6 +16,7 @@ __all__ = [
     "LabelToNetworkd",
     "RandAffinePatchd",
     "RandBlurd",
+    "RandGammad",
     "RandLowResolutiond",
     "ReadCased",
     "Transform",

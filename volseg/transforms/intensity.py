@@ -1,7 +1,8 @@
 """Random intensity transforms with MONAI's interface, in place of MONAI's own.
 
-MONAI's Gaussian smoothing pads with zeros, which darkens the border of every patch, and its simulation of low
-resolution cannot leave a coarse axis unchanged. Images are (C, D, H, W) float32.
+MONAI's Gaussian smoothing pads with zeros, which darkens the border of every patch; its simulation of low resolution
+cannot leave a coarse axis unchanged; its gamma correction takes all channels as one image. Images are (C, D, H, W)
+float32.
 """
 
 import math
@@ -118,3 +119,59 @@ class RandLowResolutiond(RandomizableTransform, MapTransform):  # type: ignore[m
                 zooms[:, self.axes] = self.R.uniform(*self.zoom, size=(len(image), 1))
                 out[key] = at_low_resolution(image, zooms)
         return out
+
+
+def gamma_corrected(image: torch.Tensor, gammas: np.ndarray, inverted: bool = False) -> torch.Tensor:
+    """Raise each channel, scaled to 0 to 1 by its own extremes, to a power; its mean and standard deviation stay.
+
+    Args:
+        image: (C, D, H, W) float32.
+        gammas: (C,) powers, all above 0.
+        inverted: whether the negative image is raised instead.
+
+    Returns:
+        (C, D, H, W) float32; a constant channel stays as it is.
+    """
+    values = -image.flatten(1) if inverted else image.flatten(1)
+    low, high = values.aminmax(dim=1, keepdim=True)
+    powers = torch.from_numpy(gammas.astype(np.float32))[:, None]
+    raised = ((values - low) / (high - low).clamp_min(1e-7)) ** powers
+    spread, mean = torch.std_mean(values, dim=1, correction=0, keepdim=True)
+    raised_spread, raised_mean = torch.std_mean(raised, dim=1, correction=0, keepdim=True)
+    restored = (raised - raised_mean) * (spread / raised_spread.clamp_min(1e-7)) + mean
+    return (-restored if inverted else restored).view_as(image)
+
+
+class RandGammad(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Gamma correction with a random power for each channel, each within its own extremes.
+
+    Args:
+        keys: images (C, D, H, W).
+        prob: probability of doing so.
+        gamma: range of the power.
+        inverted: whether the negative image is corrected.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float, gamma: tuple[float, float], inverted: bool = False) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.gamma = gamma
+        self.inverted = inverted
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A dict with the images corrected, or unchanged."""
+        out = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            for key in self.keys:
+                image = convert_to_tensor(out[key], track_meta=False)
+                gammas = np.array([self._power() for _ in image])
+                out[key] = gamma_corrected(image, gammas, self.inverted)
+        return out
+
+    def _power(self) -> float:
+        """A random power; of a range around 1 as often below as above it, although the range below is shorter."""
+        low, high = self.gamma
+        if low < 1 < high:
+            low, high = (low, 1.0) if self.R.random_sample() < 0.5 else (1.0, high)
+        return float(self.R.uniform(low, high))

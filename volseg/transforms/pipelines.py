@@ -8,7 +8,6 @@ import numpy as np
 from monai.transforms import (
     Compose,
     EnsureTyped,
-    RandAdjustContrastd,
     RandGaussianNoised,
     Randomizable,
     RandScaleIntensityd,
@@ -16,7 +15,7 @@ from monai.transforms import (
 )
 
 from volseg.config import AugmentationConfig, Plan
-from volseg.transforms.intensity import RandBlurd, RandLowResolutiond
+from volseg.transforms.intensity import RandBlurd, RandGammad, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
 from volseg.transforms.spatial import RandAffinePatchd, augments_in_plane
 
@@ -74,7 +73,6 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
     in_plane = augments_in_plane(plan)
     brightness = (config.brightness_range[0] - 1, config.brightness_range[1] - 1)
     contrast = (config.contrast_range[0] - 1, config.contrast_range[1] - 1)
-    gamma = {"keys": "image", "gamma": config.gamma_range, "retain_stats": True}
     return SharedRandomCompose(
         [
             RandAffinePatchd(("image", "label"), plan, config, mode=("bilinear", "nearest")),
@@ -90,8 +88,8 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
                 zoom=config.low_resolution_range,
                 axes=(1, 2) if in_plane else (0, 1, 2),
             ),
-            RandAdjustContrastd(prob=config.gamma_inverted, invert_image=True, **gamma),
-            RandAdjustContrastd(prob=config.gamma, **gamma),
+            RandGammad("image", prob=config.gamma_inverted, gamma=config.gamma_range, inverted=True),
+            RandGammad("image", prob=config.gamma, gamma=config.gamma_range),
             *more,
             EnsureTyped("image", track_meta=False),
         ]

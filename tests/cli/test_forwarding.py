@@ -105,6 +105,8 @@ VERBS = {
             "references": ((), {"references": Path("r")}),
             "labels": (("--labels", "l.json"), {"labels": Path("l.json")}),
             "output": (("--output", "o.json"), {"output": Path("o.json")}),
+            "surface": (("--surface", "monai"), {"surface": "monai"}),
+            "tolerance_mm": (("--tolerance-mm", "2.5"), {"tolerance_mm": 2.5}),
         },
     ),
     "convert": Verb(
@@ -245,7 +247,10 @@ def test_a_fold_is_a_number_or_a_word(monkeypatch, text, fold):
 
 
 STAGE = {"stage": "1", "parameters": 1, "gflops": 2.0, "activation_mib": 3.0}
-SCORES = {"dice": 0.5, "iou": 0.4, "precision": 0.3, "recall": 0.2, "volume_difference_ml": 0.1, "cases": 1}
+SCORES = {
+    "dice": 0.5, "precision": 0.3, "recall": 0.2, "volume_difference_ml": 0.1, "cases": 1, "missed": 0,
+    "hausdorff95_mm": 3.0, "assd_mm": 1.0, "surface_dice": 0.9,
+}  # fmt: skip
 EVALUATED = {
     "cases": [{"name": "a"}],
     "mean": {"labels": {"x": SCORES}, "foreground_dice": 0.5},

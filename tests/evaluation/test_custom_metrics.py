@@ -10,6 +10,7 @@ import pytest
 from volseg.api.evaluation import evaluate
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import RESERVED, metric_values
+from volseg.evaluation.label_distances import DISTANCES
 from volseg.evaluation.overlap import MEASURES
 
 SPACING_MM = (1.0, 2.0, 5.0)
@@ -71,7 +72,7 @@ def test_values_means_and_standard_deviations_by_hand(folders: tuple[Path, Path]
     assert (mean["c"]["missed_mm3"], mean["c"]["cases"], spread["b"]["missed_mm3"]) == (None, 0, None)
     assert json.loads((tmp_path / "report.json").read_text()) == document
     table = (tmp_path / "report.csv").read_text().splitlines()
-    assert table[0] == ",".join(["case", "label", *MEASURES, "missed_mm3", "length_ratio"])
+    assert table[0] == ",".join(["case", "label", *MEASURES, *DISTANCES, "missed_mm3", "length_ratio"])
     assert table[1].startswith("one,a,0.4,")
     assert [line.split(",")[-2:] for line in table[1:3]] == [["30.0", "0.25"], ["", ""]]
 
@@ -79,7 +80,7 @@ def test_values_means_and_standard_deviations_by_hand(folders: tuple[Path, Path]
 @pytest.mark.parametrize("labels", [None, {"a": 1, "b": 2, "c": 3}])
 def test_the_built_in_measures_do_not_change(folders: tuple[Path, Path], labels: dict[str, int] | None) -> None:
     document = evaluate(*folders, labels, metrics=TOY)
-    rows = [*document["mean"]["labels"].values(), *document["spread"]["labels"].values()]
+    rows = [row for part in ("mean", "spread", "found") for row in document[part]["labels"].values()]
     rows += [row for case in document["cases"] for row in case["labels"].values()]
     assert all([row.pop(name, "absent") != "absent" for name in TOY] == [True, True] for row in rows)
     assert document == evaluate(*folders, labels)

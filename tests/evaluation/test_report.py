@@ -144,7 +144,7 @@ def test_an_image_without_a_stated_size_has_no_volumes(
     first, second = (case["labels"] for case in document["cases"])
     assert {first[label][volume] for label in first for volume in volumes} == {None}
     assert second["ten"]["reference_ml"] == pytest.approx(0.02)
-    assert document["mean"]["labels"]["one"] | {"cases": 1} == {**first["one"], "cases": 1}
+    assert document["mean"]["labels"]["one"] == {**first["one"], "cases": 1, "missed": 0, "unexpected": 0}
     assert first["one"]["dice"] == pytest.approx(4 / 6)
     assert f"{warning} (1 of 2 cases: a)" in document["warnings"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from volseg.data.cases.labels import LabelSet
 from volseg.evaluation.custom_metrics import Metric
+from volseg.evaluation.label_distances import SurfaceOptions
 from volseg.evaluation.pairs import labels_of, match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
 
@@ -19,6 +20,8 @@ def evaluate(
     labels: str | Path | Mapping[Any, Any] | None = None,
     output: str | Path | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    surface: str = "surface-distance",
+    tolerance_mm: float = 1.0,
 ) -> dict[str, Any]:
     """Compare label images with their references.
 
@@ -35,17 +38,21 @@ def evaluate(
             `metric(prediction, reference, spacing_mm)` if at least one of the two masks is not empty, and returns a
             finite number, or None to be left out of the mean. Masks are boolean (I, J, K) in the voxel order of the
             files, False in voxels that the reference ignores; spacing_mm is along I, J, K.
+        surface: the tool whose definition of distances is followed, see `volseg.evaluation.distances`.
+        tolerance_mm: of the normalised surface Dice.
 
     Returns:
-        The report: per case and label Dice, IoU, precision, recall, volumes in millilitres and the given metrics, then
-        mean and standard deviation ("spread") over cases. "policy" states how empty masks count; "warnings" are signs
-        that the labels do not fit the images, which are also logged.
+        The report: per case and label Dice, IoU, precision, recall, volumes in millilitres, distances between the
+        surfaces in mm, the normalised surface Dice and the given metrics, then mean and standard deviation ("spread")
+        over cases, and the mean over the cases in which both images have the label ("found"). "policy" states how empty
+        masks count; "warnings" are signs that the labels do not fit the images, which are also logged.
 
     Raises:
         InputError: a prediction without a reference, grids that differ, or an image that is not a label image.
         UsageError: a metric has the name of a built-in measure, or returned something other than a finite number or
-            None; or `output` does not end in .json.
+            None; there is no such surface; or `output` does not end in .json.
     """
+    options = SurfaceOptions(surface, tolerance_mm)
     if output:
         check_report_name(Path(output))
     if labels is None or labels == {}:
@@ -54,9 +61,8 @@ def evaluate(
         known = read_labels_file(Path(labels))
     else:
         known = labels_of(labels, "The labels")
-    document = evaluate_pairs(
-        match_pairs(Path(predictions), Path(references)), known.stored or None, ignore=known.ignore, metrics=metrics
-    )
+    pairs = match_pairs(Path(predictions), Path(references))
+    document = evaluate_pairs(pairs, known.stored or None, ignore=known.ignore, metrics=metrics, surface=options)
     for warning in document["warnings"]:
         logger.warning("%s", warning)
     if output:

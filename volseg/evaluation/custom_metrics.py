@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from volseg.errors import UsageError
+from volseg.evaluation.label_distances import DISTANCES
 from volseg.evaluation.overlap import MEASURES
 
 # Of the prediction's mask, the reference's mask, both boolean (I, J, K), and the spacing in mm along I, J, K.
 Metric: TypeAlias = Callable[[np.ndarray, np.ndarray, tuple[float, float, float]], float | None]
-# Names that already have a meaning in a report: measures, the number of cases of a mean, columns of the CSV.
-RESERVED = (*MEASURES, "cases", "case", "label")
+# Names that already have a meaning in a report: measures, the numbers of cases beside a mean, columns of the CSV.
+RESERVED = (*MEASURES, *DISTANCES, "cases", "missed", "unexpected", "case", "label")
 
 
 def check_metric_names(metrics: Mapping[str, Metric]) -> None:

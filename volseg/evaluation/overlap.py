@@ -42,7 +42,7 @@ class Overlap:
 
 POLICY = (
     "A label absent from both images of a case is null and the case is left out of that label's means; "
-    "absent from one of them, all its ratios are 0."
+    "absent from one of them, all its ratios and its surface Dice are 0, its distances the diagonal of the image."
 )
 ABSENT = Overlap(None, None, None, None, 0.0, 0.0, 0.0)
 # A label absent from both images, whose size is unknown.

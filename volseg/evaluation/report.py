@@ -15,6 +15,7 @@ from volseg.data.io.formats import is_dicom
 from volseg.data.io.reading import Scan, read_label
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
+from volseg.evaluation.label_distances import DISTANCES, SurfaceOptions, label_distances
 from volseg.evaluation.label_values import Valued, with_values
 from volseg.evaluation.overlap import (
     ABSENT,
@@ -34,10 +35,13 @@ Measures: TypeAlias = dict[str, float | None]
 
 
 class _Compared(NamedTuple):
-    """One case: its measures by label, the first value of each label, the values in its two images that belong to no
-    label, the warnings of reading them, and whether they state their size."""
+    """One case: its measures by label, the labels that only its reference or only its prediction has, the first value
+    of each label, the values in its two images that belong to no label, the warnings of reading them, and whether they
+    state their size."""
 
     measures: dict[str, Measures]
+    missed: set[str]
+    unexpected: set[str]
     first_values: dict[str, int]
     unnamed_predicted: set[int]
     unnamed_true: set[int]
@@ -51,6 +55,7 @@ def evaluate_pairs(
     workers: int = 1,
     ignore: int | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    surface: SurfaceOptions | None = None,
 ) -> dict[str, Any]:
     """Compare label images with their references.
 
@@ -62,10 +67,17 @@ def evaluate_pairs(
         ignore: value of ignored voxels in references.
         metrics: custom metrics by name, see `volseg.evaluation.custom_metrics`; several workers call them from several
             threads.
+        surface: how distances between surfaces are measured; None: they are not.
 
     Returns:
-        The document of `summarise`, and "warnings": assumptions made when reading the images, and signs that the given
-        labels do not fit them, one sentence each. Volumes of a case are None if an image does not state its size.
+        The document of `summarise`, and
+        "mean": per label also in how many cases it was "missed", and in how many it was "unexpected": predicted where
+        the reference has none.
+        "found": per label, the means over the cases in which both images have it, and their number ("cases").
+        "surface": `surface`, if it is given. Volumes and distances of a case are None if an image does not state its
+        size.
+        "warnings": assumptions made when reading the images, and signs that the given labels do not fit them, one
+        sentence each.
 
     Raises:
         InputError: an image cannot be read; the cases after it are not compared.
@@ -75,17 +87,24 @@ def evaluate_pairs(
     metrics = metrics or {}
     check_metric_names(metrics)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda pair: _compare(pair, labels, ignore, metrics), pairs.matched))
+        found = list(pool.map(lambda pair: _compare(pair, labels, ignore, metrics, surface), pairs.matched))
     first = {name: value for one in reversed(found) for name, value in one.first_values.items()}
     names = labels or sorted(first, key=lambda name: (first[name], name))
     compared = {pair.name: one for pair, one in zip(pairs.matched, found, strict=True)}
-    absent = {
-        sized: {**asdict(ABSENT if sized else ABSENT_UNSIZED), **dict.fromkeys(metrics)} for sized in (True, False)
-    }
+    others = dict.fromkeys([*(DISTANCES if surface else ()), *metrics])
+    absent = {sized: {**asdict(ABSENT if sized else ABSENT_UNSIZED), **others} for sized in (True, False)}
     cases = {
         case: {name: one.measures.get(name, absent[one.is_sized]) for name in names} for case, one in compared.items()
     }
     document = summarise(cases, pairs.unmatched_references)
+    document["found"] = {"labels": {}}
+    for name, mean in document["mean"]["labels"].items():
+        mean["missed"] = sum(name in one.missed for one in found)
+        mean["unexpected"] = sum(name in one.unexpected for one in found)
+        both = [cases[case][name] for case, one in compared.items() if name not in one.missed | one.unexpected]
+        document["found"]["labels"][name] = _means([row for row in both if row["dice"] is not None], [*mean][:-3])
+    if surface:
+        document["surface"] = asdict(surface)
     warnings = [
         *by_sentence({case: one.warnings for case, one in compared.items()}),
         *_unnamed("predictions", {case: one.unnamed_predicted for case, one in compared.items()}),
@@ -118,7 +137,7 @@ def summarise(cases: Mapping[str, Mapping[str, Measures]], unmatched_references:
     first = next(iter(cases.values()), {})
     names = list(next(iter(first.values()), ()))
     counted = {label: [case[label] for case in cases.values() if case[label]["dice"] is not None] for label in first}
-    mean = {label: {**_each_measure(fmean, rows, names, 1), "cases": len(rows)} for label, rows in counted.items()}
+    mean = {label: _means(rows, names) for label, rows in counted.items()}
     dice = [label["dice"] for label in mean.values() if label["dice"] is not None]
     return {
         "cases": [{"name": case, "labels": dict(measures)} for case, measures in cases.items()],
@@ -160,6 +179,7 @@ def _compare(
     labels: Mapping[str, int | tuple[int, ...]] | None,
     ignore: int | None,
     metrics: Mapping[str, Metric],
+    surface: SurfaceOptions | None,
 ) -> _Compared:
     """The measures of one case, of the given labels or of those found in its two images."""
     table = None if labels is None else with_ignore({name: _as_values(value) for name, value in labels.items()}, ignore)
@@ -171,13 +191,22 @@ def _compare(
     unstated = reference.unstated or prediction.unstated
     voxel_ml = None if unstated else reference.geometry.voxel_ml
     measures = as_measures(label_overlaps(predicted, true, values, voxel_ml, ignore))
+    spacing_mm = reference.geometry.spacing_mm
+    if surface:
+        unknown = dict.fromkeys(values, dict.fromkeys(DISTANCES))
+        distances = unknown if unstated else label_distances(predicted, true, values, spacing_mm, surface, ignore)
+        measures = {label: {**others, **distances[label]} for label, others in measures.items()}
     if metrics:
-        custom = metric_values(metrics, predicted, true, values, reference.geometry.spacing_mm, pair.name, ignore)
-        measures = {label: {**built_in, **custom[label]} for label, built_in in measures.items()}
+        custom = metric_values(metrics, predicted, true, values, spacing_mm, pair.name, ignore)
+        measures = {label: {**others, **custom[label]} for label, others in measures.items()}
+    missed, unexpected = (
+        {name for name, value in values.items() if set(_as_values(value)) & here and not set(_as_values(value)) & there}
+        for here, there in ((in_true, in_predicted), (in_predicted, in_true))
+    )
     known = {one for value in values.values() for one in _as_values(value)} | {ignore}
     first = {name: min(_as_values(value)) for name, value in values.items()}
     warnings = tuple(dict.fromkeys((*reference.warnings, *prediction.warnings, *about)))
-    return _Compared(measures, first, in_predicted - known, in_true - known, warnings, not unstated)
+    return _Compared(measures, missed, unexpected, first, in_predicted - known, in_true - known, warnings, not unstated)
 
 
 def _as_values(value: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -208,6 +237,11 @@ def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
 def _absent(names: Sequence[str]) -> list[str]:
     """The warning about labels that occur in no image."""
     return [f"Labels that occur in no image: {first_few(names)}. Are these the right labels?"] if names else []
+
+
+def _means(rows: Sequence[Measures], names: Iterable[str]) -> dict[str, Any]:
+    """The mean of each named measure over the rows that have it, and the number of rows ("cases")."""
+    return {**_each_measure(fmean, rows, names, 1), "cases": len(rows)}
 
 
 def _each_measure(

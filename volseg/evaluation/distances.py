@@ -16,6 +16,7 @@ A Hausdorff distance is the larger of its two directions. Where the surfaces sha
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,8 @@ import numpy as np
 from volseg.errors import GridError, UsageError
 from volseg.evaluation.surface import Surface, SurfaceKind, surface_of
 
+# Steps of at most so many of the smallest voxel edges are tried before a k-d tree is built.
+NEAR_VOXELS = 4
 DEFINITIONS = ("surface-distance", "monai", "metrics-reloaded")
 Spacing: TypeAlias = tuple[float, float, float]
 
@@ -68,7 +71,7 @@ class SurfaceDistances:
     def assd(self) -> float:
         """The average symmetric surface distance in mm: the mean over the elements of both surfaces."""
         total = sum(float(weights.sum()) for _, weights in self._directions)
-        return sum(float(distances @ weights) for distances, weights in self._directions) / total
+        return sum(float((distances * weights).sum()) for distances, weights in self._directions) / total
 
     def masd(self) -> float:
         """The mean average surface distance in mm: the mean of the two `directed_means`."""
@@ -173,11 +176,51 @@ def _sorted(surface: Surface, shared: np.ndarray, far: Surface, spacing_mm: Spac
 
 
 def _nearest(points: np.ndarray, targets: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
-    """The distance in mm from each of some points to the nearest target; both (I, J, K) bool."""
+    """The distance in mm from each of some points to the nearest target; both (I, J, K) bool.
+
+    Most targets are a step or two away. So the steps to near places are tried one after the other, the shortest first,
+    for all points together; the first that leads to a target is the distance. The few points left ask a k-d tree.
+    """
+    near = _near_steps(spacing_mm)
+    margin = int(max(np.abs(steps).max() for _, steps in near))
+    padded = np.pad(targets, margin)
+    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    found = padded.ravel()
+    places = np.argwhere(points)
+    here = (places + margin) @ strides
+    distances = np.full(len(here), np.nan)
+    left = np.arange(len(here))
+    for distance, steps in near:
+        hit = found[here[left, None] + steps @ strides].any(axis=1)
+        distances[left[hit]] = distance
+        left = left[~hit]
+        if not len(left):
+            return distances
+    distances[left] = _far(places[left], np.argwhere(targets), np.array(spacing_mm))
+    return distances
+
+
+def _far(here: np.ndarray, there: np.ndarray, steps_mm: np.ndarray) -> np.ndarray:
+    """The distance in mm from each place (N, 3) to the nearest of others (M, 3), counted in voxels."""
     from scipy.spatial import KDTree  # noqa: PLC0415 - loading scipy takes longer than most other work
 
-    steps = np.array(spacing_mm)
-    here, there = np.argwhere(points), np.argwhere(targets)
-    _, nearest = KDTree(there * steps, leafsize=32, balanced_tree=False).query(here * steps)
+    _, nearest = KDTree(there * steps_mm, leafsize=32, balanced_tree=False).query(here * steps_mm)
     # Of whole voxels apart, so that equal distances are equal numbers.
-    return np.asarray(np.sqrt((((here - there[nearest]) * steps) ** 2).sum(axis=1)))
+    return np.asarray(_lengths(here - there[nearest], steps_mm))
+
+
+@lru_cache(maxsize=8)
+def _near_steps(spacing_mm: Spacing) -> list[tuple[float, np.ndarray]]:
+    """All steps up to a length, by their length in mm: each with (N, 3) int64 voxels."""
+    reach = max(NEAR_VOXELS * min(spacing_mm), max(spacing_mm))
+    axes = [np.arange(-(most := int(reach / step)), most + 1) for step in spacing_mm]
+    steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    lengths = _lengths(steps, np.array(spacing_mm))
+    order = np.argsort(lengths, kind="stable")[: np.count_nonzero(lengths <= reach)]
+    bounds = np.flatnonzero(np.diff(lengths[order])) + 1
+    return [(float(lengths[group[0]]), steps[group]) for group in np.split(order, bounds)][1:]
+
+
+def _lengths(steps: np.ndarray, steps_mm: np.ndarray) -> np.ndarray:
+    """The length in mm of steps (N, 3) in voxels."""
+    return np.asarray(np.sqrt(((steps * steps_mm) ** 2).sum(axis=1)))

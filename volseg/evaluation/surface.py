@@ -11,7 +11,7 @@ What lies beyond the image is background for both.
 """
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from itertools import permutations, product
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -76,6 +76,7 @@ def corner_codes(mask: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(codes)
 
 
+@lru_cache(maxsize=8)
 def corner_areas(spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """The area of the surface through a corner in mm², by its code: (256,) float64."""
     i, j, k = spacing_mm

@@ -12,14 +12,18 @@
 """
 
 from volseg.evaluation.distances import SurfaceDistances, surface_distances
+from volseg.evaluation.lesions import Lesion, Lesions, match_lesions
 from volseg.evaluation.overlap import Overlap, dice, iou, label_overlaps, precision, recall
 
 __all__ = [
+    "Lesion",
+    "Lesions",
     "Overlap",
     "SurfaceDistances",
     "dice",
     "iou",
     "label_overlaps",
+    "match_lesions",
     "precision",
     "recall",
     "surface_distances",

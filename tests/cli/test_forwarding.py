@@ -107,6 +107,7 @@ VERBS = {
             "output": (("--output", "o.json"), {"output": Path("o.json")}),
             "surface": (("--surface", "monai"), {"surface": "monai"}),
             "tolerance_mm": (("--tolerance-mm", "2.5"), {"tolerance_mm": 2.5}),
+            "lesions": (("--lesions", "cc"), {"lesions": "cc"}),
         },
     ),
     "convert": Verb(

@@ -165,11 +165,11 @@ def test_labels_of_an_image_are_measured_as_masks_one_by_one(dtype, values):
         masks = [np.isin(image, stored) for image in (prediction, reference)]
         expected = surface_distances(*masks, (1.0, 2.0, 3.0))
         if expected is None:
-            assert found[name] == dict.fromkeys(DISTANCES)
+            assert found[name].measures == dict.fromkeys(DISTANCES)
             continue
         inside = expected.surface_dice(1.5) if all(mask.any() for mask in masks) else 0.0
         numbers = (expected.hausdorff(), expected.hausdorff(95), expected.assd(), expected.masd(), inside)
-        assert tuple(found[name].values()) == pytest.approx(numbers)
+        assert tuple(found[name].measures.values()) == pytest.approx(numbers)
 
 
 def test_values_far_apart_and_ignored_voxels():
@@ -178,8 +178,8 @@ def test_values_far_apart_and_ignored_voxels():
     prediction[9:, 9:, 9:], reference[8:, 8:, 8:] = -3, 5
     call = ({"far": 2_000_000_000, "low": -3}, UNIT, SurfaceOptions())
     found = label_distances(prediction, reference, *call)
-    assert found["far"]["hausdorff_mm"] == 1.0
-    assert found["low"]["hausdorff_mm"] == pytest.approx(math.hypot(12, 12, 12))
-    assert found["low"]["surface_dice"] == 0
+    assert found["far"].measures["hausdorff_mm"] == 1.0
+    assert found["low"].measures["hausdorff_mm"] == pytest.approx(math.hypot(12, 12, 12))
+    assert found["low"].measures["surface_dice"] == 0
     # Where nobody annotated, nothing is wrong.
-    assert label_distances(prediction, reference, *call, ignore=5)["low"] == dict.fromkeys(DISTANCES)
+    assert label_distances(prediction, reference, *call, ignore=5)["low"].measures == dict.fromkeys(DISTANCES)

@@ -22,6 +22,7 @@ def evaluate(
     metrics: Mapping[str, Metric] | None = None,
     surface: str = "surface-distance",
     tolerance_mm: float = 1.0,
+    lesions: str | None = None,
 ) -> dict[str, Any]:
     """Compare label images with their references.
 
@@ -40,19 +41,21 @@ def evaluate(
             files, False in voxels that the reference ignores; spacing_mm is along I, J, K.
         surface: the tool whose definition of distances is followed, see `volseg.evaluation.distances`.
         tolerance_mm: of the normalised surface Dice.
+        lesions: overlap, brats2023 or cc: lesions are matched by this rule, see `volseg.evaluation.lesions`.
 
     Returns:
         The report: per case and label Dice, IoU, precision, recall, volumes in millilitres, distances between the
         surfaces in mm, the normalised surface Dice and the given metrics, then mean and standard deviation ("spread")
-        over cases, and the mean over the cases in which both images have the label ("found"). "policy" states how empty
+        over cases, and the mean over the cases in which both images have the label ("found"); with `lesions` also how
+        many lesions are found, by their volume. "policy" states how empty
         masks count; "warnings" are signs that the labels do not fit the images, which are also logged.
 
     Raises:
         InputError: a prediction without a reference, grids that differ, or an image that is not a label image.
         UsageError: a metric has the name of a built-in measure, or returned something other than a finite number or
-            None; there is no such surface; or `output` does not end in .json.
+            None; there is no such surface or rule for lesions; or `output` does not end in .json.
     """
-    options = SurfaceOptions(surface, tolerance_mm)
+    options = SurfaceOptions(surface, tolerance_mm, lesions)
     if output:
         check_report_name(Path(output))
     if labels is None or labels == {}:

@@ -1,7 +1,7 @@
 """volseg evaluate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,12 +22,17 @@ def evaluate(
         str, typer.Option(help="surface-distance, monai or metrics-reloaded: whose definition of distances")
     ] = "surface-distance",
     tolerance_mm: Annotated[float, typer.Option(help="of the normalised surface Dice")] = 1.0,
+    lesions: Annotated[
+        str | None, typer.Option(help="overlap, brats2023 or cc: the rule by which lesions are matched")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Compare label images with references: overlap, distances and volumes per case and label."""
     from volseg.api.evaluation import evaluate as compare
 
-    document = compare(predictions, references, labels, output, surface=surface, tolerance_mm=tolerance_mm)
+    document = compare(
+        predictions, references, labels, output, surface=surface, tolerance_mm=tolerance_mm, lesions=lesions
+    )
     if as_json:
         show_json(document)
         return 0
@@ -52,5 +57,21 @@ def evaluate(
         "difference mL",
     )
     show_table(f"Means over {counted(len(document['cases']), 'case')}", columns, rows)
+    if lesions:
+        _show_lesions(document, lesions)
     show_line(f"mean foreground Dice: {figure(mean['foreground_dice'])}")
     return 0
+
+
+def _show_lesions(document: dict[str, Any], rule: str) -> None:
+    """Print what is found of the lesions of each label, and of each quarter of them by volume."""
+    keys = ("lesions", "lesions_found", "false_lesions", "lesion_sensitivity", "lesion_f1", "lesion_dice")
+    rows = [(name, *(row[key] for key in keys)) for name, row in document["mean"]["labels"].items()]
+    columns = ("label", "lesions", "found", "false", "sensitivity", "F1", "lesion Dice")
+    show_table(f"Lesions per case, matched by {rule}", columns, rows)
+    quarters = [
+        (name, f"{row['from_ml']:.3g} to {row['to_ml']:.3g}", row["lesions"], row["found"])
+        for name, parts in document["lesions"]["labels"].items()
+        for row in parts
+    ]
+    show_table("Lesions of all cases by volume", ("label", "mL", "lesions", "found"), quarters)

@@ -9,12 +9,13 @@ import numpy as np
 
 from volseg.errors import UsageError
 from volseg.evaluation.label_distances import DISTANCES
+from volseg.evaluation.lesions import LESIONS
 from volseg.evaluation.overlap import MEASURES
 
 # Of the prediction's mask, the reference's mask, both boolean (I, J, K), and the spacing in mm along I, J, K.
 Metric: TypeAlias = Callable[[np.ndarray, np.ndarray, tuple[float, float, float]], float | None]
 # Names that already have a meaning in a report: measures, the numbers of cases beside a mean, columns of the CSV.
-RESERVED = (*MEASURES, *DISTANCES, "cases", "missed", "unexpected", "case", "label")
+RESERVED = (*MEASURES, *DISTANCES, *LESIONS, "cases", "missed", "unexpected", "case", "label")
 
 
 def check_metric_names(metrics: Mapping[str, Metric]) -> None:

@@ -119,16 +119,15 @@ def surface_distances(
         GridError: the shapes differ.
         UsageError: masks that are not (I, J, K), a spacing that is not three positive numbers, or no such definition.
     """
-    masks = [np.asarray(one) != 0 for one in (prediction, reference)]
-    if masks[0].shape != masks[1].shape:
-        raise GridError(f"The prediction has shape {masks[0].shape}, but its reference has {masks[1].shape}.")
-    _check(masks[0].shape, spacing_mm, definition)
+    masks = as_masks(prediction, reference, spacing_mm)
+    if definition not in DEFINITIONS:
+        raise UsageError(f"There is no surface {definition!r}; known are {', '.join(DEFINITIONS)}.")
     sizes = [bool(mask.any()) for mask in masks]
     if not any(sizes):
         return None
     if not all(sizes):
         return absent_from_one(masks[0].shape, spacing_mm)
-    box = _box(masks[0] | masks[1])
+    box = box_of(masks[0] | masks[1])
     return _between(masks[0][box], masks[1][box], spacing_mm, definition)
 
 
@@ -138,16 +137,24 @@ def absent_from_one(shape: tuple[int, ...], spacing_mm: Spacing) -> SurfaceDista
     return SurfaceDistances(longest, np.ones(1), longest, np.ones(1))
 
 
-def _check(shape: tuple[int, ...], spacing_mm: Spacing, definition: str) -> None:
-    if len(shape) != 3:
-        raise UsageError(f"Surface distances are of masks (I, J, K), found the shape {shape}.")
+def as_masks(prediction: Any, reference: Any, spacing_mm: Spacing) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks (I, J, K) as bool, checked against each other and with their spacing.
+
+    Raises:
+        GridError: the shapes differ.
+        UsageError: masks that are not (I, J, K), or a spacing that is not three positive numbers.
+    """
+    predicted, true = np.asarray(prediction) != 0, np.asarray(reference) != 0
+    if predicted.shape != true.shape:
+        raise GridError(f"The prediction has shape {predicted.shape}, but its reference has {true.shape}.")
+    if true.ndim != 3:
+        raise UsageError(f"Surfaces and lesions are of masks (I, J, K), found the shape {true.shape}.")
     if len(spacing_mm) != 3 or not all(0 < step < math.inf for step in spacing_mm):
         raise UsageError(f"The spacing is {spacing_mm}, expected the distance of voxels in mm along I, J, K.")
-    if definition not in DEFINITIONS:
-        raise UsageError(f"There is no surface {definition!r}; known are {', '.join(DEFINITIONS)}.")
+    return predicted, true
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
+def box_of(mask: np.ndarray) -> tuple[slice, ...]:
     """The smallest box that holds a mask with at least one voxel."""
     planes = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     return tuple(slice(found[0], found[-1] + 1) for found in planes)

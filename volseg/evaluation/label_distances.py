@@ -1,9 +1,9 @@
-"""Distances between the surfaces of two label images, label by label, for reports."""
+"""Distances and lesions of two label images, label by label, for reports."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from volseg.errors import UsageError
 from volseg.evaluation.distances import (
     DEFINITIONS,
     Spacing,
-    SurfaceDistances,
     absent_from_one,
     surface_distances,
 )
+from volseg.evaluation.lesions import LESIONS, Lesion, check_rule, match_lesions
 
 Box: TypeAlias = tuple[slice, slice, slice]
 
@@ -25,20 +25,43 @@ LABELS_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class SurfaceOptions:
-    """How surfaces are compared: a definition, and the tolerance of the normalised surface Dice in mm.
+    """How surfaces and lesions are compared.
+
+    Args:
+        definition: one of `volseg.evaluation.distances.DEFINITIONS`.
+        tolerance_mm: of the normalised surface Dice.
+        lesions: one of `volseg.evaluation.lesions.RULES`; None: lesions are not compared.
 
     Raises:
-        UsageError: no such definition, or a tolerance that is no distance.
+        UsageError: no such definition or rule, or a tolerance that is no distance.
     """
 
     definition: str = "surface-distance"
     tolerance_mm: float = 1.0
+    lesions: str | None = None
 
     def __post_init__(self) -> None:
         if self.definition not in DEFINITIONS:
             raise UsageError(f"There is no surface {self.definition!r}; known are {', '.join(DEFINITIONS)}.")
         if not 0 <= self.tolerance_mm < np.inf:
             raise UsageError(f"The tolerance is {self.tolerance_mm} mm, expected 0 or more.")
+        if self.lesions is not None:
+            check_rule(self.lesions)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the measures of a label."""
+        return (*DISTANCES, *(LESIONS if self.lesions else ()))
+
+
+class LabelDistances(NamedTuple):
+    """The measures of a label, by the names of `SurfaceOptions.measures`, and its reference lesions.
+
+    The measures are None where the label is absent from both images.
+    """
+
+    measures: dict[str, float | None]
+    lesions: tuple[Lesion, ...] = ()
 
 
 def label_distances(
@@ -48,8 +71,8 @@ def label_distances(
     spacing_mm: Spacing,
     options: SurfaceOptions,
     ignore: int | None = None,
-) -> dict[str, dict[str, float | None]]:
-    """The measures `DISTANCES` of each label; None for a label absent from both images.
+) -> dict[str, LabelDistances]:
+    """The measures of each label, and its reference lesions.
 
     Args:
         prediction: integers (I, J, K).
@@ -63,27 +86,28 @@ def label_distances(
         prediction = np.where(reference == ignore, 0, prediction)
     images, boxes = (prediction, reference), (_boxes(prediction), _boxes(reference))
 
-    def measured(stored: int | tuple[int, ...]) -> dict[str, float | None]:
+    def measured(stored: int | tuple[int, ...]) -> LabelDistances:
         parts = (stored,) if isinstance(stored, int) else stored
         found = [[box for part in parts if (box := of.get(part))] for of in boxes]
-        if not all(found):
-            return _measures(absent_from_one(reference.shape, spacing_mm) if any(found) else None, options, missed=True)
+        if not any(found):
+            return LabelDistances(dict.fromkeys(options.measures))
         box = _around([*found[0], *found[1]])
         masks = [_mask(image[box], parts) for image in images]
-        return _measures(surface_distances(masks[0], masks[1], spacing_mm, options.definition), options)
+        if all(found):
+            distances = surface_distances(masks[0], masks[1], spacing_mm, options.definition)
+        else:
+            distances = absent_from_one(reference.shape, spacing_mm)
+        assert distances is not None
+        inside = distances.surface_dice(options.tolerance_mm) if all(found) else 0.0
+        lengths = (distances.hausdorff(), distances.hausdorff(95), distances.assd(), distances.masd())
+        measures: dict[str, float | None] = dict(zip(DISTANCES, (*lengths, inside), strict=True))
+        if options.lesions is None:
+            return LabelDistances(measures)
+        lesions = match_lesions(masks[0], masks[1], spacing_mm, options.lesions)
+        return LabelDistances(measures | lesions.measures(), lesions.reference)
 
     with ThreadPoolExecutor(LABELS_AT_ONCE) as pool:
         return dict(zip(values, pool.map(measured, values.values()), strict=True))
-
-
-def _measures(found: SurfaceDistances | None, options: SurfaceOptions, missed: bool = False) -> dict[str, float | None]:
-    """The measures `DISTANCES`; `missed`: the label is absent from one image, or from both."""
-    if found is None:
-        return dict.fromkeys(DISTANCES)
-    inside = 0.0 if missed else found.surface_dice(options.tolerance_mm)
-    return dict(
-        zip(DISTANCES, (found.hausdorff(), found.hausdorff(95), found.assd(), found.masd(), inside), strict=True)
-    )
 
 
 def _mask(image: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from volseg.data.cases.labels import with_ignore
@@ -15,8 +16,9 @@ from volseg.data.io.formats import is_dicom
 from volseg.data.io.reading import Scan, read_label
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
-from volseg.evaluation.label_distances import DISTANCES, SurfaceOptions, label_distances
+from volseg.evaluation.label_distances import LabelDistances, SurfaceOptions, label_distances
 from volseg.evaluation.label_values import Valued, with_values
+from volseg.evaluation.lesions import Lesion, recall_by_volume
 from volseg.evaluation.overlap import (
     ABSENT,
     ABSENT_UNSIZED,
@@ -37,7 +39,7 @@ Measures: TypeAlias = dict[str, float | None]
 class _Compared(NamedTuple):
     """One case: its measures by label, the labels that only its reference or only its prediction has, the first value
     of each label, the values in its two images that belong to no label, the warnings of reading them, and whether they
-    state their size."""
+    state their size; and the reference lesions of each label."""
 
     measures: dict[str, Measures]
     missed: set[str]
@@ -47,6 +49,7 @@ class _Compared(NamedTuple):
     unnamed_true: set[int]
     warnings: tuple[str, ...]
     is_sized: bool
+    lesions: Mapping[str, tuple[Lesion, ...]] = MappingProxyType({})
 
 
 def evaluate_pairs(
@@ -67,7 +70,7 @@ def evaluate_pairs(
         ignore: value of ignored voxels in references.
         metrics: custom metrics by name, see `volseg.evaluation.custom_metrics`; several workers call them from several
             threads.
-        surface: how distances between surfaces are measured; None: they are not.
+        surface: how surfaces, and lesions, are compared; None: they are not.
 
     Returns:
         The document of `summarise`, and
@@ -76,6 +79,8 @@ def evaluate_pairs(
         "found": per label, the means over the cases in which both images have it, and their number ("cases").
         "surface": `surface`, if it is given. Volumes and distances of a case are None if an image does not state its
         size.
+        "lesions": if they are compared, per label how many of the smallest to the largest are found, see
+        `volseg.evaluation.lesions.recall_by_volume`.
         "warnings": assumptions made when reading the images, and signs that the given labels do not fit them, one
         sentence each.
 
@@ -91,7 +96,7 @@ def evaluate_pairs(
     first = {name: value for one in reversed(found) for name, value in one.first_values.items()}
     names = labels or sorted(first, key=lambda name: (first[name], name))
     compared = {pair.name: one for pair, one in zip(pairs.matched, found, strict=True)}
-    others = dict.fromkeys([*(DISTANCES if surface else ()), *metrics])
+    others = dict.fromkeys([*(surface.measures if surface else ()), *metrics])
     absent = {sized: {**asdict(ABSENT if sized else ABSENT_UNSIZED), **others} for sized in (True, False)}
     cases = {
         case: {name: one.measures.get(name, absent[one.is_sized]) for name in names} for case, one in compared.items()
@@ -105,6 +110,9 @@ def evaluate_pairs(
         document["found"]["labels"][name] = _means([row for row in both if row["dice"] is not None], [*mean][:-3])
     if surface:
         document["surface"] = asdict(surface)
+    if surface and surface.lesions:
+        pooled = {name: [lesion for one in found for lesion in one.lesions.get(name, ())] for name in names}
+        document["lesions"] = {"labels": {name: recall_by_volume(every) for name, every in pooled.items()}}
     warnings = [
         *by_sentence({case: one.warnings for case, one in compared.items()}),
         *_unnamed("predictions", {case: one.unnamed_predicted for case, one in compared.items()}),
@@ -192,10 +200,12 @@ def _compare(
     voxel_ml = None if unstated else reference.geometry.voxel_ml
     measures = as_measures(label_overlaps(predicted, true, values, voxel_ml, ignore))
     spacing_mm = reference.geometry.spacing_mm
+    distances: Mapping[str, LabelDistances] = {}
     if surface:
-        unknown = dict.fromkeys(values, dict.fromkeys(DISTANCES))
-        distances = unknown if unstated else label_distances(predicted, true, values, spacing_mm, surface, ignore)
-        measures = {label: {**others, **distances[label]} for label, others in measures.items()}
+        distances = dict.fromkeys(values, LabelDistances(dict.fromkeys(surface.measures)))
+        if not unstated:
+            distances = label_distances(predicted, true, values, spacing_mm, surface, ignore)
+        measures = {label: {**others, **distances[label].measures} for label, others in measures.items()}
     if metrics:
         custom = metric_values(metrics, predicted, true, values, spacing_mm, pair.name, ignore)
         measures = {label: {**others, **custom[label]} for label, others in measures.items()}
@@ -206,7 +216,9 @@ def _compare(
     known = {one for value in values.values() for one in _as_values(value)} | {ignore}
     first = {name: min(_as_values(value)) for name, value in values.items()}
     warnings = tuple(dict.fromkeys((*reference.warnings, *prediction.warnings, *about)))
-    return _Compared(measures, missed, unexpected, first, in_predicted - known, in_true - known, warnings, not unstated)
+    lesions = {name: one.lesions for name, one in distances.items()}
+    unnamed = (in_predicted - known, in_true - known)
+    return _Compared(measures, missed, unexpected, first, *unnamed, warnings, not unstated, lesions)
 
 
 def _as_values(value: int | tuple[int, ...]) -> tuple[int, ...]:

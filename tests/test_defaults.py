@@ -141,6 +141,12 @@ CALLS = {
         "tolerance_mm": 1.0,
         "lesions": None,
     },
+    "compare": {
+        "labels": None,
+        "output": None,
+        "surface": "surface-distance",
+        "tolerance_mm": 1.0,
+    },
     "convert": {"like": None, "series": None, "volume": None, "overwrite": False},
     "ensemble": {"half": False, "overwrite": False},
     "import_nnunet": {"checkpoint": "checkpoint_final.pth", "folds": None, "overwrite": False},

@@ -35,6 +35,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAZY = {
     "data/io/reading.py", "data/io/read_cost.py", "data/io/folders.py", "data/io/writing.py",
     "api/describe.py", "data/grid/resample.py",
+    "evaluation/distances.py", "evaluation/label_distances.py", "evaluation/lesions.py", "evaluation/statistics.py",
     "inference/components.py", "cli/predict.py", "cli/train.py", "cli/evaluate.py",
     "cli/convert.py", "cli/models.py", "cli/machine.py",
     "cli/node.py",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from volseg import inference, losses, metrics, networks, training, transforms
     from volseg.api.convert import convert
     from volseg.api.ensemble import ensemble
-    from volseg.api.evaluation import evaluate
+    from volseg.api.evaluation import compare, evaluate
     from volseg.api.importing import import_nnunet
     from volseg.api.predict import Prediction, predict
     from volseg.api.result import Result
@@ -30,6 +30,7 @@ __all__ = [
     "Segmenter",
     "VolsegError",
     "__version__",
+    "compare",
     "convert",
     "ensemble",
     "evaluate",
@@ -52,6 +53,7 @@ _HOMES = {
     "Prediction": ("volseg.api.predict", "Prediction"),
     "Result": ("volseg.api.result", "Result"),
     "Segmenter": ("volseg.api.segmenter", "Segmenter"),
+    "compare": ("volseg.api.evaluation", "compare"),
     "convert": ("volseg.api.convert", "convert"),
     "ensemble": ("volseg.api.ensemble", "ensemble"),
     "evaluate": ("volseg.api.evaluation", "evaluate"),

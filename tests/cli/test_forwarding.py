@@ -110,6 +110,19 @@ VERBS = {
             "lesions": (("--lesions", "cc"), {"lesions": "cc"}),
         },
     ),
+    "compare": Verb(
+        "volseg.api.evaluation.compare",
+        ("a", "b", "--references", "r"),
+        {"predictions": [Path("a"), Path("b")], "references": Path("r")},
+        {
+            "predictions": ((), {"predictions": [Path("a"), Path("b")]}),
+            "references": (("--references", "other"), {"references": Path("other")}),
+            "labels": (("--labels", "l.json"), {"labels": Path("l.json")}),
+            "output": (("--output", "o"), {"output": Path("o")}),
+            "surface": (("--surface", "monai"), {"surface": "monai"}),
+            "tolerance_mm": (("--tolerance-mm", "2.5"), {"tolerance_mm": 2.5}),
+        },
+    ),
     "convert": Verb(
         "volseg.api.convert.convert",
         ("in", "--output", "out.nii"),
@@ -253,16 +266,21 @@ SCORES = {
     "hausdorff95_mm": 3.0, "assd_mm": 1.0, "surface_dice": 0.9,
 }  # fmt: skip
 EVALUATED = {
-    "cases": [{"name": "a"}],
+    "cases": [{"name": name, "labels": {"x": SCORES}} for name in "ab"],
     "mean": {"labels": {"x": SCORES}, "foreground_dice": 0.5},
-    "spread": {"labels": {"x": SCORES}},
+    "median": {"labels": {"x": SCORES}},
+    "interval": {"labels": {"x": {"dice": [0.4, 0.6]}}},
 }
+RANKED = {"rank": 1, "model": "a", "mean": 0.5, "low": 0.4, "high": 0.6}
+PAIRED = {"first": "a", "second": "b", "difference": 0.1, "p_holm": 0.5, "winner": None}
+COMPARED = {"measures": {"dice": {"ranking": [RANKED], "pairs": [PAIRED]}}}
 DESCRIBED = {"what": "a thing", "size": 3}
 PROFILED = {"patch_size": [8, 8, 8], "blocks": {"conv3d": {"stages": [STAGE]}}}
 CONVERTED = {"warnings": [], "input": "in"}
 # Verb: what its functions answer, and the document of --json.
 ANSWERS = {
     "evaluate": ({"volseg.api.evaluation.evaluate": EVALUATED}, EVALUATED),
+    "compare": ({"volseg.api.evaluation.compare": COMPARED}, COMPARED),
     "convert": ({"volseg.api.convert.convert": CONVERTED}, CONVERTED),
     "train": ({"volseg.api.train.train": "run", "volseg.api.describe.describe": DESCRIBED}, DESCRIBED),
     "import-nnunet": (

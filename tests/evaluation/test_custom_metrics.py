@@ -80,7 +80,9 @@ def test_values_means_and_standard_deviations_by_hand(folders: tuple[Path, Path]
 @pytest.mark.parametrize("labels", [None, {"a": 1, "b": 2, "c": 3}])
 def test_the_built_in_measures_do_not_change(folders: tuple[Path, Path], labels: dict[str, int] | None) -> None:
     document = evaluate(*folders, labels, metrics=TOY)
-    rows = [row for part in ("mean", "spread", "found") for row in document[part]["labels"].values()]
+    rows = [
+        row for part in ("mean", "spread", "found", "median", "interval") for row in document[part]["labels"].values()
+    ]
     rows += [row for case in document["cases"] for row in case["labels"].values()]
     assert all([row.pop(name, "absent") != "absent" for name in TOY] == [True, True] for row in rows)
     assert document == evaluate(*folders, labels)

@@ -1,15 +1,18 @@
-"""Comparing label images with references."""
+"""Comparing label images with references, and models with each other."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from volseg.data.cases.labels import LabelSet
+from volseg.errors import UsageError
+from volseg.evaluation.comparison import compare_reports
 from volseg.evaluation.custom_metrics import Metric
 from volseg.evaluation.label_distances import SurfaceOptions
 from volseg.evaluation.pairs import labels_of, match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
+from volseg.report.comparison_page import check_comparison_folder, write_comparison
 
 logger = logging.getLogger(__name__)
 
@@ -71,3 +74,60 @@ def evaluate(
     if output:
         write_report(document, Path(output))
     return document
+
+
+def compare(
+    predictions: Sequence[str | Path] | Mapping[str, str | Path],
+    references: str | Path,
+    labels: str | Path | Mapping[Any, Any] | None = None,
+    output: str | Path | None = None,
+    surface: str = "surface-distance",
+    tolerance_mm: float = 1.0,
+) -> dict[str, Any]:
+    """Compare the predictions of several models on the same cases: a ranking that says what cannot be told apart.
+
+    Args:
+        predictions: folders of label images, one per model; their names are the models', unless they are given.
+        references: a folder of references, matched by name without suffix.
+        labels: as for `evaluate`.
+        output: a folder for comparison.json, comparison.csv (a row per case and model) and comparison.html.
+        surface: as for `evaluate`.
+        tolerance_mm: as for `evaluate`.
+
+    Returns:
+        See `volseg.evaluation.comparison.compare_reports`; and "warnings".
+
+    Raises:
+        UsageError: fewer than two models, or two of one name.
+        InputError: predictions of different cases; or as for `evaluate`.
+    """
+    models = _named(predictions)
+    if output:
+        check_comparison_folder(Path(output))
+    reports = {
+        name: evaluate(folder, references, labels, surface=surface, tolerance_mm=tolerance_mm)
+        for name, folder in models.items()
+    }
+    document = compare_reports(reports)
+    document["warnings"] = list(dict.fromkeys(one for report in reports.values() for one in report["warnings"]))
+    if output:
+        write_comparison(document, Path(output))
+    return document
+
+
+def _named(predictions: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
+    """The folders by the names of their models."""
+    if isinstance(predictions, Mapping):
+        named = [(str(name), Path(folder)) for name, folder in predictions.items()]
+    elif isinstance(predictions, str | Path):
+        named = [(Path(predictions).name, Path(predictions))]
+    else:
+        # Where two folders have one name, their parents tell them apart.
+        short = [Path(folder).name for folder in predictions]
+        named = [
+            (name if short.count(name) == 1 else str(Path(folder)), Path(folder))
+            for name, folder in zip(short, predictions, strict=True)
+        ]
+    if len(named) < 2 or len(dict(named)) < len(named):
+        raise UsageError(f"Give the predictions of at least two models, each once; found {len(dict(named))}.")
+    return dict(named)

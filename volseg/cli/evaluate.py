@@ -1,4 +1,4 @@
-"""volseg evaluate."""
+"""volseg evaluate and volseg compare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +9,13 @@ from volseg.cli.app import Json, app, figure
 from volseg.cli.console import guarded, show_json, show_line, show_table
 from volseg.text import counted
 
+# Rows of the table of the worst cases.
+WORST = 5
+Surface = Annotated[
+    str, typer.Option(help="surface-distance, monai or metrics-reloaded: whose definition of distances")
+]
+Tolerance = Annotated[float, typer.Option("--tolerance-mm", help="of the normalised surface Dice")]
+
 
 @app.command()
 @guarded
@@ -18,10 +25,8 @@ def evaluate(
     *,
     labels: Annotated[Path | None, typer.Option(help="names and values: a dataset.json, JSON or YAML")] = None,
     output: Annotated[Path | None, typer.Option(help="report.json; a .csv is written next to it")] = None,
-    surface: Annotated[
-        str, typer.Option(help="surface-distance, monai or metrics-reloaded: whose definition of distances")
-    ] = "surface-distance",
-    tolerance_mm: Annotated[float, typer.Option(help="of the normalised surface Dice")] = 1.0,
+    surface: Surface = "surface-distance",
+    tolerance_mm: Tolerance = 1.0,
     lesions: Annotated[
         str | None, typer.Option(help="overlap, brats2023 or cc: the rule by which lesions are matched")
     ] = None,
@@ -36,31 +41,38 @@ def evaluate(
     if as_json:
         show_json(document)
         return 0
-    mean, deviation = document["mean"], document["spread"]["labels"]
-    keys = ("precision", "recall", "hausdorff95_mm", "assd_mm", "surface_dice", "volume_difference_ml")
+    keys = ("hausdorff95_mm", "assd_mm", "surface_dice", "volume_difference_ml")
+    mean, middle, interval = (document[part]["labels"] for part in ("mean", "median", "interval"))
     rows = [
-        (name, row["cases"], row["missed"], row["dice"], deviation[name]["dice"], *(row[key] for key in keys))
-        for name, row in mean["labels"].items()
+        (name, row["cases"], row["missed"], row["dice"], *_spread(middle, interval, name), *(row[key] for key in keys))
+        for name, row in mean.items()
     ]
-    nsd = f"NSD {tolerance_mm:g} mm"
-    columns = (
-        "label",
-        "cases",
-        "missed",
-        "Dice",
-        "sd",
-        "precision",
-        "recall",
-        "HD95 mm",
-        "ASSD mm",
-        nsd,
-        "difference mL",
-    )
-    show_table(f"Means over {counted(len(document['cases']), 'case')}", columns, rows)
+    measures = ("Dice", "median", "95 % interval", "HD95 mm", "ASSD mm", f"NSD {tolerance_mm:g} mm", "difference mL")
+    show_table(f"Means over {counted(len(document['cases']), 'case')}", ("label", "cases", "missed", *measures), rows)
+    _show_worst(document["cases"])
     if lesions:
         _show_lesions(document, lesions)
-    show_line(f"mean foreground Dice: {figure(mean['foreground_dice'])}")
+    show_line(f"mean foreground Dice: {figure(document['mean']['foreground_dice'])}")
     return 0
+
+
+def _spread(middle: dict[str, Any], interval: dict[str, Any], label: str) -> tuple[float | None, str | None]:
+    """The median Dice of a label and the interval of its mean, where it is in any case."""
+    found = interval.get(label, {}).get("dice")
+    return middle.get(label, {}).get("dice"), found and f"{found[0]:.4f} to {found[1]:.4f}"
+
+
+def _show_worst(cases: list[dict[str, Any]]) -> None:
+    """Print the cases and labels with the lowest Dice, where there are several."""
+    rows = [
+        (case["name"], label, row["dice"], row["hausdorff95_mm"], row["volume_difference_ml"])
+        for case in cases
+        for label, row in case["labels"].items()
+        if row["dice"] is not None
+    ]
+    if len(rows) > 1:
+        rows.sort(key=lambda row: row[2])
+        show_table("Worst first", ("case", "label", "Dice", "HD95 mm", "difference mL"), rows[:WORST])
 
 
 def _show_lesions(document: dict[str, Any], rule: str) -> None:
@@ -75,3 +87,33 @@ def _show_lesions(document: dict[str, Any], rule: str) -> None:
         for row in parts
     ]
     show_table("Lesions of all cases by volume", ("label", "mL", "lesions", "found"), quarters)
+
+
+@app.command()
+@guarded
+def compare(
+    predictions: Annotated[list[Path], typer.Argument(help="folders of label images, one per model")],
+    *,
+    references: Annotated[Path, typer.Option(help="a folder of references")],
+    labels: Annotated[Path | None, typer.Option(help="names and values: a dataset.json, JSON or YAML")] = None,
+    output: Annotated[Path | None, typer.Option(help="a folder for comparison.json, .csv and .html")] = None,
+    surface: Surface = "surface-distance",
+    tolerance_mm: Tolerance = 1.0,
+    as_json: Json = False,
+) -> int:
+    """Compare models on the same cases: paired differences, and a ranking that says what cannot be told apart."""
+    from volseg.api.evaluation import compare as compare_models
+
+    document = compare_models(predictions, references, labels, output, surface=surface, tolerance_mm=tolerance_mm)
+    if as_json:
+        show_json(document)
+        return 0
+    for measure, found in document["measures"].items():
+        ranking = [(row["rank"], row["model"], row["mean"], row["low"], row["high"]) for row in found["ranking"]]
+        show_table(f"Mean {measure}", ("rank", "model", "mean", "from", "to"), ranking)
+        pairs = [
+            (row["first"], row["second"], row["difference"], row["p_holm"], row["winner"] or "not distinguishable")
+            for row in found["pairs"]
+        ]
+        show_table(f"Differences in {measure}", ("first", "second", "difference", "p", "better"), pairs)
+    return 0

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from volseg.data.cases.labels import with_ignore
 from volseg.data.io.dicom_labels.label_names import Table
@@ -29,6 +31,7 @@ from volseg.evaluation.overlap import (
     values_in,
 )
 from volseg.evaluation.pairs import Pair, Pairs
+from volseg.evaluation.statistics import bootstrap_intervals
 from volseg.files import require_writable, whole_files, write_json, write_text
 from volseg.text import by_sentence, first_few
 
@@ -76,6 +79,8 @@ def evaluate_pairs(
         The document of `summarise`, and
         "mean": per label also in how many cases it was "missed", and in how many it was "unexpected": predicted where
         the reference has none.
+        "median" and "interval": per label, of each measure the median, and the bootstrap interval [low, high] of the
+        mean, see `volseg.evaluation.statistics`.
         "found": per label, the means over the cases in which both images have it, and their number ("cases").
         "surface": `surface`, if it is given. Volumes and distances of a case are None if an image does not state its
         size.
@@ -102,6 +107,11 @@ def evaluate_pairs(
         case: {name: one.measures.get(name, absent[one.is_sized]) for name in names} for case, one in compared.items()
     }
     document = summarise(cases, pairs.unmatched_references)
+    counted = _counted(cases)
+    document["median"] = {
+        "labels": {label: _each_measure(median, rows, [*rows[0]], 1) for label, rows in counted.items() if rows}
+    }
+    document["interval"] = {"labels": {label: _intervals(rows) for label, rows in counted.items() if rows}}
     document["found"] = {"labels": {}}
     for name, mean in document["mean"]["labels"].items():
         mean["missed"] = sum(name in one.missed for one in found)
@@ -144,7 +154,7 @@ def summarise(cases: Mapping[str, Mapping[str, Measures]], unmatched_references:
     """
     first = next(iter(cases.values()), {})
     names = list(next(iter(first.values()), ()))
-    counted = {label: [case[label] for case in cases.values() if case[label]["dice"] is not None] for label in first}
+    counted = _counted(cases)
     mean = {label: _means(rows, names) for label, rows in counted.items()}
     dice = [label["dice"] for label in mean.values() if label["dice"] is not None]
     return {
@@ -249,6 +259,18 @@ def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
 def _absent(names: Sequence[str]) -> list[str]:
     """The warning about labels that occur in no image."""
     return [f"Labels that occur in no image: {first_few(names)}. Are these the right labels?"] if names else []
+
+
+def _counted(cases: Mapping[str, Mapping[str, Measures]]) -> dict[str, list[Measures]]:
+    """The measures of each label in the cases in which it counts."""
+    first = next(iter(cases.values()), {})
+    return {label: [case[label] for case in cases.values() if case[label]["dice"] is not None] for label in first}
+
+
+def _intervals(rows: Sequence[Measures]) -> dict[str, list[float] | None]:
+    """The bootstrap interval of the mean of each measure, as JSON has it."""
+    columns = np.array([[np.nan if value is None else value for value in row.values()] for row in rows])
+    return {name: found and [*found] for name, found in zip(rows[0], bootstrap_intervals(columns), strict=True)}
 
 
 def _means(rows: Sequence[Measures], names: Iterable[str]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from volseg.documents import read_json, read_or
 from volseg.errors import InputError
 from volseg.files import access_to, read_json_lines, write_text
 from volseg.report.colours import colour_at
+from volseg.report.page import html_page
 from volseg.report.save_figure import save_figure
-from volseg.text import printable
 
 _POINTS = 1500  # of a curve; more would not be visible
 _SMOOTHED_OVER = 40  # the loss is averaged over 1/40 of the run
@@ -32,27 +32,6 @@ _BINS = 25
 _NAMED_CURVES = 8  # more names would cover the chart
 _AXIS = "#7d858e"
 _COMMENT = re.compile(r"(?m)(?<!\S)#.*$")
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2126; --faint: #5d6670; --page: #fff; --card: #f3f5f7; --line: #dfe3e8 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --faint: #9aa3ad; --page: #14181c; --card: #1e2429; --line: #333b43 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin: 0 0 1rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem }
-p { color: var(--faint); margin: .4rem 0 } img { width: 100%; height: auto }
-.cards { display: flex; flex-wrap: wrap; gap: .7rem }
-.card { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem }
-.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums } .card span { color: var(--faint) }
-.card.first b { font-size: 1.9rem; line-height: 1.2 }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { color: var(--faint); font-weight: 600 } td { font-variant-numeric: tabular-nums }
-.bar { display: inline-block; vertical-align: middle; width: 6rem; height: .6rem; margin-left: .6rem;
-       background: var(--line); border-radius: .3rem; overflow: hidden }
-.bar i { display: block; height: 100% }
-pre { background: var(--card); border-radius: .5rem; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem }
-pre i { color: var(--faint) } summary { cursor: pointer; font-size: 1.15rem; font-weight: 600; margin: 2.2rem 0 .7rem }
-"""
 
 
 def write_run_report(run: Path) -> None:
@@ -67,9 +46,7 @@ def write_run_report(run: Path) -> None:
     """
     records = read_json_lines(run / "metrics.jsonl")
     validation = _read_scores(run / "validation.json")
-    name = escape(printable(run.resolve().name))
     parts = [
-        f"<h1>{name}</h1>",
         _headline(records, validation),
         "<h2>Training</h2>",
         _training(records, validation),
@@ -84,9 +61,7 @@ def write_run_report(run: Path) -> None:
         _yaml_block(run / "config.yaml"),
         "</details>",
     ]
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    page = f"<!doctype html>\n<html lang='en'><head>{head}<title>{name}</title><style>{_STYLE}</style></head>\n<body>\n"
-    write_text(run / "report.html", page + "\n".join(parts) + "\n</body></html>\n")
+    write_text(run / "report.html", html_page(run.resolve().name, parts))
 
 
 # ---- reading the run

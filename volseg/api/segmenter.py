@@ -49,6 +49,7 @@ from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, sha256_of_model
 from volseg.networks import open_network
 from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.networks.own import NetworkFactory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
 from volseg.system import peak_memory_bytes, resident_bytes
@@ -109,6 +110,7 @@ class Segmenter:
         tta: str = "none",
         max_memory: str | int | None = None,
         crop: str = "none",
+        network: NetworkFactory | None = None,
     ) -> "Segmenter":
         """Load a model.
 
@@ -122,6 +124,7 @@ class Segmenter:
                 for a scan is planned before it is read and before it is computed; what exceeds the limit is rejected.
             crop: "none": as in the plan; or "body": inference only inside the body's bounding box, an approximation:
                 windows are at other positions, and everything outside is background. See `volseg.data.grid.body`.
+            network: makes the network of a model that was trained with one of the caller's own, as for `volseg.train`.
 
         Raises:
             InputError: no such model, or not a model file.
@@ -139,8 +142,8 @@ class Segmenter:
         require_free(2 * path.stat().st_size, f"Loading {path.name}")
         place = choose_device(device)
         with memory_errors(f"loading the model on {place}"):
-            card, network = open_network(path)
-            network = network.to(place)
+            card, loaded = open_network(path, network)
+            loaded = loaded.to(place)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
         dtype = choose_precision(precision, place)
         sides = (card.plan.sides.axis, card.plan.side_pairs) if card.plan.sides else None
@@ -148,7 +151,7 @@ class Segmenter:
         return cls(
             card=card,
             sha256=sha256_of_model(path),
-            labeller=Labeller(network, card.plan, windows, dtype),
+            labeller=Labeller(loaded, card.plan, windows, dtype),
             max_memory=None if max_memory is None else parse_size(str(max_memory)),
             crop=crop,
         )

@@ -49,6 +49,7 @@ from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, sha256_of_model
 from volseg.networks import open_network
 from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.networks.measured import window_bytes
 from volseg.networks.own import NetworkFactory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
@@ -99,6 +100,7 @@ class Segmenter:
     labeller: Labeller
     max_memory: int | None = None
     crop: str = "none"
+    window_bytes: int | None = None
 
     @classmethod
     def load(
@@ -144,8 +146,9 @@ class Segmenter:
         with memory_errors(f"loading the model on {place}"):
             card, loaded = open_network(path, network)
             loaded = loaded.to(place)
+            dtype = choose_precision(precision, place)
+            window = window_bytes(loaded, card.plan, dtype)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
-        dtype = choose_precision(precision, place)
         sides = (card.plan.sides.axis, card.plan.side_pairs) if card.plan.sides else None
         windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror, sides)
         return cls(
@@ -154,6 +157,7 @@ class Segmenter:
             labeller=Labeller(loaded, card.plan, windows, dtype),
             max_memory=None if max_memory is None else parse_size(str(max_memory)),
             crop=crop,
+            window_bytes=window,
         )
 
     def __repr__(self) -> str:
@@ -226,7 +230,8 @@ class Segmenter:
                 "Leave out the probabilities, or segment the slices as they are."
             )
         labeller = self.labeller
-        need = MemoryEstimate(self.card, opened, labeller.windows, labeller.dtype, self.device, probabilities is True)
+        known = self.card, opened, labeller.windows, labeller.dtype, self.device
+        need = MemoryEstimate(*known, probabilities is True, self.window_bytes)
         with promised(partial(plan_chunks, need, self.max_memory)) as planned:
             source = source._replace(scan=_questioned(opened, need))
             return self._planned(source, planned, progress, probabilities, started)

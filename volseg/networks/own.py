@@ -104,6 +104,18 @@ def run_once(network: nn.Module, plan: Plan, size: Triple, batch: int = 1, dtype
         raise _refused(network, plan, size, f"raised {type(error).__name__} ({reason})") from error
 
 
+def check_window(network: nn.Module, plan: Plan, dtype: torch.dtype) -> None:
+    """Check that a network in evaluation mode maps a window of its plan to logits.
+
+    Raises:
+        UsageError: it cannot take the window, or returns something else.
+    """
+    output = run_once(network, plan, plan.patch_size, dtype=dtype)
+    if not isinstance(output, Tensor):
+        raise _refused(network, plan, plan.patch_size, f"returned {_kind(output)} in evaluation mode")
+    _check_logits(output, network, plan, plan.patch_size)
+
+
 def _check_logits(output: Tensor, network: nn.Module, plan: Plan, size: Triple) -> None:
     found = tuple(output.shape[1:])
     if output.ndim != 5 or found != (plan.network.classes, *size):

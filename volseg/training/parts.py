@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Callback: TypeAlias = Callable[[dict[str, Any], TrainingState], bool | None]
 # A function of a sample {"image": (C, D, H, W) float32, "label": (1, D, H, W)} to such a sample.
 Change: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
-_ADVICE = "Give loss=function, network=function, transforms=[function, ...], optimiser=function, callbacks=[function]"
+_ADVICE = "Give a function, of transforms and callbacks also a list; training.loss takes the name of a loss"
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,11 @@ def test_without_its_factory_a_model_is_named_for_what_it_is(own, phantoms, tmp_
     ("factory", "error", "message"),
     [
         (lambda plan: nn.Conv3d(1, 3, 1), InputError, "of another network than the one that network= makes: it lacks"),
-        (lambda plan: UNet(features=[4, 16]), InputError, "not 16x4x3x3x3 floating.*trained with .*planned"),
+        (
+            lambda plan: UNet(plan.network.model_copy(update={"features": (4, 16)})),
+            InputError,
+            r"in it .* is 8x4x3x3x3 floating, not 16x4x3x3x3 floating.*trained with \(.*planned\)",
+        ),
         (lambda plan: None, UsageError, "returned None, expected a torch.nn.Module"),
         (lambda plan: nn.ReLU(), UsageError, "has no parameters"),
     ],
@@ -275,7 +279,7 @@ def test_a_network_for_full_patches_alone(phantoms, tmp_path):
 
 def test_a_network_and_an_architecture_are_not_both_given(phantoms, tmp_path):
     overrides = (*SETTINGS["overrides"], "plan.architecture=unet")
-    with pytest.raises(UsageError, match="Both network= and plan.architecture=unet were given"):
+    with pytest.raises(UsageError, match=r"Both network= and plan.architecture=unet were given"):
         volseg.train(phantoms, tmp_path / "run", steps=1, network=planned, overrides=overrides, device="cpu")
 
 
@@ -340,9 +344,9 @@ def test_a_resumed_run_needs_its_parts_and_no_others(own, default, phantoms, cap
     done = CliRunner().invoke(app, ["train", str(phantoms), "--output", str(own), "--finish"])
     assert done.exit_code == 2
     assert "finish=True, network=...)" in " ".join(done.output.split())
-    with pytest.raises(UsageError, match="was started without optimiser=. Leave it out"):
+    with pytest.raises(UsageError, match=r"was started without optimiser=. Leave it out"):
         volseg.train(phantoms, default, resume=True, device="cpu", optimiser=Muon)
-    with pytest.raises(UsageError, match="was started without network=. Leave it out"):
+    with pytest.raises(UsageError, match=r"was started without network=. Leave it out"):
         volseg.train(phantoms, default, resume=True, device="cpu", network=planned)
     with caplog.at_level(logging.WARNING, "volseg"):
         volseg.train(phantoms, default, resume=True, device="cpu", transforms=lambda sample: sample)

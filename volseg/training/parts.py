@@ -56,6 +56,11 @@ class Custom:
         """
         single = {"loss": loss, "network": network, "optimiser": optimiser}
         listed = {"transforms": _listed(transforms), "callbacks": _listed(callbacks)}
+        if isinstance(optimiser, torch.optim.Optimizer) or _takes_parameters(optimiser):
+            raise UsageError(
+                "optimiser is an optimiser of torch; give a function that makes it: optimiser=lambda network, rate, "
+                "decay: torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)."
+            )
         for name, part in [*single.items(), *((name, one) for name, every in listed.items() for one in every)]:
             if part is not None and not callable(part):
                 raise UsageError(f"{name} has to be a function, found {type(part).__name__} {part!r}. {_ADVICE}.")
@@ -66,11 +71,6 @@ class Custom:
             raise UsageError(
                 f"network is a {type(network).__name__}; give a function that makes it: network=lambda plan: ... . It "
                 "is called with the plan, which has plan.network.in_channels, plan.network.classes and plan.patch_size."
-            )
-        if isinstance(optimiser, torch.optim.Optimizer) or _takes_parameters(optimiser):
-            raise UsageError(
-                "optimiser is an optimiser of torch; give a function that makes it: optimiser=lambda network, rate, "
-                "decay: torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)."
             )
         return cls(loss, network, listed["transforms"], optimiser, listed["callbacks"])
 

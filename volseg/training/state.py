@@ -91,10 +91,14 @@ class TrainingState:
         pairs = zip(self.ema.state_dict(keep_vars=True).values(), self.network.state_dict().values(), strict=True)
         # A tensor that has several names, such as tied weights, is updated once.
         for mean, new in {id(mean): (mean, new) for mean, new in pairs}.values():
-            if mean.is_floating_point():
+            if not mean.is_floating_point():
+                mean.copy_(new)
+            elif isinstance(mean, nn.Parameter):
                 mean.lerp_(new, 1 - decay)
             else:
-                mean.copy_(new)
+                # Infinite values, as in a mask of attention, have no mean.
+                finite = mean.isfinite() & new.isfinite()
+                mean.copy_(torch.where(finite, mean.lerp(new, 1 - decay), new))
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""

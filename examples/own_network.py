@@ -23,8 +23,7 @@ class ThreeConvolutions(nn.Module):
         return self.last(self.second(self.first(x).relu()).relu())
 
 
-run = volseg.train(
-    DATASET, "runs/three", network=ThreeConvolutions, steps=20, overrides=["plan.patch_size=[16, 32, 32]"]
-)
+options = {"steps": 20, "overrides": ["plan.patch_size=[16, 32, 32]"]}
+run = volseg.train(DATASET, "runs/three", network=ThreeConvolutions, **options)
 segmenter = volseg.Segmenter.load(run / "model.safetensors", device="cpu", network=ThreeConvolutions)
 print(segmenter(DATASET / "imagesTs" / "phantom_013.nii.gz"))

@@ -328,7 +328,7 @@ class Unstorable(torch.optim.SGD):
             lambda *_: torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1),
             "parameters that are not those of the network",
         ),
-        (lambda network, *_: Unstorable(network.parameters()), "The optimiser keeps rule, a object"),
+        (lambda network, *_: Unstorable(network.parameters()), "The optimiser keeps rule, of the type object"),
     ],
 )
 def test_an_optimiser_that_does_not_suit_is_refused_before_anything_is_written(phantoms, tmp_path, optimiser, message):

@@ -111,8 +111,8 @@ def test_relative_paths_are_relative_to_the_working_directory(folder, pairs, mon
         (lambda pairs: [*pairs, {"image": pairs[0][0]}], InputError, r"training.5.label"),
         (lambda pairs: [({"a": 1}, pairs[0][1])], InputError, r"training.0.image"),
         (lambda pairs: [{"name": "../x", "image": p[0], "label": p[1]} for p in pairs], InputError, "no file can be"),
-        (lambda pairs: {"labels": LABELS}, UsageError, "a dict, expected a folder, a list of cases"),
-        (lambda pairs: 3, UsageError, "a int, expected a folder, a list of cases"),
+        (lambda pairs: {"labels": LABELS}, UsageError, "type dict, expected a folder, a list of cases"),
+        (lambda pairs: 3, UsageError, "type int, expected a folder, a list of cases"),
         (lambda pairs: {"training": pairs, "labels": [1]}, InputError, "'labels' in the list of cases is a list"),
     ],
 )  # fmt: skip

@@ -61,7 +61,7 @@ def open_cases(dataset: str | Path | Records) -> Dataset:
     listed = dataset.get("training") if isinstance(dataset, Mapping) else dataset
     if not isinstance(listed, list | tuple):
         raise UsageError(
-            f"The dataset is a {type(dataset).__name__}, expected a folder, a list of cases (image, label), or "
+            f"The dataset has the type {type(dataset).__name__}, expected a folder, a list of cases (image, label), or "
             '{"training": such a list, "labels": {name: value}}.'
         )
     document = dict(dataset) if isinstance(dataset, Mapping) else {}

@@ -140,8 +140,8 @@ def _plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UsageError(
-        f"The optimiser keeps {name}, a {type(value).__name__}, but a checkpoint holds tensors, numbers and texts "
-        "alone. Use another optimiser."
+        f"The optimiser keeps {name}, of the type {type(value).__name__}, but a checkpoint holds tensors, numbers and "
+        "texts alone. Use another optimiser."
     )
 
 

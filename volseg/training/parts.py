@@ -61,10 +61,12 @@ class Custom:
                 "optimiser is an optimiser of torch; give a function that makes it: optimiser=lambda network, rate, "
                 "decay: torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)."
             )
-        for name, part in [*single.items(), *((name, one) for name, every in listed.items() for one in every)]:
-            if part is not None and not callable(part):
+        several = [(name, one) for name, every in listed.items() for one in every]
+        given = [(name, one) for name, one in single.items() if one is not None]
+        for name, part in [*given, *several]:
+            if not callable(part):
                 raise UsageError(f"{name} has to be a function, found {type(part).__name__} {part!r}. {_ADVICE}.")
-        for name, part in [("loss", loss), *((name, one) for name, every in listed.items() for one in every)]:
+        for name, part in [("loss", loss), *several]:
             if isinstance(part, type):
                 raise UsageError(f"{name} is the class {part.__name__}; give an object of it: {part.__name__}().")
         if isinstance(network, torch.nn.Module):
@@ -161,7 +163,7 @@ class AfterStep:
 
 
 def _listed(parts: Any) -> tuple[Any, ...]:
-    return tuple(parts) if isinstance(parts, list | tuple) else () if parts is None else (parts,)
+    return tuple(parts) if isinstance(parts, list | tuple) else (parts,)
 
 
 def _takes_parameters(optimiser: Any) -> bool:

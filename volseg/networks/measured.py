@@ -34,6 +34,11 @@ def window_bytes(network: nn.Module, plan: Plan, dtype: torch.dtype) -> int | No
 class _Alive(TorchDispatchMode):
     """Counts the bytes of all tensors that torch makes, until they are freed."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not wrapped for torch.compile, which would import hundreds of modules and set environment variables."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.now: int = 0

@@ -101,7 +101,7 @@ LOADING = {
     "device": "auto", "precision": "auto", "overlap": 0.5, "tta": "none", "max_memory": None, "crop": "none"
 }  # fmt: skip
 CALLS = {
-    "Segmenter.load": LOADING,
+    "Segmenter.load": LOADING | {"network": None},
     "Segmenter.__call__": {"probabilities": None, "series": None, "volume": None, "untilt": False},
     "Result.save": {"to": "nifti"},
     "predict": LOADING
@@ -130,7 +130,10 @@ CALLS = {
         "finish": False,
         "device": "auto",
         "loss": None,
+        "network": None,
         "transforms": (),
+        "optimiser": None,
+        "callbacks": (),
     },
     "plan": {"config": None, "overrides": (), "device": "auto"},
     "evaluate": {
@@ -148,7 +151,7 @@ CALLS = {
         "tolerance_mm": 1.0,
     },
     "convert": {"like": None, "series": None, "volume": None, "overwrite": False},
-    "ensemble": {"half": False, "overwrite": False},
+    "ensemble": {"half": False, "overwrite": False, "network": None},
     "import_nnunet": {"checkpoint": "checkpoint_final.pth", "folds": None, "overwrite": False},
     "inference.sliding_window": {"overlap": 0.5, "batch_size": 1, "mirror_axes": (), "precision": "fp32"},
 }

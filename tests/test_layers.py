@@ -27,7 +27,9 @@ ROOMS = {
     "data": {"grid": 0, "io": 1, "folds": 2, "dataset_json": 2, "cases": 3},
     "networks": {"cpu": 0},
     "api": {"outputs": 0},
-    "training": dict.fromkeys(("budget", "losses", "loop", "optimisers", "parts", "ranks", "signals", "state"), 0),
+    "training": dict.fromkeys(
+        ("budget", "losses", "loop", "moments", "optimisers", "parts", "ranks", "signals", "state"), 0
+    ),
     "config": {"values": 0, "network": 1, "plan": 2, "training": 2, "files": 3},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -191,10 +191,10 @@ def test_a_case_that_changes_while_a_run_trains_is_named(phantoms, tmp_path, hal
         ({"overrides": {"a": 1}}, ConfigError, "expected a list of texts"),
         ({"overrides": [3]}, ConfigError, "expected a list of texts"),
         ({"config": {"training": {}}}, ConfigError, "is a dict, expected the path of a YAML file"),
-        ({"loss": "dice"}, UsageError, "The loss must be a function"),
+        ({"loss": "dice"}, UsageError, "loss has to be a function, found str"),
         ({"loss": torch.nn.MSELoss}, UsageError, r"give an object of it: MSELoss\(\)"),
-        ({"transforms": None}, UsageError, "the transforms a list"),
-        ({"transforms": str.upper}, UsageError, "the transforms a list"),
+        ({"transforms": None}, UsageError, "transforms has to be a function, found NoneType"),
+        ({"callbacks": [3]}, UsageError, "callbacks has to be a function, found int"),
         ({"device": None}, UsageError, "Unknown device 'None'"),
     ],
 )

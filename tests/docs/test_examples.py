@@ -1,14 +1,19 @@
 """The programs in examples/ are short, and do what they say."""
 
+import json
 import runpy
 
 import numpy as np
 import pytest
+import torch
 
 from tests.docs.pages import EXAMPLES
+from volseg.losses import dice_loss
+from volseg.modelfile import read_card
 
 NAMES = [
-    "loss_in_your_loop", "many_files", "metrics_and_probabilities", "network_alone", "windows_around_your_network",
+    "loss_in_your_loop", "many_files", "metrics_and_probabilities", "network_alone", "own_augmentation", "own_loss",
+    "own_network", "stop_on_plateau", "windows_around_your_network",
 ]  # fmt: skip
 
 
@@ -66,3 +71,58 @@ def test_the_many_files(example, tmp_path):
     assert names["failed"] == ["torn"]
     written = {path.name for path in (tmp_path / "results").iterdir()}
     assert written == {"scan_1.nii.gz", "scan_1.json", "scan_2.nii.gz", "scan_2.json"}
+
+
+def steps_of(run):
+    """The record of each step of a run."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_of_ones_own(example):
+    names = example("own_loss")
+    tversky = names["tversky"]
+    target = torch.randint(0, 3, (2, 6, 6, 6), generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(2, 3, 6, 6, 6, generator=torch.Generator().manual_seed(1))
+    # With equal weights of a half it is Dice.
+    assert tversky(logits, target, 0.5, 0.5).item() == pytest.approx(dice_loss(logits, target).item(), abs=0.01)
+    certain = 50.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
+    assert tversky(certain, target).item() == pytest.approx(0, abs=1e-6)
+    missed, false = certain.clone(), certain.clone()
+    missed[:, 0, :2], false[:, 1, :2] = 100, 100
+    assert tversky(missed, target) > tversky(false, target)
+    ignored = torch.where(torch.arange(6) < 3, target, -1)
+    assert torch.allclose(tversky(logits, ignored), tversky(logits[..., :3], target[..., :3]))
+    losses = [record["loss"] for record in steps_of(names["run"])]
+    assert sum(losses[-10:]) < 0.97 * sum(losses[:10])
+    assert read_card(names["run"] / "model.safetensors").training["custom_loss"].endswith("tversky")
+
+
+def test_the_network_of_ones_own(example):
+    names = example("own_network")
+    assert isinstance(names["segmenter"].labeller.network, names["ThreeConvolutions"])
+    losses = [record["loss"] for record in steps_of(names["run"])]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+def test_the_augmentation_of_ones_own(example):
+    names = example("own_augmentation")
+    ramps = names["ramps"]
+    image = torch.ones(1, 8, 9, 10)
+    ramps.set_random_state(0)
+    for _ in range(20):
+        changed = ramps({"image": image, "label": image})["image"]
+        varying = [axis for axis in (1, 2, 3) if not torch.equal(changed, changed.roll(1, axis))]
+        assert len(varying) == ramps._do_transform
+        assert changed.mean().item() == pytest.approx(1)
+        assert 0.5 <= changed.min() <= changed.max() <= 1.5
+    assert read_card(names["run"] / "model.safetensors").training["custom_transforms"].endswith("RandRamp")
+
+
+def test_the_callback_that_stops_on_a_plateau(example):
+    names = example("stop_on_plateau")
+    stop = names["StopOnPlateau"](steps=2, least=0.1)
+    assert [stop({"loss": loss}, None) for loss in (4, 4, 3, 3, 2.9, 2.9)] == [False, False, False, False, False, True]
+    steps = len(steps_of(names["run"]))
+    assert 16 <= steps < 200
+    training = read_card(names["run"] / "model.safetensors").training
+    assert (training["steps"], training["finished"]) == (steps, f"early, after step {steps} of 200")

@@ -12,7 +12,7 @@ from volseg.losses import LOSSES
 from volseg.modelfile import read_card
 from volseg.networks import NETWORKS
 
-KINDS = ["loss", "network", "transform", "output format", "format to read", "metric"]
+KINDS = ["loss", "network", "transform", "optimiser", "callback", "output format", "format to read", "metric"]
 
 
 @pytest.fixture
@@ -42,8 +42,12 @@ def test_the_examples_of_the_page_add_what_they_say(workplace, small_budgets, re
     assert all(0 < loss < 1 for name in ("mostly_dice", "squared_dice") for loss in losses_of(runs / name))
 
     segmenter = names["segmenter"]
-    assert segmenter.card.plan.network.architecture == "shallow"
+    assert segmenter.card.plan.network.architecture == "custom"
+    assert segmenter.card.training["custom_network"].endswith("Shallow")
     assert isinstance(segmenter.labeller.network, names["Shallow"])
+
+    assert read_card(runs / "adamw" / "model.safetensors").training["custom_optimiser"].endswith("adamw")
+    assert (runs / "early" / "model.safetensors").exists()
 
     assert read_card(runs / "shifted" / "model.safetensors").training["custom_transforms"].endswith("RandShift")
 

@@ -188,6 +188,6 @@ def test_channels_are_given_without_inputs(tmp_path):
 
 @pytest.mark.parametrize("parts", [{"loss": "dice"}, {"transforms": [3]}])
 def test_what_is_no_function_is_rejected_before_training(tmp_path, phantoms, parts):
-    with pytest.raises(UsageError, match="must be a function, the transforms a list of them"):
+    with pytest.raises(UsageError, match=r"has to be a function, found .*; training.loss takes the name of a loss"):
         trained(phantoms, tmp_path / "run", **parts)
     assert not (tmp_path / "run").exists()

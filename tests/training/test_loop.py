@@ -333,7 +333,7 @@ def test_a_corrupt_checkpoint_is_rejected(tmp_path):
 
 
 def test_a_checkpoint_of_another_optimiser_is_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr("volseg.training.state.OPTIMIZER", "adamw")
+    monkeypatch.setattr("volseg.training.state.optimiser_name", lambda _: "adamw")
     TrainingState(network(), CONFIG).save(tmp_path)
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"another optimiser.*--overwrite"):

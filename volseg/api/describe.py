@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from volseg.config import ComponentRule, Frozen, Label, NetworkConfig, Plan, checked, load_config, rules_in_words
+from volseg.config import (
+    CUSTOM,
+    ComponentRule,
+    Frozen,
+    Label,
+    NetworkConfig,
+    Plan,
+    checked,
+    load_config,
+    rules_in_words,
+)
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.checks import check_affine, check_scan
 from volseg.data.io.choice import Choice, chosen
@@ -20,6 +30,7 @@ from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
 from volseg.files import access_to, given_path, read_json_lines
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, sha256_of_model
+from volseg.modelfile.card import own_network_of, require_network_of_volseg
 from volseg.networks.profile import compare_blocks
 from volseg.planning.planner import network_of_choices
 from volseg.text import first_few, shortened
@@ -89,8 +100,9 @@ def profile_document(config: Path | None, model: str | None) -> dict[str, Any]:
     if (config is None) == (model is None):
         raise UsageError("Give either --config or --model.")
     if model is not None:
-        plan = read_card(find_model(model)).plan
-        network, patch_size = plan.network, plan.patch_size
+        card = read_card(find_model(model))
+        require_network_of_volseg(card, find_model(model))
+        network, patch_size = card.plan.network, card.plan.patch_size
     else:
         network, patch_size = network_of_choices(load_config(config).plan)
     profiles = compare_blocks(network, patch_size)
@@ -113,8 +125,7 @@ def _cost(stage: Any) -> dict[str, Any]:
 
 def _describe_model(path: Path) -> dict[str, Any]:
     card = read_card(path)
-    plan, network = card.plan, card.plan.network
-    features = ", ".join(map(str, network.features))
+    plan = card.plan
     return {
         "what": f"model {card.name}",
         "file": str(path),
@@ -127,9 +138,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         **({} if plan.ignore is None else {"ignored_value": plan.ignore}),
         "spacing_mm": _spacing_text(plan),
         "patch_size": _times(plan.patch_size),
-        "network": f"{network.encoder} U-Net of {_block_names(network)}, features {features}"
-        if network.architecture == "unet"
-        else f"{network.architecture}, registered in volseg.networks.NETWORKS by whoever trained it",
+        "network": _network_text(card),
         "mirror_axes": ", ".join(map(str, plan.mirror_axes)) or "none",
         "members": _members_text(card),
         "postprocessing": rules_in_words(card.postprocessing),
@@ -144,6 +153,16 @@ def _describe_model(path: Path) -> dict[str, Any]:
         # For an ensemble of folds: each validation case is scored with the member that was not trained on it.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
     }
+
+
+def _network_text(card: ModelCard) -> str:
+    """What the network of a model is."""
+    network = card.plan.network
+    if network.architecture == "unet":
+        return f"{network.encoder} U-Net of {_block_names(network)}, features {', '.join(map(str, network.features))}"
+    if network.architecture == CUSTOM:
+        return f"custom, made by {own_network_of(card)}: load it in Python with Segmenter.load(path, network=...)"
+    return f"{network.architecture}, registered in volseg.networks.NETWORKS by whoever trained it"
 
 
 def _spacing_text(plan: Plan) -> str:

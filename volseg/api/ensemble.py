@@ -12,6 +12,7 @@ from volseg.config import Channel, ComponentRule, Label, Plan, checked
 from volseg.errors import InputError, UsageError
 from volseg.modelfile import ModelCard, check_model_path, find_model, read_card, save_model, sha256_of_model
 from volseg.networks import Ensemble, open_network
+from volseg.networks.own import NetworkFactory
 from volseg.text import first_few
 from volseg.training.run.folder import is_run
 
@@ -27,7 +28,14 @@ MAY_DIFFER: Any = {
 }
 
 
-def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = False, overwrite: bool = False) -> Path:
+def ensemble(
+    models: Sequence[str | Path],
+    output: str | Path,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+    network: NetworkFactory | None = None,
+) -> Path:
     """Combine several models in one file that averages their logits, in one pass over a scan.
 
     Args:
@@ -40,6 +48,7 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
         half: store the weights in float16, which halves the file size; `Segmenter.load` still chooses the precision of
             the computation. float16 has 11 significant bits, more than the 8 of bfloat16.
         overwrite: replace an existing `output`.
+        network: makes the network of models that were trained with one of the caller's own, as for `volseg.train`.
 
     Returns:
         `output`.
@@ -59,7 +68,7 @@ def ensemble(models: Sequence[str | Path], output: str | Path, *, half: bool = F
     cards = [read_card(path) for path in paths]
     for path, card in zip(paths, cards, strict=True):
         _check_fits(path, card, paths[0], cards[0])
-    members = Ensemble([open_network(path)[1] for path in paths])
+    members = Ensemble([open_network(path, network)[1] for path in paths])
     plan = _merge_plans([card.plan for card in cards])
     # Names instead of paths, which differ between machines.
     command = shlex.join(["volseg", "ensemble", *(card.name for card in cards), "--output", "MODEL"])

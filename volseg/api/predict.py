@@ -41,7 +41,8 @@ PROBABILITIES = ".probabilities.npy"
 _Plan: TypeAlias = Callable[[], list[tuple[Case, Path]]]
 _Claim: TypeAlias = Callable[[Sequence[Path]], AbstractContextManager[None]]
 # The options of `Segmenter.load` with their defaults.
-DEFAULTS = {name: one.default for name, one in signature(Segmenter.load).parameters.items() if name != "model"}
+_OPTIONS = signature(Segmenter.load).parameters
+DEFAULTS = {name: one.default for name, one in _OPTIONS.items() if name not in ("model", "network")}
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def predict(
     Args:
         inputs: a scan, a DICOM series folder or zip, a folder of scans, or several of them.
         model: a bundled name, the path of a model file, or a loaded `Segmenter`, which keeps the options it was loaded
-            with (device, precision, overlap, tta, max_memory, crop).
+            with (device, precision, overlap, tta, max_memory, crop), and its own network.
         output: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
         channels: the scan of each channel of the model by name; `inputs` is then None.
         device: as for `Segmenter.load`, like the five that follow.

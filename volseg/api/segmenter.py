@@ -49,6 +49,8 @@ from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, sha256_of_model
 from volseg.networks import open_network
 from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.networks.measured import window_bytes
+from volseg.networks.own import NetworkFactory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
 from volseg.system import peak_memory_bytes, resident_bytes
@@ -98,6 +100,7 @@ class Segmenter:
     labeller: Labeller
     max_memory: int | None = None
     crop: str = "none"
+    window_bytes: int | None = None
 
     @classmethod
     def load(
@@ -109,6 +112,7 @@ class Segmenter:
         tta: str = "none",
         max_memory: str | int | None = None,
         crop: str = "none",
+        network: NetworkFactory | None = None,
     ) -> "Segmenter":
         """Load a model.
 
@@ -122,6 +126,7 @@ class Segmenter:
                 for a scan is planned before it is read and before it is computed; what exceeds the limit is rejected.
             crop: "none": as in the plan; or "body": inference only inside the body's bounding box, an approximation:
                 windows are at other positions, and everything outside is background. See `volseg.data.grid.body`.
+            network: makes the network of a model that was trained with one of the caller's own, as for `volseg.train`.
 
         Raises:
             InputError: no such model, or not a model file.
@@ -139,18 +144,20 @@ class Segmenter:
         require_free(2 * path.stat().st_size, f"Loading {path.name}")
         place = choose_device(device)
         with memory_errors(f"loading the model on {place}"):
-            card, network = open_network(path)
-            network = network.to(place)
+            card, loaded = open_network(path, network)
+            loaded = loaded.to(place)
+            dtype = choose_precision(precision, place)
+            window = window_bytes(loaded, card.plan, dtype)
         mirror = card.plan.mirror_axes if tta == "mirror" else ()
-        dtype = choose_precision(precision, place)
         sides = (card.plan.sides.axis, card.plan.side_pairs) if card.plan.sides else None
         windows = Windows(card.plan.patch_size, overlap, windows_at_once(card.plan, dtype, place), mirror, sides)
         return cls(
             card=card,
             sha256=sha256_of_model(path),
-            labeller=Labeller(network, card.plan, windows, dtype),
+            labeller=Labeller(loaded, card.plan, windows, dtype),
             max_memory=None if max_memory is None else parse_size(str(max_memory)),
             crop=crop,
+            window_bytes=window,
         )
 
     def __repr__(self) -> str:
@@ -223,7 +230,8 @@ class Segmenter:
                 "Leave out the probabilities, or segment the slices as they are."
             )
         labeller = self.labeller
-        need = MemoryEstimate(self.card, opened, labeller.windows, labeller.dtype, self.device, probabilities is True)
+        known = self.card, opened, labeller.windows, labeller.dtype, self.device
+        need = MemoryEstimate(*known, probabilities is True, self.window_bytes)
         with promised(partial(plan_chunks, need, self.max_memory)) as planned:
             source = source._replace(scan=_questioned(opened, need))
             return self._planned(source, planned, progress, probabilities, started)

@@ -12,20 +12,23 @@ from volseg.api.training.fit import train_run
 from volseg.api.training.prepare import Run, plan_for, prepare
 from volseg.config import load_config
 from volseg.data.cases.cache_key import shared_cache
-from volseg.data.cases.dataset import folds_in_files, grouping_of, open_dataset
+from volseg.data.cases.dataset import folds_in_files, grouping_of
 from volseg.data.cases.workers import require_main_process
+from volseg.data.records import Records, open_cases
 from volseg.device import (
     choose_device,
     random_numbers_kept,
 )
 from volseg.errors import Stopped
 from volseg.files import given_path
+from volseg.networks.own import NetworkFactory
 from volseg.planning.fingerprint import take_fingerprint
 from volseg.planning.planner import plan_text
 from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
 from volseg.training.losses import PlainLoss
-from volseg.training.parts import Custom
+from volseg.training.moments import OptimiserFactory
+from volseg.training.parts import Callback, Custom
 from volseg.training.ranks import join_process_group, local_device
 from volseg.training.run.bookkeeping import run_log
 from volseg.training.run.folder import (
@@ -42,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    dataset: str | Path,
+    dataset: str | Path | Records,
     output: str | Path,
     *,
     config: str | Path | None = None,
@@ -59,7 +62,10 @@ def train(
     device: str = "auto",
     progress: Progress = silent,
     loss: PlainLoss | None = None,
-    transforms: Sequence[Transform] = (),
+    network: NetworkFactory | None = None,
+    transforms: Transform | Sequence[Transform] = (),
+    optimiser: OptimiserFactory | None = None,
+    callbacks: Callback | Sequence[Callback] = (),
 ) -> Path:
     """Train a network on a dataset; the run folder holds the model, its validation scores and a report.
 
@@ -67,7 +73,8 @@ def train(
     of a single process, up to rounding. All processes need access to the same folders.
 
     Args:
-        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/.
+        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/; or
+            a list of cases, each (images, label) or {"image": ..., "label": ...}, see `volseg.data.records`.
         output: the run folder; must not exist unless `resume` or `overwrite`.
         config: a YAML file, see `volseg.config.Config`.
         overrides: "key=value" changes to it.
@@ -82,10 +89,16 @@ def train(
         finish: end the run in `output` now: no further step, but model, scores and report of what its checkpoint holds.
         device: auto, cpu, cuda, cuda:N or mps.
         progress: called with the fraction of the run that is done.
-        loss: a function of (logits, target) to a scalar instead of `training.loss`, see
-            `volseg.losses.SegmentationLoss`. A resumed run needs it again.
-        transforms: MONAI dictionary transforms of "image" (C, D, H, W) and "label" (1, D, H, W), applied to each
-            augmented patch after volseg's own; random ones have to be `monai.transforms.Randomizable`.
+        loss: a function of logits (B, K, D, H, W) and class indices (B, D, H, W) to a scalar, instead of
+            `training.loss`, see `volseg.losses.SegmentationLoss`. A resumed run needs it again, like the three below.
+        network: a function of the plan to a torch module from (B, C, D, H, W) to logits (B, K, D, H, W), instead of the
+            planned U-Net, see `volseg.networks.own`. `Segmenter.load` needs it again.
+        transforms: a MONAI dictionary transform of "image" (C, D, H, W) and "label" (1, D, H, W), or a list of them,
+            applied to each augmented patch after volseg's own; random ones have to be `monai.transforms.Randomizable`.
+        optimiser: a function of (network, learning_rate, weight_decay) to a `torch.optim.Optimizer`, instead of Muon,
+            see `volseg.training.moments`; the schedule scales the learning rate of each of its groups.
+        callbacks: a function of (record, state), called after each step, or a list of them, see
+            `volseg.training.parts`. True ends the run early, with model, scores and report.
 
     Returns:
         The run folder.
@@ -95,7 +108,7 @@ def train(
         VolsegError: see `volseg.errors`.
     """
     require_main_process()
-    custom = Custom.checked(loss, transforms)
+    custom = Custom.checked(loss, network, transforms, optimiser, callbacks)
     file = None if splits is None else given_path(splits)
     budget = {"minutes": minutes, "steps": steps}
     settings = {"fold": fold, "folds": folds, "splits": file and file.name, "seed": seed, **budget}
@@ -116,9 +129,14 @@ def train(
             if is_run(folder):
                 lock()
             again = resume or finish
-            configured = configure_run(folder, config, overrides, settings, again, overwrite, finish)
-            data = replace(open_dataset(Path(dataset)), splits=file)
-            return prepare(folder, *configured, data, torch_device, ranks.world, again, lock)
+            resumed = again and is_run(folder)
+            chosen, configuration = configure_run(folder, config, overrides, settings, again, overwrite, finish)
+            if resumed:
+                custom.require_same(chosen.parts, folder, finish)
+            else:
+                chosen = chosen.model_copy(update={"parts": custom.described()})
+            data = replace(open_cases(dataset), splits=file)
+            return prepare(folder, chosen, configuration, data, torch_device, ranks.world, again, lock, custom)
 
         run = replace(ranks.on_first_rank(prepared), device=torch_device, custom=custom, finish=finish)
         with run_log(folder, ranks.first):
@@ -131,12 +149,13 @@ def train(
                     raise KeyboardInterrupt
                 finish_run(run, state, progress if ranks.first else silent)
             except KeyboardInterrupt as stop:
-                raise Stopped(interrupted(folder, dataset, ranks.world)) from stop
+                named = dataset if isinstance(dataset, str | Path) and not run.settings.parts else None
+                raise Stopped(interrupted(folder, named, ranks.world)) from stop
     return folder
 
 
 def plan_dataset(
-    dataset: str | Path, config: str | Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
+    dataset: str | Path | Records, config: str | Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
 ) -> str:
     """The training plan for all of a dataset as YAML, with the reason for each value as a comment.
 
@@ -150,7 +169,7 @@ def plan_dataset(
         VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
     """
     choices = load_config(config, overrides).plan
-    data = open_dataset(Path(dataset))
+    data = open_cases(dataset)
     stated = folds_in_files(data)
     logger.info("Folds: %s", f"{len(stated.splits)}, {stated.source}" if stated else grouping_of(data).words)
     fingerprint = take_fingerprint(data, shared_cache())

@@ -77,12 +77,10 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
 
 
 def validate_from_files(
-    model: Path,
+    segmenter: Segmenter,
     data: Dataset,
     cases: Sequence[TrainingCase],
     run: Path,
-    device: str,
-    precision: str,
     progress: Progress,
     ranks: Ranks,
 ) -> dict[str, Any]:
@@ -92,19 +90,16 @@ def validate_from_files(
     segments its shard of the scans; rank 0 scores all of them and writes validation.json and .csv.
 
     Args:
-        model: the model file.
+        segmenter: the saved model.
         data: the dataset, for its channels and labels.
         cases: the validation cases.
         run: the run folder.
-        device: as for `Segmenter.load`.
-        precision: as for `Segmenter.load`.
         progress: called with the fraction of this rank's scans that is segmented.
         ranks: the processes of the run.
 
     Returns:
         The fields to add to the model card: "postprocessing", and "scores", the means of validation.json.
     """
-    segmenter = Segmenter.load(model, device=device, precision=precision)
     plan = segmenter.card.plan
     pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label) for case in cases]
     shard = ranks.shard(list(zip(cases, pairs, strict=True)))

@@ -4,7 +4,7 @@ All defaults and units are defined here. Spatial triples are in network order (D
 """
 
 from volseg.config.files import load_config, read_yaml
-from volseg.config.network import Block, NetworkConfig
+from volseg.config.network import CUSTOM, Block, NetworkConfig
 from volseg.config.plan import (
     Channel,
     CodedName,
@@ -37,6 +37,7 @@ from volseg.config.values import (
 
 __all__ = [
     "ABSOLUTE",
+    "CUSTOM",
     "IGNORED",
     "Activation",
     "AugmentationConfig",

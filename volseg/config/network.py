@@ -15,6 +15,8 @@ Blocks = Annotated[
     Discriminator(lambda value: "all" if isinstance(value, str) else "each"),
 ]
 STAGES = 4
+# The architecture of a network of the caller's own, which no file describes: see `volseg.networks.own`.
+CUSTOM = "custom"
 # Bounds that no real network comes near: the largest residual encoders of nnU-Net have 9 stages, 512 features,
 # 60 blocks and 1e9 weights at most.
 MOST_STAGES, MOST_BLOCKS, LARGEST_KERNEL, LARGEST_STRIDE, MOST_WEIGHTS = 12, 500, 31, 64, 4 * 10**9
@@ -26,7 +28,7 @@ class NetworkConfig(Frozen):
     Lists that are not given follow from `features`: two blocks per stage, kernels of 3, strides of 2.
     """
 
-    architecture: Name = Field("unet", description="a name in `volseg.networks.NETWORKS`")
+    architecture: Name = Field("unet", description="a name in `volseg.networks.NETWORKS`; custom: a caller's own")
     in_channels: Size = 1
     classes: Size = Field(2, description="background included")
     block: Blocks = Field("conv3d", description="of all stages, or one for each")

@@ -19,7 +19,7 @@ from volseg.errors import InputError, ResourceError, UsageError
 from volseg.inference.room import GIB, MORE_MEMORY
 from volseg.inference.windows import Windows, window_count
 from volseg.modelfile import ModelCard
-from volseg.networks.footprint import Computing, footprint
+from volseg.networks.footprint import Computing, Footprint, footprint
 from volseg.system import MemoryLimit, resident_bytes, tightest_limit
 from volseg.text import shortened
 
@@ -43,6 +43,9 @@ MANY_WINDOWS, MANY_VOXELS = 1000, 20
 RESAMPLED_BYTES, HEAP = 16 << 20, 48 << 20
 # Fragmentation of the memory of windows, as a factor: the estimate was 0.86 to 1.23 of what was measured without it.
 HOLES = 1.25
+# What torch's libraries take for the convolutions of another network than volseg's, on top of what was measured: copies
+# of the input and the output, as a factor.
+LIBRARIES = 2
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class MemoryEstimate:
         dtype: type of feature maps.
         device: where windows are computed.
         probabilities: whether the class probabilities are kept in memory.
+        window_bytes: measured feature maps of a window, where the network is not the U-Net of the plan.
     """
 
     card: ModelCard
@@ -92,6 +96,7 @@ class MemoryEstimate:
     dtype: torch.dtype
     device: torch.device
     probabilities: bool = False
+    window_bytes: int | None = None
 
     @property
     def grid(self) -> Triple:
@@ -153,7 +158,8 @@ class MemoryEstimate:
     def _blending(self, grid: list[int], chunk: ChunkSize) -> tuple[bool, int, int, int]:
         """Whether the last layer follows the blending, outputs per voxel, bytes of the ring, and of resampling."""
         network, patch = self.card.plan.network, self.card.plan.patch_size
-        at_end = self.card.members == 1 and network.features[0] < network.classes and not self.windows.exchanged
+        few = self.window_bytes is None and network.features[0] < network.classes
+        at_end = self.card.members == 1 and few and not self.windows.exchanged
         outputs = network.features[0] if at_end else network.classes
         planes = min(grid[0], max(patch))
         ring = 4 * outputs * planes * grid[1] * grid[2]
@@ -168,7 +174,11 @@ class MemoryEstimate:
         """Bytes of one batch of windows: its feature maps, what is made of its outputs, and the filters."""
         network, patch = self.card.plan.network, self.card.plan.patch_size
         batch = max(1, self.windows.batch_size)
-        found = footprint(network, patch, batch, computing, head=not at_end)
+        if self.window_bytes is None:
+            found = footprint(network, patch, batch, computing, head=not at_end)
+        else:
+            maps = LIBRARIES * batch * self.window_bytes
+            found = Footprint(maps, maps if computing.keep_freed else 0, 0, 0)
         values = 4 * batch * math.prod(patch)
         # An output in float32, and its weights.
         output = values * (outputs + 2)
@@ -198,10 +208,15 @@ def feature_maps(network: NetworkConfig, patch: Triple) -> int:
 
 
 def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
-    """The number of windows in a batch: one on a CPU, several small slices, or up to eight on a GPU."""
+    """The number of windows in a batch: one on a CPU, several small slices, or up to eight on a GPU.
+
+    On a GPU it is one for another network than volseg's, whose memory is not known from the plan.
+    """
     if device.type != "cuda":
         # Calling the layers takes longer than computing a small slice.
         return max(1, min(16, SLICES_PIXELS // math.prod(plan.patch_size))) if plan.dimensions == 2 else 1
+    if plan.network.architecture != "unet":
+        return 1
     one = 4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)
     return max(1, min(8, free_gpu_memory(device) // one))
 
@@ -209,7 +224,7 @@ def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int
 def scans_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
     """The number of scans computed in parallel: on a CPU with small windows several, with fewer threads each."""
     maps = dtype.itemsize * feature_maps(plan.network, plan.patch_size)
-    if device.type != "cpu" or maps > SMALL_MAPS:
+    if device.type != "cpu" or maps > SMALL_MAPS or plan.network.architecture != "unet":
         return 1
     machine = tightest_limit()
     fitting = MOST_AT_ONCE if machine is None else machine.free // (SCAN_BYTES + maps)

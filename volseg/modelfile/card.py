@@ -7,12 +7,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
-from volseg.config import ComponentRule, Frozen, Name, Plan, checked
+from volseg.config import CUSTOM, ComponentRule, Frozen, Name, Plan, checked
 from volseg.documents import BrokenDocumentError, DocumentError, parse_json
-from volseg.errors import InputError, UsageError
+from volseg.errors import ConfigError, InputError, UsageError
 from volseg.files import access_to, require_writable, sha256_of
 from volseg.modelfile.header import Header, read_header
-from volseg.text import first_few
+from volseg.text import first_few, printable, shortened
 from volseg.version import __version__
 
 HEADER_KEY = "volseg"
@@ -140,12 +140,13 @@ def check_cards(models: Iterable[str | Path]) -> None:
 
     Raises:
         InputError: see `read_card`.
+        ConfigError: see `require_network_of_volseg`.
     """
     for model in models:
         path = bundled_models().get(str(model)) or Path(model)
         path = path / RUN_MODEL if os.path.isdir(path) else path
         if path.suffix == ".safetensors" and os.path.isfile(path):
-            read_card(path)
+            require_network_of_volseg(read_card(path), path)
 
 
 def check_model_path(path: Path, overwrite: bool) -> None:
@@ -196,6 +197,30 @@ def card_of(header: Header, path: Path) -> ModelCard:
             "Use the volseg that wrote it, or a newer one."
         )
     return checked(ModelCard, document, f"The document in {path}", InputError)
+
+
+def own_network_of(card: ModelCard) -> str:
+    """The name of the function or class that made the network of a model, as its card states it; only a text.
+
+    Of an ensemble, that of its first member.
+    """
+    first: dict[str, Any] = next(iter(card.training.get("members") or ()), {})
+    name = card.training.get("custom_network", first.get("custom_network"))
+    return shortened(printable(name), 200) if isinstance(name, str) and name else "not named in its card"
+
+
+def require_network_of_volseg(card: ModelCard, path: Path) -> None:
+    """Refuse a model whose network volseg cannot build by itself.
+
+    Raises:
+        ConfigError: it was trained with a network of its own.
+    """
+    if card.plan.network.architecture == CUSTOM:
+        raise ConfigError(
+            f"The model {path} was trained with a network of its own ({own_network_of(card)}), and a model file holds "
+            "no code. Load it in Python with volseg.Segmenter.load(path, network=...), giving the function or class "
+            "that made the network; volseg.predict takes the loaded Segmenter, and volseg.ensemble takes network=, too."
+        )
 
 
 def sha256_of_model(path: Path) -> str:

@@ -23,7 +23,13 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str,
     Raises:
         ResourceError: the file cannot be written.
     """
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        # The library refuses tensors that share memory, such as tied weights.
+        stored[name] = whole.clone() if whole.untyped_storage().data_ptr() in places else whole
+        places.add(whole.untyped_storage().data_ptr())
     with whole_file(path) as temporary:
         # Only the owner may read the files that save_file writes.
         temporary.write_bytes(save(stored, metadata=header))

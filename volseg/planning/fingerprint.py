@@ -157,8 +157,11 @@ def take_fingerprint(dataset: Dataset, cache: Path | None = None) -> Fingerprint
         problems.append(Problem("all", "no label", found, "check the label images"))
     if problems:
         # Paths relative to the dataset's folder are shorter.
-        inside = f"{dataset.folder}{os.sep}"
-        raise DatasetError(dataset.name, [row._replace(found=row.found.replace(inside, "")) for row in problems])
+        inside = "" if dataset.folder is None else f"{dataset.folder}{os.sep}"
+        raise DatasetError(
+            dataset.name,
+            [row._replace(found=row.found.replace(inside, "") if inside else row.found) for row in problems],
+        )
     if empty:
         logger.warning("%d of %d cases have no foreground voxel: %s.", len(empty), len(measured), first_few(empty))
     channels = (_channel(name, index, measured) for index, name in enumerate(dataset.channels))

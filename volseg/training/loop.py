@@ -75,8 +75,8 @@ def fit(
     while True:
         # ---- one step
         rate = learning_rate(progress, config.learning_rate, config.warmup)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        for group, scale in zip(state.optimizer.param_groups, state.scales, strict=True):
+            group["lr"] = rate * scale
         batch = crop_patches(batch, progress, state.step)
         value = _step(state, network_loss, batch, scaler, config, device)
         state.step += 1

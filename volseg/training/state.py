@@ -22,12 +22,11 @@ from volseg.config import TrainingConfig
 from volseg.errors import InputError
 from volseg.files import access_to, utf8_path
 from volseg.modelfile import save_tensors
-from volseg.training.optimisers import Muon, has_moments
+from volseg.training.moments import MUON, OptimiserFactory, build_optimiser, optimiser_name, restore_state, stored_state
+from volseg.training.optimisers import Muon
 from volseg.training.ranks import SINGLE_PROCESS, Ranks
 
 FILE_NAME = "state.safetensors"
-# Stored in a checkpoint, because the moments of another optimiser cannot be used.
-OPTIMIZER = "muon"
 # Characters of a reason in a message.
 LONGEST = 300
 # Prefixes of the tensors in a checkpoint. The EMA of the weights is called "average" in the checkpoints of all earlier
@@ -43,26 +42,36 @@ class TrainingState:
         config: learning rate and weight decay of the optimiser.
         ranks: see below.
         data: identifies the training cases; a checkpoint with another value is rejected. None: those of any.
+        optimiser: makes the optimiser, see `volseg.training.moments.OptimiserFactory`.
 
     Attributes:
         network: trained in place.
         ranks: the processes that train it together, each with its own copy of the state.
         ema: the same network with the EMA of the weights; this is the model that is saved.
-        optimizer: Muon for the network.
+        optimizer: Muon for the network, or what `optimiser` made.
+        scales: of each of its groups, the peak of the learning rate as a multiple of `config.learning_rate`.
         step: finished optimiser steps.
         seconds: wall-clock seconds in the training loop, in total over all resumptions.
+        ended: whether a callback has ended the run early.
     """
 
     def __init__(
-        self, network: nn.Module, config: TrainingConfig, ranks: Ranks = SINGLE_PROCESS, data: str | None = ""
+        self,
+        network: nn.Module,
+        config: TrainingConfig,
+        ranks: Ranks = SINGLE_PROCESS,
+        data: str | None = "",
+        optimiser: OptimiserFactory = Muon,
     ) -> None:
         self.network = network
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.ranks = ranks
         self.data = data
-        self.optimizer = Muon(network, config.learning_rate, config.weight_decay)
+        self.optimizer = build_optimiser(optimiser, network, config.learning_rate, config.weight_decay)
+        self.scales = [float(group["lr"]) / config.learning_rate for group in self.optimizer.param_groups]
         self.step = 0
         self.seconds = 0.0
+        self.ended = False
 
     @torch.no_grad()
     def update_ema(self, fraction: float, decay: float | None = None) -> None:
@@ -79,25 +88,33 @@ class TrainingState:
             decay = (1 - 1 / self.step) ** (1 / fraction - 1) if fraction else 0.0
         else:
             decay = min(decay, (1 + self.step) / (10 + self.step))
-        for mean, new in zip(self.ema.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
+        pairs = zip(self.ema.state_dict(keep_vars=True).values(), self.network.state_dict().values(), strict=True)
+        # A tensor that has several names, such as tied weights, is updated once.
+        for mean, new in {id(mean): (mean, new) for mean, new in pairs}.values():
+            if not mean.is_floating_point():
+                mean.copy_(new)
+            elif isinstance(mean, nn.Parameter):
                 mean.lerp_(new, 1 - decay)
             else:
-                mean.copy_(new)
+                # Infinite values, as in a mask of attention, have no mean.
+                finite = mean.isfinite() & new.isfinite()
+                mean.copy_(torch.where(finite, mean.lerp(new, 1 - decay), new))
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         tensors = {f"{NETWORK}{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"{EMA}{name}": value for name, value in self.ema.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"{MOMENTS}{index}.{name}": value for name, value in moments.items()}
+        moments, document = stored_state(self.optimizer)
+        tensors |= {f"{MOMENTS}{name}": value for name, value in moments.items()}
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        progress = {"step": self.step, "seconds": self.seconds, "optimizer": OPTIMIZER, "data": self.data}
+        progress: dict[str, Any] = {"step": self.step, "seconds": self.seconds, "data": self.data}
+        progress["optimizer"] = optimiser_name(self.optimizer)
+        progress |= {"state": document} if document else {}
         progress["crc32"] = _checksum(stored)
         save_tensors(folder / FILE_NAME, stored, {"state": json.dumps(progress)})
 
-    def load(self, folder: Path) -> None:
-        """Load the checkpoint in `folder`.
+    def load(self, folder: Path, optimiser: bool = True) -> None:
+        """Load the checkpoint in `folder`; without `optimiser`, to train no further, all but the optimiser's state.
 
         Raises:
             InputError: the file cannot be read, is damaged, or belongs to another network or other training cases.
@@ -110,8 +127,8 @@ class TrainingState:
             if not path.is_file():
                 raise ValueError("it is not a file")
             progress = _progress(path)
-            if progress.get("optimizer") != OPTIMIZER:
-                raise ValueError("it was written by a volseg version with another optimiser")
+            if optimiser:
+                self._require_same_optimiser(progress.get("optimizer"))
             if self.data is not None and progress.get("data", self.data) != self.data:
                 raise ValueError("the training cases have changed since")
             with utf8_path(path) as readable:
@@ -120,13 +137,24 @@ class TrainingState:
                 raise ValueError("its numbers have another checksum than when it was written")
             self.network.load_state_dict(_without_prefix(tensors, NETWORK))
             self.ema.load_state_dict(_without_prefix(tensors, EMA))
-            moments = _moments(_without_prefix(tensors, MOMENTS), list(self.network.parameters()))
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            if optimiser:
+                restore_state(self.optimizer, _without_prefix(tensors, MOMENTS), progress.get("state", {}))
             self.step, self.seconds = _spent(progress["step"], progress["seconds"])
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             message = f"The checkpoint {path} does not fit this run: {_short(reason)}. Start again with --overwrite."
             raise InputError(message) from error
+
+    def _require_same_optimiser(self, stored: Any) -> None:
+        found = optimiser_name(self.optimizer)
+        if stored == found:
+            return
+        if stored != MUON and "." not in str(stored):
+            raise ValueError("it was written by a volseg version with another optimiser")
+        raise ValueError(
+            f"it was written with the optimiser {stored}, but this run has {found}, so give that one as optimiser= (of "
+            "volseg's own, muon, give none)"
+        )
 
 
 def reached(folder: Path) -> tuple[int, float] | None:
@@ -141,18 +169,6 @@ def _progress(path: Path) -> dict[str, Any]:
     """What the header of a checkpoint states of the run."""
     with utf8_path(path) as readable, safetensors.safe_open(readable, framework="np") as handle:
         return dict(json.loads((handle.metadata() or {})["state"]))
-
-
-def _moments(tensors: dict[str, torch.Tensor], parameters: list[nn.Parameter]) -> dict[int, dict[str, torch.Tensor]]:
-    """The optimiser's moments of each parameter, by its number."""
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = value
-    for number, found in moments.items():
-        if not 0 <= number < len(parameters) or not has_moments(parameters[number], found):
-            raise ValueError(f"its optimiser state of parameter {number} is of another network")
-    return moments
 
 
 def _spent(step: Any, seconds: Any) -> tuple[int, float]:

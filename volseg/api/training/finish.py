@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 
+from volseg.api.segmenter import Segmenter
 from volseg.api.training.prepare import Run
 from volseg.api.validation import validate_from_files
 from volseg.modelfile import ModelCard, save_model
@@ -29,8 +30,8 @@ def finish_run(run: Run, state: TrainingState, progress: Progress) -> None:
             "seed": run.settings.seed,
             "steps": state.step,
             "seconds": round(state.seconds, 1),
-            **run.settings.ended(run.plan.steps, state.step, state.seconds, run.finish),
-            **run.custom.described(),
+            **run.settings.ended(run.plan.steps, state.step, state.seconds, run.finish or state.ended),
+            **{f"custom_{name}": text for name, text in (run.settings.parts | run.custom.described()).items()},
         },
     )
     model, ranks = run.folder / "model.safetensors", state.ranks
@@ -40,9 +41,8 @@ def finish_run(run: Run, state: TrainingState, progress: Progress) -> None:
     if run.validation:
         ranks.on_first_rank(partial(check_validation, run.folder, run.validation, run.plan))
         precision = run.config.training.precision
-        found = validate_from_files(
-            model, run.data, run.validation, run.folder, str(run.device), precision, progress, ranks
-        )
+        segmenter = Segmenter.load(model, str(run.device), precision, network=run.custom.network)
+        found = validate_from_files(segmenter, run.data, run.validation, run.folder, progress, ranks)
         if ranks.first:
             save_model(model, card.model_copy(update=found), weights)
     if ranks.first:

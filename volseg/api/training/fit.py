@@ -19,10 +19,13 @@ from volseg.device import (
 )
 from volseg.networks import build_network
 from volseg.networks.cpu.malloc import keep_freed_memory
+from volseg.networks.own import build_own
 from volseg.precision import choose_precision
 from volseg.progress import Progress
 from volseg.training.loop import fit
 from volseg.training.losses import SegmentationLoss
+from volseg.training.optimisers import Muon
+from volseg.training.parts import AfterStep
 from volseg.training.ranks import Ranks, local_world_size
 from volseg.training.run.bookkeeping import bookkeeping
 from volseg.training.run.case_keys import Stamps, check_unchanged
@@ -38,17 +41,19 @@ logger = logging.getLogger(__name__)
 
 
 def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState, bool]:
-    """Train from the checkpoint, or from new weights; returns the state, and whether the budget is spent."""
+    """Train from the checkpoint, or from new weights; returns the state, and whether the run has come to its end."""
     config, budget = run.config.training, run.settings.budget(run.plan.steps)
     stamps = Stamps.of(run.training)
     training_cases, validation_cases = ranks.on_first_rank(partial(_preprocess, run, progress))
     seed_torch(run.device, run.settings.seed)
     digest = sha256("\n".join(case.stem.name for case in training_cases).encode(errors="surrogateescape")).hexdigest()
     with memory_errors(f"moving the network to {run.device}"):
-        network = build_network(run.plan.network).to(run.device)
-        state = TrainingState(network, config, ranks, None if run.finish else digest)
+        own = run.custom.network
+        network = (build_own(own, run.plan) if own else build_network(run.plan.network)).to(run.device)
+        optimiser = run.custom.optimiser or Muon
+        state = TrainingState(network, config, ranks, None if run.finish else digest, optimiser)
     if has_checkpoint(run.folder / CHECKPOINT):
-        state.load(run.folder / CHECKPOINT)
+        state.load(run.folder / CHECKPOINT, optimiser=not run.finish)
         logger.info("%s", budget.resumed(state.step, state.seconds, run.finish))
     if ranks.first:
         # They belong to the model that this run is about to replace.
@@ -70,14 +75,16 @@ def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState
     ):
         if run.finish:
             return state, True
+        callbacks = run.custom.callbacks if ranks.first else ()
+        after = AfterStep(callbacks, state, record, partial(state.save, run.folder / CHECKPOINT))
         done = fit(
             state,
             batches,
             budget,
             config,
             validator(run.plan, validation_cases, dtype, ranks),
-            record,
-            stopped,
+            after,
+            lambda: stopped() or state.ended,
             loss,
             patches,
         )
@@ -86,7 +93,10 @@ def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState
             stamps.warn_of_changes(training_cases)
         # If a rank exited now, torchrun would end the others, even while rank 0 writes.
         ranks.wait()
-    return state, done
+        state.ended = ranks.any(state.ended)
+    if state.ended:
+        logger.info("A callback ended the run after step %d", state.step)
+    return state, done or state.ended
 
 
 def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> BatchDataset:

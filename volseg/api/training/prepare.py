@@ -7,22 +7,28 @@ from pathlib import Path
 
 import torch
 
-from volseg.config import Config, Plan, PlanChoices
+from volseg.config import CUSTOM, Config, Plan, PlanChoices, TrainingConfig
 from volseg.data.cases.batches import check_shared
 from volseg.data.cases.cache_key import shared_cache
 from volseg.data.cases.dataset import Dataset, TrainingCase
+from volseg.data.cases.progressive_patches import patch_sizes
 from volseg.data.folds import Folds, choose_fold
 from volseg.device import (
     gpu_memory_gb,
     machine_memory_gb,
+    memory_errors,
+    random_numbers_kept,
 )
-from volseg.errors import DatasetError
+from volseg.errors import DatasetError, UsageError
 from volseg.files import remove_leftovers, write_json, write_text
-from volseg.networks import find_network
+from volseg.networks import build_network, find_network
+from volseg.networks.own import build_own, check_own
 from volseg.planning.fingerprint import Fingerprint, take_fingerprint
 from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
 from volseg.planning.summary import summary
+from volseg.precision import choose_precision
 from volseg.training.losses import SegmentationLoss
+from volseg.training.moments import build_optimiser
 from volseg.training.parts import Custom
 from volseg.training.run.case_keys import require_same_labels
 from volseg.training.run.folder import (
@@ -61,6 +67,43 @@ def plan_for(
     return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
 
 
+def _choices(choices: PlanChoices, own_network: bool) -> PlanChoices:
+    """The choices of a plan whose network is one of `NETWORKS`, or of the caller's own.
+
+    Raises:
+        ConfigError: the architecture is unknown.
+        UsageError: the caller's own network and an architecture were given.
+    """
+    if not own_network:
+        find_network(choices.architecture or "unet")
+        return choices
+    if choices.architecture:
+        raise UsageError(
+            f"Both network= and plan.architecture={choices.architecture} were given. Give one of them: network= for a "
+            "network of your own."
+        )
+    return choices.model_copy(update={"architecture": CUSTOM})
+
+
+def _check_parts(custom: Custom, plan: Plan, config: TrainingConfig, device: torch.device, world: int) -> None:
+    """Make the caller's own network and optimiser once, so that what does not fit is said before anything is written.
+
+    Raises:
+        UsageError: see `volseg.networks.own` and `volseg.training.moments`.
+    """
+    if custom.network is None and custom.optimiser is None:
+        return
+    with random_numbers_kept(device), memory_errors(f"checking the network on {device}"):
+        network = build_network(plan.network) if custom.network is None else build_own(custom.network, plan)
+        network = network.to(device)
+        if custom.network is not None:
+            sizes = patch_sizes(plan, config.progressive_patch_size)
+            dtype = choose_precision(config.precision, device)
+            check_own(network, plan, sizes, max(1, plan.batch_size // world), dtype)
+        if custom.optimiser is not None:
+            build_optimiser(custom.optimiser, network, config.learning_rate, config.weight_decay)
+
+
 def prepare(
     folder: Path,
     settings: RunSettings,
@@ -70,6 +113,7 @@ def prepare(
     world: int,
     resume: bool,
     lock: Callable[[], None],
+    custom: Custom,
 ) -> Run:
     """Split and plan, or read both from the run folder; nothing is written before the dataset has passed all checks.
 
@@ -77,7 +121,7 @@ def prepare(
     """
     # Report unknown names before the dataset is read.
     SegmentationLoss(config.training.loss)
-    find_network(config.plan.architecture or "unet")
+    choices = _choices(config.plan, "network" in settings.parts)
     has_plan = resume and (folder / "plan.yaml").exists()
     if has_plan:
         if data.problems:
@@ -91,12 +135,14 @@ def prepare(
         plan = read_plan(folder / "plan.yaml")
         require_same_labels(data, plan)
         check_shared(plan, world)
+        _check_parts(custom, plan, config.training, device, world)
     else:
         used = {name for one in folds.splits for half in one.values() for name in half}
         data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
         fingerprint = take_fingerprint(data_used, shared_cache())
-        plan, reasons = plan_for(data, fingerprint, config.plan, device)
+        plan, reasons = plan_for(data, fingerprint, choices, device)
         check_shared(plan, world)
+        _check_parts(custom, plan, config.training, device, world)
         lock()
         start_run(folder, settings, config)
         write_json(folder / "splits.json", folds.splits)

@@ -73,7 +73,7 @@ class Dataset:
 
     Args:
         name: of the dataset.
-        folder: its path.
+        folder: its path; None for a list of cases.
         channels: their names, in order.
         labels: the labels to segment, and the ignore label.
         cases: sorted by name; whether their files exist is checked only when they are read.
@@ -86,7 +86,7 @@ class Dataset:
     """
 
     name: str
-    folder: Path
+    folder: Path | None
     channels: tuple[str, ...]
     labels: LabelSet
     cases: tuple[TrainingCase, ...]
@@ -167,9 +167,9 @@ def folds_in_files(dataset: Dataset) -> Folds | None:
     Raises:
         InputError: a file that `read_splits` rejects.
     """
-    path = dataset.splits or dataset.folder / SPLITS
+    path = dataset.splits or (None if dataset.folder is None else dataset.folder / SPLITS)
     found = dataset.folds
-    if dataset.splits or path.exists():
+    if path and (dataset.splits or path.exists()):
         found = read_splits(path, dataset.names)
         if dataset.folds and not dataset.splits and not same_folds(found, dataset.folds):
             logger.warning("Using the folds of %s, not those of %s, which differ", found.source, dataset.folds.source)
@@ -196,7 +196,7 @@ def _open_decathlon(folder: Path, document: dict[str, Any], index: Decathlon) ->
     ]
     folds = stated_folds(training, validation, source)
     own = {scan.name: str(scan.group) for scan in scans if scan.group is not None}
-    return _dataset(folder, document, index.channels, cases, folds, own)
+    return make_dataset(folder, document, index.channels, cases, folds, own)
 
 
 def _inside(folder: Path, stated: str) -> Path:
@@ -236,7 +236,7 @@ def _open_nnunet(folder: Path, document: dict[str, Any], index: NnUNet) -> Datas
         )
         for name in sorted(names)
     ]
-    return _dataset(folder, document, index.channel_names, cases)
+    return make_dataset(folder, document, index.channel_names, cases)
 
 
 def _named_files(folder: Path, ending: str) -> dict[str, Path]:
@@ -268,10 +268,10 @@ def _open_plain(folder: Path) -> Dataset:
         if path not in paired
     ]
     names = folder / "labels.json"
-    labels = _read_json(names) if names.exists() else _labels_found(cases)
+    labels = _read_json(names) if names.exists() else labels_found(cases)
     # Either the labels alone, or as in dataset.json.
     whole = isinstance(labels, dict) and isinstance(labels.get("labels"), dict)
-    return _dataset(folder, labels if whole else {"labels": labels}, ("image",), cases)
+    return make_dataset(folder, labels if whole else {"labels": labels}, ("image",), cases)
 
 
 def _is_label(path: Path) -> bool:
@@ -279,7 +279,7 @@ def _is_label(path: Path) -> bool:
     return image_suffix(path) is not None or path.suffix.lower() == ".dcm"
 
 
-def _labels_found(cases: Sequence[TrainingCase]) -> dict[str, int]:
+def labels_found(cases: Sequence[TrainingCase]) -> dict[str, int]:
     """A name for each value in the label images, or the names if all are DICOM; what cannot be read is skipped."""
     found: set[int] = set()
     named: set[str] = set()
@@ -295,8 +295,8 @@ def _labels_found(cases: Sequence[TrainingCase]) -> dict[str, int]:
     return {f"label_{value}": value for value in sorted(found - {0})}
 
 
-def _dataset(
-    folder: Path,
+def make_dataset(
+    folder: Path | None,
     document: dict[str, Any],
     channels: tuple[str, ...],
     cases: list[TrainingCase],
@@ -306,14 +306,20 @@ def _dataset(
     """The dataset, after the checks common to all layouts.
 
     Args:
+        folder: None for a list of cases, whose document has a name.
+        document: as dataset.json.
+        channels: their names.
+        cases: in any order.
+        folds: those that are stated.
         own_groups: those that are stated with each case.
     """
-    labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
-    labels = with_codes(labels, document.get("label_codes"), str(folder))
+    source = "the list of cases" if folder is None else str(folder)
+    labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), source)
+    labels = with_codes(labels, document.get("label_codes"), source)
     first = {case.name: case for case in reversed(cases)}
     return Dataset(
         # It goes into model files, which are UTF-8.
-        name=printable(_text(document.get("name")) or folder.resolve().name)[:LONGEST_NAME],
+        name=printable(_text(document.get("name")) or (folder or Path()).resolve().name)[:LONGEST_NAME],
         folder=folder,
         channels=channels,
         labels=labels,
@@ -322,7 +328,7 @@ def _dataset(
         description=_text(document.get("description")),
         problems=tuple(_same_name(case, first[case.name]) for case in cases if case is not first[case.name]),
         folds=folds,
-        groups=_groups(document, own_groups or {}, set(first), str(folder)),
+        groups=_groups(document, own_groups or {}, set(first), source),
     )
 
 

@@ -87,6 +87,14 @@ def patch_size_at(full: Sequence[int], divisor: Triple, progress: float) -> Trip
     return sizes[0], sizes[1], sizes[2]
 
 
+def patch_sizes(plan: Plan, fraction: float) -> list[Triple]:
+    """The patch sizes (D, H, W) of a run, the smallest first; `fraction` as for `ProgressivePatches`."""
+    if not fraction:
+        return [plan.patch_size]
+    steps = (patch_size_at(plan.patch_size, plan.network.divisor, step / 1000) for step in range(1001))
+    return list(dict.fromkeys(steps))
+
+
 @dataclass(frozen=True)
 class LabelledPatch:
     """A `PatchSource` over the target of one sample: (D, H, W) class indices or (K, D, H, W) regions."""

@@ -85,7 +85,7 @@ def require_same_labels(data: Dataset, plan: Plan) -> None:
     for what, then, now in zip(("labels", "ignore label", "channels"), started, found, strict=True):
         if then != now:
             raise InputError(
-                f"The run was started with the {what} {then}, but {data.folder} has {now}. "
+                f"The run was started with the {what} {then}, but {data.folder or data.name} has {now}. "
                 "Resume it with the same dataset, or start another run."
             )
 

@@ -168,10 +168,14 @@ def disk_errors(run: Path) -> Iterator[None]:
         ) from error
 
 
-def interrupted(run: Path, dataset: str | Path, world: int) -> str:
-    """What was saved of a run that was stopped, and how it goes on or comes to an end."""
+def interrupted(run: Path, dataset: str | Path | None, world: int) -> str:
+    """What was saved of a run that was stopped, and how it goes on or comes to an end.
+
+    Without a `dataset`, no command can say how: it has a list of cases or parts of the caller's own.
+    """
     again = shlex.join(["volseg", "train", str(dataset), "--output", str(run), "--resume"])
     again = again if world == 1 else "the same command and --resume"
+    again = again if dataset is not None else "the same call of volseg.train and resume=True"
     if not has_checkpoint(run / CHECKPOINT):
         return f"Interrupted; prepared cases are kept in {run}. Resume with: {again}"
     # The command comes last, so that it can be copied to the end of the line.

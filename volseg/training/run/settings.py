@@ -12,7 +12,7 @@ from volseg.text import whole_number
 from volseg.training.budget import Budget
 
 # Stored only where there is anything to say.
-OPTIONAL = ("splits", "earlier")
+OPTIONAL = ("splits", "earlier", "parts")
 
 
 class EarlierBudget(Frozen):
@@ -48,6 +48,9 @@ class RunSettings(Frozen):
     minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = None
     steps: Annotated[int, BeforeValidator(_number), Field(gt=0)] | None = None
     earlier: tuple[EarlierBudget, ...] = ()
+    parts: dict[str, str] = Field(
+        default_factory=dict, description="qualified names of the parts that the caller brought, see `Custom`"
+    )
 
     @model_serializer(mode="wrap")
     def _without_missing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -65,7 +68,7 @@ class RunSettings(Frozen):
         """
         words = ["volseg", "train", dataset, "--output", "RUN"]
         first, *others = *self.earlier, self
-        start = self.model_dump(exclude={"earlier"}) | {"minutes": first.minutes, "steps": first.steps}
+        start = self.model_dump(exclude={"earlier", "parts"}) | {"minutes": first.minutes, "steps": first.steps}
         budgets = [{"minutes": one.minutes, "steps": one.steps} for one in others]
         options = [word for key, value in start.items() if value is not None for word in (f"--{key}", str(value))]
         for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():

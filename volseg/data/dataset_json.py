@@ -62,6 +62,7 @@ class Scan(_Document):
     label: str
     fold: Annotated[StrictInt, Field(ge=0)] | None = None
     group: Group | None = None
+    annotated: tuple[StrictStr, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -101,6 +102,12 @@ class Groups(_Document):
     """What every layout may state of the groups of its cases."""
 
     groups: dict[str, Group] = Field(default_factory=dict)
+
+
+class AnnotatedLabels(_Document):
+    """What every layout may state of the labels that somebody looked for: in all cases, or by the name of a case."""
+
+    annotated: tuple[StrictStr, ...] | dict[str, tuple[StrictStr, ...]] | None = None
 
 
 def shown(scans: Sequence[Scan]) -> list[Scan]:

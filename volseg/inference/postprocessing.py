@@ -33,14 +33,19 @@ class Tally:
             reference, and its voxels with the same value in the reference.
         true: voxels in the reference by label value.
         voxel_ml: volume of a voxel in millilitres.
+        unknown: values of labels that nobody looked for in the reference.
     """
 
     components: np.ndarray
     true: Mapping[int, int]
     voxel_ml: float
+    unknown: frozenset[int] = frozenset()
 
     def dice(self, value: int, rule: ComponentRule) -> float | None:
-        """The Dice of a label after a rule, as in `volseg.evaluation.overlap`: None if neither image has the label."""
+        """The Dice of a label after a rule, as in `volseg.evaluation.overlap`: None if neither image has the label, or
+        nobody looked for it."""
+        if value in self.unknown:
+            return None
         keeps = kept(self.components, {value: rule}, self.voxel_ml) & (self.components[0] == value)
         _, _, predicted, both = self.components[:, keeps].sum(axis=1).tolist()
         sizes = predicted + self.true[value]

@@ -102,6 +102,6 @@ def prepare(
         write_json(folder / "splits.json", folds.splits)
         write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
         for label in data.labels.stored:
-            if not any(case.volumes_ml[label] for case in fingerprint.cases):
+            if not any(case.volumes_ml.get(label) for case in fingerprint.cases):
                 logger.warning("Label %s occurs in no case, so it cannot be learned", label)
     return Run(folder, settings, config, data, plan, device, training, validation, folds)

@@ -50,7 +50,8 @@ class AugmentationWarmup:
 @dataclass(frozen=True)
 class BatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": see `training_target`,
-    "foreground": (B,) int64}, the label that each foreground patch holds, counted from 1, and 0 for the others.
+    "foreground": (B,) int64}, the label that each foreground patch holds, counted from 1, and 0 for the others. Where
+    cases have partial labels, also "annotated": (B, labels) bool, the labels that somebody looked for in each patch.
 
     An epoch has `len(cases)` samples: every case once, in an order that differs between epochs. The label of a
     foreground patch is any of those in the training cases with the same probability, so that rare labels are seen as
@@ -76,10 +77,14 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         """This process's samples of the batch of one step."""
         samples = [self.sample(number) for number in self.sampler.sample_numbers(step, self.plan.batch_size)]
+        partial = {}
+        if self._is_partial:
+            partial["annotated"] = torch.tensor([sample["annotated"] for sample in samples])
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
             "label": training_target(torch.stack([sample["label"][0] for sample in samples]), self.plan),
             "foreground": torch.tensor([sample["foreground"] for sample in samples]),
+            **partial,
         }
 
     @property
@@ -90,7 +95,8 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         return samples * math.prod(self.plan.patch_size) * (4 * len(self.plan.channels) + 2 * labels)
 
     def sample(self, number: int) -> dict[str, Any]:
-        """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices, "foreground": label or 0}."""
+        """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices, "foreground": label or 0,
+        "annotated": for each label, whether somebody looked for it}."""
         epoch, position = divmod(number, len(self.cases))
         order = self.sampler.rng(ORDER, epoch).permutation(len(self.cases))
         case, label = self.cases[order[position]], 0
@@ -104,11 +110,17 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
 
         def cut(pipeline: Augmentation) -> dict[str, Any]:
             pipeline.set_random_state(seed=seed)
-            return {**pipeline({"image": case.image, "label": case.label, "centre": centre}), "foreground": label}
+            patch = pipeline({"image": case.image, "label": case.label, "centre": centre})
+            return {**patch, "foreground": label, "annotated": case.looked_for}
 
         found = cut(self.warmup.crop if crop else self.augment)
         # A rotation or scaling may have moved the label out of the patch.
         return cut(self.warmup.crop) if label and not crop and not self._holds(found["label"], label) else found
+
+    @cached_property
+    def _is_partial(self) -> bool:
+        """Whether a case has labels that nobody looked for; the same on all ranks."""
+        return not all(all(case.looked_for) for case in self.cases)
 
     @cached_property
     def _by_label(self) -> dict[int, list[CachedCase]]:

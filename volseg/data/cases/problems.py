@@ -14,9 +14,7 @@ from volseg.data.io.reading import Scan, compare_grids, read_label_of, read_scan
 from volseg.errors import InputError, Problem
 
 
-def case_problems(
-    case: TrainingCase, channels: int, known: Collection[int], labels: Table
-) -> list[Problem]:
+def case_problems(case: TrainingCase, channels: int, known: Collection[int], labels: Table) -> list[Problem]:
     """All problems of the files of a case. It reads every file again, so call it only for cases that failed.
 
     Args:

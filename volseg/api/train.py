@@ -12,8 +12,9 @@ from volseg.api.training.fit import train_run
 from volseg.api.training.prepare import Run, plan_for, prepare
 from volseg.config import load_config
 from volseg.data.cases.cache_key import shared_cache
-from volseg.data.cases.dataset import folds_in_files, grouping_of, open_dataset
+from volseg.data.cases.sources.shares import shares_of
 from volseg.data.cases.workers import require_main_process
+from volseg.data.joining import datasets_in_words, folders_of, folds_in_words, open_datasets
 from volseg.device import (
     choose_device,
     random_numbers_kept,
@@ -24,7 +25,7 @@ from volseg.planning.fingerprint import take_fingerprint
 from volseg.planning.planner import plan_text
 from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
-from volseg.training.losses import PlainLoss
+from volseg.training.losses import PlainLoss, require_partial_labels
 from volseg.training.parts import Custom
 from volseg.training.ranks import join_process_group, local_device
 from volseg.training.run.bookkeeping import run_log
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    dataset: str | Path,
+    dataset: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     config: str | Path | None = None,
@@ -67,7 +68,8 @@ def train(
     of a single process, up to rounding. All processes need access to the same folders.
 
     Args:
-        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/.
+        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/;
+            or a list of them, which train one model together, see `volseg.data.joining`.
         output: the run folder; must not exist unless `resume` or `overwrite`.
         config: a YAML file, see `volseg.config.Config`.
         overrides: "key=value" changes to it.
@@ -117,7 +119,9 @@ def train(
                 lock()
             again = resume or finish
             configured = configure_run(folder, config, overrides, settings, again, overwrite, finish)
-            data = replace(open_dataset(Path(dataset)), splits=file)
+            data = replace(open_datasets(dataset), splits=file)
+            if custom.loss and any(case.own.annotated for case in data.cases):
+                require_partial_labels(custom.loss)
             return prepare(folder, *configured, data, torch_device, ranks.world, again, lock)
 
         run = replace(ranks.on_first_rank(prepared), device=torch_device, custom=custom, finish=finish)
@@ -131,12 +135,15 @@ def train(
                     raise KeyboardInterrupt
                 finish_run(run, state, progress if ranks.first else silent)
             except KeyboardInterrupt as stop:
-                raise Stopped(interrupted(folder, dataset, ranks.world)) from stop
+                raise Stopped(interrupted(folder, folders_of(dataset), ranks.world)) from stop
     return folder
 
 
 def plan_dataset(
-    dataset: str | Path, config: str | Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
+    dataset: str | Path | Sequence[str | Path],
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
 ) -> str:
     """The training plan for all of a dataset as YAML, with the reason for each value as a comment.
 
@@ -149,10 +156,10 @@ def plan_dataset(
     Raises:
         VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
     """
-    choices = load_config(config, overrides).plan
-    data = open_dataset(Path(dataset))
-    stated = folds_in_files(data)
-    logger.info("Folds: %s", f"{len(stated.splits)}, {stated.source}" if stated else grouping_of(data).words)
+    settings = load_config(config, overrides)
+    data = open_datasets(dataset)
+    shares = shares_of(settings.training.dataset_shares, list(data.parts), data.cases)
+    logger.info("Folds: %s", folds_in_words(data))
     fingerprint = take_fingerprint(data, shared_cache())
-    plan, reasons = plan_for(data, fingerprint, choices, choose_device(device))
-    return plan_text(plan, reasons, summary(fingerprint))
+    plan, reasons = plan_for(data, fingerprint, settings.plan, choose_device(device))
+    return plan_text(plan, reasons, [*datasets_in_words(data, shares), *summary(fingerprint)])

@@ -15,6 +15,7 @@ from volseg.config.values import (
     Name,
     Norm,
     Normalisation,
+    Positive,
     Range,
     Size,
     Spacing,
@@ -114,6 +115,9 @@ class TrainingConfig(Group):
     ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of the EMA per step, instead of ema_fraction")
     oversample_foreground: float = Field(
         0.33, ge=0, le=1, description="least fraction of each batch's patches that hold a label chosen at random"
+    )
+    dataset_shares: Literal["cases", "equal"] | dict[Name, Positive] = Field(
+        "cases", description="of several datasets in the samples: as many as cases, equal, or {dataset: share}"
     )
     progressive_patch_size: float = Field(
         0.9,

@@ -8,7 +8,7 @@ from typing import Any
 
 from volseg.config import read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
-from volseg.data.cases.sources.case_labels import CaseLabels
+from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels
 from volseg.data.io.formats import SUFFIXES, image_suffix, is_dicom, label_name
 from volseg.data.io.reading import holds_dicom_labels
 from volseg.documents import DocumentError, read_json
@@ -26,7 +26,7 @@ class Pair:
     name: str
     prediction: Path
     reference: Path
-    own: CaseLabels = CaseLabels()
+    own: CaseLabels = ALL_LABELS
 
 
 @dataclass(frozen=True)

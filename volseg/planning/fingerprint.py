@@ -115,7 +115,7 @@ class Fingerprint:
     channels: tuple[ChannelFingerprint, ...]
 
     def volume_ml_range(self, label: str) -> tuple[float, float] | None:
-        """Smallest and largest volume of a label over the cases where it is annotated and that state their size, mL; None
+        """Smallest and largest volume of a label over the cases with annotation of it that state their size, mL; None
         if there is none."""
         volumes = [case.volumes_ml[label] for case in self.cases if label in case.volumes_ml and not case.unstated]
         return (min(volumes), max(volumes)) if volumes else None

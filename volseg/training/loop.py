@@ -41,8 +41,8 @@ def fit(
 
     Args:
         state: of the run; changed in place.
-        batches: starting at step `state.step`; "image" (B, C, D, H, W) float32, and "label", the target of `loss`; where
-            cases have partial labels also "annotated" (B, labels) bool, which `loss` gets as its fourth argument.
+        batches: starting at step `state.step`; "image" (B, C, D, H, W) float32, and "label", the target of `loss`; with
+            partial labels also "annotated" (B, labels) bool, which `loss` gets as its fourth argument.
         budget: steps or seconds; seconds include validation, but not reading the first batch.
         config: see `TrainingConfig`.
         validate: called with the EMA network, evenly spaced over the run; its dict is added to the record of the step.

@@ -313,8 +313,8 @@ def _check_annotated(logits: Tensor, annotated: Tensor | None, regions: bool) ->
     expected = (logits.shape[0], logits.shape[1] - (not regions))
     if annotated is not None and (tuple(annotated.shape) != expected or annotated.dtype != torch.bool):
         raise UsageError(
-            f"annotated is {annotated.dtype} {tuple(annotated.shape)}, expected torch.bool {expected}: for each sample, "
-            "whether each foreground label was looked for."
+            f"annotated is {annotated.dtype} {tuple(annotated.shape)}, expected torch.bool {expected}: for each "
+            "sample, whether each foreground label was looked for."
         )
 
 

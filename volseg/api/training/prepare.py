@@ -11,7 +11,9 @@ from volseg.config import Config, Plan, PlanChoices
 from volseg.data.cases.batches import check_shared
 from volseg.data.cases.cache_key import shared_cache
 from volseg.data.cases.dataset import Dataset, TrainingCase
+from volseg.data.cases.sources.shares import shares_of
 from volseg.data.folds import Folds, choose_fold
+from volseg.data.joining import datasets_in_words
 from volseg.device import (
     gpu_memory_gb,
     machine_memory_gb,
@@ -24,7 +26,7 @@ from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_pl
 from volseg.planning.summary import summary
 from volseg.training.losses import SegmentationLoss
 from volseg.training.parts import Custom
-from volseg.training.run.case_keys import require_same_labels
+from volseg.training.run.case_keys import require_annotated, require_same_datasets, require_same_labels
 from volseg.training.run.folder import (
     run_folds,
     start_run,
@@ -49,6 +51,7 @@ class Run:
     folds: Folds
     custom: Custom = field(default_factory=Custom)
     finish: bool = False
+    shares: dict[str, float] | None = None
 
 
 def plan_for(
@@ -87,7 +90,10 @@ def prepare(
     split = choose_fold(folds, settings.fold)
     by_name = {case.name: case for case in data.cases}
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
+    require_annotated(training, data.labels.stored)
+    shares = shares_of(config.training.dataset_shares, list(data.parts), training)
     if has_plan:
+        require_same_datasets(data, settings.datasets)
         plan = read_plan(folder / "plan.yaml")
         require_same_labels(data, plan)
         check_shared(plan, world)
@@ -98,10 +104,12 @@ def prepare(
         plan, reasons = plan_for(data, fingerprint, config.plan, device)
         check_shared(plan, world)
         lock()
+        settings = settings.model_copy(update={"datasets": tuple(data.parts)})
         start_run(folder, settings, config)
         write_json(folder / "splits.json", folds.splits)
-        write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
+        about = [*datasets_in_words(data, shares), *summary(fingerprint)]
+        write_text(folder / "plan.yaml", plan_text(plan, reasons, about))
         for label in data.labels.stored:
             if not any(case.volumes_ml.get(label) for case in fingerprint.cases):
                 logger.warning("Label %s occurs in no case, so it cannot be learned", label)
-    return Run(folder, settings, config, data, plan, device, training, validation, folds)
+    return Run(folder, settings, config, data, plan, device, training, validation, folds, shares=shares)

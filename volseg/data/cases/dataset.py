@@ -27,7 +27,7 @@ import numpy as np
 
 from volseg.config import checked
 from volseg.data.cases.labels import LabelSet, parse_labels, with_codes
-from volseg.data.cases.sources.case_labels import CaseLabels, stated_annotated
+from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels, stated_annotated
 from volseg.data.dataset_json import Decathlon, Groups, NnUNet, shown, stated_folds
 from volseg.data.folds import (
     SPLITS,
@@ -70,7 +70,7 @@ class TrainingCase:
     name: str
     images: tuple[Path, ...]
     label: Path
-    own: CaseLabels = CaseLabels()
+    own: CaseLabels = ALL_LABELS
     source: str = ""
 
 
@@ -90,6 +90,7 @@ class Dataset:
         folds: those that dataset.json states; None if it states none.
         groups: case name to its group; only of the cases for which one is stated.
         splits: a file with folds, used instead of any in the dataset.
+        parts: of a joined dataset, the datasets by name, see `volseg.data.joining`.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Dataset:
     folds: Folds | None = None
     groups: dict[str, str] = field(default_factory=dict)
     splits: Path | None = None
+    parts: Mapping[str, "Dataset"] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -328,7 +330,7 @@ def _dataset(
         folder=folder,
         channels=channels,
         labels=labels,
-        cases=tuple(replace(first[name], own=own.get(name, CaseLabels())) for name in sorted(first)),
+        cases=tuple(replace(first[name], own=own.get(name, ALL_LABELS)) for name in sorted(first)),
         licence=_text(document.get("licence", document.get("license"))),
         description=_text(document.get("description")),
         problems=tuple(_same_name(case, first[case.name]) for case in cases if case is not first[case.name]),

@@ -12,7 +12,7 @@ from volseg.text import whole_number
 from volseg.training.budget import Budget
 
 # Stored only where there is anything to say.
-OPTIONAL = ("splits", "earlier")
+OPTIONAL = ("splits", "earlier", "datasets")
 
 
 class EarlierBudget(Frozen):
@@ -48,6 +48,7 @@ class RunSettings(Frozen):
     minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = None
     steps: Annotated[int, BeforeValidator(_number), Field(gt=0)] | None = None
     earlier: tuple[EarlierBudget, ...] = ()
+    datasets: tuple[str, ...] = Field((), description="the names of the datasets that are joined; (): there is one")
 
     @model_serializer(mode="wrap")
     def _without_missing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -63,9 +64,9 @@ class RunSettings(Frozen):
 
         Of a run that was resumed with another budget, the commands one after the other, see `changes`.
         """
-        words = ["volseg", "train", dataset, "--output", "RUN"]
+        words = ["volseg", "train", *(self.datasets or (dataset,)), "--output", "RUN"]
         first, *others = *self.earlier, self
-        start = self.model_dump(exclude={"earlier"}) | {"minutes": first.minutes, "steps": first.steps}
+        start = self.model_dump(exclude={"earlier", "datasets"}) | {"minutes": first.minutes, "steps": first.steps}
         budgets = [{"minutes": one.minutes, "steps": one.steps} for one in others]
         options = [word for key, value in start.items() if value is not None for word in (f"--{key}", str(value))]
         for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():

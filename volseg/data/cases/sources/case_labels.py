@@ -41,7 +41,7 @@ class CaseLabels:
     @property
     def facts(self) -> dict[str, Any]:
         """What the key of a cached case depends on; {} for the default, whose keys are older than this."""
-        if self == CaseLabels():
+        if self == ALL_LABELS:
             return {}
         return {"own_labels": [self.annotated, self.stored, self.values]}
 
@@ -99,6 +99,9 @@ class CaseLabels:
                 )
 
 
+ALL_LABELS = CaseLabels()
+
+
 def annotated_cases(labels: Iterable[CaseLabels], names: Sequence[str]) -> dict[str, int] | None:
     """In how many of some cases each label is annotated, by name; None where all are in all cases."""
     cases = list(labels)
@@ -137,7 +140,7 @@ def stated_annotated(
             'Give {"case": ["label"]}.'
         )
     found = {case: _one_case(case, listed, names, source) for case, listed in by_case.items()}
-    never = [name for name in names if not any(found.get(case, CaseLabels()).has(name) for case in cases)]
+    never = [name for name in names if not any(found.get(case, ALL_LABELS).has(name) for case in cases)]
     if never:
         raise InputError(
             f'{first_few(never)} is "annotated" in no case of {source}, so it cannot be learned. Remove it from the '
@@ -157,4 +160,4 @@ def _one_case(case: str, listed: Sequence[str], names: Sequence[str], source: st
             f'"annotated" of case {case} in {source} is empty: without an annotated label the case teaches nothing. '
             "Name those that somebody looked for, or remove the case."
         )
-    return CaseLabels(tuple(name for name in names if name in listed)) if set(listed) < set(names) else CaseLabels()
+    return CaseLabels(tuple(name for name in names if name in listed)) if set(listed) < set(names) else ALL_LABELS

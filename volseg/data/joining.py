@@ -46,7 +46,7 @@ def open_datasets(folders: str | Path | Sequence[str | Path]) -> Dataset:
 
     Raises:
         UsageError: no folder, or one given twice.
-        InputError: a dataset cannot be used, or they do not fit together, see `join`.
+        InputError: a dataset cannot be used, they do not fit together, see `join`, or a label is annotated in no case.
     """
     listed = folders_of(folders)
     if not listed or not all(isinstance(one, str | os.PathLike) for one in listed):
@@ -58,7 +58,13 @@ def open_datasets(folders: str | Path | Sequence[str | Path]) -> Dataset:
     if twice := [str(path) for path, one in zip(paths, resolved, strict=True) if resolved.count(one) > 1]:
         raise UsageError(f"The dataset {twice[0]} was given twice. Give each dataset once.")
     parts = [open_dataset(path) for path in paths]
-    return join(parts) if len(parts) > 1 else parts[0]
+    dataset = join(parts) if len(parts) > 1 else parts[0]
+    if never := [name for name in dataset.labels.values if not any(case.own.has(name) for case in dataset.cases)]:
+        raise InputError(
+            f'{first_few(never)} is "annotated" in no case of {dataset.name}, so it cannot be learned. Remove it from '
+            "the labels, name the cases in which somebody looked for it, or add a dataset that has it."
+        )
+    return dataset
 
 
 def folders_of(folders: str | Path | Sequence[str | Path]) -> list[str | Path]:

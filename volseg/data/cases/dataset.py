@@ -323,7 +323,7 @@ def _dataset(
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), str(folder))
     labels = with_codes(labels, document.get("label_codes"), str(folder))
     first = {case.name: case for case in reversed(cases)}
-    own = stated_annotated(document, own_annotated or {}, list(first), list(labels.stored), str(folder))
+    own = stated_annotated(document, own_annotated or {}, sorted(first), list(labels.stored), str(folder))
     return Dataset(
         # It goes into model files, which are UTF-8.
         name=printable(_text(document.get("name")) or folder.resolve().name)[:LONGEST_NAME],

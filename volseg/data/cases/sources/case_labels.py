@@ -127,8 +127,8 @@ def stated_annotated(
         source: the file, for messages.
 
     Raises:
-        InputError: "annotated" is of another form, or stated in two ways; an unknown case or label; a case without an
-            annotated label, or a label that is annotated in no case.
+        InputError: "annotated" is of another form or stated in two ways; an unknown case or label, or a case without an
+            annotated label.
     """
     stated = checked(AnnotatedLabels, document, source, InputError).annotated
     if stated is not None and own:
@@ -139,14 +139,7 @@ def stated_annotated(
             f'"annotated" in {source} names {counted(len(unknown), "case")} not in the dataset: {first_few(unknown)}. '
             'Give {"case": ["label"]}.'
         )
-    found = {case: _one_case(case, listed, names, source) for case, listed in by_case.items()}
-    never = [name for name in names if not any(found.get(case, ALL_LABELS).has(name) for case in cases)]
-    if never:
-        raise InputError(
-            f'{first_few(never)} is "annotated" in no case of {source}, so it cannot be learned. Remove it from the '
-            "labels, or name the cases in which somebody looked for it."
-        )
-    return found
+    return {case: _one_case(case, listed, names, source) for case, listed in by_case.items()}
 
 
 def _one_case(case: str, listed: Sequence[str], names: Sequence[str], source: str) -> CaseLabels:

@@ -25,7 +25,7 @@ from volseg.planning.fingerprint import take_fingerprint
 from volseg.planning.planner import plan_text
 from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
-from volseg.training.losses import PlainLoss, require_partial_labels
+from volseg.training.losses import LOSSES, PlainLoss, require_partial_labels
 from volseg.training.parts import Custom
 from volseg.training.ranks import join_process_group, local_device
 from volseg.training.run.bookkeeping import run_log
@@ -120,8 +120,9 @@ def train(
             again = resume or finish
             configured = configure_run(folder, config, overrides, settings, again, overwrite, finish)
             data = replace(open_datasets(dataset), splits=file)
-            if custom.loss and any(case.own.annotated for case in data.cases):
-                require_partial_labels(custom.loss)
+            used = custom.loss or LOSSES.get(configured[1].training.loss)
+            if used and any(case.own.annotated for case in data.cases):
+                require_partial_labels(used)
             return prepare(folder, *configured, data, torch_device, ranks.world, again, lock)
 
         run = replace(ranks.on_first_rank(prepared), device=torch_device, custom=custom, finish=finish)

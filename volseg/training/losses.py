@@ -162,7 +162,7 @@ def classification_loss(logits: Tensor, target: Tensor, ranks: Ranks = SINGLE_PR
     return cross_entropy(logits, target, ranks=ranks)
 
 
-# By `training.loss`. Each takes (logits, target, regions, ranks, annotated).
+# By `training.loss`. Each takes (logits, target, regions, ranks), and with partial labels the keyword annotated.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice_ce": dice_and_cross_entropy,
     "dice": dice_loss,
@@ -231,11 +231,11 @@ class SegmentationLoss(nn.Module):
 
     def _of(self, logits: Tensor, target: Tensor, ranks: Ranks, annotated: Tensor | None) -> Tensor:
         """The loss of one resolution."""
-        if isinstance(self.loss, str):
-            return LOSSES[self.loss](logits, target, self.regions, ranks, annotated)
         partial = {} if annotated is None else {"annotated": annotated}
         if partial:
-            require_partial_labels(self.loss)
+            require_partial_labels(LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)
+        if isinstance(self.loss, str):
+            return LOSSES[self.loss](logits, target, self.regions, ranks, **partial)
         loss = self.loss(logits, target if self.regions else target.long(), **partial)
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -243,8 +243,8 @@ class SegmentationLoss(nn.Module):
         return loss
 
 
-def require_partial_labels(loss: PlainLoss) -> None:
-    """Check that a function of the caller's knows of labels that nobody looked for in a sample.
+def require_partial_labels(loss: Callable[..., Tensor]) -> None:
+    """Check that a function, which may be the caller's, knows of labels that nobody looked for in a sample.
 
     Raises:
         UsageError: it has no keyword `annotated`, so it would teach that such labels are background.

@@ -83,6 +83,7 @@ def prepare(
     find_network(config.plan.architecture or "unet")
     has_plan = resume and (folder / "plan.yaml").exists()
     if has_plan:
+        require_same_datasets(data, settings.datasets)
         if data.problems:
             raise DatasetError(data.name, data.problems)
         remove_leftovers(folder)
@@ -93,7 +94,6 @@ def prepare(
     require_annotated(training, data.labels.stored)
     shares = shares_of(config.training.dataset_shares, list(data.parts), training)
     if has_plan:
-        require_same_datasets(data, settings.datasets)
         plan = read_plan(folder / "plan.yaml")
         require_same_labels(data, plan)
         check_shared(plan, world)

@@ -8,7 +8,8 @@ import pytest
 from tests.docs.pages import EXAMPLES
 
 NAMES = [
-    "join_partial_labels", "loss_in_your_loop", "many_files", "metrics_and_probabilities", "network_alone", "windows_around_your_network",
+    "join_partial_labels", "loss_in_your_loop", "many_files", "metrics_and_probabilities", "network_alone",
+    "windows_around_your_network",
 ]  # fmt: skip
 
 

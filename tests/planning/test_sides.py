@@ -126,7 +126,7 @@ def partly(names, offsets):
 
 
 def test_positions_are_those_of_the_cases_with_all_labels():
-    offsets = {"liver": (0.3, 0.0, 0.0), "spleen": (-0.2, 0.1, 0.0)}
+    offsets = {"liver": (0.3, 0.0, 0.0), "spleen": (-0.2, 0.05, 0.0)}
     labels = LabelSet({"liver": 1, "spleen": 2})
     # Alone in its case, a label is its own middle.
     cases = [partly(["liver"], {}), *dataset(offsets, {"liver": 9.0}, 3), partly(["spleen"], {})]

@@ -67,9 +67,9 @@ VERBS = {
     "train": Verb(
         "volseg.api.train.train",
         ("data", "--output", "run"),
-        {"dataset": Path("data"), "output": Path("run")},
+        {"dataset": [Path("data")], "output": Path("run")},
         {
-            "dataset": ((), {"dataset": Path("data")}),
+            "dataset": (("more",), {"dataset": [Path("data"), Path("more")]}),
             "output": (("--output", "there"), {"output": Path("there")}),
             "config": (("--config", "c.yaml"), {"config": Path("c.yaml")}),
             "overrides": (("--set", "a.b=1", "--set", "c.d=e"), {"overrides": ["a.b=1", "c.d=e"]}),
@@ -88,9 +88,9 @@ VERBS = {
     "plan": Verb(
         "volseg.api.train.plan_dataset",
         ("data",),
-        {"dataset": Path("data")},
+        {"dataset": [Path("data")]},
         {
-            "dataset": ((), {"dataset": Path("data")}),
+            "dataset": (("more",), {"dataset": [Path("data"), Path("more")]}),
             "config": (("--config", "c.yaml"), {"config": Path("c.yaml")}),
             "overrides": (("--set", "a.b=1"), {"overrides": ["a.b=1"]}),
             "device": (("--device", "cuda:1"), {"device": "cuda:1"}),

@@ -77,6 +77,7 @@ def world(tmp_path_factory, one_thread):
             suffix = "_0000.nii.gz" if kind == "images" else ".nii.gz"
             save(scan, folder / "nnUNet_raw" / "Dataset004_Hippocampus" / f"{kind}Tr" / f"{name}{suffix}")
     write_indexes(folder)
+    write_halves(folder)
     image, _, affine = scans["case_a"]
     save(nifti(image, affine), folder / "scan.nii.gz")
     for channel in ("t1", "t2"):
@@ -103,6 +104,22 @@ def world(tmp_path_factory, one_thread):
     for name in ("configs", "data_samples"):
         (folder / name).symlink_to(ROOT / name)
     return folder
+
+
+def write_halves(folder: Path) -> None:
+    """Two datasets of other scans, each with one of the two labels."""
+    for value, name in enumerate(("liver", "spleen"), start=1):
+        dataset = folder / f"{name}_dataset"
+        pairs = [(f"images/{number}.nii.gz", f"labels/{number}.nii.gz") for number in range(5)]
+        for number, pair in enumerate(pairs):
+            image, labels, affine = crop(make_phantom(10 * value + number, "mr"))
+            for array, path in zip((image, (labels == value).astype(np.uint8)), pair, strict=True):
+                save(nifti(array, affine), dataset / path)
+        training = [{"image": image, "label": label} for image, label in pairs]
+        write_json(
+            dataset / "dataset.json",
+            {"modality": {"0": "MRI"}, "labels": {name.capitalize(): 1}, "training": training},
+        )
 
 
 @pytest.fixture

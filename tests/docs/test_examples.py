@@ -12,8 +12,8 @@ from volseg.losses import dice_loss
 from volseg.modelfile import read_card
 
 NAMES = [
-    "loss_in_your_loop", "many_files", "metrics_and_probabilities", "network_alone", "own_augmentation", "own_loss",
-    "own_network", "stop_on_plateau", "windows_around_your_network",
+    "join_partial_labels", "loss_in_your_loop", "many_files", "metrics_and_probabilities", "network_alone",
+    "own_augmentation", "own_loss", "own_network", "stop_on_plateau", "windows_around_your_network",
 ]  # fmt: skip
 
 
@@ -44,6 +44,14 @@ def test_the_network_alone(example):
     assert counts["(2+1)D light"] / counts["Conv3d"] == pytest.approx(0.49, abs=0.02)
     assert counts["(2+1)D matched"] / counts["Conv3d"] == pytest.approx(1.0, abs=0.01)
     assert [output.shape[2:] for output in names["outputs"]] == [(32, 64, 64), (16, 32, 32), (8, 16, 16)]
+
+
+def test_the_joined_partial_labels(example):
+    names = example("join_partial_labels")
+    assert set(names["labels"]) == {"ball", "rod"}
+    assert names["annotated"] == {"ball": 4, "rod": 4}
+    # Each of two validation cases has one of the labels annotated.
+    assert names["scored"] == {"ball": 1, "rod": 1}
 
 
 def test_the_loss_in_your_loop(example):

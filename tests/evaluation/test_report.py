@@ -10,6 +10,7 @@ import pytest
 import SimpleITK
 
 from volseg.api.evaluation import evaluate
+from volseg.data.cases.sources.case_labels import CaseLabels
 from volseg.data.io import reading
 from volseg.data.io.readers.stored import Stored
 from volseg.errors import GridError, InputError, UsageError
@@ -233,3 +234,26 @@ def test_labels_are_in_the_order_that_was_given_also_those_that_never_occur(tmp_
     assert document["mean"]["labels"]["never"]["dice"] is None
     # Without names, by value.
     assert list(evaluate_pairs(pairs)["mean"]["labels"]) == ["label_1", "label_2"]
+
+
+def test_a_label_that_nobody_looked_for_in_a_reference_is_null_and_left_out_of_means(tmp_path: Path) -> None:
+    affine, pairs = np.diag([1.0, 1.0, 2.0, 1.0]), []
+    images = {"one": ([0, 1, 2], [0, 1, 2]), "two": ([1, 1, 2], [0, 1, 0])}
+    for name, (predicted, true) in images.items():
+        paths = [tmp_path / f"{kind}_{name}.nii" for kind in ("prediction", "reference")]
+        for path, values in zip(paths, (predicted, true), strict=True):
+            image = nibabel.Nifti1Image(np.array(values, np.uint8).reshape(1, 1, 3), affine)
+            image.header.set_xyzt_units("mm")
+            nibabel.save(image, path)
+        pairs.append(Pair(name, *paths, CaseLabels(("a",)) if name == "two" else CaseLabels()))
+    document = evaluate_pairs(Pairs(tuple(pairs)), {"a": 1, "b": 2})
+    first, second = document["cases"]
+    assert "not_annotated" not in first
+    assert second["not_annotated"] == ["b"]
+    assert set(second["labels"]["b"].values()) == {None}
+    assert second["labels"]["a"]["dice"] == pytest.approx(2 / 3)
+    mean = document["mean"]["labels"]
+    assert (mean["b"]["dice"], mean["b"]["cases"], mean["a"]["cases"]) == (1.0, 1, 2)
+    assert document["mean"]["foreground_dice"] == pytest.approx((5 / 6 + 1) / 2)
+    # Not a sign of wrong labels where nobody looked for it in any case.
+    assert evaluate_pairs(Pairs(tuple(pairs[1:])), {"a": 1, "b": 2})["warnings"] == []

@@ -231,3 +231,19 @@ def test_info_shows_the_rules_of_the_model_and_of_the_run(run) -> None:
     for path in (run, run / "model.safetensors"):
         assert describe(path)["postprocessing"] == rules_in_words(rules)
     assert " after)" in rules_in_words(rules)
+
+
+def test_a_case_in_which_nobody_looked_for_a_label_decides_nothing_about_it(monkeypatch) -> None:
+    monkeypatch.setattr(postprocessing, "ENOUGH_CASES", 2)
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[0, 0], labels[3, 3, 3] = 1, 1
+    reference = np.zeros_like(labels)
+    reference[0, 0] = 1
+    plan = tiny_plan()
+    known = tally(labels, reference, plan, 0.001)
+    unknown = tally(labels, np.zeros_like(labels), plan, 0.001, ["ball"])
+    assert unknown.unknown == {1}
+    assert unknown.dice(1, ComponentRule()) is None
+    assert known.dice(1, ComponentRule()) == pytest.approx(8 / 9)
+    assert choose_rules([known, unknown], plan.labels) == {}
+    assert list(choose_rules([known, known, unknown], plan.labels)) == ["ball"]

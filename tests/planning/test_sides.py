@@ -118,3 +118,44 @@ def test_regions_have_no_sides():
     assert (plan.sides, plan.mirror_axes) == (None, (0, 2))
     with pytest.raises(ConfigError, match="are regions"):
         planned(*cases, labels=labels, choices=PlanChoices(sides=[("left", "right")]))
+
+
+def partly(names, offsets):
+    """A case in which only some labels are annotated; what it says of their positions is of these alone."""
+    return case((64, 64, 64), (1.0, 1.0, 1.0), {name: offsets.get(name, (0.0, 0.0, 0.0)) for name in names})
+
+
+def test_positions_are_those_of_the_cases_with_all_labels():
+    offsets = {"liver": (0.3, 0.0, 0.0), "spleen": (-0.2, 0.05, 0.0)}
+    labels = LabelSet({"liver": 1, "spleen": 2})
+    # Alone in its case, a label is its own middle.
+    cases = [partly(["liver"], {}), *dataset(offsets, {"liver": 9.0}, 3), partly(["spleen"], {})]
+    plan, reasons = planned(*cases, labels=labels)
+    assert plan.mirror_axes == (0, 2)
+    assert "liver lies on one side of the other labels along R" in reasons["mirror_axes"]
+    assert reasons["labels"].endswith("partial labels, annotated of 5 cases: liver 4, spleen 4")
+
+
+def test_without_a_case_of_all_labels_nothing_is_flipped_unless_set():
+    cases = [partly(["liver"], {}), partly(["spleen"], {})]
+    labels = LabelSet({"liver": 1, "spleen": 2})
+    plan, reasons = planned(*cases, labels=labels)
+    assert plan.mirror_axes == ()
+    assert "no case has all labels annotated" in reasons["mirror_axes"]
+    plan, _ = planned(*cases, labels=labels, choices=PlanChoices(mirror_axes=(0, 2)))
+    assert plan.mirror_axes == (0, 2)
+
+
+def test_sides_that_a_case_has_only_one_of_are_not_exchanged():
+    offsets = {"kidney_left": LEFT, "kidney_right": RIGHT, "spine": (0.0, 0.0, 0.0)}
+    labels = LabelSet({"kidney_left": 1, "kidney_right": 2, "spine": 3})
+    both = partly(["kidney_left", "kidney_right"], offsets)
+    plan, _ = planned(*dataset(offsets), both, labels=labels)
+    assert plan.sides == Sides(axis=1, pairs=((1, 2),))
+    one = partly(["kidney_left", "spine"], offsets)
+    plan, reasons = planned(*dataset(offsets), one, labels=labels)
+    assert plan.sides is None
+    assert plan.mirror_axes == (0, 2)
+    assert "along R" in reasons["mirror_axes"]
+    with pytest.raises(ConfigError, match=r"pairs kidney_left and kidney_right, but some cases have only one"):
+        planned(*dataset(offsets), one, labels=labels, choices=PlanChoices(sides=(("kidney_left", "kidney_right"),)))

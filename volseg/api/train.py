@@ -12,9 +12,9 @@ from volseg.api.training.fit import train_run
 from volseg.api.training.prepare import Run, plan_for, prepare
 from volseg.config import load_config
 from volseg.data.cases.cache_key import shared_cache
-from volseg.data.cases.dataset import folds_in_files, grouping_of
+from volseg.data.cases.sources.shares import shares_of
 from volseg.data.cases.workers import require_main_process
-from volseg.data.records import Records, open_cases
+from volseg.data.joining import Source, datasets_in_words, folders_of, folds_in_words, open_datasets
 from volseg.device import (
     choose_device,
     random_numbers_kept,
@@ -26,7 +26,7 @@ from volseg.planning.fingerprint import take_fingerprint
 from volseg.planning.planner import plan_text
 from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
-from volseg.training.losses import PlainLoss
+from volseg.training.losses import LOSSES, PlainLoss, require_partial_labels
 from volseg.training.moments import OptimiserFactory
 from volseg.training.parts import Callback, Custom
 from volseg.training.ranks import join_process_group, local_device
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    dataset: str | Path | Records,
+    dataset: Source,
     output: str | Path,
     *,
     config: str | Path | None = None,
@@ -73,8 +73,9 @@ def train(
     of a single process, up to rounding. All processes need access to the same folders.
 
     Args:
-        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/; or
-            a list of cases, each (images, label) or {"image": ..., "label": ...}, see `volseg.data.records`.
+        dataset: a Medical Segmentation Decathlon folder, an nnU-Net v2 raw folder, or one with images/ and labels/; a
+            list of such folders, which train one model together, see `volseg.data.joining`; or a list of cases, each
+            (images, label) or {"image": ..., "label": ...}, see `volseg.data.records`.
         output: the run folder; must not exist unless `resume` or `overwrite`.
         config: a YAML file, see `volseg.config.Config`.
         overrides: "key=value" changes to it.
@@ -135,7 +136,10 @@ def train(
                 custom.require_same(chosen.parts, folder, finish)
             else:
                 chosen = chosen.model_copy(update={"parts": custom.described()})
-            data = replace(open_cases(dataset), splits=file)
+            data = replace(open_datasets(dataset), splits=file)
+            used = custom.loss or LOSSES.get(configuration.training.loss)
+            if used and any(case.own.annotated for case in data.cases):
+                require_partial_labels(used)
             return prepare(folder, chosen, configuration, data, torch_device, ranks.world, again, lock, custom)
 
         run = replace(ranks.on_first_rank(prepared), device=torch_device, custom=custom, finish=finish)
@@ -149,13 +153,13 @@ def train(
                     raise KeyboardInterrupt
                 finish_run(run, state, progress if ranks.first else silent)
             except KeyboardInterrupt as stop:
-                named = dataset if isinstance(dataset, str | Path) and not run.settings.parts else None
+                named = None if run.settings.parts else folders_of(dataset)
                 raise Stopped(interrupted(folder, named, ranks.world)) from stop
     return folder
 
 
 def plan_dataset(
-    dataset: str | Path | Records, config: str | Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
+    dataset: Source, config: str | Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
 ) -> str:
     """The training plan for all of a dataset as YAML, with the reason for each value as a comment.
 
@@ -168,10 +172,10 @@ def plan_dataset(
     Raises:
         VolsegError: the dataset or the configuration cannot be used; see `volseg.errors`.
     """
-    choices = load_config(config, overrides).plan
-    data = open_cases(dataset)
-    stated = folds_in_files(data)
-    logger.info("Folds: %s", f"{len(stated.splits)}, {stated.source}" if stated else grouping_of(data).words)
+    settings = load_config(config, overrides)
+    data = open_datasets(dataset)
+    shares = shares_of(settings.training.dataset_shares, list(data.parts), data.cases)
+    logger.info("Folds: %s", folds_in_words(data))
     fingerprint = take_fingerprint(data, shared_cache())
-    plan, reasons = plan_for(data, fingerprint, choices, choose_device(device))
-    return plan_text(plan, reasons, summary(fingerprint))
+    plan, reasons = plan_for(data, fingerprint, settings.plan, choose_device(device))
+    return plan_text(plan, reasons, [*datasets_in_words(data, shares), *summary(fingerprint)])

@@ -19,7 +19,7 @@ from volseg.data.io.writing import write_labels
 from volseg.errors import InputError
 from volseg.evaluation.overlap import label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
-from volseg.evaluation.report import Measures, as_measures, evaluate_pairs, summarise, write_report
+from volseg.evaluation.report import Measures, as_measures, evaluate_pairs, summarise, without, write_report
 from volseg.inference.budget import windows_at_once
 from volseg.inference.labelling import Labeller
 from volseg.inference.postprocessing import choose_rules, postprocess, tally
@@ -56,7 +56,8 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         volume = torch.from_numpy(cached.image[...])
         labels = Labeller(network, plan, windows, dtype).label(volume, cached.grid)
         try:
-            reference = read_label_of(cached.case.label, cached.case.images[0], labels=table_of(plan))
+            case = cached.case
+            reference = case.own.read(read_label_of, case.label, case.images[0], None, table_of(plan))
         except InputError as error:
             raise InputError(f"Case {cached.case.name} can no longer be read. {error}") from error
         if reference.channels[0].shape != labels.shape:
@@ -65,7 +66,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
                 f"{reference.channels[0].shape}, expected {labels.shape}. Restore it and resume the run."
             )
         by_label = label_overlaps(labels, reference.channels[0], values, reference.geometry.voxel_ml, plan.ignore)
-        return as_measures(by_label)
+        return without(as_measures(by_label), cached.case.own.missing(values))
 
     def validate(network: nn.Module) -> dict[str, Any]:
         found = ranks.gather({cached.case.name: overlaps(network, cached) for cached in ranks.shard(cases)})
@@ -101,7 +102,7 @@ def validate_from_files(
         The fields to add to the model card: "postprocessing", and "scores", the means of validation.json.
     """
     plan = segmenter.card.plan
-    pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label) for case in cases]
+    pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label, case.own) for case in cases]
     shard = ranks.shard(list(zip(cases, pairs, strict=True)))
     counts = {}
     for done, (case, pair) in enumerate(shard):
@@ -110,8 +111,10 @@ def validate_from_files(
         # Without a JSON record, because it would refer to a model file that does not have its scores yet.
         write_labels(result.labels, result.scan, pair.prediction)
         if not plan.regions:
-            reference = read_label(pair.reference, like=result.scan.geometry, labels=table_of(plan)).channels[0]
-            counts[case.name] = tally(result.labels, reference, plan, result.scan.geometry.voxel_ml)
+            geometry = result.scan.geometry
+            reference = case.own.read(read_label, pair.reference, geometry, None, table_of(plan)).channels[0]
+            unknown = case.own.missing(data.labels.stored)
+            counts[case.name] = tally(result.labels, reference, plan, geometry.voxel_ml, unknown)
     # All ranks get the same component counts in the same order, so they choose the same rules.
     counts = ranks.gather(counts)
     rules = {} if plan.regions else choose_rules([counts[case.name] for case in cases], plan.labels)

@@ -13,7 +13,10 @@ from volseg.text import whole_number
 @app.command()
 @guarded
 def train(
-    dataset: Annotated[Path, typer.Argument(help="a Decathlon or nnU-Net v2 folder, or one with images/ and labels/")],
+    dataset: Annotated[
+        list[Path],
+        typer.Argument(help="a Decathlon or nnU-Net v2 folder, or one with images/ and labels/; several: one model"),
+    ],
     *,
     output: Annotated[Path, typer.Option(help="the run folder")],
     config: ConfigFile = None,
@@ -51,7 +54,7 @@ def train(
 @app.command()
 @guarded
 def plan(
-    dataset: Annotated[Path, typer.Argument(help="a dataset folder, as for train")],
+    dataset: Annotated[list[Path], typer.Argument(help="one or more dataset folders, as for train")],
     *,
     output: Annotated[Path | None, typer.Option(help="write the plan to this file (default: print it)")] = None,
     config: ConfigFile = None,

@@ -1,12 +1,13 @@
 """The YAML configuration: choices that override the derived plan, training, and augmentation."""
 
 import logging
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from volseg.config.network import MOST_STAGES, Blocks
 from volseg.config.values import (
+    LARGEST_NUMBER,
     Activation,
     Axes,
     FractionRange,
@@ -15,6 +16,7 @@ from volseg.config.values import (
     Name,
     Norm,
     Normalisation,
+    Positive,
     Range,
     Size,
     Spacing,
@@ -26,6 +28,18 @@ logger = logging.getLogger(__name__)
 def _has_boolean(value: Any) -> bool:
     """Whether a value, or one in its lists, is True or False."""
     return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_has_boolean, value)))
+
+
+def _shares(value: Any) -> Any:
+    """The shares of datasets."""
+    named = isinstance(value, dict) and value and all(_is_positive(one) for one in value.values())
+    if value not in ("cases", "equal") and not named:
+        raise ValueError("expected cases, equal, or a number above 0 for each dataset, such as {A: 2, B: 1}")
+    return value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST_NUMBER
 
 
 class Group(Frozen):
@@ -114,6 +128,9 @@ class TrainingConfig(Group):
     ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of the EMA per step, instead of ema_fraction")
     oversample_foreground: float = Field(
         0.33, ge=0, le=1, description="least fraction of each batch's patches that hold a label chosen at random"
+    )
+    dataset_shares: Annotated[Literal["cases", "equal"] | dict[Name, Positive], BeforeValidator(_shares)] = Field(
+        "cases", description="of several datasets in the samples: as many as cases, equal, or {dataset: share}"
     )
     progressive_patch_size: float = Field(
         0.9,

@@ -55,6 +55,22 @@ def _files(stated: Any) -> Any:
     return files
 
 
+def _label_names(stated: Any) -> Any:
+    """The names of labels, as a list."""
+    if stated is not None and not (isinstance(stated, list | tuple) and all(isinstance(one, str) for one in stated)):
+        raise ValueError('expected a list of label names, such as ["Liver"]')
+    return stated
+
+
+def _by_case(stated: Any) -> Any:
+    """The names of labels, of all cases or by case."""
+    return (
+        {case: _label_names(names) for case, names in stated.items()}
+        if isinstance(stated, dict)
+        else _label_names(stated)
+    )
+
+
 class Scan(_Document):
     """One entry of a Decathlon's "training" or "validation"."""
 
@@ -62,6 +78,7 @@ class Scan(_Document):
     label: str
     fold: Annotated[StrictInt, Field(ge=0)] | None = None
     group: Group | None = None
+    annotated: Annotated[tuple[str, ...] | None, BeforeValidator(_label_names)] = None
 
     @property
     def name(self) -> str:
@@ -101,6 +118,12 @@ class Groups(_Document):
     """What every layout may state of the groups of its cases."""
 
     groups: dict[str, Group] = Field(default_factory=dict)
+
+
+class AnnotatedLabels(_Document):
+    """What every layout may state of the labels that somebody looked for: in all cases, or by the name of a case."""
+
+    annotated: Annotated[tuple[str, ...] | dict[str, tuple[str, ...]] | None, BeforeValidator(_by_case)] = None
 
 
 def shown(scans: Sequence[Scan]) -> list[Scan]:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from pydantic import Field
 
 from volseg.config import checked
-from volseg.data.cases.dataset import Dataset, TrainingCase, labels_found, make_dataset, open_dataset
+from volseg.data.cases.dataset import Dataset, TrainingCase, labels_found, make_dataset
 from volseg.data.dataset_json import Decathlon, Scan, stated_folds
 from volseg.errors import InputError, UsageError
 from volseg.files import given_path
@@ -49,15 +49,13 @@ class _Listed(Decathlon):
     validation: list[NamedScan] = Field(default_factory=list)  # type: ignore[assignment]
 
 
-def open_cases(dataset: str | Path | Records) -> Dataset:
-    """The dataset in a folder, see `open_dataset`, or of a list of cases.
+def open_cases(dataset: Records) -> Dataset:
+    """The dataset of a list of cases.
 
     Raises:
-        InputError: see `open_dataset`; a file is missing, or two cases have one name.
-        UsageError: neither a path nor such a list.
+        InputError: a file is missing, two cases have one name, or as `volseg.data.cases.dataset.open_dataset`.
+        UsageError: no such list.
     """
-    if isinstance(dataset, str | os.PathLike):
-        return open_dataset(Path(dataset))
     listed = dataset.get("training") if isinstance(dataset, Mapping) else dataset
     if not isinstance(listed, list | tuple):
         raise UsageError(
@@ -89,7 +87,8 @@ def _of_document(document: dict[str, Any]) -> Dataset:
         document["labels"] = labels_found(cases)
     own = {scan.name: str(scan.group) for scan in scans if scan.group is not None}
     folds = stated_folds(index.training, index.validation, SOURCE)
-    return make_dataset(None, document, index.channels, cases, folds, own)
+    annotated = {scan.name: scan.annotated for scan in scans if scan.annotated is not None}
+    return make_dataset(None, document, index.channels, cases, folds, own, annotated)
 
 
 def _entry(record: Any, number: int) -> dict[str, Any]:

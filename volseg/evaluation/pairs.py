@@ -8,6 +8,7 @@ from typing import Any
 
 from volseg.config import read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
+from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels
 from volseg.data.io.formats import SUFFIXES, image_suffix, is_dicom, label_name
 from volseg.data.io.reading import holds_dicom_labels
 from volseg.documents import DocumentError, read_json
@@ -20,11 +21,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pair:
-    """The label image of one case and its reference."""
+    """The label image of one case and its reference, and which labels are annotated in that."""
 
     name: str
     prediction: Path
     reference: Path
+    own: CaseLabels = ALL_LABELS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -106,7 +106,9 @@ def evaluate_pairs(
     cases = {
         case: {name: one.measures.get(name, absent[one.is_sized]) for name in names} for case, one in compared.items()
     }
-    document = summarise(cases, pairs.unmatched_references)
+    unknown = {pair.name: missing for pair in pairs.matched if (missing := pair.own.missing(names))}
+    cases |= {case: without(cases[case], missing) for case, missing in unknown.items()}
+    document = summarise(cases, pairs.unmatched_references, unknown)
     counted = _counted(cases)
     document["median"] = {
         "labels": {label: _each_measure(median, rows, [*rows[0]], 1) for label, rows in counted.items() if rows}
@@ -127,7 +129,11 @@ def evaluate_pairs(
         *by_sentence({case: one.warnings for case, one in compared.items()}),
         *_unnamed("predictions", {case: one.unnamed_predicted for case, one in compared.items()}),
         *_unnamed("references", {case: one.unnamed_true for case, one in compared.items()}),
-        *_absent([name for name, mean in document["mean"]["labels"].items() if mean["cases"] == 0]),
+        *_absent(
+            [name for name, mean in document["mean"]["labels"].items() if mean["cases"] == 0],
+            list(unknown.values()),
+            len(cases),
+        ),
     ]
     return {**document, "warnings": warnings}
 
@@ -137,15 +143,26 @@ def as_measures(overlaps: Mapping[str, Overlap]) -> dict[str, Measures]:
     return {label: asdict(overlap) for label, overlap in overlaps.items()}
 
 
-def summarise(cases: Mapping[str, Mapping[str, Measures]], unmatched_references: Sequence[str] = ()) -> dict[str, Any]:
+def without(measures: Mapping[str, Measures], labels: Collection[str]) -> dict[str, Measures]:
+    """The measures of a case in which nobody looked for some labels: all of theirs are None, so they do not count."""
+    return {name: dict.fromkeys(one) if name in labels else one for name, one in measures.items()}
+
+
+def summarise(
+    cases: Mapping[str, Mapping[str, Measures]],
+    unmatched_references: Sequence[str] = (),
+    unknown: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """Gather the measures of cases into one document without NaN.
 
     Args:
         cases: by case name, the measures of each label by name; every case has the same labels and measures.
         unmatched_references: names of references without a prediction.
+        unknown: by case name, the labels that nobody looked for in the reference; of the cases that have such labels.
 
     Returns:
-        "cases": a name and, per label, the measures of `Overlap` and the custom metrics.
+        "cases": a name and, per label, the measures of `Overlap` and the custom metrics; "not_annotated", where there
+        are any, the labels that nobody looked for.
         "mean": per label, the mean of each measure over the cases in which the label counts, and the number of these
         cases ("cases"); and "foreground_dice", the mean over labels of their mean Dice, or None if no label counts.
         "spread": per label, standard deviations (n - 1) over the same cases, None with fewer than two values.
@@ -158,7 +175,11 @@ def summarise(cases: Mapping[str, Mapping[str, Measures]], unmatched_references:
     mean = {label: _means(rows, names) for label, rows in counted.items()}
     dice = [label["dice"] for label in mean.values() if label["dice"] is not None]
     return {
-        "cases": [{"name": case, "labels": dict(measures)} for case, measures in cases.items()],
+        "cases": [
+            {"name": case, "labels": dict(measures)} | ({"not_annotated": missing} if missing else {})
+            for case, measures in cases.items()
+            for missing in [list((unknown or {}).get(case, ()))]
+        ],
         "mean": {"labels": mean, "foreground_dice": fmean(dice) if dice else None},
         "spread": {"labels": {label: _each_measure(stdev, rows, names, 2) for label, rows in counted.items()}},
         "unmatched_references": list(unmatched_references),
@@ -239,9 +260,16 @@ def _read_pair(pair: Pair, labels: Table | None) -> tuple[Scan, Scan]:
     """The reference and the prediction of a case; a reference in DICOM alone is placed on the prediction's grid."""
     if is_dicom(pair.reference) and not is_dicom(pair.prediction):
         prediction = read_label(pair.prediction, labels=labels)
-        return read_label(pair.reference, prediction, labels=labels), prediction
-    reference = read_label(pair.reference, labels=labels)
+        return _read_reference(pair, prediction, labels), prediction
+    reference = _read_reference(pair, None, labels)
     return reference, read_label(pair.prediction, reference, labels=labels)
+
+
+def _read_reference(pair: Pair, like: Scan | None, labels: Table | None) -> Scan:
+    """The reference of a case; without labels it has the values of its file."""
+    if labels is None:
+        return read_label(pair.reference, like)
+    return pair.own.read(read_label, pair.reference, like, None, labels)
 
 
 def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
@@ -256,8 +284,9 @@ def _unnamed(kind: str, values: Mapping[str, set[int]]) -> list[str]:
     ]
 
 
-def _absent(names: Sequence[str]) -> list[str]:
-    """The warning about labels that occur in no image."""
+def _absent(absent: Sequence[str], unknown: Sequence[Sequence[str]], cases: int) -> list[str]:
+    """The warning about labels that occur in no image, of those that somebody looked for in one of the cases."""
+    names = [name for name in absent if not cases or sum(name in one for one in unknown) < cases]
     return [f"Labels that occur in no image: {first_few(names)}. Are these the right labels?"] if names else []
 
 

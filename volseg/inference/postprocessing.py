@@ -5,7 +5,7 @@ helps a few validation cases by chance may remove a second lesion from every pat
 rules: they share voxels, so removing a component of one region would change others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -33,21 +33,28 @@ class Tally:
             reference, and its voxels with the same value in the reference.
         true: voxels in the reference by label value.
         voxel_ml: volume of a voxel in millilitres.
+        unknown: values of labels that nobody looked for in the reference.
     """
 
     components: np.ndarray
     true: Mapping[int, int]
     voxel_ml: float
+    unknown: frozenset[int] = frozenset()
 
     def dice(self, value: int, rule: ComponentRule) -> float | None:
-        """The Dice of a label after a rule, as in `volseg.evaluation.overlap`: None if neither image has the label."""
+        """The Dice of a label after a rule, as in `volseg.evaluation.overlap`: None if neither image has the label, or
+        nobody looked for it."""
+        if value in self.unknown:
+            return None
         keeps = kept(self.components, {value: rule}, self.voxel_ml) & (self.components[0] == value)
         _, _, predicted, both = self.components[:, keeps].sum(axis=1).tolist()
         sizes = predicted + self.true[value]
         return 2 * both / sizes if sizes else None
 
 
-def tally(labels: np.ndarray, reference: np.ndarray, plan: Plan, voxel_ml: float) -> Tally:
+def tally(
+    labels: np.ndarray, reference: np.ndarray, plan: Plan, voxel_ml: float, unknown: Collection[str] = ()
+) -> Tally:
     """Count the voxels of each component of a prediction, and those that are correct.
 
     Args:
@@ -55,6 +62,7 @@ def tally(labels: np.ndarray, reference: np.ndarray, plan: Plan, voxel_ml: float
         reference: (I, J, K) on the same grid.
         plan: the labels and the ignore label.
         voxel_ml: volume of a voxel in millilitres.
+        unknown: the names of the labels that nobody looked for in the reference.
     """
     image = outermost_first(labels)
     truth = reference if image is labels else reference.T
@@ -70,7 +78,8 @@ def tally(labels: np.ndarray, reference: np.ndarray, plan: Plan, voxel_ml: float
         found.append((np.concatenate([slab.components, counts]), slab.touching))
     components, _ = merge_slabs(found)
     true_voxels = {label.value: int(total[label.value]) for label in plan.labels}
-    return Tally(components[:, components[0] > 0], true_voxels, voxel_ml)
+    values = frozenset(label.value for label in plan.labels if label.name in unknown)
+    return Tally(components[:, components[0] > 0], true_voxels, voxel_ml, values)
 
 
 def choose_rules(tallies: Sequence[Tally], labels: Sequence[Label]) -> dict[str, ComponentRule]:

@@ -21,11 +21,11 @@ import numpy as np
 
 from volseg.data.cases.cache_key import cache_stem, content_key
 from volseg.data.cases.dataset import Dataset, TrainingCase
-from volseg.data.cases.labels import LabelSet
 from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.data.grid.intensities import as_exact_float
 from volseg.data.grid.nonzero import filled_nonzero, nonzero_box
+from volseg.data.io.dicom_labels.label_names import Table
 from volseg.data.io.reading import Scan, read_channels, read_label
 from volseg.errors import DatasetError, InputError, Problem
 from volseg.files import as_tuples, open_regular, whole_file
@@ -52,7 +52,7 @@ class CaseFingerprint:
         name: of the case.
         shape: voxels along R, A, S.
         spacing_mm: along R, A, S.
-        volumes_ml: of each label or region, 0 where it is absent; see `unstated`.
+        volumes_ml: of each annotated label or region, 0 where it is absent; see `unstated`.
         offsets: per label that is present: its centroid minus the centroid of the whole foreground along R, A, S, as a
             fraction of the edge of the foreground's bounding box.
         contrasts: per label that is present, and per channel: standardised mean difference between the label and the
@@ -115,9 +115,19 @@ class Fingerprint:
     channels: tuple[ChannelFingerprint, ...]
 
     def volume_ml_range(self, label: str) -> tuple[float, float] | None:
-        """Smallest and largest volume of a label over the cases that state their size, mL; None if none does."""
-        volumes = [case.volumes_ml[label] for case in self.cases if not case.unstated]
+        """Smallest and largest volume of a label over the cases with annotation of it that state their size, mL; None
+        if there is none."""
+        volumes = [case.volumes_ml[label] for case in self.cases if label in case.volumes_ml and not case.unstated]
         return (min(volumes), max(volumes)) if volumes else None
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of all labels that are annotated in a case."""
+        return list(dict.fromkeys(name for case in self.cases for name in case.volumes_ml))
+
+    def annotated(self, label: str) -> int:
+        """The number of cases in which a label is annotated."""
+        return sum(label in case.volumes_ml for case in self.cases)
 
     @property
     def warnings(self) -> list[str]:
@@ -181,7 +191,7 @@ def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _Ca
             return cached
         scan = read_channels(case.images, len(dataset.channels))
         digest = voxel_digest(scan)
-        label = read_label(case.label, like=scan.geometry, known=labels.known, labels=labels.table)
+        label = case.own.read(read_label, case.label, scan.geometry, labels.known, labels.table)
     except InputError as error:
         first = Problem(case.name, error.problem, error.found, error.remedy or "fix it, or remove the case")
         return _CaseCheck(
@@ -196,7 +206,8 @@ def _check_case(dataset: Dataset, cache: Path | None, case: TrainingCase) -> _Ca
 def _cache_file(dataset: Dataset, cache: Path, case: TrainingCase) -> Path:
     """The cache file of a case; its name depends on everything that the measurements depend on."""
     labels = {"stored": list(dataset.labels.stored.items()), "ignore": dataset.labels.ignore}
-    facts = {"format": FORMAT, "name": case.name, "labels": labels, "channels": len(dataset.channels)}
+    channels = len(dataset.channels)
+    facts = {"format": FORMAT, "name": case.name, "labels": labels, "channels": channels, **case.own.facts}
     stem = cache_stem(cache, case, content_key(case, facts))
     return stem.with_name(f"{stem.name}.npz")
 
@@ -230,15 +241,15 @@ def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, referenc
     # Seeded by the name, so that the sample does not depend on the other cases.
     rng = np.random.default_rng(list(os.fsencode(case.name)))
     sampled = np.unravel_index(rng.permutation(np.flatnonzero(foreground))[:SAMPLES_PER_CASE], label.shape)
-    stored = dataset.labels.stored
+    stored = {name: values for name, values in dataset.labels.stored.items() if case.own.has(name)}
     counts = _per_value(label, max(dataset.labels.known) + 1)
     return CaseFingerprint(
         name=case.name,
         shape=_ordered(scan.geometry.shape, order),
         spacing_mm=_ordered(scan.geometry.spacing_mm, order),
         volumes_ml={name: int(counts[list(values)].sum()) * scan.geometry.voxel_ml for name, values in stored.items()},
-        offsets=_offsets(label, foreground, scan.geometry, dataset.labels),
-        contrasts=_contrasts(label, counts, scan, dataset.labels),
+        offsets=_offsets(label, foreground, scan.geometry, stored),
+        contrasts=_contrasts(label, counts, scan, stored, dataset.labels.ignore),
         means=tuple(float(channel.mean(dtype=np.float64)) for channel in scan.channels),
         samples=np.stack([as_exact_float(channel[sampled]) for channel in scan.channels]),
         warnings=_warnings(scan, reference),
@@ -265,10 +276,12 @@ def _warnings(scan: Scan, reference: Scan) -> tuple[str, ...]:
     return (*scan.warnings, *others)
 
 
-def _contrasts(label: np.ndarray, counts: np.ndarray, scan: Scan, labels: LabelSet) -> dict[str, tuple[float, ...]]:
+def _contrasts(
+    label: np.ndarray, counts: np.ndarray, scan: Scan, stored: Table, ignore: int | None
+) -> dict[str, tuple[float, ...]]:
     """See `CaseFingerprint.contrasts`; none for a label that fills the scan. `counts`: number of voxels per value."""
-    known = np.arange(len(counts)) != labels.ignore
-    insides = {name: list(values) for name, values in labels.stored.items()}
+    known = np.arange(len(counts)) != ignore
+    insides = {name: list(values) for name, values in stored.items()}
     names = [name for name, inside in insides.items() if 0 < counts[inside].sum() < counts[known].sum()]
     found: dict[str, tuple[float, ...]] = dict.fromkeys(names, ())
     for channel in scan.channels:
@@ -300,10 +313,10 @@ def _planes(volume: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _offsets(
-    label: np.ndarray, foreground: np.ndarray, geometry: Geometry, labels: LabelSet
+    label: np.ndarray, foreground: np.ndarray, geometry: Geometry, stored: Table
 ) -> dict[str, tuple[float, float, float]]:
     """See `CaseFingerprint.offsets`."""
-    profiles = {name: _profiles(np.isin(label, values)) for name, values in labels.stored.items()}
+    profiles = {name: _profiles(np.isin(label, values)) for name, values in stored.items()}
     present = {name: one for name, one in profiles.items() if one[0].any()}
     every = _profiles(foreground)
     order, flips = ras_order(geometry.affine)

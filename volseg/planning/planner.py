@@ -319,6 +319,9 @@ def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ..
         reason += f"; {empty} of {len(fingerprint.cases)} cases have no foreground voxel"
     if dataset.labels.parts:
         reason += "; regions overlap, so each has its own sigmoid"
+    if any(fingerprint.annotated(name) < len(fingerprint.cases) for name in dataset.labels.values):
+        listed = ", ".join(f"{name} {fingerprint.annotated(name)}" for name in dataset.labels.values)
+        reason += f"; partial labels, annotated of {len(fingerprint.cases)} cases: {listed}"
     if dataset.labels.ignore is not None:
         reason += f"; voxels of value {dataset.labels.ignore} are excluded from the loss, patch sampling and metrics"
     return tuple(labels), reason

@@ -5,7 +5,7 @@ the extent of all labels.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from volseg.config import Axis, PlanChoices, Sides, Triple
 from volseg.errors import ConfigError
-from volseg.planning.fingerprint import Fingerprint
+from volseg.planning.fingerprint import CaseFingerprint, Fingerprint
 from volseg.text import first_few
 
 # A label lies on one side of the others when its mean offset exceeds this fraction of the foreground's extent.
@@ -22,6 +22,10 @@ ONE_SIDED = 0.1
 # and the largest ratio of their volumes. Names with a side allow more than positions alone do: a liver and a spleen,
 # or the two ventricles of a heart, are no pair.
 LOOSE, STRICT = (0.15, 2.0), (0.05, 1.3)
+NO_WHOLE_CASE = (
+    "no case has all labels annotated, so nobody knows which lie on one side of the others; plan.mirror_axes sets what "
+    "you know"
+)
 SIDE = {"left": "left", "right": "right", "l": "left", "r": "right", "lh": "left", "rh": "right"}
 
 
@@ -55,7 +59,8 @@ def plan_mirroring(
 
     An axis may be flipped if no label lies on one side of the others along it, because then a flipped scan looks like a
     real one. From left to right it may also be flipped where the labels on one side have partners on the other: the
-    flip exchanges them.
+    flip exchanges them. With partial labels, positions are those of the cases in which all labels are annotated, and
+    partners are annotated together in every case, as a flip would exchange a label with one that nobody looked for.
 
     Args:
         fingerprint: of the training cases.
@@ -67,12 +72,15 @@ def plan_mirroring(
     Raises:
         ConfigError: the pairs that the user has set are not labels.
     """
-    places = _places(fingerprint)
+    whole = [case for case in fingerprint.cases if len(case.volumes_ml) == len(values)]
+    places = _places(whole, values)
     if choices.sides is not None:
         pairs, why = list(choices.sides), "set by the configuration"
         _check_pairs(pairs, values, regions)
+        _check_annotated(pairs, fingerprint)
     else:
         pairs, why = _find_pairs(places, regions)
+        pairs = [pair for pair in pairs if not _apart(pair, fingerprint)]
     paired = {name for pair in pairs for name in pair}
     blocked: dict[int, str] = {}
     for axis, world in enumerate(order):
@@ -83,8 +91,11 @@ def plan_mirroring(
     for one, other in _named_pairs(places):
         if not {one, other} <= paired:
             blocked.setdefault(sagittal, f"{one} and {other} are no mirror images of each other")
+    if not whole:
+        # Of labels that no case has together, nobody knows which lie on one side of the others.
+        blocked = dict.fromkeys((0, 1, 2), NO_WHOLE_CASE)
     axes: tuple[Axis, ...] = tuple(axis for axis in (0, 1, 2) if axis not in blocked)
-    why_axes = "; ".join(blocked.values()) or "no label lies on one side of the others"
+    why_axes = "; ".join(dict.fromkeys(blocked.values())) or "no label lies on one side of the others"
     if choices.mirror_axes is not None:
         axes, why_axes = choices.mirror_axes, "set by the configuration"
     if not pairs:
@@ -104,11 +115,11 @@ def side_of(name: str) -> tuple[str, str] | None:
     return SIDE[lower[found[0]]], " ".join(rest)
 
 
-def _places(fingerprint: Fingerprint) -> dict[str, _Place]:
+def _places(cases: Sequence[CaseFingerprint], names: Iterable[str]) -> dict[str, _Place]:
     """Where each label lies that occurs."""
     places = {}
-    for name in fingerprint.cases[0].volumes_ml:
-        having = [case for case in fingerprint.cases if name in case.offsets]
+    for name in names:
+        having = [case for case in cases if name in case.offsets]
         if having:
             offsets = np.array([case.offsets[name] for case in having])
             volume = float(np.median([case.volumes_ml[name] for case in having]))
@@ -153,6 +164,21 @@ def _mirrored(places: Mapping[str, _Place], pair: tuple[str, str], distance: flo
 
 def _in_words(pairs: list[tuple[str, str]]) -> str:
     return first_few([f"{one} and {other}" for one, other in pairs])
+
+
+def _apart(pair: tuple[str, str], fingerprint: Fingerprint) -> bool:
+    """Whether a case has only one of two labels annotated."""
+    one, other = pair
+    return any((one in case.volumes_ml) != (other in case.volumes_ml) for case in fingerprint.cases)
+
+
+def _check_annotated(pairs: list[tuple[str, str]], fingerprint: Fingerprint) -> None:
+    """Reject pairs that the user has set and of which a case has only one label annotated."""
+    if apart := [pair for pair in pairs if _apart(pair, fingerprint)]:
+        raise ConfigError(
+            f"plan.sides pairs {_in_words(apart)}, but some cases have only one of the two annotated, and a flip would "
+            "exchange it with one that nobody looked for. Leave the pair out."
+        )
 
 
 def _check_pairs(pairs: list[tuple[str, str]], values: Mapping[str, int], regions: bool) -> None:

@@ -19,7 +19,7 @@ def summary(fingerprint: Fingerprint) -> Iterator[str]:
             f"channel {channel.name}: 99 % of the foreground voxels between {low:.4g} and {high:.4g}, "
             f"mean {channel.mean:.4g}, standard deviation {channel.std:.4g}"
         )
-    for name in cases[0].volumes_ml:
+    for name in fingerprint.labels:
         yield f"label {name}: {_label(fingerprint, name)}"
     for warning in fingerprint.warnings:
         yield f"warning: {warning}"
@@ -27,14 +27,15 @@ def summary(fingerprint: Fingerprint) -> Iterator[str]:
 
 def _label(fingerprint: Fingerprint, name: str) -> str:
     """The number of cases with a label, and its median volume and contrast in them."""
-    cases = fingerprint.cases
-    present = [case for case in cases if case.volumes_ml[name]]
+    annotated = fingerprint.annotated(name)
+    cases = f"{annotated} cases" if annotated == len(fingerprint.cases) else f"the {annotated} cases annotated for it"
+    present = [case for case in fingerprint.cases if case.volumes_ml.get(name)]
     if not present:
-        return "in no case"
+        return "in no case" if annotated == len(fingerprint.cases) else f"in none of {cases}"
     volumes = [case.volumes_ml[name] for case in present if not case.unstated]
     median = f"median {np.median(volumes):.4g} mL" if volumes else "volume unknown"
     fractions = [case.volumes_ml[name] / case.scan_ml for case in present]
-    text = f"in {len(present)} of {len(cases)} cases, {median}, {100 * np.median(fractions):.2g} % of the scan"
+    text = f"in {len(present)} of {cases}, {median}, {100 * np.median(fractions):.2g} % of the scan"
     contrasts = np.array([case.contrasts[name] for case in present if name in case.contrasts])
     if not len(contrasts):
         return text

@@ -18,8 +18,9 @@ from volseg.training.ranks import Ranks
 from volseg.training.state import TrainingState
 
 Batch = dict[str, Tensor]
-# (output of the network, target, ranks that share the batch) -> scalar.
-Loss = Callable[[Any, Tensor, Ranks], Tensor]
+# (output of the network, target, ranks that share the batch) -> scalar; with partial labels a fourth argument, the
+# batch's "annotated".
+Loss = Callable[..., Tensor]
 # (batch, progress of the run, step) -> the batch to train on, cropped to the current patch size.
 CropPatches = Callable[[Batch, float, int], Batch]
 Validate = Callable[[torch.nn.Module], dict[str, Any]]
@@ -40,7 +41,8 @@ def fit(
 
     Args:
         state: of the run; changed in place.
-        batches: starting at step `state.step`; "image" (B, C, D, H, W) float32, and "label", the target of `loss`.
+        batches: starting at step `state.step`; "image" (B, C, D, H, W) float32, and "label", the target of `loss`; with
+            partial labels also "annotated" (B, labels) bool, which `loss` gets as its fourth argument.
         budget: steps or seconds; seconds include validation, but not reading the first batch.
         config: see `TrainingConfig`.
         validate: called with the EMA network, evenly spaced over the run; its dict is added to the record of the step.
@@ -115,11 +117,11 @@ class NetworkLoss(torch.nn.Module):
         super().__init__()
         self.network, self.loss, self.ranks, self.dtype = network, loss, ranks, dtype
 
-    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+    def forward(self, image: Tensor, target: Tensor, *partial: Tensor) -> Tensor:
         """Loss over the global batch (each rank holds a shard)."""
         with autocast(image.device, self.dtype):
             outputs = self.network(image)
-        return self.loss(outputs, target, self.ranks)
+        return self.loss(outputs, target, self.ranks, *partial)
 
 
 def _step(
@@ -133,7 +135,8 @@ def _step(
     """One optimiser step; returns the loss before it."""
     image = batch["image"].to(device, non_blocking=True)
     target = batch["label"].to(device, non_blocking=True)
-    loss: Tensor = network_loss(image, target)
+    partial = [batch["annotated"].to(device, non_blocking=True)] if "annotated" in batch else []
+    loss: Tensor = network_loss(image, target, *partial)
     state.optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     # Read only now: a GPU computes the backward pass while the CPU waits for the loss.

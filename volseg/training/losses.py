@@ -4,6 +4,14 @@ For segmentation, logits are (B, K, D, H, W). A target holds class indices (B, D
 class 0 being the background. With `regions=True` it is (B, K, D, H, W), 1 inside and 0 outside: K regions that may
 overlap, without background. Voxels whose target is `IGNORED` (-1) are excluded from the loss; their gradient is 0.
 
+Partial labels: `annotated` (B, labels) bool says which foreground labels somebody looked for in each sample; None means
+all of them. A label that nobody looked for is no background there, so the losses are those of `merged_logits`, the
+marginal loss of Shi et al. 2021, "Marginal loss and exclusion loss for partially supervised multi-organ segmentation"
+(arXiv 2007.03868): with the classes U that are not annotated in a sample, q_0 = p_0 + sum of p_u over U takes the place
+of the background's probability p_0, and cross-entropy and Dice are computed of q_0 and the p_k of the annotated
+classes. Regions that are not annotated in a sample are left out of it. With all labels annotated the losses are
+bit for bit those without `annotated`.
+
 A loss is that of the global batch; each of the `ranks` holds a shard of it.
 
 >>> import torch
@@ -14,7 +22,8 @@ A loss is that of the global batch; each of the `ranks` holds a shard of it.
 (1.0, 0.0)
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -30,58 +39,122 @@ SMOOTH = 1e-5
 PlainLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def soft_dice(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
+def merged_logits(logits: Tensor, annotated: Tensor | None) -> Tensor:
+    """Logits whose softmax has the probability of labels that nobody looked for as part of the background's.
+
+    z_0' = log(exp z_0 + sum of exp z_u), z_u' = -inf, over the classes u that are not annotated in a sample.
+
+    Args:
+        logits: (B, K, ...), class 0 being the background.
+        annotated: (B, K - 1) bool; None: all.
+
+    Returns:
+        (B, K, ...); the logits themselves where all labels are annotated, else float32.
+    """
+    if annotated is None or bool(annotated.all()):
+        return logits
+    logits = logits.float()
+    others = _over_voxels(annotated, logits)
+    joins = torch.cat((torch.ones_like(others[:, :1]), ~others), dim=1)
+    # The background always joins, so no voxel has -inf alone, whose gradient would be nan.
+    background = logits.masked_fill(~joins, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat((background, logits[:, 1:].masked_fill(~others, -torch.inf)), dim=1)
+
+
+def soft_dice(
+    logits: Tensor,
+    target: Tensor,
+    regions: bool = False,
+    ranks: Ranks = SINGLE_PROCESS,
+    annotated: Tensor | None = None,
+) -> Tensor:
     """Mean soft Dice of the foreground classes or regions: 2 sum(p t) / (sum p + sum t), float32, 1 is perfect.
 
-    Each class is summed over the whole batch, so that a class missing from one sample does not dominate the loss.
+    Each class is summed over the whole batch, so that a class missing from one sample does not dominate the loss. With
+    partial labels over those samples in which it is annotated, and classes without such a sample are left out.
 
     Raises:
-        UsageError: the shape of the target does not fit the logits.
+        UsageError: the shape of the target or of `annotated` does not fit the logits.
     """
     target = checked_target(logits, target, regions)
-    annotated = (target != IGNORED).float()
+    _check_annotated(logits, annotated, regions)
+    counted = (target != IGNORED).float()
     # Ignored voxels are outside of all regions and, as background, of all classes that count.
     target = target.clamp(min=0)
     if regions:
-        probabilities, truth, first = logits.float().sigmoid() * annotated, target.float(), 0
+        probabilities, truth, first = logits.float().sigmoid() * counted, target.float(), 0
     else:
-        probabilities, first = logits.float().softmax(dim=1) * annotated[:, None], 1
+        probabilities = merged_logits(logits, annotated).float().softmax(dim=1) * counted[:, None]
+        first = 1
         # One byte a voxel and class, where `one_hot` takes eight; channels last as the logits are.
         truth = (target[..., None] == torch.arange(logits.shape[1], device=target.device)).movedim(-1, 1)
     over = (0, *range(2, logits.ndim))
-    overlap = (probabilities * truth).sum(over)[first:]
-    total = probabilities.sum(over)[first:] + truth.sum(over)[first:]
-    overlap, total = ranks.sum(torch.stack((overlap, total))).unbind()
-    return ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+    if annotated is None:
+        overlap = (probabilities * truth).sum(over)[first:]
+        total = probabilities.sum(over)[first:] + truth.sum(over)[first:]
+        overlap, total = ranks.sum(torch.stack((overlap, total))).unbind()
+        return ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+    known = _over_voxels(annotated, logits)
+    probabilities, truth = probabilities[:, first:] * known, truth[:, first:] * known
+    overlap = (probabilities * truth).sum(over)
+    total = probabilities.sum(over) + truth.sum(over)
+    samples = annotated.sum(0).to(overlap.dtype)
+    overlap, total, samples = ranks.sum(torch.stack((overlap, total, samples))).unbind()
+    dice = (2 * overlap + SMOOTH) / (total + SMOOTH)
+    return dice[samples > 0].mean() if bool((samples > 0).any()) else 1.0 + 0.0 * dice.sum()
 
 
-def dice_loss(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
+def dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    regions: bool = False,
+    ranks: Ranks = SINGLE_PROCESS,
+    annotated: Tensor | None = None,
+) -> Tensor:
     """1 - soft Dice, see `soft_dice`."""
-    return 1.0 - soft_dice(logits, target, regions, ranks)
+    return 1.0 - soft_dice(logits, target, regions, ranks, annotated)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    regions: bool = False,
+    ranks: Ranks = SINGLE_PROCESS,
+    annotated: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy over all voxels that are not ignored, 0 if there is none; for regions binary cross-entropy.
 
+    With partial labels, that of `merged_logits`; for regions over those that are annotated in a sample.
+
     Raises:
-        UsageError: the shape of the target does not fit the logits.
+        UsageError: the shape of the target or of `annotated` does not fit the logits.
     """
     target = checked_target(logits, target, regions)
-    annotated = target != IGNORED
+    counted = target != IGNORED
+    if annotated is not None:
+        _check_annotated(logits, annotated, regions)
     if regions:
-        weight = annotated.float()
+        if annotated is not None:
+            counted = counted & _over_voxels(annotated, logits)
+        weight = counted.float()
         entropy = F.binary_cross_entropy_with_logits(logits.float(), target.float(), weight, reduction="sum")
     else:
-        entropy = F.cross_entropy(logits.float(), target.long(), ignore_index=IGNORED, reduction="sum")
-    entropy, count = ranks.sum(torch.stack((entropy, annotated.sum().to(entropy.dtype)))).unbind()
+        merged = merged_logits(logits, annotated).float()
+        entropy = F.cross_entropy(merged, target.long(), ignore_index=IGNORED, reduction="sum")
+    entropy, count = ranks.sum(torch.stack((entropy, counted.sum().to(entropy.dtype)))).unbind()
     return entropy / count.clamp(min=1)
 
 
 def dice_and_cross_entropy(
-    logits: Tensor, target: Tensor, regions: bool = False, ranks: Ranks = SINGLE_PROCESS
+    logits: Tensor,
+    target: Tensor,
+    regions: bool = False,
+    ranks: Ranks = SINGLE_PROCESS,
+    annotated: Tensor | None = None,
 ) -> Tensor:
     """(1 - soft Dice) plus the mean cross-entropy; about log(K) + 1 at random weights, 0 when perfect."""
-    return 1.0 - soft_dice(logits, target, regions, ranks) + cross_entropy(logits, target, regions, ranks)
+    dice = soft_dice(logits, target, regions, ranks, annotated)
+    return 1.0 - dice + cross_entropy(logits, target, regions, ranks, annotated)
 
 
 def classification_loss(logits: Tensor, target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
@@ -89,7 +162,7 @@ def classification_loss(logits: Tensor, target: Tensor, ranks: Ranks = SINGLE_PR
     return cross_entropy(logits, target, ranks=ranks)
 
 
-# By `training.loss`. Each takes (logits, target, regions, ranks).
+# By `training.loss`. Each takes (logits, target, regions, ranks), and with partial labels the keyword annotated.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice_ce": dice_and_cross_entropy,
     "dice": dice_loss,
@@ -105,7 +178,8 @@ class SegmentationLoss(nn.Module):
 
     Args:
         loss: a name in `LOSSES`; or a function of (logits, target), each as above, of one resolution. On several ranks
-            a function sees the shard of its rank, and gradients are averaged. Class indices are int64.
+            a function sees the shard of its rank, and gradients are averaged. Class indices are int64. With partial
+            labels it has to have a keyword `annotated`, see the top of this module.
         regions: whether classes are regions that may overlap.
 
     Raises:
@@ -118,13 +192,21 @@ class SegmentationLoss(nn.Module):
             raise ConfigError(f"There is no loss {loss!r} (training.loss); known are {', '.join(LOSSES)}.")
         self.loss, self.regions = loss, regions
 
-    def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
+    def forward(
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        target: Tensor,
+        ranks: Ranks = SINGLE_PROCESS,
+        annotated: Tensor | None = None,
+    ) -> Tensor:
         """The loss as a scalar.
 
         Args:
             outputs: logits (B, K, D, H, W), or a list of them, finest first, as a `UNet` gives in training.
             target: of the finest resolution.
             ranks: the processes that share the batch.
+            annotated: (B, labels) bool: the labels that somebody looked for in each sample; None: all. Given on all
+                ranks or on none.
 
         Raises:
             UsageError: logits that are not (B, K, D, H, W), such as those of a `Classifier`, or a target that does not
@@ -138,29 +220,51 @@ class SegmentationLoss(nn.Module):
             )
         target = checked_target(every[0], target, self.regions)
         if isinstance(outputs, Tensor):
-            return self._of(outputs, target, ranks)
+            return self._of(outputs, target, ranks, annotated)
         used = every[:-1] if len(every) > 1 else every
         weights = [0.5**level for level in range(len(used))]
         loss = sum(
-            weight * self._of(output, _nearest(target, output.shape[2:]), ranks)
+            weight * self._of(output, _nearest(target, output.shape[2:]), ranks, annotated)
             for weight, output in zip(weights, used, strict=True)
         )
         return torch.as_tensor(loss) / sum(weights)
 
-    def _of(self, logits: Tensor, target: Tensor, ranks: Ranks) -> Tensor:
+    def _of(self, logits: Tensor, target: Tensor, ranks: Ranks, annotated: Tensor | None) -> Tensor:
         """The loss of one resolution."""
+        partial = {} if annotated is None else {"annotated": annotated}
+        if partial:
+            require_partial_labels(LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)
         if isinstance(self.loss, str):
-            return LOSSES[self.loss](logits, target, self.regions, ranks)
-        loss = self.loss(logits, target if self.regions else target.long())
+            return LOSSES[self.loss](logits, target, self.regions, ranks, **partial)
+        loss = self.loss(logits, target if self.regions else target.long(), **partial)
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UsageError(f"The loss function returned {found}, expected a tensor with one number.")
         return loss
 
 
-def supervised_loss(outputs: Any, target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
+def require_partial_labels(loss: Callable[..., Tensor]) -> None:
+    """Check that a function, which may be the caller's, knows of labels that nobody looked for in a sample.
+
+    Raises:
+        UsageError: it has no keyword `annotated`, so it would teach that such labels are background.
+    """
+    try:
+        keywords: Mapping[str, inspect.Parameter] = inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        keywords = {}
+    if "annotated" not in keywords and not any(one.kind is one.VAR_KEYWORD for one in keywords.values()):
+        raise UsageError(
+            "The dataset has partial labels, but the loss function has no keyword annotated, (B, labels) bool, so it "
+            "would take labels that nobody looked for as background. Add it, or leave out the loss."
+        )
+
+
+def supervised_loss(
+    outputs: Any, target: Tensor, ranks: Ranks = SINGLE_PROCESS, annotated: Tensor | None = None
+) -> Tensor:
     """`SegmentationLoss()` for class indices: Dice and cross-entropy with deep supervision."""
-    loss: Tensor = SegmentationLoss()(outputs, target, ranks)
+    loss: Tensor = SegmentationLoss()(outputs, target, ranks, annotated)
     return loss
 
 
@@ -197,6 +301,21 @@ def checked_target(logits: Tensor, target: Tensor, regions: bool) -> Tensor:
             f"{hint if found == whole else ''}"
         )
     return target
+
+
+def _over_voxels(annotated: Tensor, logits: Tensor) -> Tensor:
+    """`annotated` (B, labels) as (B, labels, 1, ...), to be combined with logits."""
+    return annotated.reshape(*annotated.shape, *(1,) * (logits.ndim - 2))
+
+
+def _check_annotated(logits: Tensor, annotated: Tensor | None, regions: bool) -> None:
+    """Reject `annotated` of another shape or type than (B, labels) bool."""
+    expected = (logits.shape[0], logits.shape[1] - (not regions))
+    if annotated is not None and (tuple(annotated.shape) != expected or annotated.dtype != torch.bool):
+        raise UsageError(
+            f"annotated is {annotated.dtype} {tuple(annotated.shape)}, expected torch.bool {expected}: for each "
+            "sample, whether each foreground label was looked for."
+        )
 
 
 def _nearest(target: Tensor, shape: Sequence[int]) -> Tensor:

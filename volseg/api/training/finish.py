@@ -2,10 +2,12 @@
 
 import logging
 from functools import partial
+from typing import Any
 
 from volseg.api.segmenter import Segmenter
 from volseg.api.training.prepare import Run
 from volseg.api.validation import validate_from_files
+from volseg.data.cases.sources.case_labels import annotated_cases
 from volseg.modelfile import ModelCard, save_model
 from volseg.progress import Progress
 from volseg.report.run_report import write_run_report
@@ -13,6 +15,15 @@ from volseg.training.run.case_keys import check_validation
 from volseg.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
+
+
+def _partial(run: Run) -> dict[str, Any]:
+    """For the model card: in how many training cases each label is annotated, and the datasets that are joined."""
+    names = [case.source for case in run.training]
+    datasets = {name: names.count(name) for name in run.data.parts}
+    annotated = annotated_cases([case.own for case in run.training], list(run.data.labels.values))
+    found = {"datasets": datasets, "dataset_shares": run.shares, "annotated_cases": annotated}
+    return {key: value for key, value in found.items() if value}
 
 
 def finish_run(run: Run, state: TrainingState, progress: Progress) -> None:
@@ -31,6 +42,7 @@ def finish_run(run: Run, state: TrainingState, progress: Progress) -> None:
             "steps": state.step,
             "seconds": round(state.seconds, 1),
             **run.settings.ended(run.plan.steps, state.step, state.seconds, run.finish or state.ended),
+            **_partial(run),
             **{f"custom_{name}": text for name, text in (run.settings.parts | run.custom.described()).items()},
         },
     )

@@ -103,7 +103,8 @@ def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> Ba
     """The training batches of a run, with augmentation and its warm-up."""
     config = run.config.augmentation
     warmup = AugmentationWarmup(cropping(run.plan, config), config.warmup_epochs)
-    return BatchDataset(cases, run.plan, sampler, augmentation(run.plan, config, run.custom.transforms), warmup)
+    augment = augmentation(run.plan, config, run.custom.transforms)
+    return BatchDataset(cases, run.plan, sampler, augment, warmup, run.shares)
 
 
 def _preprocess(run: Run, progress: Progress) -> tuple[list[CachedCase], list[CachedCase]]:

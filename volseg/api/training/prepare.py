@@ -12,7 +12,9 @@ from volseg.data.cases.batches import check_shared
 from volseg.data.cases.cache_key import shared_cache
 from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.cases.progressive_patches import patch_sizes
+from volseg.data.cases.sources.shares import shares_of
 from volseg.data.folds import Folds, choose_fold
+from volseg.data.joining import datasets_in_words
 from volseg.device import (
     gpu_memory_gb,
     machine_memory_gb,
@@ -30,7 +32,7 @@ from volseg.precision import choose_precision
 from volseg.training.losses import SegmentationLoss
 from volseg.training.moments import build_optimiser
 from volseg.training.parts import Custom
-from volseg.training.run.case_keys import require_same_labels
+from volseg.training.run.case_keys import require_annotated, require_same_datasets, require_same_labels
 from volseg.training.run.folder import (
     run_folds,
     start_run,
@@ -55,6 +57,7 @@ class Run:
     folds: Folds
     custom: Custom = field(default_factory=Custom)
     finish: bool = False
+    shares: dict[str, float] | None = None
 
 
 def plan_for(
@@ -124,6 +127,7 @@ def prepare(
     choices = _choices(config.plan, "network" in settings.parts)
     has_plan = resume and (folder / "plan.yaml").exists()
     if has_plan:
+        require_same_datasets(data, settings.datasets)
         if data.problems:
             raise DatasetError(data.name, data.problems)
         remove_leftovers(folder)
@@ -131,6 +135,8 @@ def prepare(
     split = choose_fold(folds, settings.fold)
     by_name = {case.name: case for case in data.cases}
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
+    require_annotated(training, data.labels.stored)
+    shares = shares_of(config.training.dataset_shares, list(data.parts), training)
     if has_plan:
         plan = read_plan(folder / "plan.yaml")
         require_same_labels(data, plan)
@@ -144,10 +150,12 @@ def prepare(
         check_shared(plan, world)
         _check_parts(custom, plan, config.training, device, world)
         lock()
+        settings = settings.model_copy(update={"datasets": tuple(data.parts)})
         start_run(folder, settings, config)
         write_json(folder / "splits.json", folds.splits)
-        write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
+        about = [*datasets_in_words(data, shares), *summary(fingerprint)]
+        write_text(folder / "plan.yaml", plan_text(plan, reasons, about))
         for label in data.labels.stored:
-            if not any(case.volumes_ml[label] for case in fingerprint.cases):
+            if not any(case.volumes_ml.get(label) for case in fingerprint.cases):
                 logger.warning("Label %s occurs in no case, so it cannot be learned", label)
-    return Run(folder, settings, config, data, plan, device, training, validation, folds)
+    return Run(folder, settings, config, data, plan, device, training, validation, folds, shares=shares)

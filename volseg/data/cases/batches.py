@@ -6,7 +6,7 @@ Images are (B, C, D, H, W), labels (B, D, H, W), or (B, K, D, H, W) for regions.
 import math
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from volseg.config import Plan
 from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.patch_sampling import ORDER, SAMPLE, PatchSampler
+from volseg.data.cases.sources.shares import DatasetTurns
 from volseg.data.cases.workers import READY, end_workers, possible_workers, serve
 from volseg.data.grid.preprocess import classes_of, training_target
 from volseg.errors import TrainingError, UsageError, VolsegError
@@ -50,17 +51,20 @@ class AugmentationWarmup:
 @dataclass(frozen=True)
 class BatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Batches by step: `dataset[step]` is {"image": (B, C, D, H, W) float32, "label": see `training_target`,
-    "foreground": (B,) int64}, the label that each foreground patch holds, counted from 1, and 0 for the others.
+    "foreground": (B,) int64}, the label that each foreground patch holds, counted from 1, and 0 for the others. Where
+    cases have partial labels, also "annotated": (B, labels) bool, the labels that somebody looked for in each patch.
 
     An epoch has `len(cases)` samples: every case once, in an order that differs between epochs. The label of a
     foreground patch is any of those in the training cases with the same probability, so that rare labels are seen as
     often as frequent ones; if the case whose turn it is lacks the label, a random case that has it takes its place.
+    With shares of several datasets, all of this holds within each of them, see `DatasetTurns`.
 
     Args:
         cases: to sample patches from.
         plan: patch size, and batch size over all ranks.
         sampler: decides which samples this process computes, and where their patches lie.
         augment: cuts out a patch and augments it at random.
+        shares: of the samples by dataset; None: as many as cases.
         warmup: of the augmentation. Its `crop` also cuts out a foreground patch whose label augmentation would lose.
     """
 
@@ -69,6 +73,7 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
     sampler: PatchSampler
     augment: Augmentation
     warmup: AugmentationWarmup
+    shares: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         check_shared(self.plan, self.sampler.world)
@@ -76,10 +81,14 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         """This process's samples of the batch of one step."""
         samples = [self.sample(number) for number in self.sampler.sample_numbers(step, self.plan.batch_size)]
+        partial = {}
+        if self._is_partial:
+            partial["annotated"] = torch.tensor([sample["annotated"] for sample in samples])
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
             "label": training_target(torch.stack([sample["label"][0] for sample in samples]), self.plan),
             "foreground": torch.tensor([sample["foreground"] for sample in samples]),
+            **partial,
         }
 
     @property
@@ -90,12 +99,11 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
         return samples * math.prod(self.plan.patch_size) * (4 * len(self.plan.channels) + 2 * labels)
 
     def sample(self, number: int) -> dict[str, Any]:
-        """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices, "foreground": label or 0}."""
-        epoch, position = divmod(number, len(self.cases))
-        order = self.sampler.rng(ORDER, epoch).permutation(len(self.cases))
-        case, label = self.cases[order[position]], 0
+        """One patch: {"image": (C, D, H, W) float32, "label": (1, D, H, W) class indices, "foreground": label or 0,
+        "annotated": for each label, whether somebody looked for it}."""
+        case, label = self._turn(number), 0
         rng = self.sampler.rng(SAMPLE, number)
-        if self.sampler.is_foreground(number, self.plan.batch_size) and self._by_label:
+        if self.sampler.is_foreground(number, self.plan.batch_size) and self._by_label.get(self._pool(case)):
             case, label = self._with_label(rng, case)
         start = self.sampler.patch_start(rng, case, self.plan.patch_size, label)
         crop = rng.random() * self.warmup.epochs * len(self.cases) > number
@@ -104,27 +112,57 @@ class BatchDataset(Dataset[dict[str, torch.Tensor]]):
 
         def cut(pipeline: Augmentation) -> dict[str, Any]:
             pipeline.set_random_state(seed=seed)
-            return {**pipeline({"image": case.image, "label": case.label, "centre": centre}), "foreground": label}
+            patch = pipeline({"image": case.image, "label": case.label, "centre": centre})
+            return {**patch, "foreground": label, "annotated": case.looked_for}
 
         found = cut(self.warmup.crop if crop else self.augment)
         # A rotation or scaling may have moved the label out of the patch.
         return cut(self.warmup.crop) if label and not crop and not self._holds(found["label"], label) else found
 
     @cached_property
-    def _by_label(self) -> dict[int, list[CachedCase]]:
-        """The cases that have each label that occurs."""
-        found: dict[int, list[CachedCase]] = {}
+    def _is_partial(self) -> bool:
+        """Whether a case has labels that nobody looked for; the same on all ranks."""
+        return not all(all(case.looked_for) for case in self.cases)
+
+    @cached_property
+    def _by_label(self) -> dict[str, dict[int, list[CachedCase]]]:
+        """The cases that have each label that occurs, in each pool."""
+        found: dict[str, dict[int, list[CachedCase]]] = {}
         for case in self.cases:
             for label in case.classes:
-                found.setdefault(label, []).append(case)
-        return dict(sorted(found.items()))
+                found.setdefault(self._pool(case), {}).setdefault(label, []).append(case)
+        return {pool: dict(sorted(cases.items())) for pool, cases in found.items()}
+
+    def _pool(self, case: CachedCase) -> str:
+        """The name of the cases of which one may take the place of another: those of a dataset that has a share."""
+        return case.case.source if self.shares else ""
+
+    @cached_property
+    def _turns(self) -> tuple[DatasetTurns, dict[str, list[CachedCase]]] | None:
+        """With shares, whose turn it is, and the cases of each dataset."""
+        if not self.shares:
+            return None
+        pools = {name: [case for case in self.cases if case.case.source == name] for name in self.shares}
+        counts = {name: len(cases) for name, cases in pools.items()}
+        return DatasetTurns(self.shares, counts, self.sampler), pools
+
+    def _turn(self, number: int) -> CachedCase:
+        """The case whose turn it is in sample `number`."""
+        if self._turns:
+            turns, pools = self._turns
+            name, index = turns.turn(number)
+            return pools[name][index]
+        epoch, position = divmod(number, len(self.cases))
+        order = self.sampler.rng(ORDER, epoch).permutation(len(self.cases))
+        return self.cases[int(order[position])]
 
     def _with_label(self, rng: np.random.Generator, case: CachedCase) -> tuple[CachedCase, int]:
         """A random label, and `case` or else a random case that has it."""
-        label = int(rng.choice(list(self._by_label)))
+        by_label = self._by_label[self._pool(case)]
+        label = int(rng.choice(list(by_label)))
         if label in case.classes:
             return case, label
-        return self._by_label[label][rng.integers(len(self._by_label[label]))], label
+        return by_label[label][rng.integers(len(by_label[label]))], label
 
     def _holds(self, patch: torch.Tensor, label: int) -> bool:
         """Whether a patch of class indices has a voxel of a label."""

@@ -124,9 +124,14 @@ class CachedCase:
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """The labels that occur in the case, counted from 1."""
+        """The labels that are annotated and occur in the case, counted from 1."""
         ranges = enumerate(self.foreground_ranges, start=1)
-        return tuple(index for index, (start, stop) in ranges if stop > start)
+        return tuple(index for index, (start, stop) in ranges if stop > start and self.looked_for[index - 1])
+
+    @property
+    def looked_for(self) -> list[bool]:
+        """For label 1, 2, ...: whether somebody looked for it in the case."""
+        return self.case.own.flags(label.name for label in self.plan.labels)
 
     def read(self, part: str, index: Any) -> np.ndarray:
         """A slice of one of the case's files.
@@ -216,7 +221,8 @@ def cache_key(case: TrainingCase, plan: Plan) -> str:
     """
     # The labels of DICOM have their values by name.
     names = {"names": [label.name for label in plan.labels]} if is_dicom(case.label) else {}
-    facts = {"format": _KEY_FORMAT, "plan": plan.model_dump(mode="json", include=PREPROCESSING), **names}
+    preprocessing = plan.model_dump(mode="json", include=PREPROCESSING)
+    facts = {"format": _KEY_FORMAT, "plan": preprocessing, **names, **case.own.facts}
     return content_key(case, facts)
 
 
@@ -229,7 +235,7 @@ def read_for_plan(case: TrainingCase, plan: Plan) -> tuple[Scan, Scan]:
     try:
         scan = read_channels(case.images, len(plan.channels))
         known = {*plan.stored_values, *([plan.ignore] if plan.ignore else [])}
-        return scan, read_label(case.label, like=scan.geometry, known=known, labels=table_of(plan))
+        return scan, case.own.read(read_label, case.label, scan.geometry, known, table_of(plan))
     except InputError as error:
         raise InputError(f"Case {case.name}: {error}") from error
 

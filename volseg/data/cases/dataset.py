@@ -10,6 +10,8 @@ Three layouts are recognised by the contents of the folder:
 
 "groups" in dataset.json, {case: group}, or a "group" in each entry of a Decathlon names cases that stay in one fold, as
 the scans of one patient. Hidden files, such as the ._ files of macOS, are no cases.
+"annotated" names the labels that somebody looked for, where that is not all of them: a list for all cases, a mapping
+{case: [names]}, of which the cases that it lacks have all labels, or a list in each entry of a Decathlon.
 The declaration of labels and of their codes ("label_codes" in dataset.json) is described in `volseg.data.cases.labels`.
 """
 
@@ -17,7 +19,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 
 from volseg.config import checked
 from volseg.data.cases.labels import LabelSet, parse_labels, with_codes
+from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels, stated_annotated
 from volseg.data.dataset_json import Decathlon, Groups, NnUNet, shown, stated_folds
 from volseg.data.folds import (
     SPLITS,
@@ -60,11 +63,15 @@ class TrainingCase:
         name: unique in the dataset.
         images: one file per channel, or one file that holds all channels.
         label: the reference label image.
+        own: which labels are annotated there, and how it says them; the default: all, as the dataset says.
+        source: in a joined dataset, the name of the dataset that the case is from.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path
+    own: CaseLabels = ALL_LABELS
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Dataset:
         folds: those that dataset.json states; None if it states none.
         groups: case name to its group; only of the cases for which one is stated.
         splits: a file with folds, used instead of any in the dataset.
+        parts: of a joined dataset, the datasets by name, see `volseg.data.joining`.
     """
 
     name: str
@@ -96,6 +104,7 @@ class Dataset:
     folds: Folds | None = None
     groups: dict[str, str] = field(default_factory=dict)
     splits: Path | None = None
+    parts: Mapping[str, "Dataset"] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -196,7 +205,8 @@ def _open_decathlon(folder: Path, document: dict[str, Any], index: Decathlon) ->
     ]
     folds = stated_folds(training, validation, source)
     own = {scan.name: str(scan.group) for scan in scans if scan.group is not None}
-    return make_dataset(folder, document, index.channels, cases, folds, own)
+    annotated = {scan.name: scan.annotated for scan in scans if scan.annotated is not None}
+    return make_dataset(folder, document, index.channels, cases, folds, own, annotated)
 
 
 def _inside(folder: Path, stated: str) -> Path:
@@ -302,6 +312,7 @@ def make_dataset(
     cases: list[TrainingCase],
     folds: Folds | None = None,
     own_groups: Mapping[str, str] | None = None,
+    own_annotated: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Dataset:
     """The dataset, after the checks common to all layouts.
 
@@ -312,18 +323,20 @@ def make_dataset(
         cases: in any order.
         folds: those that are stated.
         own_groups: those that are stated with each case.
+        own_annotated: the annotated labels that are stated with each case.
     """
     source = "the list of cases" if folder is None else str(folder)
     labels = parse_labels(document.get("labels", {}), document.get("regions_class_order"), source)
     labels = with_codes(labels, document.get("label_codes"), source)
     first = {case.name: case for case in reversed(cases)}
+    own = stated_annotated(document, own_annotated or {}, sorted(first), list(labels.stored), source)
     return Dataset(
         # It goes into model files, which are UTF-8.
         name=printable(_text(document.get("name")) or (folder or Path()).resolve().name)[:LONGEST_NAME],
         folder=folder,
         channels=channels,
         labels=labels,
-        cases=tuple(first[name] for name in sorted(first)),
+        cases=tuple(replace(first[name], own=own.get(name, ALL_LABELS)) for name in sorted(first)),
         licence=_text(document.get("licence", document.get("license"))),
         description=_text(document.get("description")),
         problems=tuple(_same_name(case, first[case.name]) for case in cases if case is not first[case.name]),

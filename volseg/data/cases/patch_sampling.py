@@ -12,8 +12,8 @@ import numpy as np
 from volseg.config import Triple
 
 # Independent random streams under one seed: the order of the cases in an epoch, the position and augmentation of a
-# sample, and the position of a smaller patch in it (see `progressive_patches`).
-ORDER, SAMPLE, CUT = range(3)
+# sample, the position of a smaller patch in it (see `progressive_patches`), and the order of several datasets.
+ORDER, SAMPLE, CUT, SHARE = range(4)
 
 
 class PatchSource(Protocol):
@@ -52,9 +52,9 @@ class PatchSampler:
         first = step * batch_size
         return range(first + self.rank, first + batch_size, self.world)
 
-    def rng(self, kind: int, number: int) -> np.random.Generator:
-        """The random stream of one kind (`ORDER`, `SAMPLE` or `CUT`) for one sample or epoch."""
-        return np.random.default_rng([self.seed, kind, number])
+    def rng(self, kind: int, *numbers: int) -> np.random.Generator:
+        """The random stream of one kind (`ORDER`, `SAMPLE`, `CUT` or `SHARE`) for one sample or epoch."""
+        return np.random.default_rng([self.seed, kind, *numbers])
 
     def is_foreground(self, number: int, batch_size: int) -> bool:
         """Whether sample `number` is a foreground patch, which holds a voxel of a label chosen for it.

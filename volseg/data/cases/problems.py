@@ -14,9 +14,7 @@ from volseg.data.io.reading import Scan, compare_grids, read_label_of, read_scan
 from volseg.errors import InputError, Problem
 
 
-def case_problems(
-    case: TrainingCase, channels: int, known: Collection[int], labels: Table | None = None
-) -> list[Problem]:
+def case_problems(case: TrainingCase, channels: int, known: Collection[int], labels: Table) -> list[Problem]:
     """All problems of the files of a case. It reads every file again, so call it only for cases that failed.
 
     Args:
@@ -28,7 +26,7 @@ def case_problems(
     each = channels if len(case.images) == 1 else 1
     checks: list[Callable[[], object]] = [
         *(partial(read_scan, path, each) for path in case.images),
-        partial(read_label_of, case.label, case.images[0], known, labels),
+        partial(case.own.read, read_label_of, case.label, case.images[0], known, labels),
         *(partial(compare_grids, path, case.images[0], "the first channel") for path in case.images[1:]),
         # DICOM is placed on the image, or rejected, when it is read.
         *(partial(compare_grids, case.label, one, "its image") for one in case.images[:1] if not is_dicom(case.label)),

@@ -43,13 +43,13 @@ class ProgressivePatches:
             step: the number of the batch.
 
         Returns:
-            The same with D, H and W of `patch_size_at`, and "held", (B, labels) bool: the labels in each patch.
+            The same with D, H and W of `patch_size_at`, and "held", (B, labels) bool: the annotated labels in each
+            patch.
         """
         cropped = self._cropped(batch, progress, step)
-        return {
-            **cropped,
-            "held": torch.stack([LabelledPatch(one.numpy()).held(self.plan) for one in cropped["label"]]),
-        }
+        held = torch.stack([LabelledPatch(one.numpy()).held(self.plan) for one in cropped["label"]])
+        # With partial labels, those that somebody looked for.
+        return {**cropped, "held": held & batch["annotated"] if "annotated" in batch else held}
 
     def _cropped(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, Tensor]:
         images, labels = batch["image"], batch["label"]

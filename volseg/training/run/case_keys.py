@@ -1,7 +1,7 @@
 """Whether the dataset of a run is the one that it began with: labels, channels, and cases, kept in RUN/cases.json."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,33 @@ def check_validation(run: Path, validation: Sequence[TrainingCase], plan: Plan) 
         InputError: a case has changed, or cannot be read; the message names it.
     """
     _check_validation(run, _read(run) or {}, {case.name: cache_key(case, plan) for case in validation})
+
+
+def require_same_datasets(data: Dataset, started: Sequence[str]) -> None:
+    """Reject other datasets than those that a run was started with, or the same in another order.
+
+    Raises:
+        InputError: they differ, so the cases would be others.
+    """
+    if tuple(data.parts) != tuple(started):
+        then, now = (" and ".join(names) or "a single dataset" for names in (started, tuple(data.parts)))
+        raise InputError(
+            f"The run was started with {then}, found {now}. Resume it with the same datasets in the same order, or "
+            "start another run."
+        )
+
+
+def require_annotated(training: Sequence[TrainingCase], labels: Iterable[str]) -> None:
+    """Reject a fold that trains on no case in which a label is annotated.
+
+    Raises:
+        InputError: nothing would tell such a label from the background.
+    """
+    if never := [name for name in labels if not any(case.own.has(name) for case in training)]:
+        raise InputError(
+            f"{first_few(never)} is annotated in no case that this fold trains on, so it cannot be learned. Choose "
+            "another fold, or folds in which each label is annotated in a training case (--splits)."
+        )
 
 
 def require_same_labels(data: Dataset, plan: Plan) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from volseg.config import Config, Frozen, checked, load_config, read_yaml
-from volseg.data.cases.dataset import Dataset, split_folds
+from volseg.data.cases.dataset import Dataset
 from volseg.data.folds import Folds, read_splits, same_folds
+from volseg.data.joining import folds_of
 from volseg.errors import ConfigError, ResourceError, UsageError
 from volseg.files import LEFTOVERS, require_writable, write_text
 from volseg.system import file_lock
@@ -105,14 +106,14 @@ def run_folds(started: Path | None, settings: RunSettings, data: Dataset) -> Fol
 
     Raises:
         UsageError: the run was started with other folds than those that are given.
-        InputError: the folds do not fit the dataset, see `volseg.data.cases.dataset.split_folds`.
+        InputError: the folds do not fit the dataset, see `volseg.data.joining.folds_of`.
     """
     if started is None:
         if settings.splits and data.splits is None:
             raise UsageError(f"The run was started with --splits {settings.splits}, and then ended. Give it again.")
         if settings.fold == "all" and data.splits is None:
             return Folds([{"train": data.names, "val": []}], "every case, none to validate on")
-        return split_folds(data, settings.folds)
+        return folds_of(data, settings.folds)
     folds = read_splits(started / "splits.json", data.names)
     if data.splits and not same_folds(folds, read_splits(data.splits, data.names)):
         raise UsageError(
@@ -168,14 +169,14 @@ def disk_errors(run: Path) -> Iterator[None]:
         ) from error
 
 
-def interrupted(run: Path, dataset: str | Path | None, world: int) -> str:
+def interrupted(run: Path, datasets: Sequence[str | Path] | None, world: int) -> str:
     """What was saved of a run that was stopped, and how it goes on or comes to an end.
 
-    Without a `dataset`, no command can say how: it has a list of cases or parts of the caller's own.
+    Without `datasets`, no command can say how: it has a list of cases or parts of the caller's own.
     """
-    again = shlex.join(["volseg", "train", str(dataset), "--output", str(run), "--resume"])
+    again = shlex.join(["volseg", "train", *map(str, datasets or ()), "--output", str(run), "--resume"])
     again = again if world == 1 else "the same command and --resume"
-    again = again if dataset is not None else "the same call of volseg.train and resume=True"
+    again = again if datasets is not None else "the same call of volseg.train and resume=True"
     if not has_checkpoint(run / CHECKPOINT):
         return f"Interrupted; prepared cases are kept in {run}. Resume with: {again}"
     # The command comes last, so that it can be copied to the end of the line.

@@ -12,7 +12,7 @@ from volseg.text import whole_number
 from volseg.training.budget import Budget
 
 # Stored only where there is anything to say.
-OPTIONAL = ("splits", "earlier", "parts")
+OPTIONAL = ("splits", "earlier", "parts", "datasets")
 
 
 class EarlierBudget(Frozen):
@@ -51,6 +51,7 @@ class RunSettings(Frozen):
     parts: dict[str, str] = Field(
         default_factory=dict, description="qualified names of the parts that the caller brought, see `Custom`"
     )
+    datasets: tuple[str, ...] = Field((), description="the names of the datasets that are joined; (): there is one")
 
     @model_serializer(mode="wrap")
     def _without_missing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -66,9 +67,10 @@ class RunSettings(Frozen):
 
         Of a run that was resumed with another budget, the commands one after the other, see `changes`.
         """
-        words = ["volseg", "train", dataset, "--output", "RUN"]
+        words = ["volseg", "train", *(self.datasets or (dataset,)), "--output", "RUN"]
         first, *others = *self.earlier, self
-        start = self.model_dump(exclude={"earlier", "parts"}) | {"minutes": first.minutes, "steps": first.steps}
+        left_out = {"earlier", "parts", "datasets"}
+        start = self.model_dump(exclude=left_out) | {"minutes": first.minutes, "steps": first.steps}
         budgets = [{"minutes": one.minutes, "steps": one.steps} for one in others]
         options = [word for key, value in start.items() if value is not None for word in (f"--{key}", str(value))]
         for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():

@@ -1,0 +1,1 @@
+"""What the label image of one case says, and how often cases of several datasets are sampled."""

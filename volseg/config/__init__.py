@@ -21,6 +21,7 @@ from volseg.config.training import AugmentationConfig, Config, PlanChoices, Trai
 from volseg.config.values import (
     ABSOLUTE,
     IGNORED,
+    MODALITIES,
     Activation,
     Axis,
     Count,
@@ -38,6 +39,7 @@ from volseg.config.values import (
 __all__ = [
     "ABSOLUTE",
     "IGNORED",
+    "MODALITIES",
     "Activation",
     "AugmentationConfig",
     "Axis",

@@ -31,6 +31,7 @@ def finish_run(run: Run, state: TrainingState, progress: Progress) -> None:
             "seconds": round(state.seconds, 1),
             **run.settings.ended(run.plan.steps, state.step, state.seconds, run.finish),
             **run.custom.described(),
+            **({"from": run.start.record()} if run.start else {}),
         },
     )
     model, ranks = run.folder / "model.safetensors", state.ranks

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,10 @@ from volseg.device import (
 )
 from volseg.errors import DatasetError
 from volseg.files import remove_leftovers, write_json, write_text
+from volseg.finetuning.planning import plan_from
+from volseg.finetuning.source import find_source
+from volseg.finetuning.start import FILE_NAME as START
+from volseg.finetuning.start import Start, read_start
 from volseg.networks import find_network
 from volseg.planning.fingerprint import Fingerprint, take_fingerprint
 from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
@@ -47,6 +52,7 @@ class Run:
     training: list[TrainingCase]
     validation: list[TrainingCase]
     folds: Folds
+    start: Start | None = None
     custom: Custom = field(default_factory=Custom)
     finish: bool = False
 
@@ -55,10 +61,15 @@ def plan_for(
     data: Dataset, fingerprint: Fingerprint, choices: PlanChoices, device: torch.device
 ) -> tuple[Plan, dict[str, str]]:
     """The plan for a device, and the reason for each value."""
+    return make_plan(data, fingerprint, choices, **_device_limits(device))
+
+
+def _device_limits(device: torch.device) -> dict[str, Any]:
+    """What a plan needs to know of the device."""
     # On a CPU the patches need about twice what they are planned with, and as much goes to the program and its workers.
     own = gpu_memory_gb(device) if device.type == "cuda" else machine_memory_gb() / 4
     memory = min(GPU_MEMORY_GB, own)
-    return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
+    return {"accelerated": device.type != "cpu", "memory_gb": memory}
 
 
 def prepare(
@@ -78,6 +89,7 @@ def prepare(
     # Report unknown names before the dataset is read.
     SegmentationLoss(config.training.loss)
     find_network(config.plan.architecture or "unet")
+    source = find_source(settings) if not (resume and (folder / "plan.yaml").exists()) else None
     has_plan = resume and (folder / "plan.yaml").exists()
     if has_plan:
         if data.problems:
@@ -89,19 +101,30 @@ def prepare(
     training, validation = ([by_name[name] for name in split[half]] for half in ("train", "val"))
     if has_plan:
         plan = read_plan(folder / "plan.yaml")
-        require_same_labels(data, plan)
+        start = read_start(folder) if settings.from_model else None
+        require_same_labels(data, plan, start.labels.kept if start else ())
         check_shared(plan, world)
     else:
         used = {name for one in folds.splits for half in one.values() for name in half}
         data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
         fingerprint = take_fingerprint(data_used, shared_cache())
-        plan, reasons = plan_for(data, fingerprint, config.plan, device)
+        start, about = None, list(summary(fingerprint))
+        if source:
+            plan, reasons, start = plan_from(
+                source, data, fingerprint, config.plan, **_device_limits(device), label_map=settings.label_map,
+                keep_labels=settings.keep_labels,
+            )  # fmt: skip
+            about += start.table()
+        else:
+            plan, reasons = plan_for(data, fingerprint, config.plan, device)
         check_shared(plan, world)
         lock()
         start_run(folder, settings, config)
         write_json(folder / "splits.json", folds.splits)
-        write_text(folder / "plan.yaml", plan_text(plan, reasons, summary(fingerprint)))
+        if start:
+            write_json(folder / START, start.model_dump(mode="json"))
+        write_text(folder / "plan.yaml", plan_text(plan, reasons, about))
         for label in data.labels.stored:
             if not any(case.volumes_ml[label] for case in fingerprint.cases):
                 logger.warning("Label %s occurs in no case, so it cannot be learned", label)
-    return Run(folder, settings, config, data, plan, device, training, validation, folds)
+    return Run(folder, settings, config, data, plan, device, training, validation, folds, start)

@@ -86,7 +86,7 @@ def plan_from(
     kept = {key: getattr(model, key) for key in KEPT}
     if model.crop == "nonzero" and (cut := [case.name for case in fingerprint.cases if case.cut_ml]):
         kept["crop"], reasons["crop"] = "none", f"{len(cut)} cases have labels where all channels are 0"
-        notes.append(f"crop     planned anew (none): {reasons['crop']}")
+        notes.append(f"crop planned anew (none): {reasons['crop']}")
     all_labels = (*plan_labels(dataset, fingerprint)[0], *_kept_labels(model, dataset, labels))
     network = model.network.model_copy(
         update={"in_channels": len(planned), "classes": len(all_labels) + (not model.regions)}

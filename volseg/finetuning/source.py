@@ -103,9 +103,7 @@ def find_source(settings: RunSettings) -> Source | None:
     needing = {"freeze": settings.freeze, "keep-labels": settings.keep_labels, "label-map": settings.label_map}
     for option, given in needing.items():
         if given:
-            raise UsageError(
-                f"--{option} is about the model that a run starts from. Add --from MODEL, or leave it out."
-            )
+            raise UsageError(f"--{option} says what to take from a model. Add --from MODEL, or leave it out.")
     return None
 
 

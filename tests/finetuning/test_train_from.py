@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tests.docs.pages import ROOT
 from tests.interop.folders import write_folder
 from tests.interop.variants import VARIANTS
 from tests.pipeline import TINY, same_weights, tiny_plan, write_model
@@ -21,10 +22,11 @@ from volseg.api.ensemble import ensemble
 from volseg.api.importing import import_nnunet
 from volseg.api.training import fit as fit_module
 from volseg.cli import app
+from volseg.config.training import FROM_MODEL
 from volseg.errors import InputError, Stopped, UsageError, VolsegError
 from volseg.files import sha256_of
-from volseg.modelfile import bundled_models, read_card
-from volseg.networks import open_network
+from volseg.modelfile import bundled_models, read_card, save_model
+from volseg.networks import build_network, open_network
 from volseg.planning.planner import read_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,6 +105,37 @@ def test_step_0_from_the_bundled_ensemble_gives_the_logits_of_the_folds_member(
     plan, card = read_plan(tmp_path / "run" / "plan.yaml"), read_card(bundled_models()["hippocampus"])
     assert plan.network == card.plan.network
     assert (plan.spacing_mm, plan.patch_size) == (card.plan.spacing_mm, card.plan.patch_size)
+
+
+def test_info_of_an_ensemble_has_the_ancestry_of_each_member(phantoms, source, tmp_path):
+    runs = [train(phantoms, tmp_path / f"run{fold}", from_model=source, fold=fold, steps=1, **QUICK) for fold in (0, 1)]
+    joined = ensemble(runs, tmp_path / "joined.safetensors")
+    text = describe(joined)["started_from"]
+    assert text.count("Phantoms MR-fold0 (sha256") == 2
+    assert text.startswith("Phantoms MR-fold0 from Phantoms MR-fold0 (sha256")
+    assert "; Phantoms MR-fold1 from Phantoms MR-fold0 (sha256" in text
+    # Of a member, its own ancestry counts.
+    child = train(phantoms, tmp_path / "child", from_model=joined, fold=1, steps=1, **QUICK)
+    mother, grandmother = read_card(child / "model.safetensors").training["from"]
+    assert (mother["name"], mother["member"]) == ("Phantoms MR-ensemble2", 1)
+    assert grandmother["name"] == "Phantoms MR-fold0"
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_run_folder_is_made(phantoms, source, tmp_path):
+    card = read_card(source / "model.safetensors")
+    wider = card.plan.network.model_copy(update={"features": (5, 8)})
+    weights = build_network(wider).state_dict()
+    save_model(tmp_path / "m.safetensors", card, weights)
+    with pytest.raises(InputError, match="do not fit its plan"):
+        train(phantoms, tmp_path / "run", from_model=tmp_path / "m.safetensors", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_of_the_configuration_states_the_values_of_runs_that_start_from_a_model():
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    for key, value in FROM_MODEL.items():
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
+        assert row.endswith(f"With `--from` {value}, unless it is set |")
 
 
 def test_an_ensemble_of_fewer_members_than_folds_starts_from_its_first(phantoms, source, first_step, tmp_path):

@@ -7,8 +7,8 @@ from tests.pipeline import tiny_plan
 from volseg.config import Channel, Label
 from volseg.errors import ConfigError
 from volseg.finetuning.start import Match, Start
-from volseg.finetuning.weights import STEM, freeze_encoder, start_weights
-from volseg.networks import build_network
+from volseg.finetuning.weights import STEM, freeze_encoder, require_matchable, start_weights
+from volseg.networks import NETWORKS, build_network
 
 BALL, ROD = Label(name="ball", value=1), Label(name="rod", value=2)
 
@@ -97,19 +97,16 @@ def test_without_a_norm_that_cancels_it_the_sum_over_the_channels_keeps_its_size
 
 
 def test_a_network_of_ones_own_starts_only_with_the_same_labels(monkeypatch):
-    monkeypatch.setitem(
-        __import__("volseg.networks", fromlist=["NETWORKS"]).NETWORKS,
-        "own",
-        lambda config: torch.nn.Conv3d(config.in_channels, config.classes, 1),
-    )
+    monkeypatch.setitem(NETWORKS, "own", lambda config: torch.nn.Conv3d(config.in_channels, config.classes, 1))
     model, plan = plan_of(architecture="own"), plan_of((ROD, BALL), architecture="own")
     source, network = build_network(model.network), build_network(plan.network)
     same = Start(name="m", sha256="", labels=Match(taken={"ball": "ball", "rod": "rod"}), channels=Match(**SAME))
     start_weights(network, source, model, model, same, 0)
     assert torch.equal(network.weight, source.weight)
     other = Start(name="m", sha256="", labels=Match(taken={"rod": "rod", "ball": "ball"}), channels=Match(**SAME))
-    with pytest.raises(ConfigError, match="'own', not volseg's U-Net"):
-        start_weights(network, source, model, plan, other, 0)
+    require_matchable(model, model, same)
+    with pytest.raises(ConfigError, match="The network of m is 'own', not volseg's U-Net"):
+        require_matchable(model, plan, other)
     with pytest.raises(ConfigError, match="no part called encoder"):
         freeze_encoder(network)
 

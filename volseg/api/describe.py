@@ -178,9 +178,16 @@ def _members_text(card: ModelCard) -> str:
 
 
 def _ancestors_text(card: ModelCard) -> str:
-    """The models that this one started from, the youngest first, and what of each was copied, new, dropped or kept."""
+    """The models that this one, or each of its members, started from."""
+    members = [(f"{one['name']} from ", one) for one in card.training.get("members", ())]
+    texts = [(what, _lineage(record.get("from", ()))) for what, record in [("", card.training), *members]]
+    return shortened("; ".join(f"{what}{text}" for what, text in texts if text), 5 * LONGEST)
+
+
+def _lineage(ancestors: Sequence[dict[str, Any]]) -> str:
+    """Models that started from each other, the youngest first, and what of each was copied, new, dropped or kept."""
     texts = []
-    for one in card.training.get("from", ()):
+    for one in ancestors:
         member = f", member {one['member']}" if "member" in one else ""
         parts = [
             f"{kind} {what} {first_few(list(names))}"
@@ -188,7 +195,7 @@ def _ancestors_text(card: ModelCard) -> str:
             for what, names in one.get(kind, {}).items()
         ]
         texts.append(f"{one['name']}{member} (sha256 {one['sha256']}; {', '.join(parts)})")
-    return shortened("; before it ".join(texts), 5 * LONGEST)
+    return ", before it ".join(texts)
 
 
 def _is_dataset(path: Path) -> bool:

@@ -17,6 +17,7 @@ from volseg.finetuning.fit_of_data import channel_of, spacing_note
 from volseg.finetuning.fixed import check_choices
 from volseg.finetuning.source import Source
 from volseg.finetuning.start import Match, Start, match_channels, match_labels
+from volseg.finetuning.weights import require_matchable
 from volseg.planning.channels import plan_channels
 from volseg.planning.fingerprint import Fingerprint
 from volseg.planning.planner import (
@@ -69,6 +70,7 @@ def plan_from(
 
     Raises:
         UsageError: choices or labels that contradict the model, or labels that cannot be kept.
+        ConfigError: see `require_matchable`.
     """
     model = source.card.plan
     reasons = {key: f"as in {source.name}" for key in KEPT if key != "regions"}
@@ -121,7 +123,9 @@ def plan_from(
         name=source.name, sha256=source.sha256, member=member, labels=labels, channels=channels, notes=tuple(notes),
         earlier=source.ancestry(),
     )  # fmt: skip
-    return checked(Plan, document, "The plan"), reasons, start
+    plan = checked(Plan, document, "The plan")
+    require_matchable(model, plan, start)
+    return plan, reasons, start
 
 
 def _check_kind(source: Source, dataset: Dataset, keep_labels: bool) -> None:

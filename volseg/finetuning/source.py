@@ -53,8 +53,7 @@ class Source:
         training = self.card.training
         members = training.get("members") or ()
         record = members[self.member] if self.member < len(members) else training
-        found = record.get("from", ())
-        return tuple(one for one in found if isinstance(one, dict)) if isinstance(found, list | tuple) else ()
+        return tuple(record.get("from", ()))
 
 
 def model_path(model: str | Path) -> Path:
@@ -96,10 +95,14 @@ def find_source(settings: RunSettings) -> Source | None:
 
     Raises:
         UsageError: a setting needs a model, and there is none.
-        InputError: see `open_source`.
+        InputError: see `open_source`, or its weights do not fit.
+        ConfigError: its network is unknown here.
     """
     if settings.from_model:
-        return open_source(settings.from_model, settings.fold)
+        source = open_source(settings.from_model, settings.fold)
+        # Whatever is wrong with its weights is said before a run folder is made.
+        source.network()
+        return source
     needing = {"freeze": settings.freeze, "keep-labels": settings.keep_labels, "label-map": settings.label_map}
     for option, given in needing.items():
         if given:

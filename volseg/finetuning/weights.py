@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from volseg.config import Plan
 from volseg.errors import ConfigError
 from volseg.finetuning.start import Match, Start
-from volseg.networks import UNet
 
 # Standard deviation of the weights of a new label's row, as a fraction of He's.
 NEW_ROW = 0.1
@@ -42,24 +41,30 @@ def start_weights(network: nn.Module, source: nn.Module, model: Plan, plan: Plan
         start: which labels and channels are matched.
         seed: of the rows that are drawn.
 
-    Raises:
-        ConfigError: the network is not volseg's U-Net, and labels or channels are not the model's.
     """
     weights: dict[str, Tensor] = dict(source.state_dict())
-    rows = _rows_of(model, plan, start.labels)
-    columns = [None if old is None else _index(model.channels, old) for old in start.channels.taken.values()]
-    if rows != list(range(model.network.classes)) or columns != list(range(model.network.in_channels)):
-        if not isinstance(network, UNet):
-            raise ConfigError(
-                f"The network of the model is {model.network.architecture!r}, not volseg's U-Net, so only a dataset "
-                "with the model's labels and channels, in their order, can start from it."
-            )
+    rows, columns = _rows_of(model, plan, start.labels), _columns_of(model, start.channels)
+    if not _is_same(model, rows, columns):
         scale = 1.0 if model.network.norm in SCALE_FREE else len(model.channels) / len(columns)
         weights[STEM] = _input_weights(weights[STEM], columns, scale)
         generator = torch.Generator().manual_seed(seed)
         for name in [name for name in weights if name.startswith(HEADS)]:
             weights[name] = _head_rows(weights[name], rows, generator)
     network.load_state_dict(weights)
+
+
+def require_matchable(model: Plan, plan: Plan, start: Start) -> None:
+    """Check that labels and channels of a model's network can be matched by name, or need not be.
+
+    Raises:
+        ConfigError: the network is not volseg's U-Net, and labels or channels are not the model's.
+    """
+    rows, columns = _rows_of(model, plan, start.labels), _columns_of(model, start.channels)
+    if model.network.architecture != "unet" and not _is_same(model, rows, columns):
+        raise ConfigError(
+            f"The network of {start.name} is {model.network.architecture!r}, not volseg's U-Net, so only a dataset "
+            "with the model's labels and channels, in their order, can start from it."
+        )
 
 
 def freeze_encoder(network: nn.Module) -> None:
@@ -88,6 +93,16 @@ def _rows_of(model: Plan, plan: Plan, labels: Match) -> list[int | None]:
     taken = {**labels.taken, **{name: name for name in labels.kept}}
     found = (taken[label.name] for label in plan.labels)
     return [*background, *(None if old is None else _index(model.labels, old) + len(background) for old in found)]
+
+
+def _columns_of(model: Plan, channels: Match) -> list[int | None]:
+    """For each channel of the dataset, that of the model."""
+    return [None if old is None else _index(model.channels, old) for old in channels.taken.values()]
+
+
+def _is_same(model: Plan, rows: Sequence[int | None], columns: Sequence[int | None]) -> bool:
+    """Whether classes and channels are those of the model, in its order."""
+    return rows == list(range(model.network.classes)) and columns == list(range(model.network.in_channels))
 
 
 def _index(named: Sequence[Any], name: str) -> int:

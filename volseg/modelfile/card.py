@@ -53,12 +53,6 @@ class _AllScores(_Scores):
     out_of_fold: _Scores | None = None
 
 
-class _Named(_Record):
-    """The training of a member of an ensemble."""
-
-    name: Name
-
-
 class _Ancestor(_Record):
     """A model that another one started from."""
 
@@ -66,6 +60,13 @@ class _Ancestor(_Record):
     sha256: Name
     labels: dict[str, dict[str, str] | list[str]] = Field(default_factory=dict)
     channels: dict[str, dict[str, str] | list[str]] = Field(default_factory=dict)
+
+
+class _Named(_Record):
+    """The training of a member of an ensemble."""
+
+    name: Name
+    ancestors: tuple[_Ancestor, ...] = Field((), alias="from")
 
 
 class _Training(_Record):

@@ -89,8 +89,8 @@ def prepare(
     # Report unknown names before the dataset is read.
     SegmentationLoss(config.training.loss)
     find_network(config.plan.architecture or "unet")
-    source = find_source(settings) if not (resume and (folder / "plan.yaml").exists()) else None
     has_plan = resume and (folder / "plan.yaml").exists()
+    source = None if has_plan else find_source(settings)
     if has_plan:
         if data.problems:
             raise DatasetError(data.name, data.problems)

@@ -175,8 +175,16 @@ def test_scans_far_brighter_than_those_of_the_model_do_not_fit(data, fingerprint
 
 def test_kept_labels_need_the_channels_and_intensities_of_the_model(data, fingerprint):
     found = intensities(fingerprint, "MRI", 500, 1500)
-    with pytest.raises(UsageError, match=r"^--keep-labels needs what m says of the scans, but MRI"):
+    with pytest.raises(
+        UsageError, match=r"^--keep-labels lets m segment the scans, but the intensities of channel MRI do"
+    ):
         started(ct_plan(), data, found, keep=True)
+    two = tiny_plan(
+        channels=(Channel(name="MRI"), Channel(name="PET")),
+        network=tiny_plan().network.model_copy(update={"in_channels": 2}),
+    )
+    with pytest.raises(UsageError, match=r"^--keep-labels lets m segment the scans, but they lack its channel PET\."):
+        started(two, data, fingerprint, keep=True)
 
 
 def test_the_table_says_when_the_spacing_is_another(data, fingerprint):

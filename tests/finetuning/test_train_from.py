@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 from tests.docs.pages import ROOT
 from tests.interop.folders import write_folder
 from tests.interop.variants import VARIANTS
-from tests.pipeline import TINY, same_weights, tiny_plan, write_model
+from tests.pipeline import TINY, environment, same_weights, tiny_plan, torchrun, write_model
 from volseg import train
 from volseg.api.describe import describe
 from volseg.api.ensemble import ensemble
@@ -276,6 +278,39 @@ def test_an_imported_model_trains_saves_and_loads_again(phantoms, tmp_path):
     assert card.plan.network.features == read_card(model).plan.network.features
     assert not same_weights(run / "model.safetensors", model)
     assert not network.training
+
+
+def test_regions_start_from_regions(renamed, first_step, tmp_path):
+    regions = {"labels": {"background": 0, "whole": [1, 2], "rod": [2]}, "regions_class_order": [1, 2]}
+    data = renamed(**regions)
+    first = train(data, tmp_path / "first", steps=1, **{**QUICK, "overrides": [*TINY, "training.validations=0"]})
+    state = first_step(data, tmp_path / "run", from_model=first)
+    assert read_plan(tmp_path / "run" / "plan.yaml").regions
+    assert same_logits(state.network, open_network(first / "model.safetensors")[1])
+
+
+def test_two_processes_start_from_a_model_as_one_does(phantoms, source, tmp_path):
+    options = ["--steps", "2", "--folds", "2", "--device", "cpu", "--freeze", "encoder", "--set",
+               "training.validations=0", "--set", "training.workers=0", "--set", "training.precision=fp32"]  # fmt: skip
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun())):
+        command = [
+            *launcher,
+            "-m",
+            "volseg",
+            "train",
+            phantoms,
+            "--output",
+            tmp_path / name,
+            "--from",
+            source,
+            *options,
+        ]
+        done = subprocess.run(
+            list(map(str, command)), env=environment(), capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
 
 
 def test_the_log_has_the_table(phantoms, source, first_step, tmp_path, caplog):

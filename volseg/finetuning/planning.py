@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from volseg.config import Channel, Label, Plan, PlanChoices, Sides, checked
+from volseg.config import Channel, Label, NetworkConfig, Plan, PlanChoices, Sides, checked
 from volseg.data.cases.dataset import Dataset
 from volseg.data.io.checks import LARGEST_LABEL
 from volseg.errors import UsageError
@@ -80,33 +80,23 @@ def plan_from(
     channels = match_channels(dataset.channels, [one.name for one in model.channels])
     planned, notes, free = _channels(model, fingerprint, choices, channels)
     check_choices(choices, model, channels, free)
-    if keep_labels and (channels.dropped or set(channels.copied) & set(free)):
-        raise UsageError(
-            f"--keep-labels needs what {source.name} says of the scans, but {first_few(list(channels.dropped) or free)}"
-            " is no input that it was trained with. Leave out --keep-labels."
-        )
-    kept = {key: getattr(model, key) for key in KEPT}
-    if model.crop == "nonzero" and (cut := [case.name for case in fingerprint.cases if case.cut_ml]):
-        kept["crop"], reasons["crop"] = "none", f"{len(cut)} cases have labels where all channels are 0"
-        notes.append(f"crop planned anew (none): {reasons['crop']}")
+    if keep_labels:
+        _check_inputs(source, channels, free)
+    crop, why_crop = _crop(model, fingerprint)
+    if why_crop:
+        reasons["crop"] = why_crop
+        notes.append(f"crop planned anew ({crop}): {why_crop}")
     all_labels = (*plan_labels(dataset, fingerprint)[0], *_kept_labels(model, dataset, labels))
-    network = model.network.model_copy(
-        update={"in_channels": len(planned), "classes": len(all_labels) + (not model.regions)}
-    )
+    classes = len(all_labels) + (not model.regions)
+    network = model.network.model_copy(update={"in_channels": len(planned), "classes": classes})
     mirror_axes, sides, reasons["mirror_axes"] = _flips(model, dataset, fingerprint, choices, labels, all_labels)
-    voxels = math.prod(median_shape(fingerprint, model.spacing_mm, model.axes, kept["crop"] == "nonzero"))
-    voxels *= len(fingerprint.cases)
-    memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
-    batch, reasons["batch_size"] = (
-        slice_batch(network, model.patch_size, memory * MAP_VALUES_PER_GB, voxels)
-        if model.dimensions == 2
-        else plan_batch_size(network, model.patch_size, memory, voxels, accelerated)
-    )
+    batch, reasons["batch_size"] = _batch(model, network, fingerprint, accelerated, memory_gb)
     if choices.batch_size is not None:
         batch, reasons["batch_size"] = choices.batch_size, SET
     steps, reasons["steps"] = plan_steps(len(fingerprint.cases), batch)
     document = {
-        **kept,
+        **{key: getattr(model, key) for key in KEPT},
+        "crop": crop,
         "dataset": dataset.name,
         "channels": planned,
         "labels": all_labels,
@@ -139,6 +129,44 @@ def _check_kind(source: Source, dataset: Dataset, keep_labels: bool) -> None:
         )
     if keep_labels and of_model:
         raise UsageError(f"--keep-labels is for plain labels, but those of {source.name} are regions. Leave it out.")
+
+
+def _check_inputs(source: Source, channels: Match, free: Sequence[str]) -> None:
+    """Check that the model can segment the dataset, as `--keep-labels` needs it.
+
+    Raises:
+        UsageError: a channel is missing, or not normalised as in the model's training.
+    """
+    if channels.dropped:
+        raise UsageError(
+            f"--keep-labels lets {source.name} segment the scans, but they lack its channel "
+            f"{first_few(channels.dropped)}. Leave out --keep-labels."
+        )
+    if unfit := [name for name in channels.copied if name in free]:
+        raise UsageError(
+            f"--keep-labels lets {source.name} segment the scans, but the intensities of channel {first_few(unfit)} do "
+            "not fit its normalisation. Leave out --keep-labels."
+        )
+
+
+def _crop(model: Plan, fingerprint: Fingerprint) -> tuple[str, str]:
+    """The crop, and why it is not the model's; "" if it is."""
+    cut = [case.name for case in fingerprint.cases if case.cut_ml]
+    if model.crop == "nonzero" and cut:
+        return "none", f"{len(cut)} cases have labels where all channels are 0"
+    return model.crop, ""
+
+
+def _batch(
+    model: Plan, network: NetworkConfig, fingerprint: Fingerprint, accelerated: bool, memory_gb: float
+) -> tuple[int, str]:
+    """The number of patches in a batch for the device, and why."""
+    median = median_shape(fingerprint, model.spacing_mm, model.axes, model.crop == "nonzero")
+    voxels = math.prod(median) * len(fingerprint.cases)
+    memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
+    if model.dimensions == 2:
+        return slice_batch(network, model.patch_size, memory * MAP_VALUES_PER_GB, voxels)
+    return plan_batch_size(network, model.patch_size, memory, voxels, accelerated)
 
 
 def _channels(

@@ -24,6 +24,7 @@ from volseg.api.ensemble import ensemble
 from volseg.api.importing import import_nnunet
 from volseg.api.training import fit as fit_module
 from volseg.cli import app
+from volseg.config import Label
 from volseg.config.training import FROM_MODEL
 from volseg.errors import InputError, Stopped, UsageError, VolsegError
 from volseg.files import sha256_of
@@ -282,11 +283,14 @@ def test_an_imported_model_trains_saves_and_loads_again(phantoms, tmp_path):
 
 def test_regions_start_from_regions(renamed, first_step, tmp_path):
     regions = {"labels": {"background": 0, "whole": [1, 2], "rod": [2]}, "regions_class_order": [1, 2]}
-    data = renamed(**regions)
-    first = train(data, tmp_path / "first", steps=1, **{**QUICK, "overrides": [*TINY, "training.validations=0"]})
-    state = first_step(data, tmp_path / "run", from_model=first)
-    assert read_plan(tmp_path / "run" / "plan.yaml").regions
-    assert same_logits(state.network, open_network(first / "model.safetensors")[1])
+    network = tiny_plan().network.model_copy(update={"classes": 2})
+    labels = (Label(name="rod", value=2, parts=(2,)), Label(name="whole", value=1, parts=(1, 2)))
+    model = write_model(tmp_path / "m.safetensors", tiny_plan(regions=True, labels=labels, network=network))
+    state = first_step(renamed(**regions), tmp_path / "run", from_model=model)
+    plan = read_plan(tmp_path / "run" / "plan.yaml")
+    assert ([label.name for label in plan.labels], plan.regions) == (["whole", "rod"], True)
+    head, old = state.network.heads[0].weight, open_network(model)[1].heads[0].weight
+    assert torch.equal(head, old[[1, 0]])
 
 
 def test_two_processes_start_from_a_model_as_one_does(phantoms, source, tmp_path):

@@ -24,6 +24,7 @@ TRAINING = {
     "gradient_clip": 12.0,
     "warmup": 0.02,
     "ema_fraction": 0.03,
+    "dataset_shares": "cases",
     "ema_decay": None,
     "oversample_foreground": 0.33,
     "progressive_patch_size": 0.9,
@@ -134,6 +135,10 @@ CALLS = {
         "transforms": (),
         "optimiser": None,
         "callbacks": (),
+        "from_model": None,
+        "freeze": None,
+        "keep_labels": False,
+        "label_map": None,
     },
     "plan": {"config": None, "overrides": (), "device": "auto"},
     "evaluate": {

@@ -277,6 +277,12 @@ def test_a_network_for_full_patches_alone(phantoms, tmp_path):
     assert "position" in model_of(run)
 
 
+def test_a_network_of_ones_own_starts_from_its_own_weights(phantoms, tmp_path):
+    with pytest.raises(UsageError, match="Both network= and from_model= were given"):
+        volseg.train(phantoms, tmp_path / "run", steps=1, network=planned, from_model="hippocampus", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_network_and_an_architecture_are_not_both_given(phantoms, tmp_path):
     overrides = (*SETTINGS["overrides"], "plan.architecture=unet")
     with pytest.raises(UsageError, match=r"Both network= and plan.architecture=unet were given"):

@@ -52,7 +52,9 @@ def small_budgets(monkeypatch):
         resumed = bool(options.get("resume") or options.get("finish")) and is_run(Path(output))
         changes = dict(options)
         if not resumed:
-            changes["overrides"] = (*SMALL, *(options.get("overrides") or ()))
+            # A run that starts from a model has its network.
+            small = [one for one in SMALL if not (options.get("from_model") and one.startswith("plan."))]
+            changes["overrides"] = (*small, *(options.get("overrides") or ()))
         if not resumed or changes.get("minutes") or changes.get("steps"):
             changes |= {"minutes": None, "steps": STEPS + resumed}
         return train(dataset, output, **changes)

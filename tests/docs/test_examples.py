@@ -12,8 +12,8 @@ from volseg.losses import dice_loss
 from volseg.modelfile import read_card
 
 NAMES = [
-    "join_partial_labels", "loss_in_your_loop", "many_files", "metrics_and_probabilities", "network_alone",
-    "own_augmentation", "own_loss", "own_network", "stop_on_plateau", "windows_around_your_network",
+    "fine_tuning", "join_partial_labels", "loss_in_your_loop", "many_files", "metrics_and_probabilities",
+    "network_alone", "own_augmentation", "own_loss", "own_network", "stop_on_plateau", "windows_around_your_network",
 ]  # fmt: skip
 
 
@@ -72,6 +72,17 @@ def test_the_metrics_and_probabilities(example):
     assert result.probabilities.shape == (3, *result.labels.shape)
     assert np.abs(result.probabilities.astype(np.float32).sum(0) - 1).max() < 0.01
     assert names["dice"](names["mask"], names["likely"]) > 0.9
+
+
+def test_the_fine_tuning(example):
+    names = example("fine_tuning")
+    assert names["card"].training["from"][0]["labels"] == {
+        "copied": {"ball": "Anterior"},
+        "new": ["rod"],
+        "dropped": ["Posterior"],
+    }
+    assert names["card"].training["from"][0]["name"] == "hippocampus"
+    assert [label["voxels"] > 0 for label in names["result"].record["labels"].values()] == [True, True]
 
 
 def test_the_many_files(example, tmp_path):

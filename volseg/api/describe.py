@@ -146,10 +146,11 @@ def _describe_model(path: Path) -> dict[str, Any]:
             ", ".join(
                 f"{key} {shortened(str(value), LONGEST)}"
                 for key, value in card.training.items()
-                if value is not None and key != "members"
+                if value is not None and key not in ("members", "from")
             ),
             5 * LONGEST,
         ),
+        **({"started_from": ancestors} if (ancestors := _ancestors_text(card)) else {}),
         # For an ensemble of folds: each validation case is scored with the member that was not trained on it.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
     }
@@ -193,6 +194,27 @@ def _members_text(card: ModelCard) -> str:
     dice = [(record["name"], scores.get("foreground_dice")) for record, scores in records]
     listed = ", ".join(f"{name} {'-' if one is None else f'{one:.4f}'}" for name, one in dice)
     return f"{card.members} (Dice of each: {listed})" if listed else str(card.members)
+
+
+def _ancestors_text(card: ModelCard) -> str:
+    """The models that this one, or each of its members, started from."""
+    members = [(f"{one['name']} from ", one) for one in card.training.get("members", ())]
+    texts = [(what, _lineage(record.get("from", ()))) for what, record in [("", card.training), *members]]
+    return shortened("; ".join(f"{what}{text}" for what, text in texts if text), 5 * LONGEST)
+
+
+def _lineage(ancestors: Sequence[dict[str, Any]]) -> str:
+    """Models that started from each other, the youngest first, and what of each was copied, new, dropped or kept."""
+    texts = []
+    for one in ancestors:
+        member = f", member {one['member']}" if "member" in one else ""
+        parts = [
+            f"{kind} {what} {first_few(list(names))}"
+            for kind in ("labels", "channels")
+            for what, names in one.get(kind, {}).items()
+        ]
+        texts.append(f"{one['name']}{member} (sha256 {one['sha256']}; {', '.join(parts)})")
+    return ", before it ".join(texts)
 
 
 def _is_dataset(path: Path) -> bool:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from volseg.config import Channel, ComponentRule, Label, Plan, checked
 from volseg.errors import InputError, UsageError
-from volseg.modelfile import ModelCard, check_model_path, find_model, read_card, save_model, sha256_of_model
+from volseg.finetuning.source import model_path
+from volseg.modelfile import ModelCard, check_model_path, read_card, save_model, sha256_of_model
 from volseg.networks import Ensemble, open_network
 from volseg.networks.own import NetworkFactory
 from volseg.text import first_few
-from volseg.training.run.folder import is_run
 
 Part = TypeVar("Part", Channel, Label)
 
@@ -61,7 +61,7 @@ def ensemble(
     """
     output = Path(output)
     check_model_path(output, overwrite)
-    paths = [_model_path(model) for model in models]
+    paths = [model_path(model) for model in models]
     if len({path.resolve() for path in paths}) < max(len(paths), 2):
         found = ", ".join(map(str, models)) or "none"
         raise UsageError(f"An ensemble needs two models or more, each only once, found {found}.")
@@ -105,16 +105,6 @@ def _to_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if tensor.isinf().any():
             raise UsageError(f"The weights {name} exceed 65504, the largest float16 value. Leave out --half.")
     return halved
-
-
-def _model_path(model: str | Path) -> Path:
-    """The model file of a run folder, or `model` itself."""
-    if not is_run(Path(model)):
-        return find_model(model)
-    path = Path(model) / "model.safetensors"
-    if not path.exists():
-        raise InputError(f"The run {model} has no model yet. Finish it with volseg train --resume.")
-    return path
 
 
 def _check_fits(path: Path, card: ModelCard, first_path: Path, first: ModelCard) -> None:

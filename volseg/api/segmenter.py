@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from volseg.api.result import Result
-from volseg.config import known_name
+from volseg.config import MODALITIES, known_name
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
 from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
@@ -59,12 +59,6 @@ logger = logging.getLogger(__name__)
 
 # Characters of label names in a representation.
 SHOWN = 60
-# DICOM modalities by the names that channels have in datasets.
-MODALITIES = {
-    **dict.fromkeys(("ct", "cbct"), "CT"),
-    **dict.fromkeys(("mr", "mri", "t1", "t1w", "t1ce", "t1gd", "t1c", "t2", "t2w", "flair", "pd", "dwi", "adc"), "MR"),
-    **dict.fromkeys(("pet", "pt", "fdg", "fdg-pet"), "PT"),
-}
 # A scan in any form, and where its probabilities go: a file, True for an array, or nowhere.
 Job: TypeAlias = tuple[Any, Path | bool | None]
 

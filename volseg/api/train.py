@@ -1,7 +1,7 @@
 """Training: a dataset in, a run folder out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -19,8 +19,9 @@ from volseg.device import (
     choose_device,
     random_numbers_kept,
 )
-from volseg.errors import Stopped
+from volseg.errors import Stopped, UsageError
 from volseg.files import given_path
+from volseg.finetuning.source import start_settings
 from volseg.networks.own import NetworkFactory
 from volseg.planning.fingerprint import take_fingerprint
 from volseg.planning.planner import plan_text
@@ -59,6 +60,10 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     finish: bool = False,
+    from_model: str | Path | None = None,
+    freeze: str | None = None,
+    keep_labels: bool = False,
+    label_map: Mapping[str, str] | None = None,
     device: str = "auto",
     progress: Progress = silent,
     loss: PlainLoss | None = None,
@@ -88,6 +93,11 @@ def train(
         resume: resume the run in `output`, or start it if there is none.
         overwrite: replace the run in `output`.
         finish: end the run in `output` now: no further step, but model, scores and report of what its checkpoint holds.
+        from_model: start from this model: a bundled name, a model file or a run folder. Labels and channels are matched
+            by name; spacing, normalisation and network are the model's. Of an ensemble, fold K starts from member K.
+        freeze: "encoder": the encoder keeps the model's weights.
+        keep_labels: learn labels of the model that the dataset lacks from the model's own confident predictions.
+        label_map: the name of a label in the dataset: that in the model, where they differ.
         device: auto, cpu, cuda, cuda:N or mps.
         progress: called with the fraction of the run that is done.
         loss: a function of logits (B, K, D, H, W) and class indices (B, D, H, W) to a scalar, instead of
@@ -110,9 +120,15 @@ def train(
     """
     require_main_process()
     custom = Custom.checked(loss, network, transforms, optimiser, callbacks)
+    if network is not None and from_model is not None:
+        raise UsageError(
+            "Both network= and from_model= were given. A network of your own starts from its own weights: load them in "
+            "the function that makes it, and leave out from_model."
+        )
     file = None if splits is None else given_path(splits)
     budget = {"minutes": minutes, "steps": steps}
     settings = {"fold": fold, "folds": folds, "splits": file and file.name, "seed": seed, **budget}
+    settings |= start_settings(from_model, freeze, keep_labels, label_map)
     folder = Path(output)
     torch_device = local_device(device)
     with (
@@ -147,6 +163,8 @@ def train(
             logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, torch_device,
                         run.data.name, len(run.training), len(run.validation))  # fmt: skip
             logger.info("Fold %s of %d: %s", run.settings.fold, len(run.folds.splits), run.folds.source)
+            for line in run.start.table() if run.start else ():
+                logger.info("%s", line)
             try:
                 state, done = train_run(run, ranks, progress if ranks.first else silent)
                 if not done:

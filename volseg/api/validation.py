@@ -1,7 +1,7 @@
 """Whole-volume validation: during training on the cached cases, and at the end of a run on the written label images."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ from volseg.training.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 
-def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks: Ranks) -> Validate | None:
+def validator(
+    plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks: Ranks, unscored: Collection[str] = ()
+) -> Validate | None:
     """Make a function that segments `cases` with a network and returns their Dice in image space.
 
     Each rank segments its shard of the cases, and all ranks get the same means.
@@ -41,6 +43,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
         cases: the preprocessed validation cases.
         dtype: precision of the feature maps.
         ranks: the processes of the run.
+        unscored: labels that the references do not have.
 
     Returns:
         None without cases; else a function of a network in evaluation mode that returns
@@ -48,7 +51,7 @@ def validator(plan: Plan, cases: Sequence[CachedCase], dtype: torch.dtype, ranks
     """
     if not cases:
         return None
-    values = {label.name: label.stored_values for label in plan.labels}
+    values = {label.name: label.stored_values for label in plan.labels if label.name not in unscored}
 
     def overlaps(network: nn.Module, cached: CachedCase) -> dict[str, Measures]:
         device = next(network.parameters()).device
@@ -115,9 +118,11 @@ def validate_from_files(
             reference = case.own.read(read_label, pair.reference, geometry, None, table_of(plan)).channels[0]
             unknown = case.own.missing(data.labels.stored)
             counts[case.name] = tally(result.labels, reference, plan, geometry.voxel_ml, unknown)
+    # Labels that are kept from another model have no reference here.
+    scored = [label for label in plan.labels if label.name in data.labels.values]
     # All ranks get the same component counts in the same order, so they choose the same rules.
     counts = ranks.gather(counts)
-    rules = {} if plan.regions else choose_rules([counts[case.name] for case in cases], plan.labels)
+    rules = {} if plan.regions else choose_rules([counts[case.name] for case in cases], scored)
     logger.info("Postprocessing: %s", rules_in_words(rules))
     for case, pair in shard if rules else ():
         written = read_label(pair.prediction)

@@ -7,6 +7,7 @@ import typer
 
 from volseg.cli.app import ConfigFile, Device, Json, Overrides, Overwrite, app, show_description
 from volseg.cli.console import guarded, progress_bar, show_line
+from volseg.errors import UsageError
 from volseg.text import whole_number
 
 
@@ -34,6 +35,16 @@ def train(
     finish: Annotated[
         bool, typer.Option("--finish", help="end the run in --output now, with a model and scores")
     ] = False,
+    from_model: Annotated[
+        str | None, typer.Option("--from", metavar="MODEL", help="start from a bundled model, a model file or a run")
+    ] = None,
+    freeze: Annotated[str | None, typer.Option(help="encoder: keep the weights of --from's encoder")] = None,
+    keep_labels: Annotated[
+        bool, typer.Option("--keep-labels", help="keep labels of --from that the dataset lacks")
+    ] = False,
+    label_map: Annotated[
+        list[str] | None, typer.Option(metavar="NEW=OLD", help="the dataset's label NEW is the label OLD of --from")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -45,6 +56,7 @@ def train(
         run = run_training(
             dataset, output, config=config, overrides=overrides or (), fold=_fold(fold), folds=folds, splits=splits,
             seed=seed, minutes=minutes, steps=steps, resume=resume, overwrite=overwrite, finish=finish, device=device,
+            from_model=from_model, freeze=freeze, keep_labels=keep_labels, label_map=_label_map(label_map),
             progress=progress,
         )  # fmt: skip
     show_description(describe(run), as_json)
@@ -78,3 +90,14 @@ def _fold(text: str | None) -> int | str | None:
     """--fold as a number where it is one."""
     number = whole_number(text)
     return text if number is None else number
+
+
+def _label_map(given: list[str] | None) -> dict[str, str] | None:
+    """--label-map NEW=OLD as a mapping."""
+    pairs = [text.partition("=") for text in given or []]
+    for new, separator, old in pairs:
+        if not (new and separator and old):
+            raise UsageError(f"--label-map {new}{separator}{old} is not NEW=OLD.")
+    if len({new for new, _, _ in pairs}) < len(pairs):
+        raise UsageError("--label-map names a label of the dataset twice. Give each of them once.")
+    return {new: old for new, _, old in pairs} or None

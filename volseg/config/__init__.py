@@ -21,6 +21,7 @@ from volseg.config.training import AugmentationConfig, Config, PlanChoices, Trai
 from volseg.config.values import (
     ABSOLUTE,
     IGNORED,
+    MODALITIES,
     Activation,
     Axis,
     Count,
@@ -39,6 +40,7 @@ __all__ = [
     "ABSOLUTE",
     "CUSTOM",
     "IGNORED",
+    "MODALITIES",
     "Activation",
     "AugmentationConfig",
     "Axis",

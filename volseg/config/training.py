@@ -183,9 +183,19 @@ class AugmentationConfig(Group):
     gamma_range: Range = (0.7, 1.5)
 
 
+# Of a run that starts from a model, where the user sets neither: large steps would undo what it has learned.
+FROM_MODEL = {"learning_rate": 5e-3, "warmup": 0.1}
+
+
 class Config(Frozen):
     """One YAML file: plan choices, training and augmentation."""
 
     plan: PlanChoices = PlanChoices()
     training: TrainingConfig = TrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    def from_model(self) -> Self:
+        """The configuration of a run that starts from a model: `FROM_MODEL` where nothing was given."""
+        given = self.training.model_fields_set
+        changes = {key: value for key, value in FROM_MODEL.items() if key not in given}
+        return self.model_copy(update={"training": self.training.model_copy(update=changes)})

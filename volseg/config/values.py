@@ -35,6 +35,12 @@ Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "non
 
 # Normalisations after which an intensity means the same in every scan, so that its range over scans says something.
 ABSOLUTE = ("ct", "rgb", "none")
+# DICOM modalities by the names that channels have in datasets.
+MODALITIES = {
+    **dict.fromkeys(("ct", "cbct"), "CT"),
+    **dict.fromkeys(("mr", "mri", "t1", "t1w", "t1ce", "t1gd", "t1c", "t2", "t2w", "flair", "pd", "dwi", "adc"), "MR"),
+    **dict.fromkeys(("pet", "pt", "fdg", "fdg-pet"), "PT"),
+}
 # The class index of voxels that nobody annotated: the loss leaves them out.
 IGNORED = -1
 # Errors listed in one message, and the characters of a value that each of them quotes.

@@ -53,16 +53,27 @@ class _AllScores(_Scores):
     out_of_fold: _Scores | None = None
 
 
+class _Ancestor(_Record):
+    """A model that another one started from."""
+
+    name: Name
+    sha256: Name
+    labels: dict[str, dict[str, str] | list[str]] = Field(default_factory=dict)
+    channels: dict[str, dict[str, str] | list[str]] = Field(default_factory=dict)
+
+
 class _Named(_Record):
     """The training of a member of an ensemble."""
 
     name: Name
+    ancestors: tuple[_Ancestor, ...] = Field((), alias="from")
 
 
 class _Training(_Record):
     """The training of a model."""
 
     members: tuple[_Named, ...] = ()
+    ancestors: tuple[_Ancestor, ...] = Field((), alias="from")
 
 
 def _fits(kind: type[_Record]) -> WrapValidator:

@@ -95,7 +95,7 @@ def make_plan(
         usual, why_spacing = slice_spacing(fingerprint, usual, through_plane)
     spacing = decide("spacing_mm", choices.spacing_mm, (usual, why_spacing))
     crop = decide("crop", choices.crop, plan_crop(fingerprint))
-    median = _median_shape(fingerprint, spacing, order, crop == "nonzero")
+    median = median_shape(fingerprint, spacing, order, crop == "nonzero")
     memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
     values = memory * MAP_VALUES_PER_GB
     block, reasons["network.block"] = _block(spacing, accelerated)
@@ -123,7 +123,7 @@ def make_plan(
     _explain_network(network, choices, accelerated, reasons)
     cases = len(fingerprint.cases)
     voxels = math.prod(median) * cases
-    batch = _batch_size(network, patch, memory, voxels, accelerated)
+    batch = plan_batch_size(network, patch, memory, voxels, accelerated)
     mirroring = plan_mirroring(fingerprint, dataset.labels.values, bool(dataset.labels.parts), order, choices)
     mirror_axes = decide("mirror_axes", None, (mirroring.axes, mirroring.why_axes))
     if flat:
@@ -134,7 +134,7 @@ def make_plan(
     document = {
         "dataset": dataset.name,
         "channels": decide("channels", None, plan_channels(fingerprint, choices)),
-        "labels": decide("labels", None, _labels(dataset, fingerprint)),
+        "labels": decide("labels", None, plan_labels(dataset, fingerprint)),
         "regions": bool(dataset.labels.parts),
         "ignore": dataset.labels.ignore,
         "axes": order,
@@ -146,7 +146,7 @@ def make_plan(
         "batch_size": batch_size,
         "mirror_axes": mirror_axes,
         "sides": mirroring.sides,
-        "steps": decide("steps", None, _steps(cases, batch_size)),
+        "steps": decide("steps", None, plan_steps(cases, batch_size)),
         "network": network,
     }
     if mirroring.sides:
@@ -229,7 +229,7 @@ def _target_spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
     return (round(float(target[0]), 5), round(float(target[1]), 5), round(float(target[2]), 5)), reason
 
 
-def _median_shape(fingerprint: Fingerprint, spacing: Spacing, order: tuple[int, ...], cropped: bool) -> Triple:
+def median_shape(fingerprint: Fingerprint, spacing: Spacing, order: tuple[int, ...], cropped: bool) -> Triple:
     """Median voxel counts of the scans at the target spacing, or of what a crop to their nonzero region leaves."""
     shapes = [(cropped and case.nonzero_shape) or case.shape for case in fingerprint.cases]
     spacings = [case.spacing_mm for case in fingerprint.cases]
@@ -277,7 +277,7 @@ def _explain_network(network: NetworkConfig, choices: PlanChoices, accelerated: 
     reasons["network.encoder_blocks"] = reasons["network.decoder_blocks"] = SET if choices.blocks_per_stage else blocks
 
 
-def _batch_size(
+def plan_batch_size(
     network: NetworkConfig, patch: Triple, memory_gb: float, voxels: int, accelerated: bool
 ) -> tuple[int, str]:
     """The number of patches in a batch; `voxels`: number of voxels of all cases."""
@@ -290,7 +290,7 @@ def _batch_size(
     return max(fitting, 2), f"the largest that fits {memory_gb:g} GB"
 
 
-def _steps(cases: int, batch_size: int) -> tuple[int, str]:
+def plan_steps(cases: int, batch_size: int) -> tuple[int, str]:
     """The number of training steps where the user gives no budget."""
     steps = round(EPOCHS * cases / batch_size)
     return min(
@@ -298,7 +298,7 @@ def _steps(cases: int, batch_size: int) -> tuple[int, str]:
     ), f"{EPOCHS} epochs of {cases} cases, at least {STEPS[0]}, at most {STEPS[1]}"
 
 
-def _labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ...], str]:
+def plan_labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label, ...], str]:
     """The foreground labels with their range of volumes."""
     labels = [
         Label(

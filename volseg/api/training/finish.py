@@ -44,6 +44,7 @@ def finish_run(run: Run, state: TrainingState, progress: Progress) -> None:
             **run.settings.ended(run.plan.steps, state.step, state.seconds, run.finish or state.ended),
             **_partial(run),
             **{f"custom_{name}": text for name, text in (run.settings.parts | run.custom.described()).items()},
+            **({"from": run.start.record()} if run.start else {}),
         },
     )
     model, ranks = run.folder / "model.safetensors", state.ranks

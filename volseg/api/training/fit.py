@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 
+from torch import nn
+
 from volseg.api.training.prepare import Run
 from volseg.api.validation import validator
 from volseg.data.cases.batches import AugmentationWarmup, BatchDataset, BatchLoader, lost_workers
@@ -17,6 +19,9 @@ from volseg.device import (
     memory_errors,
     seed_torch,
 )
+from volseg.finetuning.kept_labels import Keeper, keep_labels
+from volseg.finetuning.source import source_of
+from volseg.finetuning.weights import freeze_encoder, start_weights
 from volseg.networks import build_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.networks.own import build_own
@@ -49,7 +54,9 @@ def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState
     digest = sha256("\n".join(case.stem.name for case in training_cases).encode(errors="surrogateescape")).hexdigest()
     with memory_errors(f"moving the network to {run.device}"):
         own = run.custom.network
-        network = (build_own(own, run.plan) if own else build_network(run.plan.network)).to(run.device)
+        network = build_own(own, run.plan) if own else build_network(run.plan.network)
+        _start(run, network)
+        network = network.to(run.device)
         optimiser = run.custom.optimiser or Muon
         state = TrainingState(network, config, ranks, None if run.finish else digest, optimiser)
     if has_checkpoint(run.folder / CHECKPOINT):
@@ -82,7 +89,7 @@ def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState
             batches,
             budget,
             config,
-            validator(run.plan, validation_cases, dtype, ranks),
+            validator(run.plan, validation_cases, dtype, ranks, run.start.labels.kept if run.start else ()),
             after,
             lambda: stopped() or state.ended,
             loss,
@@ -97,6 +104,15 @@ def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState
     if state.ended:
         logger.info("A callback ended the run after step %d", state.step)
     return state, done or state.ended
+
+
+def _start(run: Run, network: nn.Module) -> None:
+    """Give a new network the weights of the model that the run starts from, and freeze what is to stay."""
+    if run.start and not has_checkpoint(run.folder / CHECKPOINT):
+        source = source_of(run.settings, run.start)
+        start_weights(network, source.member_network(), source.card.plan, run.plan, run.start, run.settings.seed)
+    if run.settings.freeze:
+        freeze_encoder(network)
 
 
 def _batches(run: Run, cases: Sequence[CachedCase], sampler: PatchSampler) -> BatchDataset:
@@ -115,6 +131,10 @@ def _preprocess(run: Run, progress: Progress) -> tuple[list[CachedCase], list[Ca
     training = cache_cases(run.training, run.plan, folder, partial(_show_case, progress, "prepare"))
     validation = cache_cases(run.validation, run.plan, folder, partial(_show_case, progress, "prepare validation"))
     check_unchanged(run.folder, training, validation)
+    if run.start and run.start.labels.kept:
+        dtype = choose_precision(run.config.training.precision, run.device)
+        keeper = Keeper(partial(source_of, run.settings, run.start), run.start, run.plan, run.device, dtype)
+        training = keep_labels(training, keeper, partial(_show_case, progress, "predict kept labels"))
     return training, validation
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,10 @@ from volseg.device import (
 )
 from volseg.errors import DatasetError, UsageError
 from volseg.files import remove_leftovers, write_json, write_text
+from volseg.finetuning.planning import plan_from
+from volseg.finetuning.source import find_source
+from volseg.finetuning.start import FILE_NAME as START
+from volseg.finetuning.start import Start, read_start
 from volseg.networks import build_network, find_network
 from volseg.networks.own import build_own, check_own
 from volseg.planning.fingerprint import Fingerprint, take_fingerprint
@@ -55,6 +60,7 @@ class Run:
     training: list[TrainingCase]
     validation: list[TrainingCase]
     folds: Folds
+    start: Start | None = None
     custom: Custom = field(default_factory=Custom)
     finish: bool = False
     shares: dict[str, float] | None = None
@@ -64,10 +70,15 @@ def plan_for(
     data: Dataset, fingerprint: Fingerprint, choices: PlanChoices, device: torch.device
 ) -> tuple[Plan, dict[str, str]]:
     """The plan for a device, and the reason for each value."""
+    return make_plan(data, fingerprint, choices, **_device_limits(device))
+
+
+def _device_limits(device: torch.device) -> dict[str, Any]:
+    """What a plan needs to know of the device."""
     # On a CPU the patches need about twice what they are planned with, and as much goes to the program and its workers.
     own = gpu_memory_gb(device) if device.type == "cuda" else machine_memory_gb() / 4
     memory = min(GPU_MEMORY_GB, own)
-    return make_plan(data, fingerprint, choices, accelerated=device.type != "cpu", memory_gb=memory)
+    return {"accelerated": device.type != "cpu", "memory_gb": memory}
 
 
 def _choices(choices: PlanChoices, own_network: bool) -> PlanChoices:
@@ -126,6 +137,7 @@ def prepare(
     SegmentationLoss(config.training.loss)
     choices = _choices(config.plan, "network" in settings.parts)
     has_plan = resume and (folder / "plan.yaml").exists()
+    source = None if has_plan else find_source(settings)
     if has_plan:
         require_same_datasets(data, settings.datasets)
         if data.problems:
@@ -139,23 +151,33 @@ def prepare(
     shares = shares_of(config.training.dataset_shares, list(data.parts), training)
     if has_plan:
         plan = read_plan(folder / "plan.yaml")
-        require_same_labels(data, plan)
+        start = read_start(folder) if settings.from_model else None
+        require_same_labels(data, plan, start.labels.kept if start else ())
         check_shared(plan, world)
         _check_parts(custom, plan, config.training, device, world)
     else:
         used = {name for one in folds.splits for half in one.values() for name in half}
         data_used = replace(data, cases=tuple(case for case in data.cases if case.name in used))
         fingerprint = take_fingerprint(data_used, shared_cache())
-        plan, reasons = plan_for(data, fingerprint, choices, device)
+        start, about = None, [*datasets_in_words(data, shares), *summary(fingerprint)]
+        if source:
+            plan, reasons, start = plan_from(
+                source, data, fingerprint, config.plan, **_device_limits(device), label_map=settings.label_map,
+                keep_labels=settings.keep_labels,
+            )  # fmt: skip
+            about += start.table()
+        else:
+            plan, reasons = plan_for(data, fingerprint, choices, device)
         check_shared(plan, world)
         _check_parts(custom, plan, config.training, device, world)
         lock()
         settings = settings.model_copy(update={"datasets": tuple(data.parts)})
         start_run(folder, settings, config)
         write_json(folder / "splits.json", folds.splits)
-        about = [*datasets_in_words(data, shares), *summary(fingerprint)]
+        if start:
+            write_json(folder / START, start.model_dump(mode="json"))
         write_text(folder / "plan.yaml", plan_text(plan, reasons, about))
         for label in data.labels.stored:
             if not any(case.volumes_ml.get(label) for case in fingerprint.cases):
                 logger.warning("Label %s occurs in no case, so it cannot be learned", label)
-    return Run(folder, settings, config, data, plan, device, training, validation, folds, shares=shares)
+    return Run(folder, settings, config, data, plan, device, training, validation, folds, start, shares=shares)

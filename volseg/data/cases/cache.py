@@ -278,7 +278,7 @@ def _write(case: TrainingCase, plan: Plan, stem: Path) -> None:
     scan, reference = read_for_plan(case, plan)
     image, grid = image_to_network(list(scan.channels), scan.geometry, plan)
     label = label_to_network(reference.channels[0], grid, plan).numpy()
-    foreground, ranges, annotated = _foreground(label, plan)
+    foreground, ranges, annotated = foreground_table(label, plan)
     write_chunked(_part(stem, IMAGE), image.numpy())
     write_chunked(_part(stem, LABEL), label[None])
     write_chunked(_part(stem, FOREGROUND), foreground, VOXEL_BLOCK)
@@ -319,7 +319,7 @@ def _checksum(document: dict[str, Any]) -> int:
     return checksum
 
 
-def _foreground(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int] | None]:
+def foreground_table(label: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int] | None]:
     """The foreground file, (N, 3) int32 with a random subset of large classes, and the row ranges of `CachedCase`."""
     rng = np.random.default_rng(label.size)
     masks = (np.isin(label, classes_of(np.array(one.stored_values), plan)) for one in plan.labels)

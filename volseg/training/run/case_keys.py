@@ -1,7 +1,7 @@
 """Whether the dataset of a run is the one that it began with: labels, channels, and cases, kept in RUN/cases.json."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,13 +99,15 @@ def require_annotated(training: Sequence[TrainingCase], labels: Iterable[str]) -
         )
 
 
-def require_same_labels(data: Dataset, plan: Plan) -> None:
+def require_same_labels(data: Dataset, plan: Plan, kept: Collection[str] = ()) -> None:
     """Reject a dataset whose labels or channels differ from those the run was started with.
+
+    Labels that are `kept` from another model are none of the dataset's.
 
     Raises:
         InputError: they differ, so the network would be trained and scored on other labels.
     """
-    labels = {label.name: label.stored_values for label in plan.labels}
+    labels = {label.name: label.stored_values for label in plan.labels if label.name not in kept}
     channels = tuple(channel.name for channel in plan.channels)
     started = (labels, plan.ignore, channels)
     found = (data.labels.stored, data.labels.ignore, data.channels)

@@ -41,8 +41,8 @@ CHECKPOINT = "checkpoint"
 BUDGETS = {"minutes", "steps"}
 # All files of a run: what --overwrite removes, and nothing else.
 CONTENT = (
-    "plan.yaml", "config.yaml", "splits.json", "cases.json", "metrics.jsonl", "model.safetensors", "log.txt",
-    CHECKPOINT, "cache", "events.out.tfevents.*", LEFTOVERS, *SCORES, MARK,
+    "plan.yaml", "config.yaml", "splits.json", "cases.json", "ancestry.json", "metrics.jsonl",
+    "model.safetensors", "log.txt", CHECKPOINT, "cache", "events.out.tfevents.*", LEFTOVERS, *SCORES, MARK,
 )  # fmt: skip
 
 
@@ -87,13 +87,21 @@ def configure_run(
         _require_keys(run / MARK, RunSettings)
         _require_keys(run / "config.yaml", Config)
         stored = load_config(run / "config.yaml")
-        if (config or overrides) and load_config(config, overrides) != stored:
+        started = checked(RunSettings, read_yaml(run / MARK), str(run / MARK))
+        if (config or overrides) and _configured(config, overrides, started) != stored:
             raise UsageError(
                 f"A resumed run keeps its configuration ({run / 'config.yaml'}). Leave out --config and --set."
             )
         return _resumed_settings(run, given), stored
     _check_free(run, resume, overwrite)
-    return checked(RunSettings, given, "The call"), load_config(config, overrides)
+    new = checked(RunSettings, given, "The call")
+    return new, _configured(config, overrides, new)
+
+
+def _configured(config: str | Path | None, overrides: Sequence[str], settings: RunSettings) -> Config:
+    """The configuration of a run, which has other defaults where it starts from a model."""
+    found = load_config(config, overrides)
+    return found.from_model() if settings.from_model else found
 
 
 def is_run(folder: Path) -> bool:
@@ -274,8 +282,9 @@ def _resumed_settings(run: Path, given: dict[str, Any]) -> RunSettings:
     stored = checked(RunSettings, read_yaml(run / MARK), str(run / MARK))
     for key, value in given.items():
         if key not in BUDGETS and value != getattr(stored, key):
+            key_shown = key.removesuffix("_model").replace("_", "-")
             raise UsageError(
-                f"The run was started with {key} {getattr(stored, key)}, found {value}. Leave it out, or start "
+                f"The run was started with {key_shown} {getattr(stored, key)}, found {value}. Leave it out, or start "
                 "another run."
             )
     if not given.keys() & BUDGETS:

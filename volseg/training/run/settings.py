@@ -2,17 +2,20 @@
 
 import json
 import shlex
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from volseg.config import Config, Frozen
+from volseg.config import Config, Frozen, Name
 from volseg.text import whole_number
 from volseg.training.budget import Budget
 
+# What a run takes from a model.
+_FROM = ("from_model", "freeze", "keep_labels", "label_map")
 # Stored only where there is anything to say.
-OPTIONAL = ("splits", "earlier", "parts", "datasets")
+OPTIONAL = ("splits", "earlier", "parts", "datasets", *_FROM)
 
 
 class EarlierBudget(Frozen):
@@ -47,6 +50,10 @@ class RunSettings(Frozen):
     seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)] = 0
     minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = None
     steps: Annotated[int, BeforeValidator(_number), Field(gt=0)] | None = None
+    from_model: str | None = Field(None, description="a bundled name, or the path of a model file or a run folder")
+    freeze: Literal["encoder"] | None = None
+    keep_labels: bool = False
+    label_map: dict[Name, Name] = Field(default_factory=dict, description="label of the dataset: that of the model")
     earlier: tuple[EarlierBudget, ...] = ()
     parts: dict[str, str] = Field(
         default_factory=dict, description="qualified names of the parts that the caller brought, see `Custom`"
@@ -69,10 +76,11 @@ class RunSettings(Frozen):
         """
         words = ["volseg", "train", *(self.datasets or (dataset,)), "--output", "RUN"]
         first, *others = *self.earlier, self
-        left_out = {"earlier", "parts", "datasets"}
+        left_out = {"earlier", "parts", "datasets", *_FROM}
         start = self.model_dump(exclude=left_out) | {"minutes": first.minutes, "steps": first.steps}
         budgets = [{"minutes": one.minutes, "steps": one.steps} for one in others]
         options = [word for key, value in start.items() if value is not None for word in (f"--{key}", str(value))]
+        options += self._start_options()
         for group, changes in config.model_dump(mode="json", exclude_defaults=True).items():
             for key, value in changes.items():
                 options += ["--set", f"{group}.{key}={value if isinstance(value, str) else json.dumps(value)}"]
@@ -81,6 +89,15 @@ class RunSettings(Frozen):
             given = [word for key, value in budget.items() if value is not None for word in (f"--{key}", str(value))]
             commands.append([*words, "--resume", *given])
         return " && ".join(map(shlex.join, commands))
+
+    def _start_options(self) -> list[str]:
+        """The options that name the model that the run starts from."""
+        if self.from_model is None:
+            return []
+        options = ["--from", Path(self.from_model).name]
+        options += ["--freeze", self.freeze] if self.freeze else []
+        options += ["--keep-labels"] if self.keep_labels else []
+        return options + [word for new, old in self.label_map.items() for word in ("--label-map", f"{new}={old}")]
 
     def ended(self, planned_steps: int, step: int, seconds: float, finish: bool) -> dict[str, str]:
         """For the model card: how the run came to its end, where it is not the end that `command` says."""

@@ -1,0 +1,139 @@
+"""The model that a run starts from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from volseg.errors import InputError, UsageError
+from volseg.files import given_path
+from volseg.finetuning.start import Start
+from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, sha256_of_model
+from volseg.modelfile.card import RUN_MODEL
+from volseg.networks import Ensemble, open_network
+from volseg.training.run.folder import is_run
+from volseg.training.run.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that a run starts from.
+
+    Args:
+        path: of the model file.
+        name: the bundled name, or that in the card.
+        sha256: of the file.
+        card: of the model.
+        member: the network of an ensemble that the run starts from; 0 for a single network.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    card: ModelCard
+    member: int
+
+    def network(self) -> nn.Module:
+        """The whole model in evaluation mode, without gradients.
+
+        Raises:
+            VolsegError: see `volseg.networks.open_network`.
+        """
+        return open_network(self.path)[1]
+
+    def member_network(self) -> nn.Module:
+        """The network that the run starts from, likewise."""
+        network = self.network()
+        return network.members[self.member] if isinstance(network, Ensemble) else network
+
+    def ancestry(self) -> tuple[dict[str, Any], ...]:
+        """What the card says of the models that this one started from, the youngest first."""
+        training = self.card.training
+        members = training.get("members") or ()
+        record = members[self.member] if self.member < len(members) else training
+        return tuple(record.get("from", ()))
+
+
+def model_path(model: str | Path) -> Path:
+    """The file of a model: that of a run folder, of a bundled name, or `model` itself.
+
+    Raises:
+        InputError: there is no such model, or the run has none yet.
+    """
+    if not is_run(Path(model)):
+        return find_model(model)
+    path = Path(model) / RUN_MODEL
+    if not path.exists():
+        raise InputError(f"The run {model} has no model yet. Finish it with volseg train --resume.")
+    return path
+
+
+def start_settings(
+    model: str | Path | None, freeze: str | None, keep_labels: bool, label_map: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """The settings of a run that say what it takes from a model; None where nothing was given.
+
+    Paths become absolute, because the run may be resumed from elsewhere.
+
+    Raises:
+        UsageError: an empty path.
+    """
+    if model is not None and str(model) not in bundled_models():
+        model = given_path(model).absolute()
+    return {
+        "from_model": None if model is None else str(model),
+        "freeze": freeze,
+        "keep_labels": keep_labels or None,
+        "label_map": dict(label_map) if label_map else None,
+    }
+
+
+def find_source(settings: RunSettings) -> Source | None:
+    """The model that a run of these settings starts from; None if it starts from none.
+
+    Raises:
+        UsageError: a setting needs a model, and there is none.
+        InputError: see `open_source`, or its weights do not fit.
+        ConfigError: its network is unknown here.
+    """
+    if settings.from_model:
+        source = open_source(settings.from_model, settings.fold)
+        # Whatever is wrong with its weights is said before a run folder is made.
+        source.network()
+        return source
+    needing = {"freeze": settings.freeze, "keep-labels": settings.keep_labels, "label-map": settings.label_map}
+    for option, given in needing.items():
+        if given:
+            raise UsageError(f"--{option} says what to take from a model. Add --from MODEL, or leave it out.")
+    return None
+
+
+def open_source(model: str | Path, fold: int | str) -> Source:
+    """The model that a run of a fold starts from: fold K starts from member K of an ensemble, else from the first.
+
+    Raises:
+        InputError: there is no such model, or it is not a model file.
+    """
+    path = model_path(model)
+    card = read_card(path)
+    name = str(model) if str(model) in bundled_models() and not is_run(Path(model)) else card.name
+    member = fold if isinstance(fold, int) and fold < card.members else 0
+    return Source(path, name, sha256_of_model(path), card, member)
+
+
+def source_of(settings: RunSettings, start: Start) -> Source:
+    """The model that a run began with, which is read again.
+
+    Raises:
+        InputError: it is no longer there, or has changed since.
+    """
+    assert settings.from_model
+    source = open_source(settings.from_model, settings.fold)
+    if source.sha256 != start.sha256:
+        raise InputError(
+            f"The model {settings.from_model} is not the one that the run was started from: its sha256 is "
+            f"{source.sha256}, expected {start.sha256}. Restore it, or start again with --overwrite."
+        )
+    return source

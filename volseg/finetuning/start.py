@@ -1,0 +1,151 @@
+"""What a run takes from the model that it starts from, label by label and channel by channel.
+
+It is written to RUN/ancestry.json, so that a run resumes without the model, and into the card of the new model.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from volseg.config import Frozen, Name, checked
+from volseg.documents import read_json, read_or
+from volseg.errors import InputError, UsageError
+from volseg.text import first_few
+
+FILE_NAME = "ancestry.json"
+
+
+class Match(Frozen):
+    """The labels or the channels of a dataset, matched with those of a model.
+
+    Args:
+        taken: the name in the dataset: that in the model, or None for a new one. In the order of the dataset.
+        dropped: names of the model that the dataset lacks.
+        kept: those that are learned from the model's own predictions (--keep-labels).
+    """
+
+    taken: dict[Name, Name | None]
+    dropped: tuple[Name, ...] = ()
+    kept: tuple[Name, ...] = ()
+
+    @property
+    def new(self) -> list[str]:
+        """Names that the model lacks."""
+        return [name for name, old in self.taken.items() if old is None]
+
+    @property
+    def copied(self) -> dict[str, str]:
+        """The name in the dataset: that in the model."""
+        return {name: old for name, old in self.taken.items() if old is not None}
+
+    def record(self) -> dict[str, Any]:
+        """For the model card; what is empty is left out."""
+        parts = {"copied": self.copied, "new": self.new, "dropped": list(self.dropped), "kept": list(self.kept)}
+        return {key: value for key, value in parts.items() if value}
+
+
+class Start(Frozen):
+    """How a run starts from a model.
+
+    Args:
+        name: of the model.
+        sha256: of its file.
+        member: the network of an ensemble; None for a single network.
+        labels: matched by name.
+        channels: matched by name.
+        notes: what else is kept or planned anew, and why: lines of the table.
+        earlier: the models that it started from itself, as their cards say.
+    """
+
+    name: Name
+    sha256: str
+    member: int | None = None
+    labels: Match
+    channels: Match
+    notes: tuple[str, ...] = ()
+    earlier: tuple[dict[str, Any], ...] = ()
+
+    def table(self) -> list[str]:
+        """Lines for the log, the plan and its report: each label and channel copied, new, kept or dropped."""
+        member = "" if self.member is None else f", member {self.member}"
+        lines = [f"Starting from {self.name}{member} (sha256 {self.sha256[:12]}...):"]
+        rows = [
+            *_rows("label", self.labels),
+            *_rows("channel", self.channels),
+        ]
+        width = max(len(name) for _, name, _ in rows)
+        lines += [f"  {kind:7}  {name:{width}}  {what}" for kind, name, what in rows]
+        return [*lines, *(f"  {note}" for note in self.notes)]
+
+    def record(self) -> list[dict[str, Any]]:
+        """The ancestry for the model card: this model first, then the ones that it started from."""
+        own: dict[str, Any] = {"name": self.name, "sha256": self.sha256}
+        if self.member is not None:
+            own["member"] = self.member
+        return [{**own, "labels": self.labels.record(), "channels": self.channels.record()}, *self.earlier]
+
+
+def read_start(run: Path) -> Start:
+    """What a run wrote down when it began.
+
+    Raises:
+        InputError: the file is missing or changed.
+    """
+    path = run / FILE_NAME
+    advice = "Restore it, or start again with --overwrite."
+    return checked(Start, read_or(InputError, read_json, path, "readable JSON", advice), str(path), InputError)
+
+
+def match_labels(names: Sequence[str], known: Sequence[str], label_map: Mapping[str, str], keep: bool) -> Match:
+    """Match the labels of a dataset with those of a model by name.
+
+    Args:
+        names: of the dataset's labels.
+        known: of the model's.
+        label_map: the name in the dataset: that in the model, where they differ.
+        keep: whether labels that the dataset lacks are kept.
+
+    Raises:
+        UsageError: `label_map` names a label that one of them lacks.
+    """
+    for new, old in label_map.items():
+        if new not in names:
+            raise UsageError(f"The label map names {new!r}, but the labels of the dataset are {first_few(names)}.")
+        if old not in known:
+            raise UsageError(f"The label map names {old!r}, but the labels of the model are {first_few(known)}.")
+    taken = {name: label_map.get(name, name if name in known else None) for name in names}
+    # A name of the model that the map gives to another label is no match for its own.
+    missing = tuple(name for name in known if name not in taken.values())
+    if keep and (clash := [name for name in missing if name in taken]):
+        raise UsageError(f"The label map gives {first_few(clash)} another meaning, so the model's cannot be kept.")
+    return Match(taken=taken, dropped=() if keep else missing, kept=missing if keep else ())
+
+
+def match_channels(names: Sequence[str], known: Sequence[str]) -> Match:
+    """Match the channels of a dataset with those of a model by name; where each has a single one, they are matched."""
+    if len(names) == len(known) == 1:
+        return Match(taken={names[0]: known[0]})
+    taken = {name: name if name in known else None for name in names}
+    return Match(taken=taken, dropped=tuple(name for name in known if name not in names))
+
+
+def _rows(kind: str, match: Match) -> list[tuple[str, str, str]]:
+    """The rows of the table for labels or channels."""
+    rows = [(kind, name, _what(name, old, kind, match)) for name, old in match.taken.items()]
+    rows += [(kind, name, "kept, learned from the model's confident predictions") for name in match.kept]
+    return rows + [(kind, name, f"dropped, the dataset has no such {kind}") for name in match.dropped]
+
+
+def _what(name: str, old: str | None, kind: str, match: Match) -> str:
+    """What becomes of a label or channel of the dataset, in words."""
+    if old is not None:
+        return "copied" if old == name else f"copied from {old}"
+    similar = [one for one in (*match.dropped, *match.kept) if _plain(one) == _plain(name)]
+    if similar and kind == "label":
+        return f"new; the model has {similar[0]!r}, which --label-map '{name}={similar[0]}' joins to it"
+    return "new" if kind == "label" else "new, its weights are the mean of those of the others"
+
+
+def _plain(name: str) -> str:
+    """A name without case, blanks and hyphens."""
+    return "".join(one for one in name.casefold() if one.isalnum())

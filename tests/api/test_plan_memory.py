@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from volseg.api import train
+from volseg.api.training import prepare
 from volseg.config import PlanChoices
 
 
@@ -13,8 +13,8 @@ from volseg.config import PlanChoices
 )
 def test_plans_fit_smaller_devices(monkeypatch, device, gpu, machine, expected):
     arrived = {}
-    monkeypatch.setattr(train, "gpu_memory_gb", lambda _: gpu)
-    monkeypatch.setattr(train, "machine_memory_gb", lambda: machine)
-    monkeypatch.setattr(train, "make_plan", lambda *_, **options: arrived.update(options))
-    train._plan(None, None, PlanChoices(), torch.device(device))
+    monkeypatch.setattr(prepare, "gpu_memory_gb", lambda _: gpu)
+    monkeypatch.setattr(prepare, "machine_memory_gb", lambda: machine)
+    monkeypatch.setattr(prepare, "make_plan", lambda *_, **options: arrived.update(options))
+    prepare.plan_for(None, None, PlanChoices(), torch.device(device))
     assert arrived == {"accelerated": device == "cuda", "memory_gb": expected}

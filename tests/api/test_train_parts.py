@@ -40,6 +40,7 @@ TRAINING = {
     "ema_fraction": 0.07,
     "ema_decay": 0.7,
     "oversample_foreground": 0.6,
+    "dataset_shares": "equal",
     "progressive_patch_size": 0.4,
     "validations": 3,
     "checkpoint_seconds": 17.0,

@@ -17,6 +17,7 @@ from volseg.data.cases.labels import table_of
 from volseg.data.io.reading import read_channels, read_label, read_label_of
 from volseg.data.io.writing import write_labels
 from volseg.errors import InputError
+from volseg.evaluation.label_distances import SurfaceOptions
 from volseg.evaluation.overlap import label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
 from volseg.evaluation.report import Measures, as_measures, evaluate_pairs, summarise, without, write_report
@@ -138,7 +139,9 @@ def _score(
     pairs: Sequence[Pair], rules: Mapping[str, ComponentRule], data: Dataset, run: Path, progress: Progress
 ) -> dict[str, Any]:
     """Compare the written label images with their references, write validation.json and .csv, and return the means."""
-    document = evaluate_pairs(Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore)
+    document = evaluate_pairs(
+        Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore, surface=SurfaceOptions()
+    )
     documents = {name: rule.model_dump() for name, rule in rules.items()}
     write_report({**document, "postprocessing": documents}, run / "validation.json")
     dice = document["mean"]["foreground_dice"]

@@ -24,8 +24,8 @@ import numpy as np
 from volseg.errors import GridError, UsageError
 from volseg.evaluation.surface import Surface, SurfaceKind, surface_of
 
-# Steps of at most so many of the smallest voxel edges are tried before a k-d tree is built.
-NEAR_VOXELS = 4
+# Steps of at most so many of the smallest voxel edges, and as many steps, are tried before a k-d tree is built.
+NEAR_VOXELS, NEAR_STEPS = 8, 2500
 DEFINITIONS = ("surface-distance", "monai", "metrics-reloaded")
 Spacing: TypeAlias = tuple[float, float, float]
 
@@ -218,12 +218,12 @@ def _far(here: np.ndarray, there: np.ndarray, steps_mm: np.ndarray) -> np.ndarra
 
 @lru_cache(maxsize=8)
 def _near_steps(spacing_mm: Spacing) -> list[tuple[float, np.ndarray]]:
-    """All steps up to a length, by their length in mm: each with (N, 3) int64 voxels."""
+    """The shortest steps, by their length in mm: each with (N, 3) int64 voxels."""
     reach = max(NEAR_VOXELS * min(spacing_mm), max(spacing_mm))
     axes = [np.arange(-(most := int(reach / step)), most + 1) for step in spacing_mm]
     steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     lengths = _lengths(steps, np.array(spacing_mm))
-    order = np.argsort(lengths, kind="stable")[: np.count_nonzero(lengths <= reach)]
+    order = np.argsort(lengths, kind="stable")[: min(NEAR_STEPS, np.count_nonzero(lengths <= reach))]
     bounds = np.flatnonzero(np.diff(lengths[order])) + 1
     return [(float(lengths[group[0]]), steps[group]) for group in np.split(order, bounds)][1:]
 

@@ -11,6 +11,10 @@ from volseg.errors import ConfigError, InputError
 from volseg.evaluation.pairs import Pair, Pairs, labels_of, match_pairs, read_labels_file
 
 
+def read_labels(path: Path) -> LabelSet:
+    return labels_of(read_labels_file(path), str(path))
+
+
 def folder_of(path: Path, *names: str) -> Path:
     path.mkdir()
     for name in names:
@@ -91,14 +95,14 @@ def test_what_cannot_be_paired(tmp_path: Path, names: list[str], chosen: str, me
 )
 def test_labels_files(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    assert read_labels_file(tmp_path / name) == LabelSet({"Anterior": 1, "Posterior": 2})
+    assert read_labels(tmp_path / name) == LabelSet({"Anterior": 1, "Posterior": 2})
 
 
 def test_a_labels_file_with_regions_and_an_ignore_label(tmp_path: Path) -> None:
     document = {"labels": {"whole": [1, 2], "core": 2, "ignore": 3}, "regions_class_order": [1, 2]}
     (tmp_path / "dataset.json").write_text(json.dumps(document))
     expected = LabelSet({"whole": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, ignore=3)
-    assert read_labels_file(tmp_path / "dataset.json") == expected
+    assert read_labels(tmp_path / "dataset.json") == expected
 
 
 @pytest.mark.parametrize(
@@ -118,14 +122,14 @@ def test_unusable_labels_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "dataset.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        read_labels_file(path)
+        read_labels(path)
 
 
 def test_missing_labels_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.json"):
-        read_labels_file(tmp_path / "absent.json")
+        read_labels(tmp_path / "absent.json")
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
-        read_labels_file(tmp_path / "absent.yaml")
+        read_labels(tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize(

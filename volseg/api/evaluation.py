@@ -10,7 +10,7 @@ from volseg.errors import UsageError
 from volseg.evaluation.comparison import compare_reports
 from volseg.evaluation.custom_metrics import Metric
 from volseg.evaluation.label_distances import SurfaceOptions
-from volseg.evaluation.pairs import labels_of, match_pairs, read_labels_file
+from volseg.evaluation.pairs import annotated_pairs, labels_of, match_pairs, read_labels_file
 from volseg.evaluation.report import check_report_name, evaluate_pairs, write_report
 from volseg.report.comparison_page import check_comparison_folder, write_comparison
 
@@ -34,7 +34,9 @@ def evaluate(
         references: its reference, or a folder of them; matched by name without suffix.
         labels: {name: value in the images}, or a file with such a mapping (a dataset.json, JSON or YAML). Both are
             read alike: the background is left out, names may stand by their numbers, a region (a list of values) is
-            compared as the union of its values, and voxels with the ignore label are excluded.
+            compared as the union of its values, and voxels with the ignore label are excluded. A label that is not
+            "annotated" in a case is left out there. Where the record of a prediction gives its labels other values,
+            they are matched by name.
             Labels of DICOM SEG and RTSTRUCT get the values of the labels of their names. None: the values found, and
             of DICOM the names.
         output: the report as JSON; a CSV is written next to it.
@@ -61,13 +63,13 @@ def evaluate(
     options = SurfaceOptions(surface, tolerance_mm, lesions)
     if output:
         check_report_name(Path(output))
-    if labels is None or labels == {}:
-        known = LabelSet({})
-    elif isinstance(labels, str | Path):
-        known = read_labels_file(Path(labels))
-    else:
-        known = labels_of(labels, "The labels")
     pairs = match_pairs(Path(predictions), Path(references))
+    known = LabelSet({})
+    if labels:
+        source = str(labels) if isinstance(labels, str | Path) else "The labels"
+        stated = read_labels_file(Path(labels)) if isinstance(labels, str | Path) else labels
+        known = labels_of(stated, source)
+        pairs = annotated_pairs(pairs, stated, list(known.values), source)
     document = evaluate_pairs(pairs, known.stored or None, ignore=known.ignore, metrics=metrics, surface=options)
     for warning in document["warnings"]:
         logger.warning("%s", warning)

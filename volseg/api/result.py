@@ -69,11 +69,13 @@ class Result:
     @property
     def record(self) -> dict[str, Any]:
         """The JSON document that is written next to the label image."""
+        values = {label.name: label.value for label in self.shown}
         return {
             "volseg_version": __version__,
             **self.run,
             "labels": {
                 measure.name: {
+                    "value": values[measure.name],
                     "voxels": measure.voxels,
                     "volume_ml": measure.volume_ml,
                     "reason": measure.reason,

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
-from volseg.data.io.dicom_labels.label_names import Named, matching, renumbered, shared_table
+from volseg.data.io.dicom_labels.label_names import Named, Table, matching, renumbered, shared_table
+from volseg.data.io.formats import sibling
 from volseg.data.io.reading import Scan
+from volseg.documents import DocumentError, read_json
 from volseg.evaluation.overlap import values_in
 from volseg.text import first_few
 
@@ -45,6 +48,43 @@ def with_values(reference: Scan, prediction: Scan) -> Valued:
         f"are taken for its numbers: {named.listed()}. If they are others, give --labels (labels= in Python)."
     )
     return Valued(reference, prediction, {**named.values, **others}, (said,))
+
+
+def by_record(prediction: Scan, path: Path, labels: Table) -> Scan:
+    """A prediction with the values of `labels`, where the record beside it names its labels and gives them others.
+
+    Models have values of their own, such as those that were joined from several datasets.
+
+    Args:
+        prediction: (I, J, K).
+        path: its file; the record of `volseg predict` is the JSON file of the same name.
+        labels: name to values.
+    """
+    stated = _recorded_values(sibling(path, ".json"))
+    differ = {name: value for name, value in stated.items() if name in labels and labels[name] != (value,)}
+    if not differ:
+        return prediction
+    taken = {value for values in labels.values() for value in values}
+    free = (value for value in range(1, 65536) if value not in taken | set(stated.values()))
+    others = values_in(prediction.channels[0]) - set(stated.values())
+    # What has no name in `labels` keeps having none.
+    moved = {value: labels[name][0] if name in labels else next(free) for name, value in stated.items()}
+    moved |= {value: next(free) if value in taken else value for value in others}
+    said = (
+        "The record of the prediction gives its labels other values than --labels (labels= in Python): "
+        f"{first_few([f'{name} {value}' for name, value in differ.items()])}. They are matched by name."
+    )
+    channel = renumbered(prediction.channels[0], moved)
+    return replace(prediction, channels=(channel,), warnings=(*prediction.warnings, said))
+
+
+def _recorded_values(path: Path) -> dict[str, int]:
+    """The name and the value of each label in the record of a result; none where there is no such record."""
+    try:
+        labels = read_json(path)["labels"]
+        return {name: int(one["value"]) for name, one in labels.items() if 0 < one["value"] <= 65535}
+    except (OSError, DocumentError, KeyError, TypeError, AttributeError, ValueError):
+        return {}
 
 
 def _by_names(reference: Scan, true: Named, prediction: Scan, predicted: Named) -> Valued:

@@ -1,14 +1,15 @@
 """What is compared: pairs of label images, matched by name, and the names and values of labels."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from volseg.config import read_yaml
+from volseg.config import checked, read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
-from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels
+from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels, stated_annotated
+from volseg.data.dataset_json import Scan
 from volseg.data.io.formats import SUFFIXES, image_suffix, is_dicom, label_name
 from volseg.data.io.reading import holds_dicom_labels
 from volseg.documents import DocumentError, read_json
@@ -73,17 +74,40 @@ def match_pairs(predictions: Path, references: Path) -> Pairs:
     return Pairs(tuple(Pair(name, path, true[name]) for name, path in predicted.items()), unmatched)
 
 
-def read_labels_file(path: Path) -> LabelSet:
-    """Read the names and values of labels.
+def read_labels_file(path: Path) -> dict[str, Any]:
+    """Read the document with the names and values of labels, see `labels_of`.
 
     A Decathlon dataset.json ({"labels": {"1": "Liver"}}), an nnU-Net one ({"labels": {"Liver": 1}}), regions and an
     ignore label included, or a plain mapping of names to values; JSON or YAML.
 
     Raises:
-        InputError: not such a file, or labels that `parse_labels` rejects.
+        InputError: not such a file.
         ConfigError: not a YAML mapping.
     """
-    return labels_of(_read_mapping(path), str(path))
+    return _read_mapping(path)
+
+
+def annotated_pairs(pairs: Pairs, document: Any, names: Sequence[str], source: str) -> Pairs:
+    """The pairs with the labels that somebody looked for in each reference, where the document of the labels says so.
+
+    Args:
+        pairs: to compare.
+        document: of one of the forms of `read_labels_file`.
+        names: of the labels.
+        source: the file, for messages.
+
+    Raises:
+        InputError: see `volseg.data.cases.sources.case_labels.stated_annotated`.
+    """
+    if not isinstance(document, Mapping) or not isinstance(document.get("labels"), Mapping):
+        return pairs
+    entries = [one for half in ("training", "validation") for one in document.get(half) or () if isinstance(one, dict)]
+    scans = [checked(Scan, one, source, InputError) for one in entries if one.get("annotated") is not None]
+    by_entry = {scan.name: scan.annotated or () for scan in scans}
+    stated = document.get("annotated")
+    cases = {one.name for one in pairs.matched} | set(by_entry) | set(stated if isinstance(stated, dict) else ())
+    own = stated_annotated(document, by_entry, sorted(cases), names, source)
+    return replace(pairs, matched=tuple(replace(one, own=own.get(one.name, one.own)) for one in pairs.matched))
 
 
 def labels_of(document: Any, source: str) -> LabelSet:

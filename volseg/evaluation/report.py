@@ -19,7 +19,7 @@ from volseg.data.io.reading import Scan, read_label
 from volseg.errors import UsageError
 from volseg.evaluation.custom_metrics import Metric, check_metric_names, metric_values
 from volseg.evaluation.label_distances import LabelDistances, SurfaceOptions, label_distances
-from volseg.evaluation.label_values import Valued, with_values
+from volseg.evaluation.label_values import Valued, by_record, with_values
 from volseg.evaluation.lesions import Lesion, recall_by_volume
 from volseg.evaluation.overlap import (
     ABSENT,
@@ -259,10 +259,16 @@ def _as_values(value: int | tuple[int, ...]) -> tuple[int, ...]:
 def _read_pair(pair: Pair, labels: Table | None) -> tuple[Scan, Scan]:
     """The reference and the prediction of a case; a reference in DICOM alone is placed on the prediction's grid."""
     if is_dicom(pair.reference) and not is_dicom(pair.prediction):
-        prediction = read_label(pair.prediction, labels=labels)
+        prediction = _read_prediction(pair, None, labels)
         return _read_reference(pair, prediction, labels), prediction
     reference = _read_reference(pair, None, labels)
-    return reference, read_label(pair.prediction, reference, labels=labels)
+    return reference, _read_prediction(pair, reference, labels)
+
+
+def _read_prediction(pair: Pair, like: Scan | None, labels: Table | None) -> Scan:
+    """The prediction of a case, its labels matched by name where its record names them."""
+    prediction = read_label(pair.prediction, like, labels=labels)
+    return prediction if labels is None else by_record(prediction, pair.prediction, labels)
 
 
 def _read_reference(pair: Pair, like: Scan | None, labels: Table | None) -> Scan:

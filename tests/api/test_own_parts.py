@@ -155,6 +155,9 @@ def test_without_its_factory_a_model_is_named_for_what_it_is(own, phantoms, tmp_
         volseg.ensemble([model, copied], tmp_path / "e.safetensors")
     with pytest.raises(ConfigError, match=expected):
         profile_document(None, str(model))
+    shown = CliRunner().invoke(app, ["info", str(model)])
+    assert shown.exit_code == 0
+    assert "custom, made by" in shown.output
     for words in (["predict", "scan.nii", "--model", model, "--output", "out"], ["profile", "--model", model],
                   ["ensemble", model, copied, "--output", tmp_path / "e.safetensors"]):  # fmt: skip
         done = CliRunner().invoke(app, [str(word) for word in words])

@@ -55,6 +55,31 @@ def test_a_name_with_two_meanings_cannot_be_kept():
         match_labels(["Posterior"], MODEL, {"Posterior": "Anterior"}, keep=True)
 
 
+def test_a_near_match_and_no_match_are_warned_of():
+    channels = Match(taken={"MRI": "MRI"})
+
+    def warnings(names, keep=False):
+        labels = match_labels(names, MODEL, {}, keep)
+        return Start(name="m", sha256=64 * "a", labels=labels, channels=channels).warnings()
+
+    assert warnings(["Posterior", "Tail"]) == []
+    (near,) = warnings(["posterior", "Anterior"])
+    assert "'posterior' (the model has 'Posterior')" in near
+    assert "--label-map NEW=OLD" in near
+    assert len(warnings(["posterior", "Tail"])) == 2
+    assert warnings(["Tail"]) == [
+        "No label of the model is taken over, because none has the name of one in the dataset."
+    ]
+    assert warnings(["Tail"], keep=True) == []
+
+
+def test_the_table_says_that_the_encoder_is_frozen():
+    labels = match_labels(MODEL, MODEL, {}, keep=False)
+    start = Start(name="m", sha256=64 * "a", labels=labels, channels=Match(taken={"MRI": "MRI"}))
+    assert "--freeze encoder" in start.table(freeze=True)[0]
+    assert "freeze" not in "".join(start.table())
+
+
 def test_channels_are_matched_by_name_and_a_single_one_with_a_single_one():
     assert match_channels(["T2", "T1"], ["T1", "FLAIR"]) == Match(taken={"T2": None, "T1": "T1"}, dropped=("FLAIR",))
     assert match_channels(["image"], ["MRI"]) == Match(taken={"image": "MRI"})

@@ -12,6 +12,7 @@ from volseg.api.training.fit import train_run
 from volseg.api.training.prepare import Run, plan_for, prepare
 from volseg.config import load_config
 from volseg.data.cases.cache_key import shared_cache
+from volseg.data.cases.sources.case_labels import annotated_cases
 from volseg.data.cases.sources.shares import shares_of
 from volseg.data.cases.workers import require_main_process
 from volseg.data.joining import Source, datasets_in_words, folders_of, folds_in_words, open_datasets
@@ -160,11 +161,7 @@ def train(
 
         run = replace(ranks.on_first_rank(prepared), device=torch_device, custom=custom, finish=finish)
         with run_log(folder, ranks.first):
-            logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, torch_device,
-                        run.data.name, len(run.training), len(run.validation))  # fmt: skip
-            logger.info("Fold %s of %d: %s", run.settings.fold, len(run.folds.splits), run.folds.source)
-            for line in run.start.table() if run.start else ():
-                logger.info("%s", line)
+            _log_beginning(run)
             try:
                 state, done = train_run(run, ranks, progress if ranks.first else silent)
                 if not done:
@@ -174,6 +171,22 @@ def train(
                 named = None if run.settings.parts else folders_of(dataset)
                 raise Stopped(interrupted(folder, named, ranks.world)) from stop
     return folder
+
+
+def _log_beginning(run: Run) -> None:
+    """Tell what is trained, on which cases, from which model."""
+    logger.info("volseg %s on %s: %s, %d cases to train on, %d to validate on", __version__, run.device,
+                run.data.name, len(run.training), len(run.validation))  # fmt: skip
+    logger.info("Fold %s of %d: %s", run.settings.fold, len(run.folds.splits), run.folds.source)
+    annotated = annotated_cases([case.own for case in run.training], list(run.data.labels.values))
+    if annotated:
+        listed = ", ".join(f"{name} in {count} of {len(run.training)} cases" for name, count in annotated.items())
+        logger.info("Partial labels: annotated are %s", listed)
+    if run.start:
+        for line in run.start.table(run.settings.freeze is not None):
+            logger.info("%s", line)
+        for warning in run.start.warnings():
+            logger.warning("%s", warning)
 
 
 def plan_dataset(

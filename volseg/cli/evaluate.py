@@ -110,7 +110,7 @@ def compare(
         return 0
     for measure, found in document["measures"].items():
         ranking = [(row["rank"], row["model"], row["mean"], row["low"], row["high"]) for row in found["ranking"]]
-        show_table(f"Mean {measure}", ("rank", "model", "mean", "from", "to"), ranking)
+        show_table(f"Mean {measure}", ("rank", "model", "mean", "95 % from", "to"), ranking)
         pairs = [
             (row["first"], row["second"], row["difference"], row["p_holm"], row["winner"] or "not distinguishable")
             for row in found["pairs"]

@@ -69,7 +69,7 @@ def info(
     """Describe a model, an image or a run folder."""
     from volseg.modelfile import check_cards
 
-    check_cards([] if os.path.isdir(path) else [path])
+    check_cards([] if os.path.isdir(path) else [path], run=False)
     from volseg.api.describe import describe
 
     show_description(describe(path, series, volume, untilt), as_json)

@@ -38,6 +38,10 @@ class Match(Frozen):
         """The name in the dataset: that in the model."""
         return {name: old for name, old in self.taken.items() if old is not None}
 
+    def near(self, name: str) -> list[str]:
+        """Names of the model that differ from a name of the dataset only in case, blanks or hyphens."""
+        return [one for one in (*self.dropped, *self.kept) if _plain(one) == _plain(name)]
+
     def record(self) -> dict[str, Any]:
         """For the model card; what is empty is left out."""
         parts = {"copied": self.copied, "new": self.new, "dropped": list(self.dropped), "kept": list(self.kept)}
@@ -65,10 +69,15 @@ class Start(Frozen):
     notes: tuple[str, ...] = ()
     earlier: tuple[dict[str, Any], ...] = ()
 
-    def table(self) -> list[str]:
-        """Lines for the log, the plan and its report: each label and channel copied, new, kept or dropped."""
+    def table(self, freeze: bool = False) -> list[str]:
+        """Lines for the log, the plan and its report: each label and channel copied, new, kept or dropped.
+
+        Args:
+            freeze: whether the encoder is frozen.
+        """
         member = "" if self.member is None else f", member {self.member}"
-        lines = [f"Starting from {self.name}{member} (sha256 {self.sha256[:12]}...):"]
+        frozen = "; the encoder keeps its weights (--freeze encoder)" if freeze else ""
+        lines = [f"Starting from {self.name}{member} (sha256 {self.sha256[:12]}...){frozen}:"]
         rows = [
             *_rows("label", self.labels),
             *_rows("channel", self.channels),
@@ -83,6 +92,18 @@ class Start(Frozen):
         if self.member is not None:
             own["member"] = self.member
         return [{**own, "labels": self.labels.record(), "channels": self.channels.record()}, *self.earlier]
+
+    def warnings(self) -> list[str]:
+        """Signs that names were not matched as meant: near matches that stay apart, and no label in common."""
+        pairs = {name: found[0] for name in self.labels.new if (found := self.labels.near(name))}
+        said = []
+        if pairs:
+            listed = first_few([f"{name!r} (the model has {other!r})" for name, other in pairs.items()])
+            said.append(f"Labels that differ from the model's only in how they are written start anew: {listed}. "
+                        "--label-map NEW=OLD joins them.")  # fmt: skip
+        if not self.labels.copied and not self.labels.kept:
+            said.append("No label of the model is taken over, because none has the name of one in the dataset.")
+        return said
 
 
 def read_start(run: Path) -> Start:
@@ -140,7 +161,7 @@ def _what(name: str, old: str | None, kind: str, match: Match) -> str:
     """What becomes of a label or channel of the dataset, in words."""
     if old is not None:
         return "copied" if old == name else f"copied from {old}"
-    similar = [one for one in (*match.dropped, *match.kept) if _plain(one) == _plain(name)]
+    similar = match.near(name)
     if similar and kind == "label":
         return f"new; the model has {similar[0]!r}, which --label-map '{name}={similar[0]}' joins to it"
     return "new" if kind == "label" else "new, its weights are the mean of those of the others"

@@ -143,11 +143,12 @@ def find_model(model: str | Path) -> Path:
     return Path(model)
 
 
-def check_cards(models: Iterable[str | Path]) -> None:
+def check_cards(models: Iterable[str | Path], run: bool = True) -> None:
     """Refuse models whose header shows that they cannot be used, for callers that have not imported torch yet.
 
     Args:
         models: bundled names, model files or run folders; what does not exist is left to those who open it.
+        run: whether their networks are to be built, not only described.
 
     Raises:
         InputError: see `read_card`.
@@ -157,7 +158,9 @@ def check_cards(models: Iterable[str | Path]) -> None:
         path = bundled_models().get(str(model)) or Path(model)
         path = path / RUN_MODEL if os.path.isdir(path) else path
         if path.suffix == ".safetensors" and os.path.isfile(path):
-            require_network_of_volseg(read_card(path), path)
+            card = read_card(path)
+            if run:
+                require_network_of_volseg(card, path)
 
 
 def check_model_path(path: Path, overwrite: bool) -> None:

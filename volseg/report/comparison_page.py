@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def write_comparison(document: Mapping[str, Any], folder: Path) -> None:
 def comparison_page(document: Mapping[str, Any]) -> str:
     """The page of what `volseg.evaluation.comparison.compare_reports` returns."""
     models = document["models"]
-    parts = [f"<p>{len(models)} models on {len(document['cases'])} cases. {NOTE}</p>"]
+    surface = document.get("surface") or {}
+    how = "".join(f" {name.replace('_', ' ')}: {value}." for name, value in surface.items() if value is not None)
+    parts = [f"<p>{len(models)} models on {len(document['cases'])} cases. {NOTE}{escape(how)}</p>"]
     for measure, found in document["measures"].items():
         ranking = [
             (row["rank"], row["model"], row["mean"], _interval(row), row["median"], row["worst"])
@@ -59,7 +62,8 @@ def comparison_page(document: Mapping[str, Any]) -> str:
             f"<h2>{TITLES[measure]}</h2>",
             html_table(("rank", "model", "mean", "95 % interval", "median", "worst"), ranking),
             html_table(
-                ("first", "second", "difference", "95 % interval", "better", "worse", "p", "better model"), pairs
+                ("first", "second", "difference", "95 % interval", "cases better", "cases worse", "p", "better model"),
+                pairs,
             ),
             html_table(("label", *models), labels),
             "<details><summary>Cases, worst first</summary>",

@@ -165,7 +165,7 @@ def prepare(
                 source, data, fingerprint, config.plan, **_device_limits(device), label_map=settings.label_map,
                 keep_labels=settings.keep_labels,
             )  # fmt: skip
-            about += start.table()
+            about += start.table(settings.freeze is not None)
         else:
             plan, reasons = plan_for(data, fingerprint, choices, device)
         check_shared(plan, world)

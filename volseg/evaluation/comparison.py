@@ -24,7 +24,7 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         reports: by the name of the model; all of the same cases and labels.
 
     Returns:
-        "models", "cases" (names), "surface" (of the first report), and "measures", with an entry for each of `COMPARED`:
+        "models", "cases" (names), "surface" (of the first report), and "measures", with an entry for each measure:
         "ranking": the models, best mean first: "mean", its bootstrap interval "low" and "high", "median", "worst", and
         "rank", 1 + the number of models that are better beyond chance.
         "pairs": of each two models, the mean "difference" of the first to the second, its interval, "better" and

@@ -85,9 +85,7 @@ def test_a_model_in_the_folder_that_is_replaced_is_not_lost(link, phantoms, tmp_
 def test_a_model_with_a_network_of_its_own_cannot_be_started_from(phantoms, tmp_path):
     overrides = [*TINY, *QUICK["overrides"]]
     run = train(phantoms, tmp_path / "run", network=own, **{**QUICK, "overrides": overrides})
-    with pytest.raises(
-        UsageError, match=r"network of its own \(.*own\), and --from .* without it, with network="
-    ):
+    with pytest.raises(UsageError, match=r"network of its own \(.*own\), and --from .* without it, with network="):
         train(phantoms, tmp_path / "other", from_model=run, **QUICK)
     assert not (tmp_path / "other").exists()
 

@@ -90,3 +90,11 @@ def test_the_record_of_a_card_has_the_whole_ancestry_the_youngest_first():
         },
         *earlier,
     ]
+
+
+def test_a_channel_whose_name_differs_in_case_is_pointed_out():
+    channels = match_channels(["mri", "T2"], ["MRI", "T2"])
+    lines = table(match_labels(MODEL, MODEL, {}, keep=False), channels)
+    assert [line.split()[2:] for line in lines if "channel  mri" in line] == [
+        "new; the model has 'MRI': where both are the same, give it that name in the dataset".split()
+    ]

@@ -30,7 +30,7 @@ from volseg.data.cases.sources.case_labels import CaseLabels
 from volseg.data.folds import Folds, own_folds
 from volseg.data.records import Records, open_cases
 from volseg.errors import InputError, UsageError
-from volseg.text import first_few, shortened
+from volseg.text import counted, first_few, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,8 @@ def folds_of(dataset: Dataset, folds: int = 5) -> Folds:
             "The datasets state different numbers of folds (%s), so there are %d: the folds after it are not used.",
             listed, number,
         )  # fmt: skip
+    elif number != folds:
+        logger.warning("The datasets state %s, so there are not %d", counted(number, "fold"), folds)
     each = {name: stated[name] or _own(name, part, max(number, 2)) for name, part in dataset.parts.items()}
     splits = [
         {

@@ -143,6 +143,8 @@ def _what(name: str, old: str | None, kind: str, match: Match) -> str:
     similar = [one for one in (*match.dropped, *match.kept) if _plain(one) == _plain(name)]
     if similar and kind == "label":
         return f"new; the model has {similar[0]!r}, which --label-map '{name}={similar[0]}' joins to it"
+    if similar:
+        return f"new; the model has {similar[0]!r}: where both are the same, give it that name in the dataset"
     return "new" if kind == "label" else "new, its weights are the mean of those of the others"
 
 

@@ -30,6 +30,7 @@ from volseg.data.cases.sources.case_labels import CaseLabels
 from volseg.data.folds import Folds, own_folds
 from volseg.data.records import Records, open_cases
 from volseg.errors import InputError, UsageError
+from volseg.files import common_folder
 from volseg.text import counted, first_few, shortened
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def join(parts: Sequence[Dataset]) -> Dataset:
             )
     return Dataset(
         name=" + ".join(names)[:LONGEST_NAME],
-        folder=Path(os.path.commonpath([part.folder.absolute().parent for part in parts if part.folder])),
+        folder=common_folder([part.folder.absolute().parent for part in parts if part.folder]),
         channels=channels,
         labels=labels,
         cases=tuple(cases),

@@ -3,9 +3,9 @@
     python benchmarks/metrics.py [--pairs 10] [--repeats 3] [--toy] [--record]
 
 Errors: spheres, boxes, sheets and single voxels whose distances are known, also at a spacing of 1 x 1 x 10 mm and at
-the border of the image. Speed: pairs of 200 x 200 x 200 voxels with ten labels, read one after the other; for each label
-Dice, Hausdorff distance (95 %), ASSD and normalised surface Dice at 1 mm. Each tool runs in its own process; reading is
-part of the time, loading the tool is not. Needs volseg, MONAI and surface-distance
+the border of the image. Speed: pairs of 200 x 200 x 200 voxels with ten labels, read one after the other; for each
+label Dice, Hausdorff distance (95 %), ASSD and normalised surface Dice at 1 mm. Each tool runs in its own process;
+reading is part of the time, loading the tool is not. Needs volseg, MONAI and surface-distance
 (`pip install surface-distance`).
 """
 

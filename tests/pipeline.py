@@ -44,11 +44,13 @@ def tiny_plan(**changes) -> Plan:
     return Plan(**{**values, **changes})
 
 
-def write_model(path: Path, plan: Plan | None = None, seed: int = 0) -> Path:
-    """A model file with random weights."""
+def write_model(
+    path: Path, plan: Plan | None = None, seed: int = 0, weights: dict[str, torch.Tensor] | None = None
+) -> Path:
+    """A model file with random weights, or these."""
     plan = plan or tiny_plan()
     torch.manual_seed(seed)
-    save_model(path, ModelCard(name="tiny", plan=plan), UNet(plan.network).state_dict())
+    save_model(path, ModelCard(name="tiny", plan=plan), weights or UNet(plan.network).state_dict())
     return path
 
 

@@ -333,6 +333,7 @@ class Unstorable(torch.optim.SGD):
         (torch.optim.AdamW, r"give a function that makes it: optimiser=lambda network, rate, decay"),
         (torch.optim.SGD([torch.zeros(1)], lr=0.1), r"give a function that makes it"),
         (lambda *_: None, "returned a NoneType, expected a torch.optim.Optimizer"),
+        (lambda network, *_: torch.optim.LBFGS(network.parameters()), "LBFGS computes the loss several times a step"),
         (
             lambda *_: torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1),
             "parameters that are not those of the network",

@@ -180,6 +180,17 @@ def test_the_smallest_number_of_folds_that_is_stated_counts(tmp_path, caplog):
     assert sorted(validated) == [f"C_{name}" for name in names]
 
 
+def test_a_number_of_folds_that_the_datasets_do_not_have_is_said(tmp_path, caplog):
+    folders = [write(tmp_path / name, {"liver": 1}, tuple("abcdef")) for name in ("A", "B")]
+    splits = [{"train": [*"abc"], "val": [*"def"]}, {"train": [*"def"], "val": [*"abc"]}]
+    (folders[0] / "splits_final.json").write_text(json.dumps(splits))
+    assert len(folds_of(open_datasets(folders), 3).splits) == 2
+    assert "The datasets state 2 folds, so there are not 3" in caplog.text
+    caplog.clear()
+    assert len(folds_of(open_datasets(folders), 2).splits) == 2
+    assert not caplog.text
+
+
 def test_a_dataset_with_fewer_cases_than_folds_is_named(tmp_path):
     folders = [write(tmp_path / "A", {"liver": 1}, tuple("abcde")), write(tmp_path / "B", {"liver": 1})]
     with pytest.raises(InputError, match="Dataset B: 3 cases cannot be split into 5 folds"):

@@ -1,6 +1,7 @@
 """A dataset as a list of cases in Python: the forms it may have, names, and what is refused."""
 
 import json
+import ntpath
 
 import nibabel
 import numpy as np
@@ -10,6 +11,7 @@ import volseg
 from tests.pipeline import TINY
 from volseg.data.cases.dataset import open_dataset, split_folds
 from volseg.data.cases.phantom import write_phantoms
+from volseg.data.joining import open_datasets
 from volseg.data.records import open_cases
 from volseg.errors import InputError, UsageError
 
@@ -138,3 +140,16 @@ def test_a_list_trains_the_model_of_its_folder_and_resumes(folder, pairs, tmp_pa
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), other)
     with pytest.raises(InputError, match="have changed: phantom_001"):
         volseg.train({**listed, "training": [(other, pairs[0][1]), *pairs[1:]]}, second, resume=True, device="cpu")
+
+
+def test_cases_and_datasets_on_several_drives_of_windows_have_no_common_folder(pairs, folder, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    write_phantoms(other, 5, 9, "mr")
+    entry = json.loads((other / "dataset.json").read_text())["training"][0]
+    elsewhere = (other / entry["image"], other / entry["label"])
+    with monkeypatch.context() as windows:
+        windows.setattr("os.path.commonpath", lambda _: ntpath.commonpath(["C:\\data", "D:\\data"]))
+        listed = open_cases([*pairs, {"image": elsewhere[0], "label": elsewhere[1], "name": "elsewhere"}])
+        joined = open_datasets([folder, other])
+    assert (listed.name, len(listed.cases)) == ("cases", 6)
+    assert (joined.folder, len(joined.cases)) == (None, 10)

@@ -255,5 +255,6 @@ def test_a_label_that_nobody_looked_for_in_a_reference_is_null_and_left_out_of_m
     mean = document["mean"]["labels"]
     assert (mean["b"]["dice"], mean["b"]["cases"], mean["a"]["cases"]) == (1.0, 1, 2)
     assert document["mean"]["foreground_dice"] == pytest.approx((5 / 6 + 1) / 2)
+    assert (mean["b"]["missed"], mean["b"]["unexpected"]) == (0, 0)
     # Not a sign of wrong labels where nobody looked for it in any case.
     assert evaluate_pairs(Pairs(tuple(pairs[1:])), {"a": 1, "b": 2})["warnings"] == []

@@ -127,6 +127,8 @@ def test_a_run_that_keeps_labels_is_scored_on_its_own_labels_and_resumes_without
     assert "--keep-labels" in card.training["command"]
     scored = json.loads((run / "validation.json").read_text())
     assert list(scored["mean"]["labels"]) == ["ball", "tail"]
+    # A kept label is no sign of wrong labels.
+    assert not [one for one in scored["warnings"] if "Values in predictions" in one]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [list(one["dice"]) for one in records if "dice" in one] == [["ball", "tail"]]
     model.unlink()

@@ -115,3 +115,18 @@ def test_the_record_of_a_card_has_the_whole_ancestry_the_youngest_first():
         },
         *earlier,
     ]
+
+
+def test_a_channel_whose_name_differs_in_case_is_pointed_out():
+    channels = match_channels(["mri", "T2"], ["MRI", "T2"])
+    lines = table(match_labels(MODEL, MODEL, {}, keep=False), channels)
+    (line,) = (line for line in lines if line.startswith("  channel  mri "))
+    assert line.endswith("  new; the model has 'MRI': where both are the same, give it that name in the dataset")
+
+
+def test_keeping_labels_that_the_dataset_has_itself_is_pointed_out(caplog):
+    assert match_labels([*MODEL, "new"], MODEL, {}, keep=True).kept == ()
+    assert "The dataset has all labels of the model (Anterior, Posterior), so there is none to keep" in caplog.text
+    caplog.clear()
+    assert match_labels(MODEL[:1], MODEL, {}, keep=True).kept == tuple(MODEL[1:])
+    assert not caplog.text

@@ -171,6 +171,8 @@ def test_the_card_and_info_have_the_ancestry_and_no_path(phantoms, source, renam
     assert text.startswith(f"Phantoms MR-fold0 (sha256 {mother['sha256']}; labels new ball, rod, labels dropped Ball,")
     assert f"before it Phantoms MR-fold0 (sha256 {grandmother['sha256']}; labels copied Ball" in text
     assert str(tmp_path) not in read_card(grandchild / "model.safetensors").model_dump_json()
+    assert describe(grandchild)["started_from"] == text
+    assert "started_from" not in describe(source)
     # The table is in the log, the plan and with it the report.
     for name in ("log.txt", "plan.yaml", "report.html"):
         assert "new; the model has" in (grandchild / name).read_text(), name

@@ -202,6 +202,9 @@ def test_a_loss_of_the_callers_has_to_know_of_partial_labels():
     assert SegmentationLoss(plain)(LOGITS, TARGET).item() == LOGITS.mean().item()
     assert SegmentationLoss(knowing)(LOGITS, TARGET, SINGLE_PROCESS, ONLY_A).item() == LOGITS.mean().item() / 2
     require_partial_labels(lambda logits, target, **options: logits.mean())
+    # The call of a module takes every keyword, but its `forward` does not.
+    with pytest.raises(UsageError, match="no keyword annotated"):
+        require_partial_labels(torch.nn.CrossEntropyLoss())
 
 
 @pytest.mark.parametrize("wrong", [flags([True]), torch.ones(1, 2), torch.ones(2, 2, dtype=torch.bool)])

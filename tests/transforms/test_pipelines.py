@@ -215,7 +215,7 @@ def test_every_probability_and_range_arrives_in_its_step():
     )  # fmt: skip
     more = [lambda sample: sample]
     steps = augmentation(small_plan(), config, more).transforms
-    warp, noise, blur, brightness, contrast, coarse, inverted, gamma, own, _ = steps
+    warp, noise, blur, brightness, contrast, coarse, inverted, gamma, own, *_ = steps
     assert [step.prob for step in (noise, blur, brightness, contrast, coarse, inverted, gamma)] == [
         0.11, 0.12, 0.13, 0.14, 0.16, 0.18, 0.17,
     ]  # fmt: skip

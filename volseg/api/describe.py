@@ -29,6 +29,8 @@ from volseg.data.io.reading import holds_dicom_labels, read_stored
 from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
 from volseg.files import access_to, given_path, read_json_lines
+from volseg.finetuning.start import FILE_NAME as START
+from volseg.finetuning.start import read_start
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, sha256_of_model
 from volseg.modelfile.card import own_network_of, require_network_of_volseg
 from volseg.networks.profile import compare_blocks
@@ -359,6 +361,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
         "progress": last.progress,
         "loss": last.loss,
         "model": str(path / "model.safetensors") if (path / "model.safetensors").exists() else "not finished",
+        **({"started_from": _lineage(read_start(path).record())} if (path / START).exists() else {}),
         "foreground_dice": found.mean.foreground_dice,
         "dice": ", ".join(f"{name} {value:.4f}" for name, value in dice.items() if value is not None) or None,
         "postprocessing": rules_in_words(found.postprocessing),

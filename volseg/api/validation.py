@@ -121,6 +121,7 @@ def validate_from_files(
             counts[case.name] = tally(result.labels, reference, plan, geometry.voxel_ml, unknown)
     # Labels that are kept from another model have no reference here.
     scored = [label for label in plan.labels if label.name in data.labels.values]
+    kept = [label.value for label in plan.labels if label not in scored]
     # All ranks get the same component counts in the same order, so they choose the same rules.
     counts = ranks.gather(counts)
     rules = {} if plan.regions else choose_rules([counts[case.name] for case in cases], scored)
@@ -131,16 +132,21 @@ def validate_from_files(
         postprocess(labels, plan.labels, rules, counts[case.name].voxel_ml)
         write_labels(labels, written, pair.prediction)
     ranks.wait()
-    scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, run, progress))
+    scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, kept, run, progress))
     return {"postprocessing": rules, "scores": scores}
 
 
 def _score(
-    pairs: Sequence[Pair], rules: Mapping[str, ComponentRule], data: Dataset, run: Path, progress: Progress
+    pairs: Sequence[Pair],
+    rules: Mapping[str, ComponentRule],
+    data: Dataset,
+    kept: Sequence[int],
+    run: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Compare the written label images with their references, write validation.json and .csv, and return the means."""
     document = evaluate_pairs(
-        Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore, surface=SurfaceOptions()
+        Pairs(tuple(pairs)), data.labels.stored, ignore=data.labels.ignore, surface=SurfaceOptions(), unscored=kept
     )
     documents = {name: rule.model_dump() for name, rule in rules.items()}
     write_report({**document, "postprocessing": documents}, run / "validation.json")

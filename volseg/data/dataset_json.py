@@ -64,6 +64,8 @@ def _label_names(stated: Any) -> Any:
 
 def _by_case(stated: Any) -> Any:
     """The names of labels, of all cases or by case."""
+    if isinstance(stated, dict) and (without := [case for case, names in stated.items() if names is None]):
+        raise ValueError(f"case {without[0]} has null; leave out the cases of which all labels are annotated")
     return (
         {case: _label_names(names) for case, names in stated.items()}
         if isinstance(stated, dict)

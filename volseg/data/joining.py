@@ -30,7 +30,8 @@ from volseg.data.cases.sources.case_labels import CaseLabels
 from volseg.data.folds import Folds, own_folds
 from volseg.data.records import Records, open_cases
 from volseg.errors import InputError, UsageError
-from volseg.text import first_few, shortened
+from volseg.files import common_folder
+from volseg.text import counted, first_few, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def join(parts: Sequence[Dataset]) -> Dataset:
             )
     return Dataset(
         name=" + ".join(names)[:LONGEST_NAME],
-        folder=Path(os.path.commonpath([part.folder.absolute().parent for part in parts if part.folder])),
+        folder=common_folder([part.folder.absolute().parent for part in parts if part.folder]),
         channels=channels,
         labels=labels,
         cases=tuple(cases),
@@ -155,6 +156,8 @@ def folds_of(dataset: Dataset, folds: int = 5) -> Folds:
             "The datasets state different numbers of folds (%s), so there are %d: the folds after it are not used.",
             listed, number,
         )  # fmt: skip
+    elif number != folds:
+        logger.warning("The datasets state %s, so there are not %d", counted(number, "fold"), folds)
     each = {name: stated[name] or _own(name, part, max(number, 2)) for name, part in dataset.parts.items()}
     splits = [
         {

@@ -21,7 +21,7 @@ from volseg.config import checked
 from volseg.data.cases.dataset import Dataset, TrainingCase, labels_found, make_dataset
 from volseg.data.dataset_json import Decathlon, Scan, stated_folds
 from volseg.errors import InputError, UsageError
-from volseg.files import given_path
+from volseg.files import common_folder, given_path
 from volseg.text import counted, first_few, printable
 
 # One file, or one per channel.
@@ -80,8 +80,8 @@ def _of_document(document: dict[str, Any]) -> Dataset:
     cases = [TrainingCase(scan.name, tuple(_path(file) for file in scan.image), _path(scan.label)) for scan in scans]
     _require_names(cases)
     _require_files(cases)
-    folder = os.path.commonpath([path.parent for case in cases for path in (*case.images, case.label)])
-    document["name"] = document.get("name") or Path(folder).name or "cases"
+    folder = common_folder([path.parent for case in cases for path in (*case.images, case.label)])
+    document["name"] = document.get("name") or (folder and folder.name) or "cases"
     document.setdefault("labels", None)
     if document["labels"] is None:
         document["labels"] = labels_found(cases)

@@ -62,6 +62,7 @@ def evaluate_pairs(
     ignore: int | None = None,
     metrics: Mapping[str, Metric] | None = None,
     surface: SurfaceOptions | None = None,
+    unscored: Collection[int] = (),
 ) -> dict[str, Any]:
     """Compare label images with their references.
 
@@ -74,6 +75,7 @@ def evaluate_pairs(
         metrics: custom metrics by name, see `volseg.evaluation.custom_metrics`; several workers call them from several
             threads.
         surface: how surfaces, and lesions, are compared; None: they are not.
+        unscored: values in predictions of labels that the references do not have.
 
     Returns:
         The document of `summarise`, and
@@ -127,7 +129,7 @@ def evaluate_pairs(
         document["lesions"] = {"labels": {name: recall_by_volume(every) for name, every in pooled.items()}}
     warnings = [
         *by_sentence({case: one.warnings for case, one in compared.items()}),
-        *_unnamed("predictions", {case: one.unnamed_predicted for case, one in compared.items()}),
+        *_unnamed("predictions", {case: one.unnamed_predicted - {*unscored} for case, one in compared.items()}),
         *_unnamed("references", {case: one.unnamed_true for case, one in compared.items()}),
         *_absent(
             [name for name, mean in document["mean"]["labels"].items() if mean["cases"] == 0],
@@ -240,8 +242,10 @@ def _compare(
     if metrics:
         custom = metric_values(metrics, predicted, true, values, spacing_mm, pair.name, ignore)
         measures = {label: {**others, **custom[label]} for label, others in measures.items()}
+    # What is predicted of a label that nobody looked for is not unexpected.
+    looked_for = {name: set(_as_values(value)) for name, value in values.items() if pair.own.has(name)}
     missed, unexpected = (
-        {name for name, value in values.items() if set(_as_values(value)) & here and not set(_as_values(value)) & there}
+        {name for name, every in looked_for.items() if every & here and not every & there}
         for here, there in ((in_true, in_predicted), (in_predicted, in_true))
     )
     known = {one for value in values.values() for one in _as_values(value)} | {ignore}

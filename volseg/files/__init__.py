@@ -2,6 +2,7 @@
 
 from volseg.files.paths import (
     access_to,
+    common_folder,
     folders_below,
     given_path,
     is_hidden,
@@ -41,6 +42,7 @@ __all__ = [
     "append_to",
     "as_json",
     "as_tuples",
+    "common_folder",
     "discard",
     "finish_files",
     "folders_below",

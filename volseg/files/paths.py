@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -144,3 +144,11 @@ def folders_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the user's data by its name: it begins with a dot, or macOS put it there."""
     return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
+
+
+def common_folder(folders: Sequence[Path]) -> Path | None:
+    """The deepest folder that all of some absolute ones lie in; None where there is none: on drives of Windows."""
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError:
+        return None

@@ -46,9 +46,17 @@ class KeptCase(CachedCase):
 
     Args:
         kept: the common beginning of the paths of its own files.
+        names: of the kept labels.
     """
 
     kept: Path = Path()
+    names: tuple[str, ...] = ()
+
+    @property
+    def looked_for(self) -> list[bool]:
+        """As for any case; the model has looked for the kept labels, which are none of the dataset's, in every case."""
+        labels = self.plan.labels
+        return [found or label.name in self.names for found, label in zip(super().looked_for, labels, strict=True)]
 
     def read(self, part: str, index: Any) -> np.ndarray:
         """A slice of one of the case's files; the scan is that of the plain case.
@@ -143,10 +151,11 @@ def _kept(
 ) -> Iterator[CachedCase]:
     for done, case in enumerate(cases, start=1):
         stem = case.stem.with_name(f"{case.stem.name}.kept.{keeper.key}")
-        found = _load(case, stem)
+        names = keeper.start.labels.kept
+        found = _load(case, stem, names)
         if found is None:
             _write(keeper.merged(case), keeper.plan, stem)
-            found = _load(case, stem)
+            found = _load(case, stem, names)
         if found is None:
             raise ResourceError(f"Case {case.case.name}: {stem.name}.* changes while it is written. Start again.")
         yield found
@@ -176,7 +185,7 @@ def _write(label: np.ndarray, plan: Plan, stem: Path) -> None:
     write_json(_part(stem, "json"), {"foreground_ranges": ranges, "known_range": annotated})
 
 
-def _load(case: CachedCase, stem: Path) -> KeptCase | None:
+def _load(case: CachedCase, stem: Path, names: tuple[str, ...]) -> KeptCase | None:
     """The case with the files of its kept labels; None if they are incomplete or of other shapes."""
     try:
         with open_regular(_part(stem, "json")) as handle:
@@ -189,7 +198,7 @@ def _load(case: CachedCase, stem: Path) -> KeptCase | None:
     if (label.shape, label.dtype.name, voxels.shape) != ((1, *case.shape), "int16", (last, 3)):
         return None
     plain = {one.name: getattr(case, one.name) for one in fields(CachedCase)}
-    return KeptCase(**{**plain, "foreground_ranges": ranges, "annotated_range": annotated}, kept=stem)
+    return KeptCase(**{**plain, "foreground_ranges": ranges, "annotated_range": annotated}, kept=stem, names=names)
 
 
 def _part(stem: Path, part: str) -> Path:

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from volseg.config import CUSTOM
 from volseg.errors import InputError, UsageError
 from volseg.files import given_path
 from volseg.finetuning.start import Start
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, sha256_of_model
-from volseg.modelfile.card import RUN_MODEL
+from volseg.modelfile.card import RUN_MODEL, own_network_of
 from volseg.networks import Ensemble, open_network
 from volseg.training.run.folder import is_run
 from volseg.training.run.settings import RunSettings
@@ -56,6 +57,11 @@ class Source:
         return tuple(record.get("from", ()))
 
 
+def _place(path: Path) -> Path:
+    """Where a file lies, whatever it leads to."""
+    return path.parent.resolve() / path.name
+
+
 def model_path(model: str | Path) -> Path:
     """The file of a model: that of a run folder, of a bundled name, or `model` itself.
 
@@ -80,26 +86,53 @@ def start_settings(
     Raises:
         UsageError: an empty path.
     """
-    if model is not None and str(model) not in bundled_models():
+    # A run may have the name of a bundled model.
+    if model is not None and (str(model) not in bundled_models() or is_run(Path(model))):
         model = given_path(model).absolute()
     return {
         "from_model": None if model is None else str(model),
         "freeze": freeze,
         "keep_labels": keep_labels or None,
-        "label_map": dict(label_map) if label_map else None,
+        "label_map": _mapping(label_map),
     }
 
 
-def find_source(settings: RunSettings) -> Source | None:
+def _mapping(label_map: Any) -> dict[str, str] | None:
+    """The label map as it is stored; None without any."""
+    if label_map is not None and not isinstance(label_map, Mapping):
+        raise UsageError(
+            f"label_map has the type {type(label_map).__name__}, expected the names of labels in a dictionary: {{name "
+            "in the dataset: name in the model}."
+        )
+    return dict(label_map) if label_map else None
+
+
+def find_source(settings: RunSettings, run: Path) -> Source | None:
     """The model that a run of these settings starts from; None if it starts from none.
 
+    Args:
+        settings: of the run.
+        run: its folder, whose earlier content is about to be removed.
+
     Raises:
-        UsageError: a setting needs a model, and there is none.
+        UsageError: a setting needs a model, and there is none; or it lies in the folder, or has a network of its own.
         InputError: see `open_source`, or its weights do not fit.
         ConfigError: its network is unknown here.
     """
     if settings.from_model:
         source = open_source(settings.from_model, settings.fold)
+        # The model itself or a link to it.
+        if any(path.is_relative_to(run.resolve()) for path in (source.path.resolve(), _place(source.path))):
+            raise UsageError(
+                f"{source.path} lies in {run}, which the new run would replace, and the model with it. Choose another "
+                "folder for --output."
+            )
+        if source.card.plan.network.architecture == CUSTOM:
+            raise UsageError(
+                f"{source.name} was trained with a network of its own ({own_network_of(source.card)}), and --from "
+                "starts from networks of volseg alone. Train without it, with network= and a function that gives the "
+                "network these weights."
+            )
         # Whatever is wrong with its weights is said before a run folder is made.
         source.network()
         return source

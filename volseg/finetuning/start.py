@@ -3,6 +3,7 @@
 It is written to RUN/ancestry.json, so that a run resumes without the model, and into the card of the new model.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from volseg.config import Frozen, Name, checked
 from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
 from volseg.text import first_few
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "ancestry.json"
 
@@ -139,6 +142,8 @@ def match_labels(names: Sequence[str], known: Sequence[str], label_map: Mapping[
     missing = tuple(name for name in known if name not in taken.values())
     if keep and (clash := [name for name in missing if name in taken]):
         raise UsageError(f"The label map gives {first_few(clash)} another meaning, so the model's cannot be kept.")
+    if keep and not missing:
+        logger.warning("The dataset has all labels of the model (%s), so there is none to keep", first_few(known))
     return Match(taken=taken, dropped=() if keep else missing, kept=missing if keep else ())
 
 
@@ -164,6 +169,8 @@ def _what(name: str, old: str | None, kind: str, match: Match) -> str:
     similar = match.near(name)
     if similar and kind == "label":
         return f"new; the model has {similar[0]!r}, which --label-map '{name}={similar[0]}' joins to it"
+    if similar:
+        return f"new; the model has {similar[0]!r}: where both are the same, give it that name in the dataset"
     return "new" if kind == "label" else "new, its weights are the mean of those of the others"
 
 

@@ -17,7 +17,7 @@ from volseg.modelfile.header import FLOATING, read_header
 from volseg.modelfile.weights import load_weights
 from volseg.networks.build import NETWORKS, outline
 from volseg.networks.ensemble import Ensemble
-from volseg.networks.own import NetworkFactory, build_own
+from volseg.networks.own import NetworkFactory, build_own, require_factory
 from volseg.text import first_few, printable, shortened
 
 # Characters of a tensor's name in a message.
@@ -85,6 +85,8 @@ def _builder(card: ModelCard, source: Path, factory: NetworkFactory | None) -> C
         UsageError: there is a factory, but the network is volseg's U-Net.
     """
     architecture = card.plan.network.architecture
+    if factory is not None:
+        require_factory(factory)
     if factory is not None and architecture != "unet":
         return partial(_built, factory, card)
     if factory is not None:

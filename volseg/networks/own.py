@@ -26,6 +26,19 @@ NetworkFactory: TypeAlias = Callable[[Plan], nn.Module]
 LONGEST = 300
 
 
+def require_factory(network: Any) -> None:
+    """Reject what is no function that makes a network.
+
+    Raises:
+        UsageError: it is a network, or something else.
+    """
+    if isinstance(network, nn.Module) or not callable(network):
+        raise UsageError(
+            f"network is {_kind(network)}; give a function that makes it: network=lambda plan: ... . It is called with "
+            "the plan, which has plan.network.in_channels, plan.network.classes and plan.patch_size."
+        )
+
+
 def build_own(factory: NetworkFactory, plan: Plan) -> nn.Module:
     """The network that a factory makes for a plan.
 

@@ -240,6 +240,11 @@ class SegmentationLoss(nn.Module):
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UsageError(f"The loss function returned {found}, expected a tensor with one number.")
+        if logits.requires_grad and not loss.requires_grad:
+            raise UsageError(
+                "The loss function returned a number that does not depend on the logits, so nothing can be learned. "
+                "Compute it with operations of torch, without detach, argmax or numpy."
+            )
         return loss
 
 
@@ -250,7 +255,9 @@ def require_partial_labels(loss: Callable[..., Tensor]) -> None:
         UsageError: it has no keyword `annotated`, so it would teach that such labels are background.
     """
     try:
-        keywords: Mapping[str, inspect.Parameter] = inspect.signature(loss).parameters
+        # The call of a module takes anything, and gives it to `forward`.
+        called = loss.forward if isinstance(loss, nn.Module) else loss
+        keywords: Mapping[str, inspect.Parameter] = inspect.signature(called).parameters
     except (TypeError, ValueError):
         keywords = {}
     if "annotated" not in keywords and not any(one.kind is one.VAR_KEYWORD for one in keywords.values()):

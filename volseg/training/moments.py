@@ -4,6 +4,7 @@ Of Muon these are its moments alone; of an optimiser of the caller's own also wh
 their steps there.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -33,6 +34,12 @@ def build_optimiser(
         raise UsageError(
             f"The factory of the optimiser returned a {type(optimiser).__name__}, expected a torch.optim.Optimizer. It "
             "is called as optimiser(network, learning_rate, weight_decay)."
+        )
+    needed = inspect.signature(optimiser.step).parameters.get("closure")
+    if needed and needed.default is needed.empty:
+        raise UsageError(
+            f"The optimiser {type(optimiser).__name__} computes the loss several times a step (its step needs a "
+            "closure), which training does not do. Use another one."
         )
     own = {id(parameter) for parameter in network.parameters()}
     given = [parameter for group in optimiser.param_groups for parameter in group["params"]]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from volseg.errors import TrainingError, UsageError
-from volseg.networks.own import NetworkFactory
+from volseg.networks.own import NetworkFactory, require_factory
 from volseg.text import first_few
 from volseg.training.losses import PlainLoss
 from volseg.training.moments import OptimiserFactory
@@ -69,11 +69,8 @@ class Custom:
         for name, part in [("loss", loss), *several]:
             if isinstance(part, type):
                 raise UsageError(f"{name} is the class {part.__name__}; give an object of it: {part.__name__}().")
-        if isinstance(network, torch.nn.Module):
-            raise UsageError(
-                f"network is a {type(network).__name__}; give a function that makes it: network=lambda plan: ... . It "
-                "is called with the plan, which has plan.network.in_channels, plan.network.classes and plan.patch_size."
-            )
+        if network is not None:
+            require_factory(network)
         return cls(loss, network, listed["transforms"], optimiser, listed["callbacks"])
 
     def described(self) -> dict[str, str]:
@@ -163,6 +160,8 @@ class AfterStep:
 
 
 def _listed(parts: Any) -> tuple[Any, ...]:
+    if parts is None:
+        return ()
     return tuple(parts) if isinstance(parts, list | tuple) else (parts,)
 
 

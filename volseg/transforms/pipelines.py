@@ -15,6 +15,7 @@ from monai.transforms import (
 )
 
 from volseg.config import AugmentationConfig, Plan
+from volseg.transforms.checked import CheckedPatch
 from volseg.transforms.intensity import RandBlurd, RandGammad, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
 from volseg.transforms.spatial import RandAffinePatchd, augments_in_plane
@@ -91,6 +92,7 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
             RandGammad("image", prob=config.gamma_inverted, gamma=config.gamma_range, inverted=True),
             RandGammad("image", prob=config.gamma, gamma=config.gamma_range),
             *more,
+            *([CheckedPatch(plan)] if more else []),
             EnsureTyped("image", track_meta=False),
         ]
     )

@@ -80,6 +80,7 @@ def test_the_entries_of_a_decathlon_state_them_too(tmp_path):
         ({"annotated": []}, "of case a in .* is empty"),
         ({"annotated": "one"}, "'annotated': expected a list of label names"),
         ({"annotated": {"a": "one"}}, "'annotated': expected a list of label names"),
+        ({"annotated": {"a": None}}, "'annotated': case a has null; leave out the cases of which all labels are"),
         ({"annotated": ["one"], **entries(["one"], None, None)}, 'states "annotated" twice'),
         (entries(["one", 3], None, None), "'training.0.annotated': expected a list of label names"),
         (entries(["ignore"], None, None), "names ignore"),

@@ -137,7 +137,7 @@ def prepare(
     SegmentationLoss(config.training.loss)
     choices = _choices(config.plan, "network" in settings.parts)
     has_plan = resume and (folder / "plan.yaml").exists()
-    source = None if has_plan else find_source(settings)
+    source = None if has_plan else find_source(settings, folder)
     if has_plan:
         require_same_datasets(data, settings.datasets)
         if data.problems:

@@ -47,7 +47,8 @@ def test_the_label_map_may_exchange_names():
 def test_a_label_map_of_unknown_names_is_refused(label_map, message):
     with pytest.raises(UsageError) as error:
         match_labels(["Anterior", "Head"], MODEL, label_map, keep=False)
-    assert str(error.value) == message
+    assert str(error.value).startswith(message)
+    assert "NEW=OLD, the name in the dataset and that in the model" in str(error.value)
 
 
 def test_a_name_with_two_meanings_cannot_be_kept():

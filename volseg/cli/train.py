@@ -94,7 +94,7 @@ def _fold(text: str | None) -> int | str | None:
 
 def _label_map(given: list[str] | None) -> dict[str, str] | None:
     """--label-map NEW=OLD as a mapping."""
-    pairs = [text.partition("=") for text in given or []]
+    pairs = [tuple(part.strip() for part in text.partition("=")) for text in given or []]
     for new, separator, old in pairs:
         if not (new and separator and old):
             raise UsageError(f"--label-map {new}{separator}{old} is not NEW=OLD.")

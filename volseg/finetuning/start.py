@@ -135,8 +135,8 @@ def match_labels(names: Sequence[str], known: Sequence[str], label_map: Mapping[
     for place, given, known_there in (("dataset", label_map.keys(), names), ("model", label_map.values(), known)):
         if unknown := [name for name in given if name not in known_there]:
             raise UsageError(
-                f"The label map names {unknown[0]!r}, but the labels of the {place} are {first_few(known_there)}. It gives "
-                "NEW=OLD, the name in the dataset and that in the model, once for each label."
+                f"The label map names {unknown[0]!r}, but the labels of the {place} are {first_few(known_there)}. "
+                "It gives NEW=OLD, the name in the dataset and that in the model, once for each label."
             )
     taken = {name: label_map.get(name, name if name in known else None) for name in names}
     # A name of the model that the map gives to another label is no match for its own.

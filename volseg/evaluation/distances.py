@@ -28,6 +28,7 @@ from volseg.evaluation.surface import Surface, SurfaceKind, surface_of
 NEAR_VOXELS, NEAR_STEPS = 8, 2500
 DEFINITIONS = ("surface-distance", "monai", "metrics-reloaded")
 Spacing: TypeAlias = tuple[float, float, float]
+Box: TypeAlias = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,17 @@ def as_masks(prediction: Any, reference: Any, spacing_mm: Spacing) -> tuple[np.n
     return predicted, true
 
 
-def box_of(mask: np.ndarray) -> tuple[slice, ...]:
+def box_of(mask: np.ndarray) -> Box:
     """The smallest box that holds a mask with at least one voxel."""
     planes = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(found[0], found[-1] + 1) for found in planes)
+    i, j, k = (slice(int(found[0]), int(found[-1]) + 1) for found in planes)
+    return i, j, k
+
+
+def around_boxes(boxes: list[Box]) -> Box:
+    """The smallest box that holds some boxes."""
+    i, j, k = (slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in range(3))
+    return i, j, k
 
 
 def _between(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing, definition: str) -> SurfaceDistances:

@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from volseg.errors import UsageError
 from volseg.evaluation.distances import (
     DEFINITIONS,
+    Box,
     Spacing,
     absent_from_one,
+    around_boxes,
     surface_distances,
 )
 from volseg.evaluation.lesions import LESIONS, Lesion, check_rule, match_lesions
-
-Box: TypeAlias = tuple[slice, slice, slice]
 
 DISTANCES = ("hausdorff_mm", "hausdorff95_mm", "assd_mm", "masd_mm", "surface_dice")
 # Distances of one label take a few MB and a single core.
@@ -91,7 +91,7 @@ def label_distances(
         found = [[box for part in parts if (box := of.get(part))] for of in boxes]
         if not any(found):
             return LabelDistances(dict.fromkeys(options.measures))
-        box = _around([*found[0], *found[1]])
+        box = around_boxes([*found[0], *found[1]])
         masks = [_mask(image[box], parts) for image in images]
         if all(found):
             distances = surface_distances(masks[0], masks[1], spacing_mm, options.definition)
@@ -130,9 +130,3 @@ def _boxes(image: np.ndarray) -> dict[int, Box]:
     known, places = np.unique(image, return_inverse=True)
     by_place = _boxes(places.reshape(image.shape).astype(np.int32) + 1)
     return {int(known[place - 1]): box for place, box in by_place.items() if known[place - 1] != 0}
-
-
-def _around(boxes: list[Box]) -> Box:
-    """The smallest box that holds some boxes."""
-    i, j, k = (slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in range(3))
-    return i, j, k

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from volseg.errors import UsageError
-from volseg.evaluation.distances import Spacing, as_masks, box_of, surface_distances
+from volseg.evaluation.distances import Box, Spacing, around_boxes, as_masks, box_of, surface_distances
 from volseg.evaluation.overlap import dice
 
 RULES = ("overlap", "brats2023", "cc")
@@ -158,12 +158,19 @@ def _by_nearest(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spaci
     lesions, _ = _components(reference)
     places = distance_transform_edt(~reference, sampling=spacing_mm, return_distances=False, return_indices=True)
     nearest = lesions[tuple(places)]
-    scores = [dice(prediction & (nearest == number), lesions == number) for number in range(1, lesions.max() + 1)]
-    rows = [replace(one, dice=score) for one, score in zip(matched.reference, scores, strict=True)]
+    # Voxels of each lesion's part of the image: of the prediction, of the lesion, and of both.
+    masks = (nearest[prediction], lesions[reference], lesions[prediction & reference])
+    predicted, true, both = (np.bincount(numbers, minlength=len(matched.reference) + 1)[1:] for numbers in masks)
+    rows = [
+        replace(one, dice=float(score))
+        for one, score in zip(matched.reference, 2 * both / (predicted + true), strict=True)
+    ]
     return Lesions(tuple(rows), matched.false)
 
 
 def _as_brats(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing) -> Lesions:
+    from scipy.ndimage import find_objects  # noqa: PLC0415 - as below
+
     # Room for the dilation.
     prediction, reference = np.pad(prediction, DILATION + 1), np.pad(reference, DILATION + 1)
     predicted, count = _components(prediction)
@@ -171,18 +178,27 @@ def _as_brats(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing
     lesions = np.where(reference, joined, 0)
     matched: set[int] = set()
     rows = []
+    places, places_predicted = find_objects(lesions), find_objects(predicted)
     for number in range(1, number_of_lesions + 1):
-        lesion = lesions == number
-        near = set(np.unique(predicted[_dilated(lesion)]).tolist()) - {0}
+        around = _grown(places[number - 1])
+        near = set(np.unique(predicted[around][_dilated(lesions[around] == number)]).tolist()) - {0}
         matched |= near
+        box = around_boxes([around, *(places_predicted[one - 1] for one in near)])
+        lesion = lesions[box] == number
         mm3 = int(lesion.sum()) * math.prod(spacing_mm)
         if mm3 <= NEGLIGIBLE_MM3:
             continue
-        own = np.isin(predicted, list(near))
+        own = np.isin(predicted[box], list(near))
         distances = surface_distances(own, lesion, spacing_mm) if near else None
         hd95 = distances.hausdorff(95) if distances else MISSED_MM
         rows.append(Lesion(mm3 / 1000, bool(near), dice(own, lesion), hd95))
     return Lesions(tuple(rows), count - len(matched))
+
+
+def _grown(box: Box) -> Box:
+    """A box with room for the dilation, in an image that has it."""
+    i, j, k = (slice(one.start - DILATION - 1, one.stop + DILATION + 1) for one in box)
+    return i, j, k
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:

@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 
 from tests.evaluation.test_surface import SPACINGS, blob
 from volseg.errors import GridError, UsageError
-from volseg.evaluation.distances import DEFINITIONS
+from volseg.evaluation.distances import DEFINITIONS, _near_steps
 from volseg.evaluation.label_distances import DISTANCES, SurfaceOptions, label_distances
 from volseg.evaluation.surface import corner_areas, corner_codes
 from volseg.metrics import surface_distances
@@ -57,6 +57,21 @@ def test_the_default_is_what_surface_distance_defines(seed, spacing_mm):
     for tolerance in (0.0, 1.0, 2.3):
         within = area[to_reference <= tolerance].sum() + true_area[to_prediction <= tolerance].sum()
         assert found.surface_dice(tolerance) == pytest.approx(within / total)
+
+
+def test_points_are_the_same_in_parts_near_and_far(monkeypatch):
+    prediction, reference = blob(1), blob(2)
+    prediction[:, :, 9:] = reference[:, :, :6] = False
+    spacing = (0.7, 1.3, 5.0)
+    expected = surface_distances(prediction, reference, spacing)
+    for points, voxels in ((7, 8), (2**16, 1), (1000, 100)):
+        monkeypatch.setattr("volseg.evaluation.distances.POINTS_AT_ONCE", points)
+        monkeypatch.setattr("volseg.evaluation.distances.NEAR_VOXELS", voxels)
+        _near_steps.cache_clear()
+        found = surface_distances(prediction, reference, spacing)
+        assert np.array_equal(found.to_reference, expected.to_reference)
+        assert np.array_equal(found.to_prediction, expected.to_prediction)
+    _near_steps.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")

@@ -26,6 +26,8 @@ from volseg.evaluation.surface import Surface, SurfaceKind, surface_of
 
 # Steps of at most so many of the smallest voxel edges, and as many steps, are tried before a k-d tree is built.
 NEAR_VOXELS, NEAR_STEPS = 8, 2500
+# Points for which steps are tried together, which takes some hundred bytes for each.
+POINTS_AT_ONCE = 2**16
 DEFINITIONS = ("surface-distance", "monai", "metrics-reloaded")
 Spacing: TypeAlias = tuple[float, float, float]
 Box: TypeAlias = tuple[slice, slice, slice]
@@ -204,14 +206,16 @@ def _nearest(points: np.ndarray, targets: np.ndarray, spacing_mm: Spacing) -> np
     places = np.argwhere(points)
     here = (places + margin) @ strides
     distances = np.full(len(here), np.nan)
-    left = np.arange(len(here))
-    for distance, steps in near:
-        hit = found[here[left, None] + steps @ strides].any(axis=1)
-        distances[left[hit]] = distance
-        left = left[~hit]
-        if not len(left):
-            return distances
-    distances[left] = _far(places[left], np.argwhere(targets), np.array(spacing_mm))
+    for first in range(0, len(here), POINTS_AT_ONCE):
+        left = np.arange(first, min(first + POINTS_AT_ONCE, len(here)))
+        for distance, steps in near:
+            hit = found[here[left, None] + steps @ strides].any(axis=1)
+            distances[left[hit]] = distance
+            left = left[~hit]
+            if not len(left):
+                break
+    if (far := np.isnan(distances)).any():
+        distances[far] = _far(places[far], np.argwhere(targets), np.array(spacing_mm))
     return distances
 
 

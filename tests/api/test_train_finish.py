@@ -193,7 +193,7 @@ def test_a_case_that_changes_while_a_run_trains_is_named(phantoms, tmp_path, hal
         ({"config": {"training": {}}}, ConfigError, "is a dict, expected the path of a YAML file"),
         ({"loss": "dice"}, UsageError, "loss has to be a function, found str"),
         ({"loss": torch.nn.MSELoss}, UsageError, r"give an object of it: MSELoss\(\)"),
-        ({"transforms": None}, UsageError, "transforms has to be a function, found NoneType"),
+        ({"transforms": 3}, UsageError, "transforms has to be a function, found int"),
         ({"callbacks": [3]}, UsageError, "callbacks has to be a function, found int"),
         ({"device": None}, UsageError, "Unknown device 'None'"),
     ],

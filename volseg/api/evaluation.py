@@ -52,8 +52,8 @@ def evaluate(
         The report: per case and label Dice, IoU, precision, recall, volumes in millilitres, distances between the
         surfaces in mm, the normalised surface Dice and the given metrics, then mean and standard deviation ("spread")
         over cases, and the mean over the cases in which both images have the label ("found"); with `lesions` also how
-        many lesions are found, by their volume. "policy" states how empty
-        masks count; "warnings" are signs that the labels do not fit the images, which are also logged.
+        many lesions are found, by their volume. "policy" states how empty masks count; "warnings" are signs that the
+        labels do not fit the images, which are also logged.
 
     Raises:
         InputError: a prediction without a reference, grids that differ, or an image that is not a label image.

@@ -140,22 +140,26 @@ def recall_by_volume(lesions: Sequence[Lesion]) -> list[dict[str, float]]:
 
 
 def _by_overlap(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing) -> Lesions:
-    lesions, _ = _components(reference)
+    return _overlapping(prediction, _components(reference)[0], spacing_mm)
+
+
+def _overlapping(prediction: np.ndarray, lesions: np.ndarray, spacing_mm: Spacing) -> Lesions:
+    """The rule "overlap", of the components of a reference."""
     predicted, count = _components(prediction)
     found = set(np.unique(lesions[prediction]).tolist())
     sizes = np.bincount(lesions.ravel()).tolist()
     voxel_ml = math.prod(spacing_mm) / 1000
     rows = [Lesion(size * voxel_ml, number in found) for number, size in enumerate(sizes) if number]
-    return Lesions(tuple(rows), count - len(set(np.unique(predicted[reference]).tolist()) - {0}))
+    return Lesions(tuple(rows), count - len(set(np.unique(predicted[lesions > 0]).tolist()) - {0}))
 
 
 def _by_nearest(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing) -> Lesions:
     from scipy.ndimage import distance_transform_edt  # noqa: PLC0415 - as below
 
-    matched = _by_overlap(prediction, reference, spacing_mm)
+    lesions, _ = _components(reference)
+    matched = _overlapping(prediction, lesions, spacing_mm)
     if not matched.reference:
         return matched
-    lesions, _ = _components(reference)
     places = distance_transform_edt(~reference, sampling=spacing_mm, return_distances=False, return_indices=True)
     nearest = lesions[tuple(places)]
     # Voxels of each lesion's part of the image: of the prediction, of the lesion, and of both.

@@ -111,17 +111,7 @@ def evaluate_pairs(
     unknown = {pair.name: missing for pair in pairs.matched if (missing := pair.own.missing(names))}
     cases |= {case: without(cases[case], missing) for case, missing in unknown.items()}
     document = summarise(cases, pairs.unmatched_references, unknown)
-    counted = _counted(cases)
-    document["median"] = {
-        "labels": {label: _each_measure(median, rows, [*rows[0]], 1) for label, rows in counted.items() if rows}
-    }
-    document["interval"] = {"labels": {label: _intervals(rows) for label, rows in counted.items() if rows}}
-    document["found"] = {"labels": {}}
-    for name, mean in document["mean"]["labels"].items():
-        mean["missed"] = sum(name in one.missed for one in found)
-        mean["unexpected"] = sum(name in one.unexpected for one in found)
-        both = [cases[case][name] for case, one in compared.items() if name not in one.missed | one.unexpected]
-        document["found"]["labels"][name] = _means([row for row in both if row["dice"] is not None], [*mean][:-3])
+    _add_statistics(document, cases, compared)
     if surface:
         document["surface"] = asdict(surface)
     if surface and surface.lesions:
@@ -138,6 +128,24 @@ def evaluate_pairs(
         ),
     ]
     return {**document, "warnings": warnings}
+
+
+def _add_statistics(
+    document: dict[str, Any], cases: Mapping[str, Mapping[str, Measures]], compared: Mapping[str, _Compared]
+) -> None:
+    """Add "median", "interval" and "found" to the document of `summarise`; to its means "missed" and "unexpected"."""
+    counted = _counted(cases)
+    document["median"] = {
+        "labels": {label: _each_measure(median, rows, [*rows[0]], 1) for label, rows in counted.items() if rows}
+    }
+    document["interval"] = {"labels": {label: _intervals(rows) for label, rows in counted.items() if rows}}
+    document["found"] = {"labels": {}}
+    for name, mean in document["mean"]["labels"].items():
+        names = [measure for measure in mean if measure != "cases"]
+        both = [cases[case][name] for case, one in compared.items() if name not in one.missed | one.unexpected]
+        document["found"]["labels"][name] = _means([row for row in both if row["dice"] is not None], names)
+        mean["missed"] = sum(name in one.missed for one in compared.values())
+        mean["unexpected"] = sum(name in one.unexpected for one in compared.values())
 
 
 def as_measures(overlaps: Mapping[str, Overlap]) -> dict[str, Measures]:

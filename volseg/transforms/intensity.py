@@ -6,6 +6,7 @@ float32.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -65,7 +66,28 @@ def at_low_resolution(image: torch.Tensor, zooms: np.ndarray) -> torch.Tensor:
     )
 
 
-class RandBlurd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+class _RandImaged(RandomizableTransform, MapTransform, ABC):  # type: ignore[misc]
+    """Changes images (C, D, H, W) with a probability, each by itself."""
+
+    def __init__(self, keys: KeysCollection, prob: float) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A dict with the images changed, or as they are."""
+        out = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            for key in self.keys:
+                out[key] = self.change(convert_to_tensor(out[key], track_meta=False))
+        return out
+
+    @abstractmethod
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """An image changed at random."""
+
+
+class RandBlurd(_RandImaged):
     """Blur with a Gaussian of random width for each channel and axis.
 
     Args:
@@ -75,22 +97,15 @@ class RandBlurd(RandomizableTransform, MapTransform):  # type: ignore[misc]
     """
 
     def __init__(self, keys: KeysCollection, prob: float, sigma: tuple[float, float]) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(keys, prob)
         self.sigma = sigma
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """A dict with the images blurred, or unchanged."""
-        out = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            for key in self.keys:
-                image = convert_to_tensor(out[key], track_meta=False)
-                out[key] = blurred(image, self.R.uniform(*self.sigma, size=(len(image), 3)))
-        return out
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """The image blurred."""
+        return blurred(image, self.R.uniform(*self.sigma, size=(len(image), 3)))
 
 
-class RandLowResolutiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
+class RandLowResolutiond(_RandImaged):
     """Simulate a coarser scan, with a random zoom for each channel.
 
     Args:
@@ -103,22 +118,15 @@ class RandLowResolutiond(RandomizableTransform, MapTransform):  # type: ignore[m
     def __init__(
         self, keys: KeysCollection, prob: float, zoom: tuple[float, float], axes: tuple[int, ...] = (0, 1, 2)
     ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(keys, prob)
         self.zoom = zoom
         self.axes = axes
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """A dict with the images at low resolution, or unchanged."""
-        out = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            for key in self.keys:
-                image = convert_to_tensor(out[key], track_meta=False)
-                zooms = np.ones((len(image), 3))
-                zooms[:, self.axes] = self.R.uniform(*self.zoom, size=(len(image), 1))
-                out[key] = at_low_resolution(image, zooms)
-        return out
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """The image at low resolution."""
+        zooms = np.ones((len(image), 3))
+        zooms[:, self.axes] = self.R.uniform(*self.zoom, size=(len(image), 1))
+        return at_low_resolution(image, zooms)
 
 
 def gamma_corrected(image: torch.Tensor, gammas: np.ndarray, inverted: bool = False) -> torch.Tensor:
@@ -142,7 +150,7 @@ def gamma_corrected(image: torch.Tensor, gammas: np.ndarray, inverted: bool = Fa
     return (-restored if inverted else restored).view_as(image)
 
 
-class RandGammad(RandomizableTransform, MapTransform):  # type: ignore[misc]
+class RandGammad(_RandImaged):
     """Gamma correction with a random power for each channel, each within its own extremes.
 
     Args:
@@ -153,21 +161,13 @@ class RandGammad(RandomizableTransform, MapTransform):  # type: ignore[misc]
     """
 
     def __init__(self, keys: KeysCollection, prob: float, gamma: tuple[float, float], inverted: bool = False) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(keys, prob)
         self.gamma = gamma
         self.inverted = inverted
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """A dict with the images corrected, or unchanged."""
-        out = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            for key in self.keys:
-                image = convert_to_tensor(out[key], track_meta=False)
-                gammas = np.array([self._power() for _ in image])
-                out[key] = gamma_corrected(image, gammas, self.inverted)
-        return out
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """The image corrected."""
+        return gamma_corrected(image, np.array([self._power() for _ in image]), self.inverted)
 
     def _power(self) -> float:
         """A random power; of a range around 1 as often below as above it, although the range below is shorter."""

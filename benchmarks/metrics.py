@@ -1,12 +1,13 @@
-"""Surface distances of volseg, surface-distance and MONAI: errors against closed forms, and speed.
+"""Surface distances of volseg, surface-distance, MONAI and MeshMetrics: errors against closed forms, and speed.
 
     python benchmarks/metrics.py [--pairs 10] [--repeats 3] [--toy] [--record]
 
 Errors: spheres, boxes, sheets and single voxels whose distances are known, also at a spacing of 1 x 1 x 10 mm and at
 the border of the image. Speed: pairs of 200 x 200 x 200 voxels with ten labels, read one after the other; for each
 label Dice, Hausdorff distance (95 %), ASSD and normalised surface Dice at 1 mm. Each tool runs in its own process;
-reading is part of the time, loading the tool is not. Needs volseg, MONAI and surface-distance
-(`pip install surface-distance`).
+reading is part of the time, loading the tool is not. MeshMetrics, which measures between meshes, is part of the errors
+alone. Needs volseg, MONAI and surface-distance, and MeshMetrics for its columns
+(`pip install surface-distance pymeshmetrics`).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,11 +238,21 @@ def monai_tool(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing) 
     return hausdorff, compute_average_surface_distance(*both, symmetric=True, **options).item()
 
 
+def mesh_tool(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing) -> tuple[float, float]:
+    """MeshMetrics."""
+    import meshmetrics
+
+    found = meshmetrics.DistanceMetrics(verbose=False)
+    found.set_input(reference, prediction, spacing)
+    return found.hd(100), found.assd()
+
+
 TOOLS: dict[str, Tool] = {
     "volseg": of_volseg("surface-distance"),
     "surface-distance": surface_distance_tool,
     "MONAI": monai_tool,
     "MetricsReloaded's formulas": of_volseg("metrics-reloaded"),
+    **({"MeshMetrics": mesh_tool} if find_spec("meshmetrics") else {}),
 }
 
 

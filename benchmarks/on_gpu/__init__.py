@@ -1,0 +1,1 @@
+"""What `gpu.py` measures: a module for each stage, whose `measure` yields its figures one after the other."""

@@ -161,6 +161,22 @@ def test_memory_determines_patch_and_batch():
     assert whole.batch_size > 2
 
 
+def test_the_memory_that_a_plan_may_take_can_be_set():
+    big = [case((400, 400, 400), (1.0, 1.0, 1.0))] * 20
+    for accelerated in (True, False):
+        wanted, reasons = planned(*big, accelerated=accelerated, choices=PlanChoices(memory_gb=24))
+        assert "fits 24 GB" in reasons["patch_size"]
+        if accelerated:
+            assert wanted == planned(*big, memory_gb=24.0)[0]
+    small, large, largest = (
+        planned(*big, choices=PlanChoices(encoder="residual", memory_gb=memory))[0] for memory in (8, 24, 40)
+    )
+    # nnU-Net's ResEnc L and XL: 24 and 40 GB.
+    assert np.prod(small.patch_size) < np.prod(large.patch_size) < np.prod(largest.patch_size)
+    assert large.network.encoder_blocks[:4] == (1, 3, 4, 6)
+    assert np.prod(large.patch_size) > 160**3
+
+
 def test_a_patch_that_sees_little_of_a_scan_is_a_warning_with_the_numbers(caplog):
     large = [case((512, 512, 400), (0.8, 0.8, 0.8))] * 3
     plan, reasons = planned(*large, accelerated=False)

@@ -80,6 +80,9 @@ class PlanChoices(Group):
     spacing_mm: tuple[Spacing, Spacing, Spacing] | None = None
     patch_size: tuple[Size, Size, Size] | None = None
     batch_size: Size | None = None
+    memory_gb: float | None = Field(
+        None, gt=0, le=10_000, description="that patch and batch are planned for; default: 8 at most, 0.5 on a CPU"
+    )
     normalisation: Normalisation | dict[Name, Normalisation] | None = Field(
         None, description="of all channels, or by the name of a channel"
     )

@@ -8,7 +8,7 @@ from volseg.errors import UsageError
 from volseg.finetuning.start import Match
 
 # Decided by the dataset and the device, so free.
-FREE = ("batch_size", "mirror_axes", "sides")
+FREE = ("batch_size", "memory_gb", "mirror_axes", "sides")
 _ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
 
 

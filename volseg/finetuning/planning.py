@@ -21,13 +21,13 @@ from volseg.finetuning.weights import require_matchable
 from volseg.planning.channels import plan_channels
 from volseg.planning.fingerprint import Fingerprint
 from volseg.planning.planner import (
-    CPU_MEMORY_GB,
     MAP_VALUES_PER_GB,
     SET,
     median_shape,
     plan_batch_size,
     plan_labels,
     plan_steps,
+    planned_memory,
 )
 from volseg.planning.sides import plan_mirroring
 from volseg.planning.slices import slice_batch
@@ -90,7 +90,9 @@ def plan_from(
     classes = len(all_labels) + (not model.regions)
     network = model.network.model_copy(update={"in_channels": len(planned), "classes": classes})
     mirror_axes, sides, reasons["mirror_axes"] = _flips(model, dataset, fingerprint, choices, labels, all_labels)
-    batch, reasons["batch_size"] = _batch(model, network, fingerprint, accelerated, memory_gb)
+    batch, reasons["batch_size"] = _batch(
+        model, network, fingerprint, accelerated, planned_memory(choices, memory_gb, accelerated)
+    )
     if choices.batch_size is not None:
         batch, reasons["batch_size"] = choices.batch_size, SET
     steps, reasons["steps"] = plan_steps(len(fingerprint.cases), batch)
@@ -163,10 +165,9 @@ def _batch(
     """The number of patches in a batch for the device, and why."""
     median = median_shape(fingerprint, model.spacing_mm, model.axes, model.crop == "nonzero")
     voxels = math.prod(median) * len(fingerprint.cases)
-    memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
     if model.dimensions == 2:
-        return slice_batch(network, model.patch_size, memory * MAP_VALUES_PER_GB, voxels)
-    return plan_batch_size(network, model.patch_size, memory, voxels, accelerated)
+        return slice_batch(network, model.patch_size, memory_gb * MAP_VALUES_PER_GB[network.encoder], voxels)
+    return plan_batch_size(network, model.patch_size, memory_gb, voxels, accelerated)
 
 
 def _channels(

@@ -44,8 +44,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ANISOTROPIC = 3.0
-# nnU-Net's reference: training fits 8 GB when the feature maps of each of 2 patches have 560 million values.
-MAP_VALUES_PER_GB = 560e6 / 8
+# nnU-Net's reference: training fits 8 GB when the feature maps of each of 2 patches have 560 million values, and 680
+# million with a residual encoder.
+MAP_VALUES_PER_GB = {"plain": 560e6 / 8, "residual": 680e6 / 8}
 # Limited by the speed of a CPU, not by its memory: a step with two such patches takes a few cores a second or two.
 CPU_MEMORY_GB = 0.5
 # nnU-Net's default, so that the same plan can be trained on most GPUs.
@@ -96,8 +97,8 @@ def make_plan(
     spacing = decide("spacing_mm", choices.spacing_mm, (usual, why_spacing))
     crop = decide("crop", choices.crop, plan_crop(fingerprint))
     median = median_shape(fingerprint, spacing, order, crop == "nonzero")
-    memory = memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb)
-    values = memory * MAP_VALUES_PER_GB
+    memory = planned_memory(choices, memory_gb, accelerated)
+    values = memory * MAP_VALUES_PER_GB[choices.encoder or "plain"]
     block, reasons["network.block"] = _block(spacing, accelerated)
     build = partial(
         network_config,
@@ -152,6 +153,11 @@ def make_plan(
     if mirroring.sides:
         reasons["sides"] = mirroring.why_sides
     return checked(Plan, document, "The plan"), reasons
+
+
+def planned_memory(choices: PlanChoices, memory_gb: float, accelerated: bool) -> float:
+    """The memory in GB that patch and batch are planned for: what the user has set, or what the device gives."""
+    return choices.memory_gb or (memory_gb if accelerated else min(CPU_MEMORY_GB, memory_gb))
 
 
 def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
@@ -283,7 +289,8 @@ def plan_batch_size(
     """The number of patches in a batch; `voxels`: number of voxels of all cases."""
     if not accelerated:
         return 2, "the smallest above 1: a CPU gains nothing from a larger one"
-    fitting = round(2 * memory_gb * MAP_VALUES_PER_GB / feature_map_size(network, patch))
+    values = memory_gb * MAP_VALUES_PER_GB[network.encoder]
+    fitting = round(2 * values / feature_map_size(network, patch))
     varied = round(0.05 * voxels / math.prod(patch))
     if varied < fitting:
         return max(varied, 2), "a batch has at most 5 % of all voxels"

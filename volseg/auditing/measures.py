@@ -5,6 +5,7 @@ Volumes are in voxels here, weighted by confidence: two voxels of confidence one
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -170,9 +171,8 @@ def _findings(contradiction: Contradiction, voxels: tuple[np.ndarray, ...]) -> l
 def _pairs(contradiction: Contradiction, box: tuple[slice, ...]) -> np.ndarray:
     """A number from 1 for each pair of codes, where a voxel of the box is a confident contradiction, else 0."""
     codes = len(contradiction.question.values)
-    pairs = contradiction.stated[box].astype(np.uint16 if codes < 256 else np.uint32)
-    pairs *= codes
-    pairs += contradiction.found[box]
+    dtype: Any = np.uint16 if codes < 256 else np.uint32
+    pairs: np.ndarray = contradiction.stated[box].astype(dtype) * dtype(codes) + contradiction.found[box]
     # A pair is never 0: both codes would be 0, which is no contradiction.
     pairs[contradiction.confidence[box] < CONFIDENT] = 0
     return pairs

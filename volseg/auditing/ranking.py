@@ -23,6 +23,8 @@ SMALLEST = 0.02
 # Added to the deviations, so that cases that are alike do not turn a rounding error into a large score: of the
 # logarithms, and of offsets in edges of a voxel.
 LEAST_SPREAD, LEAST_OFFSET = 0.1, 0.1
+# From this deviation on, a label is said to stand out, although the offset of all may stand out more.
+CLEAR = 3.0
 # A normal distribution's standard deviation is this many times its median absolute deviation.
 _NORMAL = 1.4826
 # The largest of three deviations is compared, which is larger than one of them by this factor, and more often.
@@ -57,8 +59,8 @@ class Score:
 
     Args:
         value: the largest of its deviations.
-        label: the label of that deviation; None for the offset of all labels.
-        measure: its measure.
+        label: the label that stands out most; None where only the offset of all labels does.
+        measure: the measure of the label that stands out most, or "offset".
         by_label: the largest deviation of each label.
     """
 
@@ -98,14 +100,15 @@ def _sizes_ml(found: Sequence[LabelMeasures], voxels_ml: Sequence[float]) -> np.
     predictions = np.array([one.prediction * voxel for one, voxel in zip(found, voxels_ml, strict=True)])
     there = references[references > 0]
     usual = float(np.median(there)) if there.size else 0.0
-    return np.maximum(np.maximum(references, predictions), max(usual, float(np.min(voxels_ml))))
+    sizes: np.ndarray = np.maximum(np.maximum(references, predictions), max(usual, min(voxels_ml)))
+    return sizes
 
 
 def _deviations(values: np.ndarray, least: float) -> np.ndarray:
     """By how many robust standard deviations values exceed their median, along the first axis."""
     centred = values - np.median(values, 0)
-    usual: np.ndarray = _NORMAL * np.median(np.abs(centred), 0) + least
-    return np.divide(centred, usual)
+    deviations: np.ndarray = centred / (_NORMAL * np.median(np.abs(centred), 0) + least)
+    return deviations
 
 
 def _offsets(cases: Sequence[Audited]) -> dict[int, float]:
@@ -119,7 +122,11 @@ def _offsets(cases: Sequence[Audited]) -> dict[int, float]:
 
 
 def _score(deviations: Mapping[tuple[str | None, str], float]) -> Score:
-    label, measure = max(deviations, key=lambda one: deviations[one])
+    value = max(deviations.values())
+    of_labels = {one: deviation for one, deviation in deviations.items() if one[0]}
+    # A label that is missing moves the centre of mass, too; its name says more.
+    named = of_labels if max(of_labels.values()) >= min(CLEAR, value) else deviations
+    label, measure = max(named, key=lambda one: named[one])
     names = dict.fromkeys(name for name, _ in deviations if name)
     by_label = {name: max(deviations[name, one] for one in VOLUMES) for name in names}
-    return Score(deviations[label, measure], label, measure, by_label)
+    return Score(value, label, measure, by_label)

@@ -16,7 +16,8 @@ import numpy as np
 
 from volseg.auditing.measures import CaseMeasures, LabelMeasures
 
-VOLUMES = ("disagreement", "largest", "gap")
+# Of two that are equally unusual, the first names the reason.
+VOLUMES = ("gap", "disagreement", "largest")
 OFFSET = "offset"
 # Added to fractions of a label's size: smaller ones are all alike.
 SMALLEST = 0.02

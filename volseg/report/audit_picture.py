@@ -104,7 +104,7 @@ def draw_audit_picture(questioned: Questioned, title: str, note: str) -> Figure:
     for number, line in enumerate(lines):
         write(_GAP, height - (1.8 + number) * _LINE, line, color=_FAINT)
     colours = np.array(label_colours(questioned.shown)).reshape(-1, 3) / 255.0
-    panels = (("scan", None), ("reference", reference), ("model", prediction))
+    panels = ((f"scan, {plane.name}", None), ("reference", reference), ("model", prediction))
     for number, (name, labels) in enumerate(panels):
         left = _GAP + number * (_PANEL + _GAP) + (_PANEL - width_mm * inches) / 2
         bottom = 2.2 * _LINE
@@ -118,9 +118,12 @@ def draw_audit_picture(questioned: Questioned, title: str, note: str) -> Figure:
         draw_mask(axes, finding, _MARK, "dashed")
         axes.set(xlim=(columns[0], columns[-1] + 1), ylim=(rows[0], rows[-1] + 1))
         write(left, bottom + height_mm * inches + 0.5 * _LINE, name, weight="bold")
-        before, behind = plane.letters[:2]
-        write(left, bottom - 0.5 * _LINE, before, color=_FAINT)
-        write(left + width_mm * inches, bottom - 0.5 * _LINE, behind, color=_FAINT, ha="right")
+        before, behind, above, below = plane.letters
+        for x, letter, at in ((left, before, "left"), (left + width_mm * inches, behind, "right")):
+            write(x, bottom - 0.5 * _LINE, letter, color=_FAINT, ha=at)
+        middle = left + width_mm * inches / 2
+        write(middle, bottom - 0.5 * _LINE, below, color=_FAINT, ha="center")
+        write(middle, bottom + height_mm * inches + 0.5 * _LINE, above, color=_FAINT, ha="center")
     _legend(figure, height, questioned.shown, colours, write)
     return figure
 

@@ -228,14 +228,14 @@ def test_runs_of_different_datasets_and_plans_are_refused(dataset, runs, tmp_pat
 def test_labels_that_nobody_looked_for_are_no_finding(tmp_path):
     annotated = {f"case_{number}": ["left"] for number in (0, 1, 2)}
     data = write_dataset(tmp_path / "data", dict.fromkeys((0, 1, 2), missing), cases=6, annotated=annotated)
-    found = volseg.audit(train_folds(data, tmp_path, 2), device="cpu", network=Threshold)
+    found = volseg.audit(train_folds(data, tmp_path), device="cpu", network=Threshold)
     assert {case["name"]: case["findings"] for case in found["cases"]} == {f"case_{n}": [] for n in range(6)}
     assert {case["name"]: set(case["labels"]) for case in found["cases"]}["case_0"] == {"left"}
     # What is annotated is still questioned, and never in favour of a label that nobody looked for.
     path = data / "labelsTr" / "case_0.nii.gz"
     image = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image((truth(0) > 0).astype(np.uint8), image.affine, image.header), path)
-    found = volseg.audit([tmp_path / f"fold{fold}" for fold in range(2)], device="cpu", network=Threshold)
+    found = volseg.audit([tmp_path / f"fold{fold}" for fold in range(3)], device="cpu", network=Threshold)
     (finding,) = found["cases"][0]["findings"]
     assert found["cases"][0]["name"] == "case_0"
     assert (finding["reference"], finding["prediction"]) == ("left", "background")

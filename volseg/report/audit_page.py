@@ -10,7 +10,7 @@ from typing import Any
 
 from volseg.files import require_writable, whole_files, write_json, write_text
 from volseg.report.page import html_page, html_table
-from volseg.text import printable
+from volseg.text import counted, printable
 
 # The last to appear first: a reader of it finds the others of the same audit.
 FILES = ("audit.json", "audit.csv", "audit.html")
@@ -66,7 +66,7 @@ def _row(case: Mapping[str, Any]) -> list[Any]:
 def audit_page(document: Mapping[str, Any], folder: Path) -> str:
     """The page of an audit, whose pictures lie in `folder`."""
     cases = document["cases"]
-    about = f"{document['dataset']}: {len(cases)} cases of {len(document['runs'])} runs."
+    about = f"{document['dataset']}: {counted(len(cases), 'case')} of {counted(len(document['runs']), 'run')}."
     parts = [f"<p>{escape(printable(about))} {NOTE}</p>"]
     parts += [f"<p>{escape(printable(warning))}.</p>" for warning in document["warnings"]]
     if document["failed"]:

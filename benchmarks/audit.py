@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5, help="of these runs")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="key=value for these runs")
     parser.add_argument("--runs", type=Path, nargs="+", help="runs that were trained on WORK/dataset")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="cpu")
     record_options(parser)
     options = parser.parse_args()
     if (options.steps or options.runs) and not options.work:

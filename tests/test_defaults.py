@@ -155,6 +155,7 @@ CALLS = {
         "surface": "surface-distance",
         "tolerance_mm": 1.0,
     },
+    "audit": {"output": None, "dataset": None, "device": "auto", "precision": "auto", "network": None},
     "convert": {"like": None, "series": None, "volume": None, "overwrite": False},
     "ensemble": {"half": False, "overwrite": False, "network": None},
     "import_nnunet": {"checkpoint": "checkpoint_final.pth", "folds": None, "overwrite": False},

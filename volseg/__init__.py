@@ -11,6 +11,7 @@ from volseg.version import __version__
 
 if TYPE_CHECKING:
     from volseg import inference, losses, metrics, networks, training, transforms
+    from volseg.api.audit.audit import audit
     from volseg.api.convert import convert
     from volseg.api.ensemble import ensemble
     from volseg.api.evaluation import compare, evaluate
@@ -30,6 +31,7 @@ __all__ = [
     "Segmenter",
     "VolsegError",
     "__version__",
+    "audit",
     "compare",
     "convert",
     "ensemble",
@@ -53,6 +55,7 @@ _HOMES = {
     "Prediction": ("volseg.api.predict", "Prediction"),
     "Result": ("volseg.api.result", "Result"),
     "Segmenter": ("volseg.api.segmenter", "Segmenter"),
+    "audit": ("volseg.api.audit.audit", "audit"),
     "compare": ("volseg.api.evaluation", "compare"),
     "convert": ("volseg.api.convert", "convert"),
     "ensemble": ("volseg.api.ensemble", "ensemble"),

@@ -127,6 +127,18 @@ VERBS = {
             "tolerance_mm": (("--tolerance-mm", "2.5"), {"tolerance_mm": 2.5}),
         },
     ),
+    "audit": Verb(
+        "volseg.api.audit.audit.audit",
+        ("a", "b"),
+        {"runs": [Path("a"), Path("b")]},
+        {
+            "runs": (("c",), {"runs": [Path("a"), Path("b"), Path("c")]}),
+            "output": (("--output", "o"), {"output": Path("o")}),
+            "dataset": (("--dataset", "d", "--dataset", "e"), {"dataset": [Path("d"), Path("e")]}),
+            "device": (("--device", "cpu"), {"device": "cpu"}),
+            "precision": (("--precision", "bf16"), {"precision": "bf16"}),
+        },
+    ),
     "convert": Verb(
         "volseg.api.convert.convert",
         ("in", "--output", "out.nii"),
@@ -278,6 +290,9 @@ EVALUATED = {
 RANKED = {"rank": 1, "model": "a", "mean": 0.5, "low": 0.4, "high": 0.6}
 PAIRED = {"first": "a", "second": "b", "difference": 0.1, "p_holm": 0.5, "winner": None}
 COMPARED = {"measures": {"dice": {"ranking": [RANKED], "pairs": [PAIRED]}}}
+FINDING = {"reference": "x", "prediction": "y", "volume_ml": 0.1, "voxel": [1, 2, 3]}
+SUSPECT = {"rank": 1, "name": "a", "score": 7.0, "label": None, "measure": "offset"}
+AUDITED = {"cases": [{**SUSPECT, "findings": [FINDING]}, {**SUSPECT, "findings": []}], "failed": []}
 DESCRIBED = {"what": "a thing", "size": 3}
 PROFILED = {"patch_size": [8, 8, 8], "blocks": {"conv3d": {"stages": [STAGE]}}}
 CONVERTED = {"warnings": [], "input": "in"}
@@ -285,6 +300,7 @@ CONVERTED = {"warnings": [], "input": "in"}
 ANSWERS = {
     "evaluate": ({"volseg.api.evaluation.evaluate": EVALUATED}, EVALUATED),
     "compare": ({"volseg.api.evaluation.compare": COMPARED}, COMPARED),
+    "audit": ({"volseg.api.audit.audit.audit": AUDITED}, AUDITED),
     "convert": ({"volseg.api.convert.convert": CONVERTED}, CONVERTED),
     "train": ({"volseg.api.train.train": "run", "volseg.api.describe.describe": DESCRIBED}, DESCRIBED),
     "import-nnunet": (

@@ -111,13 +111,17 @@ def _check_fits(path: Path, card: ModelCard, first_path: Path, first: ModelCard)
     """Reject a model whose logits cannot be averaged with those of the first one."""
     if card.members > 1:
         raise InputError(f"{path} is already an ensemble of {card.members} networks. Give its member models.")
-    plans = [one.plan.model_dump(mode="json", exclude=MAY_DIFFER) for one in (card, first)]
-    differences = list(_differences(plans[0], plans[1]))
-    if differences:
+    if found := plan_differences(card, first):
         raise InputError(
-            f"{path} does not fit {first_path}: {first_few(differences, 3, '; ')}. "
+            f"{path} does not fit {first_path}: {first_few(found, 3, '; ')}. "
             "Give models that were trained with the same plan, such as the folds of a dataset."
         )
+
+
+def plan_differences(card: ModelCard, first: ModelCard) -> list[str]:
+    """How the plan of a model differs from that of another, such as "network.norm is batch, expected instance"."""
+    plans = [one.plan.model_dump(mode="json", exclude=MAY_DIFFER) for one in (card, first)]
+    return list(_differences(plans[0], plans[1]))
 
 
 def _differences(found: Any, expected: Any, place: str = "") -> Iterator[str]:

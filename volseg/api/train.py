@@ -40,6 +40,7 @@ from volseg.training.run.folder import (
     is_run,
     lock_run_folder,
 )
+from volseg.training.run.sources import write_sources
 from volseg.transforms import Transform
 from volseg.version import __version__
 
@@ -157,7 +158,9 @@ def train(
             used = custom.loss or LOSSES.get(configuration.training.loss)
             if used and any(case.own.annotated for case in data.cases):
                 require_partial_labels(used)
-            return prepare(folder, chosen, configuration, data, torch_device, ranks.world, again, lock, custom)
+            run = prepare(folder, chosen, configuration, data, torch_device, ranks.world, again, lock, custom)
+            write_sources(folder, folders_of(dataset))
+            return run
 
         run = replace(ranks.on_first_rank(prepared), device=torch_device, custom=custom, finish=finish)
         with run_log(folder, ranks.first):

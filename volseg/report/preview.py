@@ -7,13 +7,10 @@ plane. All planes have the same scale.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contourpy import contour_generator
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -22,6 +19,7 @@ from volseg.data.grid.geometry import Geometry, ras_order
 from volseg.errors import GridError
 from volseg.files import whole_file
 from volseg.report.colours import label_colours
+from volseg.report.drawing import PLANES, draw_fill, draw_outlines, draw_scan, oriented, slice_of, window
 from volseg.report.fitting import shortened, width_of, wrapped
 from volseg.report.save_figure import save_figure
 from volseg.text import printable
@@ -41,26 +39,6 @@ _NOTE_SIZE = 10
 _MOST_ROWS = 6  # unless the caller wants more
 _TAIL = 6  # characters at the end of a long name, where many names have the side
 _PAGE, _INK, _FAINT, _NOTE = "#111418", "#f2f2f2", "#b4bac1", "#ffcf70"
-_FILL = 0.38
-_SAMPLES = 2_000_000  # voxels that are enough to choose the intensity window
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """A plane perpendicular to the axis `normal`; `letters` are at its left, right, top and bottom."""
-
-    name: str
-    normal: int
-    horizontal: int
-    vertical: int
-    letters: tuple[str, str, str, str]
-
-
-_PLANES = (
-    _Plane("axial", 2, 0, 1, ("R", "L", "A", "P")),
-    _Plane("coronal", 1, 0, 2, ("R", "L", "S", "I")),
-    _Plane("sagittal", 0, 1, 2, ("A", "P", "S", "I")),
-)
 
 
 def save_preview(
@@ -129,29 +107,24 @@ def draw_preview(
             )
     order, flips = ras_order(geometry.affine)
     spacing_mm = [geometry.spacing_mm[axis] for axis in order]
-    image, labels = _oriented(image, order, flips), _oriented(labels, order, flips)
-    reference = None if reference is None else _oriented(reference, order, flips)
+    image, labels = oriented(image, order, flips), oriented(labels, order, flips)
+    reference = None if reference is None else oriented(reference, order, flips)
 
     centre, voxels = _fullest_slices(labels, shown)
-    window = _window(image)
+    shades = window(image)
     colours = np.array(label_colours(shown)).reshape(-1, 3) / 255.0
     page = _Page(np.multiply(labels.shape, spacing_mm), len(shown), title, notes, most_rows)
-    for plane, axes in zip(_PLANES, page.planes(), strict=True):
-        cut = _slice(labels, plane, centre)
-        _draw_scan(axes, _slice(image, plane, centre), window)
-        _draw_fill(axes, cut, shown, colours)
-        _draw_outlines(axes, cut, shown, colours, "solid")
+    for plane, axes in zip(PLANES, page.planes(), strict=True):
+        cut = slice_of(labels, plane, centre)
+        draw_scan(axes, slice_of(image, plane, centre), shades)
+        draw_fill(axes, cut, shown, colours)
+        draw_outlines(axes, cut, shown, colours, "solid")
         if reference is not None:
-            _draw_outlines(axes, _slice(reference, plane, centre), shown, colours, "dashed")
+            draw_outlines(axes, slice_of(reference, plane, centre), shown, colours, "dashed")
         axes.set(xlim=(0, cut.shape[1]), ylim=(0, cut.shape[0]))
     page.legend(shown, voxels * geometry.voxel_ml, colours, is_size_known)
     page.footer("dashed: reference; " if reference is not None else "", is_size_known)
     return page.figure
-
-
-def _oriented(array: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
-    """A view of an (I, J, K) array in RAS+ order."""
-    return array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
 def _fullest_slices(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[int], np.ndarray]:
@@ -177,71 +150,6 @@ def _fullest_slices(labels: np.ndarray, shown: Sequence[Label]) -> tuple[list[in
     return [int(slices[len(slices) // 2]) for slices in fullest], np.array([totals[one].sum() for one in parts])
 
 
-def _window(image: np.ndarray) -> tuple[float, float]:
-    """The 1st and 99th percentile of the finite voxels; large scans are sampled on a regular grid."""
-    step = int(np.ceil((image.size / _SAMPLES) ** (1 / 3)))
-    sample = image[::step, ::step, ::step]
-    sample = sample[np.isfinite(sample)]
-    if not sample.size:
-        return 0.0, 1.0
-    low, high = np.percentile(sample, (1, 99))
-    return float(low), float(high)
-
-
-def _slice(volume: np.ndarray, plane: _Plane, centre: list[int]) -> np.ndarray:
-    """The (row, column) image of a plane: rows from the bottom up, columns from the left."""
-    # Not np.take, which would copy the whole of a transposed volume.
-    cut: np.ndarray = np.moveaxis(volume, plane.normal, 0)[centre[plane.normal]]
-    return cut.T[:, ::-1]  # R and A point to the left
-
-
-def _draw_scan(axes: Any, cut: np.ndarray, window: tuple[float, float]) -> None:
-    """Draw the scan in grey."""
-    low, high = window
-    grey = np.nan_to_num(cut.astype(np.float64), nan=low, posinf=high, neginf=low)
-    axes.imshow(
-        grey,
-        cmap="gray",
-        vmin=low,
-        vmax=high,
-        origin="lower",
-        extent=_extent(cut),
-        aspect="auto",
-        interpolation="hanning",
-    )
-
-
-def _draw_fill(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray) -> None:
-    """Draw the labels in transparent colours, voxel by voxel."""
-    fill = np.zeros((*cut.shape, 4))
-    for label, colour in zip(shown, colours, strict=True):
-        fill[cut == label.value] = (*colour, _FILL)
-    axes.imshow(fill, origin="lower", extent=_extent(cut), aspect="auto", interpolation="nearest")
-
-
-def _draw_outlines(axes: Any, cut: np.ndarray, shown: Sequence[Label], colours: np.ndarray, style: str) -> None:
-    """Draw the outline of each label; where two labels touch, both outlines."""
-    for label, colour in zip(shown, colours, strict=True):
-        mask = cut == label.value
-        if mask.any():
-            lines = LineCollection(_outlines(mask), colors=[colour], linewidths=1.3, linestyles=style)
-            axes.add_collection(lines, autolim=False)
-
-
-def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """The outlines of a mask, each (N, 2): columns and rows, where a pixel is from its number to the next."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    inner = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    lines = contour_generator(z=np.pad(inner.astype(np.float64), 1)).lines(0.5)
-    corner = np.array([columns[0] - 0.5, rows[0] - 0.5])
-    return [np.asarray(line) + corner for line in lines]
-
-
-def _extent(cut: np.ndarray) -> tuple[float, float, float, float]:
-    """The extent of an image in voxels: left, right, bottom, top."""
-    return 0, cut.shape[1], 0, cut.shape[0]
-
-
 class _Page:
     """The figure: three planes in a row, the legend and notes below, and a last line with scale and orientation.
 
@@ -264,7 +172,7 @@ class _Page:
         right, anterior, superior = size_mm
         self.inches_per_mm = min(_PLANES_WIDTH / (2 * right + anterior), _PLANES_HEIGHT / max(anterior, superior))
         self.size = size_mm * self.inches_per_mm
-        self.cells = [max(self.size[plane.horizontal], _NARROWEST) for plane in _PLANES]
+        self.cells = [max(self.size[plane.horizontal], _NARROWEST) for plane in PLANES]
         self.width = max(sum(self.cells) + 6 * _GAP, 2 * _COLUMN + 2 * _GAP)
         self.columns = int((self.width - 2 * _GAP) / _COLUMN)
         rows = min(-(-labels // self.columns), most_rows)
@@ -304,7 +212,7 @@ class _Page:
         made = []
         cell_left = (self.width - sum(self.cells) - 6 * _GAP) / 2 + _GAP
         middle = self.legend_top + _GAP + self.row / 2
-        for plane, cell in zip(_PLANES, self.cells, strict=True):
+        for plane, cell in zip(PLANES, self.cells, strict=True):
             width, height = self.size[plane.horizontal], self.size[plane.vertical]
             centre = cell_left + cell / 2
             left, top = centre - width / 2, middle + height / 2

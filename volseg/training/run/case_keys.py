@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,18 @@ def check_validation(run: Path, validation: Sequence[TrainingCase], plan: Plan) 
         InputError: a case has changed, or cannot be read; the message names it.
     """
     _check_validation(run, _read(run) or {}, {case.name: cache_key(case, plan) for case in validation})
+
+
+def changed_cases(run: Path, cases: Sequence[TrainingCase], plan: Plan) -> list[str]:
+    """The cases that are not what they were when a run began, by name; what cannot be read is not among them."""
+    began = _read(run) or {}
+    changed = []
+    for case in cases:
+        with suppress(InputError):
+            key = cache_key(case, plan)
+            if began.get(case.name, key) != key:
+                changed.append(case.name)
+    return changed
 
 
 def require_same_datasets(data: Dataset, started: Sequence[str]) -> None:

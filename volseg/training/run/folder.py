@@ -41,7 +41,7 @@ CHECKPOINT = "checkpoint"
 BUDGETS = {"minutes", "steps"}
 # All files of a run: what --overwrite removes, and nothing else.
 CONTENT = (
-    "plan.yaml", "config.yaml", "splits.json", "cases.json", "ancestry.json", "metrics.jsonl",
+    "plan.yaml", "config.yaml", "splits.json", "cases.json", "sources.json", "ancestry.json", "metrics.jsonl",
     "model.safetensors", "log.txt", CHECKPOINT, "cache", "events.out.tfevents.*", LEFTOVERS, *SCORES, MARK,
 )  # fmt: skip
 
@@ -107,6 +107,18 @@ def _configured(config: str | Path | None, overrides: Sequence[str], settings: R
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run folder."""
     return os.path.exists(folder / MARK)
+
+
+def run_settings(run: Path) -> RunSettings:
+    """The settings of the run in a folder.
+
+    Raises:
+        UsageError: there is none.
+        ConfigError: its settings were changed.
+    """
+    if not is_run(run):
+        raise UsageError(f"{run} is not a run folder. Give the folder that volseg train wrote by --output.")
+    return checked(RunSettings, read_yaml(run / MARK), str(run / MARK))
 
 
 def run_folds(started: Path | None, settings: RunSettings, data: Dataset) -> Folds:

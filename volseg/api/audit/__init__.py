@@ -1,0 +1,1 @@
+"""The search for wrong labels: runs and their dataset, one case, all cases."""

@@ -1,10 +1,10 @@
 """Apply a loaded model: from a scan in network space to label values in image space; or any module to a volume."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -37,12 +37,14 @@ class Labeller:
         plan: plan of the network.
         windows: size, overlap, batch and test-time flips.
         dtype: of feature maps.
+        turns: admits threads to the device; None: each as it comes.
     """
 
     network: nn.Module
     plan: Plan
     windows: Windows
     dtype: torch.dtype
+    turns: AbstractContextManager[Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -86,8 +88,8 @@ class Labeller:
         decide = last_present if self.plan.regions else winner
         rule = self.plan.logits_resampling.nearest
         target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule)
-        volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
-        with torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
+        with self.turns or nullcontext(), torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
+            volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
             for first, planes in segment(volume, engine, target):
                 for out, plane in zip(planes_of[first : first + len(planes)], planes.cpu().numpy(), strict=True):
                     np.take(table, plane, out=out, mode="clip")

@@ -27,6 +27,9 @@ from volseg.networks.cpu.point_conv import PointConv
 from volseg.precision import autocast, choose_precision, exact_float32
 from volseg.progress import Progress, silent
 
+# Rows of labels written at a time.
+ROWS = 16
+
 
 @dataclass(frozen=True)
 class Labeller:
@@ -78,8 +81,8 @@ class Labeller:
         table = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
         d, h, w = volume.shape[1:]
         order = stream_order((d, h, w))
-        # Planes are written in stream order; memory is fastest where each of them is contiguous.
-        stored = np.zeros(grid.stored_shape, table.dtype, order="F" if grid.axes[order[0]] == 2 else "C")
+        # In the order of image files, which are written plane by plane.
+        stored = np.zeros(grid.stored_shape, table.dtype, order="F")
         planes_of = grid.into(stored).transpose(order)
         chunk = chunk or ChunkSize()
         predictor = predictor_of(self.network, self.device, self.dtype, late_head=not self.windows.exchanged)
@@ -91,9 +94,20 @@ class Labeller:
         with self.turns or nullcontext(), torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
             volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
             for first, planes in segment(volume, engine, target):
-                for out, plane in zip(planes_of[first : first + len(planes)], planes.cpu().numpy(), strict=True):
-                    np.take(table, plane, out=out, mode="clip")
+                _put_values(planes.cpu().numpy(), table, planes_of[first : first + len(planes)])
         return stored
+
+
+def _put_values(planes: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """Write the values of classes (planes, rows, columns) to `out`, which may be in any memory order.
+
+    A few rows at a time: where an order changes, lines of the cache are used for several planes before they are left.
+    """
+    are_values = np.array_equal(table, np.arange(len(table)))
+    for first in range(0, planes.shape[1], ROWS):
+        rows = slice(first, first + ROWS)
+        part = planes[:, rows]
+        out[:, rows] = part if are_values else np.take(table, part, mode="clip")
 
 
 def sliding_window(

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ def compare(options: argparse.Namespace, scan: Path) -> None:
         rows.append(row)
     ratios = [ratio("times as fast", "CPU s, volseg", over="CPU s, before")] if options.against else []
     tables = [table(rows, ratios, "CPU seconds of a scan")]
-    folders = [folder_row(name, one, seconds, options, scan) for seconds in options.simulate for name, one in sides.items()]
+    pairs = [(seconds, name) for seconds in options.simulate for name in sides]
+    folders = [folder_row(name, sides[name], seconds, options, scan) for seconds, name in pairs]
     if folders:
         least = ratio("times the least", "wall s", over="least s")
         tables.append(table(folders, [least], f"Folders of {options.scans} scans on {options.cores} cores"))
@@ -123,8 +124,8 @@ def folder_row(name: str, checkout: Path, seconds: float, options: argparse.Name
 
 def measured(options: argparse.Namespace, checkout: Path, scan: Path, side: str) -> dict[str, float]:
     """What a process of its own measures with the volseg of a checkout."""
-    given = ["--organs", options.organs, "--spacing", options.spacing, "--patch", options.patch, "--scans", options.scans]
-    given += ["--plain"] * options.plain + ["--cores", options.cores]
+    given = ["--organs", options.organs, "--spacing", options.spacing, "--patch", options.patch]
+    given += ["--scans", options.scans, *["--plain"] * options.plain]
     command = [sys.executable, __file__, *given, "--side", side, "--scan", scan]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -220,6 +221,7 @@ class Known(nn.Module):
         return torch.cat([self.one(window) for window in batch]) if len(batch) > 1 else self.one(batch[0])
 
     def one(self, window: torch.Tensor) -> torch.Tensor:
+        """The logits of one window."""
         key = tuple(window.flatten()[:: window.numel() // PROBES].tolist())
         if self.recording and key not in self.answers:
             self.answers[key] = organ_logits(window[0] * CT_SD + CT_MEAN, self.organs)

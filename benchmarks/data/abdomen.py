@@ -50,4 +50,6 @@ def organ_logits(intensities: torch.Tensor, organs: int) -> torch.Tensor:
     nearest = ((intensities - LOWEST) / STEP).round().long() + 1
     classes = torch.where(intensities < LOWEST - STEP / 2, 0, nearest.clamp(0, organs))
     members = torch.nn.functional.one_hot(classes, organs + 1).movedim(-1, 0)[None].to(torch.float32)
-    return 10 * torch.nn.functional.avg_pool3d(members, 5, stride=1, padding=2, count_include_pad=False) - 5
+    logits = 10 * torch.nn.functional.avg_pool3d(members, 5, stride=1, padding=2, count_include_pad=False) - 5
+    # As the output of volseg's networks on a CPU.
+    return logits.contiguous(memory_format=torch.channels_last_3d)

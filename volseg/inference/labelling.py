@@ -14,7 +14,7 @@ from volseg.config import Plan, Triple
 from volseg.data.grid.geometry import GridMap
 from volseg.data.grid.resample import separate_axis
 from volseg.data.io.probabilities import probability_array, probability_file
-from volseg.device import has_room, limit_threads_after_fork
+from volseg.device import has_room, limit_threads_after_fork, to_host
 from volseg.errors import UsageError
 from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
 from volseg.inference.engine import Target, segment
@@ -93,8 +93,8 @@ class Labeller:
         target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule)
         with self.turns or nullcontext(), torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
             volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
-            for first, planes in segment(volume, engine, target):
-                _put_values(planes.cpu().numpy(), table, planes_of[first : first + len(planes)])
+            for first, planes in to_host(segment(volume, engine, target)):
+                _put_values(planes, table, planes_of[first : first + len(planes)])
         return stored
 
 

@@ -88,7 +88,8 @@ def _without_margins(slab: np.ndarray, table: np.ndarray | None) -> tuple[tuple[
         table: values to use instead of the stored ones, indexed by them; None for those.
     """
     inside = _occupied(slab)
-    slab = slab[:, *inside]
+    # Contiguous, because cc3d reads the voxels of some small views from wrong places.
+    slab = np.ascontiguousarray(slab[:, *inside])
     return inside, slab if table is None else table[slab]
 
 

@@ -4,10 +4,11 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from volseg.errors import ResourceError, UsageError
@@ -154,6 +155,39 @@ def free_gpu_memory(device: torch.device) -> int:
     """Bytes of a CUDA device that this process can still allocate, including what torch has cached."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy of an array of any memory order on a device, or the array itself on the CPU.
+
+    To a GPU through pinned memory, without waiting: torch keeps such memory, and uses it again once it was copied, so
+    that the next array is prepared meanwhile.
+    """
+    if device.type != "cuda":
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    pinned = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, pin_memory=True)
+    np.copyto(pinned.numpy(), array)
+    return pinned.to(device, non_blocking=True)
+
+
+def to_host(parts: Iterable[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, np.ndarray]]:
+    """The parts as arrays; of a GPU each one step late, so that it goes on with the next one meanwhile."""
+    late: tuple[int, torch.Tensor, torch.cuda.Event] | None = None
+    for first, part in parts:
+        if part.device.type != "cuda":
+            yield first, part.cpu().numpy()
+            continue
+        pinned = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+        pinned.copy_(part, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(part.device))
+        if late:
+            late[2].synchronize()
+            yield late[0], late[1].numpy()
+        late = first, pinned, copied
+    if late:
+        late[2].synchronize()
+        yield late[0], late[1].numpy()
 
 
 def has_room(device: torch.device, size: int) -> bool:

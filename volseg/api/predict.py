@@ -38,6 +38,7 @@ from volseg.text import first_few
 logger = logging.getLogger(__name__)
 
 PROBABILITIES = ".probabilities.npy"
+MOST_WRITERS = 4  # at once, where several scans are at work
 _Plan: TypeAlias = Callable[[], list[tuple[Case, Path]]]
 _Claim: TypeAlias = Callable[[Sequence[Path]], AbstractContextManager[None]]
 # The options of `Segmenter.load` with their defaults.
@@ -280,9 +281,9 @@ def _segment_files(
 ) -> Iterator[Prediction]:
     """Segment each case into its files.
 
-    While a scan is segmented, the next one is read and the result before it is written, unless memory is limited; no
-    other scan is in memory.
+    Results are written while the next scans are segmented, unless memory is limited; see `Segmenter.map`.
     """
+    writers = min(segmenter.at_once, MOST_WRITERS)
     submitted: list[Future[Prediction]] = []
     # They take their places with the other files of the result.
     files = [temporary_path(sibling(output, PROBABILITIES)) if probabilities else None for _, output in jobs]
@@ -292,17 +293,16 @@ def _segment_files(
         progress("segment", (done + fraction) / len(jobs), f"{jobs[done][0].name}, {text}")
 
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
+        with ThreadPoolExecutor(writers, thread_name_prefix="volseg-write") as writer:
             outcomes = segmenter.map((case for case, _ in jobs), show, files)
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
                 submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))
-                if len(submitted) > 1:
-                    yield submitted[-2].result()
+                if len(submitted) > writers:
+                    yield submitted[-1 - writers].result()
                 if segmenter.max_memory is not None:
                     wait(submitted[-1:])
-            if submitted:
-                yield submitted[-1].result()
+            yield from (one.result() for one in submitted[-writers:])
     except KeyboardInterrupt as stop:
         failed = sum(one.result().error is not None for one in submitted)
         but = f"; {failed} of them failed" if failed else ""

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,32 +23,32 @@ from volseg.config import MODALITIES, known_name
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
 from volseg.data.grid.shear import back, find_shear, upright, upright_geometry
-from volseg.data.io.any_scan import as_scan
+from volseg.data.io.any_scan import as_scan, paths_of
 from volseg.data.io.choice import ONLY, Choice, chosen
 from volseg.data.io.inputs import Case
 from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan
 from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError
-from volseg.files import given_path
 from volseg.inference.budget import (
     MemoryEstimate,
     MemoryPlan,
     parse_size,
     plan_chunks,
     question_windows,
+    scans_at_device,
     scans_at_once,
     windows_at_once,
 )
+from volseg.inference.flight import in_flight
 from volseg.inference.labelling import Labeller, probability_sink
 from volseg.inference.postprocessing import postprocess
 from volseg.inference.promises import promised
 from volseg.inference.quality import measure, scan_flags
-from volseg.inference.room import has_plenty, require_free, require_room_to_read
+from volseg.inference.room import bytes_at_work, has_plenty, require_free, require_room_to_read
 from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, sha256_of_model
 from volseg.networks import open_network
-from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.networks.measured import window_bytes
 from volseg.networks.own import NetworkFactory
 from volseg.precision import choose_precision, precision_name
@@ -205,11 +205,16 @@ class Segmenter:
         where = probabilities if isinstance(probabilities, bool | None) else Path(probabilities)
         return self._segment(self._open(scan, chosen(series, volume, untilt)), progress, where)
 
+    @property
+    def at_once(self) -> int:
+        """How many scans `map` has at work at once at most; one where memory is limited."""
+        return scans_at_once(self.card.plan, self.labeller.dtype, self.device) if self.max_memory is None else 1
+
     def _open(self, scan: Any, choice: Choice = ONLY) -> Opened:
         """Read a scan, and what the record says of its origin."""
         limit_threads_after_fork()
         began, started = datetime.now(UTC), time.perf_counter()
-        paths = scan.paths if isinstance(scan, Case) else [given_path(scan)] if isinstance(scan, str | Path) else []
+        paths = paths_of(scan)
         choice = replace(scan.choice if isinstance(scan, Case) else choice, modality=self._modality)
         require_room_to_read(paths, choice, self.max_memory)
         with memory_errors("reading the scan"):
@@ -291,9 +296,8 @@ class Segmenter:
     ) -> Iterator[Outcome]:
         """Segment many scans, in order; reading and computing overlap.
 
-        Unless memory is limited or scarce, the next scan is read while one is computed; on a CPU, scans whose windows
-        are small are computed in parallel. A scan that cannot be segmented is an outcome with an error, not an
-        exception.
+        Unless memory is limited or scarce, several scans are at work at once for a GPU, and on a CPU if their windows
+        are small; else the next one is read meanwhile. A scan that cannot be segmented is an outcome with an error.
 
         Args:
             scans: each as for a call.
@@ -304,7 +308,7 @@ class Segmenter:
         if isinstance(scans, str | Path):
             raise UsageError(f"Segmenter.map takes several scans, found one path: {scans}. Call the segmenter with it.")
         jobs = zip(scans, probabilities, strict=False)
-        at_once = scans_at_once(self.card.plan, self.labeller.dtype, self.device) if self.max_memory is None else 1
+        at_once = self.at_once
         first = list(islice(jobs, at_once))
         if len(first) > 1:
             yield from self._in_parallel(chain(first, jobs), at_once, progress)
@@ -324,33 +328,13 @@ class Segmenter:
                 yield self._outcome(*waiting.popleft(), progress)
 
     def _in_parallel(self, jobs: Iterable[Job], at_once: int, progress: Progress) -> Iterator[Outcome]:
-        threads, given_up = torch.get_num_threads(), threading.Event()
+        turns = threading.Semaphore(scans_at_device(self.card.plan, self.labeller.dtype, self.device))
+        sharing = replace(self, labeller=replace(self.labeller, turns=turns))
 
-        def show(stage: str, fraction: float, text: str) -> None:
-            if given_up.is_set():
-                raise KeyboardInterrupt
-            progress(stage, fraction, text)
+        def work(job: Job, show: Progress) -> Outcome:
+            return sharing._outcome(job, partial(sharing._open, job[0]), show)
 
-        with (
-            keep_freed_memory(),
-            ThreadPoolExecutor(
-                at_once, "volseg-segment", initializer=torch.set_num_threads, initargs=(max(threads // at_once, 1),)
-            ) as pool,
-        ):
-            try:
-                waiting: deque[Future[Outcome]] = deque()
-                for job in jobs:
-                    waiting.append(pool.submit(self._outcome, job, partial(self._open, job[0]), show))
-                    if len(waiting) > at_once:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                # Nobody waits for the scans at work any more: they stop after the current window.
-                given_up.set()
-                pool.shutdown(cancel_futures=True)
-                # torch applies what one thread sets to all threads that start later.
-                torch.set_num_threads(threads)
+        return in_flight(jobs, lambda job: bytes_at_work(job[0]), work, at_once, progress)
 
     def _outcome(self, job: Job, opened: Callable[[], Opened], progress: Progress) -> Outcome:
         scan, probabilities = job

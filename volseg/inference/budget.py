@@ -16,11 +16,11 @@ from volseg.data.grid.shear import upright_geometry
 from volseg.data.io.reading import Scan
 from volseg.device import free_gpu_memory, machine_memory_gb
 from volseg.errors import InputError, ResourceError, UsageError
-from volseg.inference.room import GIB, MORE_MEMORY
+from volseg.inference.room import GIB, MORE_MEMORY, SCAN_BYTES
 from volseg.inference.windows import Windows, window_count
 from volseg.modelfile import ModelCard
 from volseg.networks.footprint import Computing, Footprint, footprint
-from volseg.system import MemoryLimit, resident_bytes, tightest_limit
+from volseg.system import MemoryLimit, resident_bytes, tightest_limit, usable_cores
 from volseg.text import shortened
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,12 @@ SLAB_LOGITS_PER_VOXEL = 4
 # Memory per voxel: while it is resampled, with its float32 and reoriented copies; while components are counted, in the
 # worst case that every voxel is a component (368 MB were measured for 1 << 22 of them).
 PREPARE_VOXELS, PREPARE_BYTES, MEASURE_BYTES = 1 << 22, 24, 96
-# The least free memory for each of the scans computed in parallel.
-SCAN_BYTES = GIB // 2
 # Up to this size of a window's feature maps, CPU cores lose more time waiting for each other than sharing one saves.
 SMALL_MAPS, MOST_AT_ONCE = 100 << 20, 4
+# Scans at work for a GPU: as many as the cores can read, prepare, measure and write, and those that wait for the GPU.
+MOST_FOR_GPU, AT_GPU = 32, 2
+# Windows computed at once on a GPU.
+MOST_WINDOWS = 8
 # Pixels of the slices in a batch.
 SLICES_PIXELS = 1 << 16
 # From so many windows on, and so many voxels in network space for each of the scan, the voxel size is questioned.
@@ -218,17 +220,38 @@ def windows_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int
     if plan.network.architecture != "unet":
         return 1
     one = 4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)
-    return max(1, min(8, free_gpu_memory(device) // one))
+    return max(1, min(MOST_WINDOWS, free_gpu_memory(device) // one))
 
 
 def scans_at_once(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
-    """The number of scans computed in parallel: on a CPU with small windows several, with fewer threads each."""
+    """The number of scans at work at once, each in its own thread.
+
+    For a GPU as many as the cores keep it busy with. On a CPU several if their windows are small, with fewer threads
+    each.
+    """
+    machine = tightest_limit()
+    if device.type == "cuda":
+        fitting = MOST_FOR_GPU if machine is None else machine.free // (2 * SCAN_BYTES)
+        return max(1, min(usable_cores() + AT_GPU, MOST_FOR_GPU, fitting))
     maps = dtype.itemsize * feature_maps(plan.network, plan.patch_size)
     if device.type != "cpu" or maps > SMALL_MAPS or plan.network.architecture != "unet":
         return 1
-    machine = tightest_limit()
     fitting = MOST_AT_ONCE if machine is None else machine.free // (SCAN_BYTES + maps)
     return max(1, min(torch.get_num_threads(), MOST_AT_ONCE, fitting))
+
+
+def scans_at_device(plan: Plan, dtype: torch.dtype, device: torch.device) -> int:
+    """How many of the scans at work have their windows computed at the same time: on a CPU all.
+
+    On a GPU two, where its memory holds twice the most windows that are computed at once, so that it goes on with one
+    while the host takes the labels of the other; else one.
+    """
+    if device.type != "cuda":
+        return MOST_AT_ONCE
+    if plan.network.architecture != "unet":
+        return 1
+    one = 4 * dtype.itemsize * feature_maps(plan.network, plan.patch_size)
+    return AT_GPU if free_gpu_memory(device) >= AT_GPU * MOST_WINDOWS * one else 1
 
 
 def plan_chunks(need: MemoryEstimate, limit: int | None, others: int = 0) -> tuple[MemoryPlan, int]:

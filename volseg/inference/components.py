@@ -29,13 +29,15 @@ class Slab:
 
     Args:
         planes: the range along the first axis, including the plane shared with the previous slab.
-        numbers: (planes, ., .) the number of each voxel's slab component, without the shared plane.
-        components: (2, n) int64: the value of each slab component, and its voxels in `numbers`, perhaps none.
+        box: the own planes, without the shared one, and the rows and columns outside of which they are background.
+        numbers: the number of each voxel's slab component in `box`.
+        components: (2, n) int64: the value of each slab component, and its voxels in the own planes, perhaps none.
         touching: numbers of slab components of the previous slab, and of those here that share a voxel with them;
             each pair once.
     """
 
     planes: slice
+    box: tuple[slice, slice, slice]
     numbers: np.ndarray
     components: np.ndarray
     touching: tuple[np.ndarray, np.ndarray]
@@ -57,19 +59,48 @@ def slabs(image: np.ndarray, slab_voxels: int = SLAB_VOXELS, table: np.ndarray |
         slab_voxels: voxels per slab; at least one plane is read.
         table: values to use instead of the stored ones, indexed by them.
     """
-    last: np.ndarray | None = None
+    last = np.zeros(image.shape[1:], np.int64)
+    start = 0
     for planes in _spans(image, slab_voxels):
-        slab = image[planes] if table is None else table[image[planes]]
+        inside, slab = _without_margins(image[planes], table)
         numbers, count = cc3d.connected_components(slab, connectivity=26, return_N=True)
+        occupied = slab != 0
         components = np.zeros((2, count + 1), np.int64)
-        components[0][numbers] = slab
+        components[0][numbers[occupied]] = slab[occupied]
+        own, start = slice(start, planes.stop), planes.stop
         pairs = np.zeros(0, np.int64)
-        if last is not None:
-            pairs = np.unique((last * (count + 1) + numbers[0])[last > 0])
-            numbers = numbers[1:]
-        components[1] = np.bincount(numbers.ravel(), minlength=count + 1)
-        yield Slab(planes, numbers, components, (pairs // (count + 1), pairs % (count + 1)))
-        last = numbers[-1].astype(np.int64)
+        if own.start > 0:
+            before = last[inside]
+            pairs = np.unique((before * (count + 1) + numbers[0])[before > 0])
+            numbers, occupied = numbers[1:], occupied[1:]
+        components[1] = np.bincount(numbers[occupied], minlength=count + 1)
+        components[1, 0] = (own.stop - own.start) * last.size - components[1].sum()
+        yield Slab(planes, (own, *inside), numbers, components, (pairs // (count + 1), pairs % (count + 1)))
+        last[...] = 0
+        last[inside] = numbers[-1]
+
+
+def _without_margins(slab: np.ndarray, table: np.ndarray | None) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The rows and columns of a slab outside of which there is only background, and their values.
+
+    Args:
+        slab: (planes, rows, columns) uint8 or uint16.
+        table: values to use instead of the stored ones, indexed by them; None for those.
+    """
+    inside = _occupied(slab)
+    # Contiguous, because cc3d reads the voxels of some small views from wrong places.
+    slab = np.ascontiguousarray(slab[:, *inside])
+    return inside, slab if table is None else table[slab]
+
+
+def _occupied(slab: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that have values other than 0; at least one of each."""
+    any_plane = np.bitwise_or.reduce(slab, axis=0)
+    spans = []
+    for axis in (1, 0):
+        found = np.flatnonzero(np.bitwise_or.reduce(any_plane, axis=axis))
+        spans.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 1))
+    return spans[0], spans[1]
 
 
 def merge(components: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,11 +195,11 @@ def keep_components(
     ends = np.cumsum([slab_components.shape[1] for slab_components, _ in found])
     for planes, dropped in zip(_spans(image, slab_voxels), np.split(drops[group], ends[:-1]), strict=True):
         if dropped.any():
-            slab = image[planes]
-            cleared = dropped[cc3d.connected_components(table[slab], connectivity=26)]
+            inside, slab = _without_margins(image[planes], table)
+            cleared = dropped[cc3d.connected_components(slab, connectivity=26)]
             # The shared plane is left to the next slab, whose components keep their numbers only while it is unchanged.
             own = slice(len(slab) - (planes.stop < len(image)))
-            slab[own][cleared[own]] = 0
+            image[planes][:, *inside][own][cleared[own]] = 0
     values, voxels = components[:2, drops]
     return {value: int(voxels[values == value].sum()) for value in rules}
 

@@ -1,10 +1,10 @@
 """Apply a loaded model: from a scan in network space to label values in image space; or any module to a volume."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from volseg.config import Plan, Triple
 from volseg.data.grid.geometry import GridMap
 from volseg.data.grid.resample import separate_axis
 from volseg.data.io.probabilities import probability_array, probability_file
-from volseg.device import has_room, limit_threads_after_fork
+from volseg.device import has_room, limit_threads_after_fork, to_host
 from volseg.errors import UsageError
 from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
 from volseg.inference.engine import Target, segment
@@ -27,6 +27,9 @@ from volseg.networks.cpu.point_conv import PointConv
 from volseg.precision import autocast, choose_precision, exact_float32
 from volseg.progress import Progress, silent
 
+# Rows of labels written at a time.
+ROWS = 16
+
 
 @dataclass(frozen=True)
 class Labeller:
@@ -37,12 +40,14 @@ class Labeller:
         plan: plan of the network.
         windows: size, overlap, batch and test-time flips.
         dtype: of feature maps.
+        turns: admits threads to the device; None: each as it comes.
     """
 
     network: nn.Module
     plan: Plan
     windows: Windows
     dtype: torch.dtype
+    turns: AbstractContextManager[Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -76,8 +81,8 @@ class Labeller:
         table = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
         d, h, w = volume.shape[1:]
         order = stream_order((d, h, w))
-        # Planes are written in stream order; memory is fastest where each of them is contiguous.
-        stored = np.zeros(grid.stored_shape, table.dtype, order="F" if grid.axes[order[0]] == 2 else "C")
+        # In the order of image files, which are written plane by plane.
+        stored = np.zeros(grid.stored_shape, table.dtype, order="F")
         planes_of = grid.into(stored).transpose(order)
         chunk = chunk or ChunkSize()
         predictor = predictor_of(self.network, self.device, self.dtype, late_head=not self.windows.exchanged)
@@ -86,12 +91,23 @@ class Labeller:
         decide = last_present if self.plan.regions else winner
         rule = self.plan.logits_resampling.nearest
         target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule)
-        volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
-        with torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
-            for first, planes in segment(volume, engine, target):
-                for out, plane in zip(planes_of[first : first + len(planes)], planes.cpu().numpy(), strict=True):
-                    np.take(table, plane, out=out, mode="clip")
+        with self.turns or nullcontext(), torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
+            volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
+            for first, planes in to_host(segment(volume, engine, target)):
+                _put_values(planes, table, planes_of[first : first + len(planes)])
         return stored
+
+
+def _put_values(planes: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """Write the values of classes (planes, rows, columns) to `out`, which may be in any memory order.
+
+    A few rows at a time: where an order changes, lines of the cache are used for several planes before they are left.
+    """
+    are_values = np.array_equal(table, np.arange(len(table)))
+    for first in range(0, planes.shape[1], ROWS):
+        rows = slice(first, first + ROWS)
+        part = planes[:, rows]
+        out[:, rows] = part if are_values else np.take(table, part, mode="clip")
 
 
 def sliding_window(

@@ -69,11 +69,10 @@ def tally(
     total = np.zeros(1 << 16, np.int64)
     found = []
     for slab in slabs(image):
-        planes = slice(slab.planes.stop - len(slab.numbers), slab.planes.stop)
-        true = truth[planes]
+        total += np.bincount(truth[slab.box[0]].ravel(), minlength=len(total))
+        true = truth[slab.box]
         counted = np.ones(true.shape, bool) if plan.ignore is None else true != plan.ignore
-        correct = image[planes] == true
-        total += np.bincount(true.ravel(), minlength=len(total))
+        correct = image[slab.box] == true
         counts = [np.bincount(slab.numbers[mask], minlength=slab.components.shape[1]) for mask in (counted, correct)]
         found.append((np.concatenate([slab.components, counts]), slab.touching))
     components, _ = merge_slabs(found)

@@ -1,24 +1,55 @@
 """Whether there is memory for a file, before it is read."""
 
+import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from volseg.data.io.any_scan import paths_of
 from volseg.data.io.choice import Choice
 from volseg.data.io.formats import is_dicom
 from volseg.data.io.read_cost import reading_bytes
-from volseg.errors import InputError, ResourceError
+from volseg.errors import InputError, ResourceError, VolsegError
 from volseg.system import resident_bytes, tightest_limit
 
 MIB, GIB = 2**20, 2**30
 MORE_MEMORY = "Free memory, raise the limit, use a machine with more, or a model with a smaller patch or fewer classes."
 # The least free memory for the next scan to be read while one is computed.
 PLENTY = 2 * GIB
+# The least memory that is set apart for each of the scans at work at once.
+SCAN_BYTES = GIB // 2
 
 
 def has_plenty() -> bool:
     """Whether there is memory for the next scan to be read while one is computed."""
     machine = tightest_limit()
     return machine is None or machine.free >= PLENTY
+
+
+def room_together() -> float:
+    """Bytes that the scans at work at once may take together: half of what is free, as each may need more than
+    `bytes_at_work` when it is computed."""
+    machine = tightest_limit()
+    return math.inf if machine is None else machine.free / 2
+
+
+def bytes_at_work(scan: Any) -> int:
+    """What a scan takes from reading to writing, roughly, from the size that its files state.
+
+    DICOM is counted by the size of its files, because reading their headers takes long. A scan that cannot be read
+    counts as a small one; reading reports it.
+    """
+    with suppress(VolsegError, OSError):
+        paths = paths_of(scan)
+        return SCAN_BYTES + 2 * sum(_size_of_files(one) if is_dicom(one) else reading_bytes(one) for one in paths)
+    return SCAN_BYTES
+
+
+def _size_of_files(path: Path) -> int:
+    """The bytes of a file, or of the files right in a folder."""
+    return sum(one.stat().st_size for one in os.scandir(path)) if path.is_dir() else path.stat().st_size
 
 
 def require_room_to_read(paths: Sequence[Path], choice: Choice, limit: int | None) -> None:

@@ -97,7 +97,8 @@ def stream_logits(volume: torch.Tensor, engine: Engine, order: Triple) -> Iterat
         Index of the first plane, and logits (K, planes, rows, columns) float32. Slabs are in order, without gaps.
 
     Raises:
-        VolsegError: the network's output contains NaN or Inf.
+        VolsegError: the network's output contains NaN or Inf. On a GPU only after the last slab, because every look at
+            a value of its waits for all that it has been given to do.
     """
     windows, device = engine.windows, engine.device
     sizes = volume.shape[1:]
@@ -124,6 +125,7 @@ def stream_logits(volume: torch.Tensor, engine: Engine, order: Triple) -> Iterat
             engine.progress(done, len(places))
     assert ring is not None
     yield from ring.finish(sizes[axis])
+    ring.require_finite()
 
 
 class Ring:
@@ -135,15 +137,18 @@ class Ring:
         sums: zeros, (depth, rows, columns, A) float32.
         head: see `Predictor`.
         slab_logits: see `Engine`.
+        looks: whether each slab's logits are checked before it is given away; else only `require_finite` does.
     """
 
-    def __init__(self, sums: torch.Tensor, head: Head | None, slab_logits: int) -> None:
+    def __init__(self, sums: torch.Tensor, head: Head | None, slab_logits: int, looks: bool | None = None) -> None:
         self.sums = sums
         self.head = head
         self.depth, rows, columns, channels = sums.shape
         classes = head.weight.shape[0] if head else channels
         self.step = max(1, slab_logits // (rows * columns * classes))
         self.finished = 0
+        self.looks = sums.device.type != "cuda" if looks is None else looks
+        self.are_finite = torch.ones((), dtype=torch.bool, device=sums.device)
 
     def add(self, output: torch.Tensor, tiles: Place) -> None:
         """Add one window's output (depth, rows, columns, A), as large as its tiles in stream order."""
@@ -164,13 +169,23 @@ class Ring:
             slab = self.sums[turn : turn + count]
             logits = self._logits(slab)
             slab.zero_()
-            if not bool(torch.isfinite(torch.stack([logits.amin(), logits.amax()])).all()):
-                raise VolsegError(
-                    "The network's output contains NaN or Inf, so no labels can be produced. "
-                    "Check the intensities of the scan, or try --precision fp32."
-                )
+            self.are_finite &= torch.isfinite(torch.stack([logits.amin(), logits.amax()])).all()
+            if self.looks:
+                self.require_finite()
             yield self.finished, logits
             self.finished += count
+
+    def require_finite(self) -> None:
+        """Reject logits that are not finite, of all planes so far.
+
+        Raises:
+            VolsegError: there are such.
+        """
+        if not bool(self.are_finite):
+            raise VolsegError(
+                "The network's output contains NaN or Inf, so no labels can be produced. "
+                "Check the intensities of the scan, or try --precision fp32."
+            )
 
     def _logits(self, slab: torch.Tensor) -> torch.Tensor:
         """(planes, rows, columns, A) as contiguous logits (K, planes, rows, columns)."""

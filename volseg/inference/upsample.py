@@ -59,7 +59,8 @@ def label_slabs(
     layers = _layers(stencils[0])
     voxels = BLOCK_LOGITS.get(device.type, BLOCK_LOGITS["cpu"]) // max(classes, 8)
     blocks = _blocks(stencils[1], stencils[2], voxels, device)
-    labeller = _BlockLabeller(decide or winner, torch.uint8 if classes < 255 else torch.int16, sink)
+    dtype = torch.uint8 if classes < 255 else torch.int16
+    labeller = _BlockLabeller(decide or winner, dtype, sink, everywhere=device.type == "cuda" or sink is not None)
 
     previous: list[torch.Tensor] = []
     for start, slab in chain([first_slab], stream):
@@ -171,11 +172,15 @@ class _Block:
 
 @dataclass(frozen=True, eq=False)
 class _BlockLabeller:
-    """Labels blocks: how classes are decided, their type, and who else gets the logits."""
+    """Labels blocks: how classes are decided, their type, who else gets the logits, and whether all are interpolated.
+
+    A GPU interpolates everywhere: to tell where it need not, the host would wait for it in every block.
+    """
 
     decide: Decide
     dtype: torch.dtype
     sink: Sink | None
+    everywhere: bool
 
     def label_block(
         self,
@@ -190,6 +195,9 @@ class _BlockLabeller:
 
         `winners` are those of `planes`, in order.
         """
+        if self.everywhere:
+            self._interpolate_all(labels, first, block, planes, layers)
+            return
         agreed = dict(zip(planes, block.agree(winners), strict=True))
         bases = torch.stack([_agreed(agreed[layer.lower], agreed[layer.upper]) for layer in layers])
         mixed = bases == torch.iinfo(self.dtype).max
@@ -197,15 +205,11 @@ class _BlockLabeller:
         known: dict[int, torch.Tensor] = {}
         for layer, base, where, count in zip(layers, bases, mixed, counts, strict=True):
             targets = labels[layer.first - first : layer.targets.stop - first, block.targets]
-            if count == 0 and self.sink is None:
+            if count == 0:
                 targets.copy_(base)
-            elif count >= DENSE_FRACTION * base.numel() or self.sink:
-                # The upper plane of a layer is the lower one of the next, unless planes are skipped.
-                known = {
-                    plane: known[plane] if plane in known else block.interpolate(planes[plane])
-                    for plane in (layer.lower, layer.upper)
-                }
-                self._interpolate_all(targets, layer, block, known)
+            elif count >= DENSE_FRACTION * base.numel():
+                known = _around(layer, block, planes, known)
+                self._interpolate(targets, layer, block, known)
             else:
                 index = where.flatten().nonzero().squeeze(1)
                 lower, upper = block.interpolate_at([planes[layer.lower], planes[layer.upper]], index)
@@ -214,14 +218,33 @@ class _BlockLabeller:
                     target.copy_(base)
 
     def _interpolate_all(
-        self, targets: torch.Tensor, layer: _Layer, block: _Block, known: dict[int, torch.Tensor]
+        self, labels: torch.Tensor, first: int, block: _Block, planes: dict[int, torch.Tensor], layers: list[_Layer]
     ) -> None:
+        """The same as `label_block`, without looking where planes agree."""
+        known: dict[int, torch.Tensor] = {}
+        for layer in layers:
+            known = _around(layer, block, planes, known)
+            targets = labels[layer.first - first : layer.targets.stop - first, block.targets]
+            self._interpolate(targets, layer, block, known)
+
+    def _interpolate(self, targets: torch.Tensor, layer: _Layer, block: _Block, known: dict[int, torch.Tensor]) -> None:
         """Label every voxel of the block between two planes, whose in-plane interpolation is `known`."""
         for plane, (target, weight) in enumerate(zip(targets, layer.weights, strict=True), start=layer.first):
             logits = torch.lerp(known[layer.lower], known[layer.upper], weight)
             if self.sink:
                 self.sink(plane, block.targets, logits.view(-1, *target.shape))
             target.copy_(self.decide(logits, self.dtype).view_as(target))
+
+
+def _around(
+    layer: _Layer, block: _Block, planes: dict[int, torch.Tensor], known: dict[int, torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """The in-plane interpolation of the planes around a layer, of which some may be known."""
+    # The upper plane of a layer is the lower one of the next, unless planes are skipped.
+    return {
+        plane: known[plane] if plane in known else block.interpolate(planes[plane])
+        for plane in (layer.lower, layer.upper)
+    }
 
 
 def _agreed(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -17,10 +17,12 @@ from volseg.data.grid.geometry import Box, Geometry, GridMap, map_to_network
 from volseg.data.grid.intensities import LARGE_OFFSET, PLAIN, Reference, mean_and_std, reference_for
 from volseg.data.grid.nonzero import filled_nonzero, nonzero_box
 from volseg.data.grid.resample import resample_classes, resample_nearest, resample_slabs, separate_axis
-from volseg.device import has_room
+from volseg.device import has_room, to_device
 from volseg.errors import InputError
 
 CPU = torch.device("cpu")
+# Stored types that torch converts on every device.
+_ON_DEVICE = ("uint8", "int8", "int16", "int32", "float32")
 # Intensities are divided in float32, which cannot represent smaller divisors at full precision.
 _SMALLEST_DIVISOR = float(np.finfo(np.float32).tiny)
 
@@ -69,6 +71,29 @@ def normaliser(
     return normalise
 
 
+def device_normaliser(
+    channel: Channel, volume: np.ndarray, box: Box | None, device: torch.device
+) -> Callable[[int, int], torch.Tensor] | None:
+    """`normaliser` that gives planes on a device and computes there, from intensities as stored, equal bit for bit.
+
+    None where float32 cannot hold the intensities, or a mask is needed: then the host normalises.
+    """
+    reference, *numbers = _shift_and_scale(channel, volume, None)
+    if reference != PLAIN or channel.normalisation == "zscore_nonzero" or volume.dtype not in _ON_DEVICE:
+        return None
+    # As tensors: torch multiplies by the reciprocal of a number, which rounds otherwise.
+    shift, scale = (torch.tensor(number, dtype=torch.float32, device=device) for number in numbers)
+    part = volume[tuple(slice(*span) for span in box or ())]
+
+    def normalise(start: int, stop: int) -> torch.Tensor:
+        values = to_device(part[start:stop], device).to(torch.float32)
+        if channel.normalisation == "ct" and channel.clip is not None:
+            values = values.clamp(*channel.clip)
+        return (values - shift).div_(scale)
+
+    return normalise
+
+
 def image_to_network(
     channels: Sequence[np.ndarray],
     geometry: Geometry,
@@ -107,10 +132,12 @@ def image_to_network(
     result = torch.empty(shape, device=device if has_room(device, 4 * math.prod(shape)) else CPU)
 
     def resample(channel: Channel, volume: np.ndarray, out: torch.Tensor) -> None:
-        normalise = normaliser(channel, volume, mask, box)
+        on_device = device_normaliser(channel, volume, box, device) if device.type == "cuda" else None
+        normalise = on_device or normaliser(channel, volume, mask, box)
 
         def read(start: int, stop: int) -> torch.Tensor:
-            return torch.from_numpy(normalise(start, stop)).to(device)
+            planes = normalise(start, stop)
+            return to_device(planes, device) if isinstance(planes, np.ndarray) else planes
 
         resample_slabs(read, grid.box_shape, grid.shape, plan.image_resampling, separate, out)
 

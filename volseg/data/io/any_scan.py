@@ -1,5 +1,6 @@
 """A scan from any object that Python users may pass: a path, an image object, or an array with an affine."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
         raise UsageError("series and volume choose within a file. Give one volume as an array or image.")
     found = _from_object(scan, channels)
     return made_upright(found) if choice.untilt else found
+
+
+def paths_of(scan: Any) -> Sequence[Path]:
+    """The files of a scan, one per channel, or its folder; none of an array or image object."""
+    return scan.paths if isinstance(scan, Case) else [given_path(scan)] if isinstance(scan, str | Path) else []
 
 
 def _from_object(scan: Any, channels: int) -> Scan:

@@ -140,8 +140,10 @@ def filled(stream: io.BufferedIOBase, array: np.ndarray, source: str) -> np.ndar
         EOFError: compressed bytes end in the middle.
     """
     remaining = memoryview(array.T.reshape(-1).view(np.uint8).data)
+    # GzipFile itself would read into new memory and copy it; what it reads from, which has its place, does not.
+    source_of_bytes = getattr(stream, "_buffer", stream)
     while remaining:
-        count = stream.readinto(remaining[:_CHUNK])
+        count = source_of_bytes.readinto(remaining[:_CHUNK])
         if not count:
             raise InputError(
                 f"{source} is too short: its header declares {array.nbytes} bytes of voxels, found "

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from volseg.config import Activation, Mid, NetworkConfig, Norm, Triple, checked

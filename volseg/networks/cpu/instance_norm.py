@@ -132,7 +132,7 @@ class InstanceNormFunction(torch.autograd.Function):
 
 
 class NormBySample(torch.autograd.Function):
-    """Instance norm as the batch norm of each sample by itself, with float32 sums: of bfloat16 on a CPU, on GPUs of all.
+    """Instance norm as the batch norm of each sample by itself, with float32 sums.
 
     torch's batch norm has kernels for channels-last maps everywhere.
     """
@@ -154,16 +154,24 @@ class NormBySample(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients for x, weight and bias."""
         x, weight, mean, inverse_std = ctx.saved_tensors
-        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight)
-        gradients = gradient.contiguous(memory_format=torch.channels_last_3d).split(1)
-        d_x = torch.empty_like(x) if len(x) > 1 else None
-        for number, (sample, one, *sums) in enumerate(zip(x.split(1), gradients, mean, inverse_std, strict=True)):
-            found = torch.ops.aten.native_batch_norm_backward(
-                one, sample, weight, None, None, *sums, True, ctx.eps, [True, True, True]
-            )
-            if d_x is None:
-                return found[0], found[1], found[2], None
-            d_x[number : number + 1] = found[0]
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        if len(x) == 1:
+            return (*_sample_gradients(gradient, x, weight, mean[0], inverse_std[0], ctx.eps), None)
+        d_x, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        samples = gradient.split(1), x.split(1), d_x.split(1), mean, inverse_std
+        for one, sample, target, *sums in zip(*samples, strict=True):
+            found = _sample_gradients(one, sample, weight, *sums, ctx.eps)
+            target.copy_(found[0])
             d_weight += found[1]
             d_bias += found[2]
         return d_x, d_weight, d_bias, None
+
+
+def _sample_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the norm of one sample (1, C, D, H, W) for x, weight and bias."""
+    d_x, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+        gradient, x, weight, None, None, mean, inverse_std, True, eps, [True, True, True]
+    )
+    return d_x, d_weight, d_bias

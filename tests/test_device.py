@@ -38,7 +38,8 @@ def test_a_missing_device_is_rejected(monkeypatch, name, count, message):
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 1), (4, 1, 3), (16, 1, 8), (16, 2, 7), (16, 8, 1), (4, 8, 1)]
+    ("cores", "processes", "workers"),
+    [(1, 1, 1), (2, 1, 1), (4, 1, 2), (16, 1, 14), (64, 1, 62), (16, 2, 6), (16, 8, 1), (4, 8, 1)],
 )
 def test_a_gpu_gets_its_part_of_the_cores(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)

@@ -194,6 +194,26 @@ def release_cached_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+@contextmanager
+def expandable_memory(device: torch.device, needed: bool) -> Iterator[None]:
+    """Let torch extend its blocks of GPU memory, for tensors whose sizes change, such as those of growing patches.
+
+    It is `expandable_segments:True` of the environment variable PYTORCH_CUDA_ALLOC_CONF. Without it, blocks that were
+    freed do not fit the next, larger tensors, and stay taken. Where that variable is set, it decides alone.
+    """
+    configured = any(os.environ.get(name) for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
+    if device.type != "cuda" or not needed or configured:
+        yield
+        return
+    # torch 2.9 moved it.
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", torch.cuda.memory._set_allocator_settings)
+    configure("expandable_segments:True")
+    try:
+        yield
+    finally:
+        configure("expandable_segments:False")
+
+
 def free_gpu_memory(device: torch.device) -> int:
     """Bytes of a CUDA device that this process can still allocate, including what torch has cached."""
     free, _ = torch.cuda.mem_get_info(device)

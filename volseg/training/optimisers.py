@@ -74,7 +74,7 @@ class Muon(torch.optim.AdamW):
 
 
 def _computed_together(kernels: list[Tensor]) -> list[list[Tensor]]:
-    """Kernels in groups: on a GPU those of one shape, because starting an operation takes longer there than a small one.
+    """Kernels in groups: on a GPU those of one shape, because starting an operation takes longer than a small one.
 
     On a CPU each by itself, which takes the least memory.
     """

@@ -54,7 +54,8 @@ class Muon(torch.optim.AdamW):
 
     def _step_kernels(self, kernels: list[Tensor], rate: float) -> None:
         """One step of kernels of one shape, in as many operations as for one of them."""
-        gradients, momenta = [kernel.grad for kernel in kernels], []
+        gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
+        momenta: list[Tensor] = []
         for kernel in kernels:
             state = self.state[kernel]
             if not state:

@@ -158,9 +158,9 @@ class NormBySample(torch.autograd.Function):
         if len(x) == 1:
             return (*_sample_gradients(gradient, x, weight, mean[0], inverse_std[0], ctx.eps), None)
         d_x, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        samples = gradient.split(1), x.split(1), d_x.split(1), mean, inverse_std
-        for one, sample, target, *sums in zip(*samples, strict=True):
-            found = _sample_gradients(one, sample, weight, *sums, ctx.eps)
+        samples = zip(gradient.split(1), x.split(1), mean, inverse_std, strict=True)
+        for target, (one, sample, own_mean, own_std) in zip(d_x.split(1), samples, strict=True):
+            found = _sample_gradients(one, sample, weight, own_mean, own_std, ctx.eps)
             target.copy_(found[0])
             d_weight += found[1]
             d_bias += found[2]

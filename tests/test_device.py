@@ -10,6 +10,7 @@ import torch
 from volseg.device import (
     batch_workers,
     choose_device,
+    expandable_memory,
     free_gpu_memory,
     gpu_memory_gb,
     has_room,
@@ -38,7 +39,8 @@ def test_a_missing_device_is_rejected(monkeypatch, name, count, message):
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 1), (4, 1, 3), (16, 1, 8), (16, 2, 7), (16, 8, 1), (4, 8, 1)]
+    ("cores", "processes", "workers"),
+    [(1, 1, 1), (2, 1, 1), (4, 1, 2), (16, 1, 14), (64, 1, 62), (16, 2, 6), (16, 8, 1), (4, 8, 1)],
 )
 def test_a_gpu_gets_its_part_of_the_cores(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
@@ -92,3 +94,33 @@ def test_only_a_forked_process_computes_on_one_thread(monkeypatch, caplog, forke
     limit_threads_after_fork()
     assert (set_to or [threads]) == [left]
     assert bool(caplog.messages) == bool(set_to) == (left < threads)
+
+
+@pytest.fixture
+def allocator(monkeypatch):
+    """What torch's allocator is told, and an environment without its variables."""
+    told = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append, raising=False)
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    return told
+
+
+def test_gpu_memory_is_expandable_while_patches_grow(allocator):
+    with expandable_memory(GPU, needed=True):
+        assert allocator == ["expandable_segments:True"]
+    assert allocator == ["expandable_segments:True", "expandable_segments:False"]
+
+
+@pytest.mark.parametrize(
+    ("device", "needed", "variable"),
+    [(GPU, False, None), (CPU, True, None), (GPU, True, "PYTORCH_CUDA_ALLOC_CONF"), (GPU, True, "PYTORCH_ALLOC_CONF")],
+)
+def test_the_allocator_is_left_alone_where_it_is_not_needed_or_configured(
+    allocator, monkeypatch, device, needed, variable
+):
+    if variable:
+        monkeypatch.setenv(variable, "max_split_size_mb:128")
+    with expandable_memory(device, needed):
+        pass
+    assert allocator == []

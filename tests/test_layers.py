@@ -25,7 +25,7 @@ RANKS = {
 # Within a package, rooms that others of the same package are built on; what is not listed comes after them.
 ROOMS = {
     "data": {"grid": 0, "io": 1, "folds": 2, "dataset_json": 2, "cases": 3},
-    "networks": {"cpu": 0},
+    "networks": {"kernels": 0, "cuda": 0.5, "cpu": 1},
     "api": {"outputs": 0},
     "training": dict.fromkeys(
         ("budget", "losses", "loop", "moments", "optimisers", "parts", "ranks", "signals", "state"), 0

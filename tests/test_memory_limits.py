@@ -118,7 +118,7 @@ def test_a_system_that_tells_nothing_has_no_limits(monkeypatch):
     assert machine_memory_gb() == float("inf")
 
 
-@pytest.mark.parametrize(("free", "workers"), [(100 * GIB, 7), (5 * GIB, 5), (GIB, 1), (0, 1)])
+@pytest.mark.parametrize(("free", "workers"), [(100 * GIB, 6), (5 * GIB, 5), (GIB, 1), (0, 1)])
 def test_batch_workers_are_as_many_as_the_memory_holds(monkeypatch, free, workers):
     monkeypatch.setattr("volseg.device.usable_cores", lambda: 8)
     monkeypatch.setattr("volseg.device.tightest_limit", lambda: MemoryLimit(100 * GIB, free, "this machine"))

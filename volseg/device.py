@@ -18,9 +18,21 @@ from volseg.text import shortened
 logger = logging.getLogger(__name__)
 
 ADVICE = "Free memory, use a machine with more of it, or reduce the patch or batch size."
-MOST_WORKERS = 8
+# For the loop that trains, and for the thread that moves batches to the GPU.
+OTHER_CORES = 2
 # Of a worker: torch, MONAI and a few batches.
 WORKER_BYTES = 1 << 30
+# What cuDNN and cuBLAS also say when memory ran out inside them, but not only then.
+_PERHAPS_NO_MEMORY = (
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "unable to find an engine to execute this computation",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+)
+# Free memory of a GPU below which these mean that it ran out: cuDNN asks for a few hundred megabytes at a time.
+FULL_BYTES = 1 << 29
 # Whether this process was forked from one that had loaded this module, and perhaps started PyTorch's threads.
 _forked = False
 
@@ -126,14 +138,15 @@ def batch_workers(device: torch.device, processes: int) -> int:
     """The number of workers that prepare batches for each of the `processes` that train on this machine.
 
     One on a CPU, where training needs the cores and waits for its only worker 1 % of the time. On a GPU, which uses
-    batches faster than one worker prepares them: all cores but one, divided by `processes`, at most 8, and as many as
-    the free memory holds.
+    batches faster than one worker prepares them: the cores divided by `processes` but two for each, and as many as the
+    free memory holds.
     """
     if device.type == "cpu":
         return 1
     machine = tightest_limit()
-    fitting = MOST_WORKERS if machine is None else machine.free // (WORKER_BYTES * processes)
-    return max(1, min((usable_cores() - 1) // processes, MOST_WORKERS, fitting))
+    cores = usable_cores() // processes - OTHER_CORES
+    fitting = cores if machine is None else machine.free // (WORKER_BYTES * processes)
+    return max(1, min(cores, fitting))
 
 
 @contextmanager
@@ -146,9 +159,60 @@ def memory_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
+        if not ran_out_of_memory(error):
             raise
         raise ResourceError(f"Out of memory while {doing}. {ADVICE}") from error
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in whatever words; what cuDNN says at other times too, if it is full.
+
+    cuDNN and cuBLAS take memory of their own, and where there is none they say that a convolution is not supported, or
+    that they have failed.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
+        return True
+    return may_be_out_of_memory(error) and _gpu_is_full()
+
+
+def may_be_out_of_memory(error: BaseException) -> bool:
+    """Whether less memory may help against an error: out of memory, and what cuDNN and cuBLAS may mean by it."""
+    if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _PERHAPS_NO_MEMORY)
+
+
+def _gpu_is_full() -> bool:
+    # After some errors the GPU answers nothing more.
+    with suppress(RuntimeError, AssertionError):
+        return torch.cuda.is_initialized() and torch.cuda.mem_get_info()[0] < FULL_BYTES
+    return False
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Give back the memory of a GPU that torch keeps for its next tensors, so that cuDNN can have it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def expandable_memory(device: torch.device, needed: bool) -> Iterator[None]:
+    """Let torch extend its blocks of GPU memory, for tensors whose sizes change, such as those of growing patches.
+
+    It is `expandable_segments:True` of the environment variable PYTORCH_CUDA_ALLOC_CONF. Without it, blocks that were
+    freed do not fit the next, larger tensors, and stay taken. Where that variable is set, it decides alone.
+    """
+    configured = any(os.environ.get(name) for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
+    if device.type != "cuda" or not needed or configured:
+        yield
+        return
+    # torch 2.9 moved it.
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", torch.cuda.memory._set_allocator_settings)
+    configure("expandable_segments:True")
+    try:
+        yield
+    finally:
+        configure("expandable_segments:False")
 
 
 def free_gpu_memory(device: torch.device) -> int:

@@ -41,6 +41,8 @@ _NO_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
+    # torch asks NVML for the free memory when it reports that memory ran out.
+    "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
 )
 # Of version 2 and 1 of control groups: the controller, where they are mounted, the files of limits and of use, and the
 # lines of memory.stat that count file pages.

@@ -1,5 +1,7 @@
 """What a `Labeller` hands to the engine."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
 from volseg.inference.labelling import Labeller
 from volseg.inference.upsample import last_present, winner
 from volseg.inference.windows import Windows
+from volseg.networks import UNet
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 
@@ -61,13 +64,43 @@ def test_windows_chunks_and_precision_arrive_in_the_engine(monkeypatch):
     assert engine.windows is seen["windows"]
     assert engine.device == torch.device("cpu")
     assert engine.slab_logits == SLAB_LOGITS_PER_VOXEL * (1 << 12)
-    assert seen["computing"] == (torch.device("cpu"), torch.float32, False)
+    assert seen["computing"][0] is engine
+    assert seen["computing"][2:] == (torch.float32, False)
     assert (target.shape, target.decide, target.sink) == (seen["grid"].box_shape, winner, None)
     assert {stage for stage, *_ in told} == {"segment"}
     counts = [tuple(map(int, text.removeprefix("window ").split(" of "))) for *_, text in told]
     assert [fraction for _, fraction, _ in told] == [done / total for done, total in counts]
     assert counts[-1][0] == counts[-1][1] > 1
-    assert labelled(monkeypatch, tiny_plan())["computing"][2] == ChunkSize().keep_freed
+    assert labelled(monkeypatch, tiny_plan())["computing"][3] == ChunkSize().keep_freed
+
+
+@pytest.mark.parametrize(("size", "batch", "mirror", "fixed"), [(8, 1, (), False), (48, 1, (), True),
+                                                                (48, 8, (), False), (48, 8, (0, 1), True)])  # fmt: skip
+def test_cudnn_is_tuned_for_scans_of_many_windows(monkeypatch, size, batch, mirror, fixed):
+    asked = []
+
+    @contextmanager
+    def tuned(device, fixed):
+        asked.append(fixed)
+        yield
+
+    monkeypatch.setattr(labelling, "tuned_convolutions", tuned)
+    # 11 x 5 x 5 windows of 8 voxels along 48, 24 and 24.
+    volume = torch.zeros(1, size, 24, 24)
+    labelling.sliding_window(volume, torch.nn.Identity().eval(), (8, 8, 8), batch_size=batch, mirror_axes=mirror)
+    assert asked == [fixed]
+
+
+def test_logits_do_not_depend_on_the_autocast_of_the_program_around(monkeypatch):
+    torch.manual_seed(0)
+    # More classes than features: the last layer follows the blending.
+    network = UNet(in_channels=1, classes=12, features=[4, 8]).eval()
+    volume = torch.randn(1, 20, 16, 12)
+    expected = labelling.sliding_window(volume, network, (8, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = labelling.sliding_window(volume, network, (8, 8, 8))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("rule", ["scipy", "torch"])

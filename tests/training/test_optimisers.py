@@ -112,3 +112,35 @@ def test_steps_do_not_depend_on_the_memory_format_of_a_kernel() -> None:
             optimizer.step()
         results.append(layer.weight.detach().contiguous())
     torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)
+
+
+def test_kernels_of_one_shape_together_take_the_steps_of_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(together: bool) -> list[torch.Tensor]:
+        if together:
+            monkeypatch.setattr(
+                "volseg.training.optimisers._computed_together",
+                lambda kernels: [
+                    [one for one in kernels if one.shape == shape] for shape in {k.shape for k in kernels}
+                ],
+            )
+        torch.manual_seed(0)
+        shapes = [(4, 8), (8, 4), (4, 8), (4, 8), (8, 4)]
+        network = nn.Sequential(*(nn.Conv3d(one, other, 3) for one, other in shapes))
+        optimizer = Muon(network, 0.02, 0.1)
+        for _ in range(3):
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape)
+            optimizer.step()
+        return list(network.state_dict().values())
+
+    for single, joint in zip(trained(together=False), trained(together=True), strict=True):
+        torch.testing.assert_close(joint, single, atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_of_matrices_becomes_orthogonal_one_by_one() -> None:
+    matrices = (
+        torch.randn(3, 16, 27, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-4, 1, 1e4])[:, None, None]
+    )
+    for batch in (matrices, matrices.mT, torch.zeros(2, 4, 8)):
+        single = torch.stack([orthogonalise(one) for one in batch])
+        torch.testing.assert_close(orthogonalise(batch), single, atol=1e-5, rtol=1e-5)

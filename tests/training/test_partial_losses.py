@@ -21,7 +21,7 @@ from volseg.training.losses import (
     require_partial_labels,
     soft_dice,
 )
-from volseg.training.ranks import SINGLE_PROCESS
+from volseg.training.ranks import SINGLE_PROCESS, Ranks
 from volseg.training.state import TrainingState
 
 
@@ -148,10 +148,11 @@ def test_a_batch_without_any_annotated_region_teaches_nothing():
     assert not logits.grad.any()
 
 
-@dataclass
-class OtherRank:
+@dataclass(frozen=True)
+class OtherRank(Ranks):
     """Stands for two ranks: what `sum` is given is kept, or added to what the other rank has given."""
 
+    world: int = 2
     others: list[Tensor] | None = None
     given: list[Tensor] = field(default_factory=list)
 
@@ -170,8 +171,27 @@ def test_two_ranks_with_different_annotated_labels_have_the_loss_of_the_whole_ba
     alone = of(logits, target, SINGLE_PROCESS, annotated)
     other = OtherRank()
     of(logits[1:], target[1:], other, annotated[1:])
-    shared = of(logits[:1], target[:1], OtherRank(other.given), annotated[:1])
+    shared = of(logits[:1], target[:1], OtherRank(others=other.given), annotated[:1])
     assert shared.item() == pytest.approx(alone.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_ranks_add_up_the_sums_of_all_resolutions_at_once(loss, partial):
+    torch.manual_seed(7)
+    sizes = (8, 4, 2, 1)
+    outputs = [torch.randn(2, 3, size, size, size) for size in sizes]
+    target = torch.randint(0, 3, (2, 8, 8, 8))
+    annotated = flags([True, False], [True, True]) if partial else None
+    of = SegmentationLoss(loss)
+    alone = of(outputs, target, SINGLE_PROCESS, annotated)
+    one, other = OtherRank(), OtherRank()
+    for rank, part in ((one, slice(0, 1)), (other, slice(1, 2))):
+        of([output[part] for output in outputs], target[part], rank, annotated[part] if partial else None)
+        assert len(rank.given) == 1
+    whole = OtherRank(others=other.given)
+    shared = of([output[:1] for output in outputs], target[:1], whole, annotated[:1] if partial else None)
+    assert shared.item() == pytest.approx(alone.item(), abs=1e-5)
 
 
 def test_the_loop_hands_the_annotated_labels_to_the_loss():

@@ -1,5 +1,6 @@
 """Apply a loaded model: from a scan in network space to label values in image space; or any module to a volume."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,15 +21,17 @@ from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
 from volseg.inference.engine import Target, segment
 from volseg.inference.stream import Engine, Head, Predictor, stream_logits, stream_order
 from volseg.inference.upsample import Sink, last_present, winner
-from volseg.inference.windows import Windows, check_overlap
+from volseg.inference.windows import Windows, check_overlap, window_count
 from volseg.networks import UNet
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.networks.cpu.point_conv import PointConv
-from volseg.precision import autocast, choose_precision, exact_float32
+from volseg.precision import autocast, choose_precision, exact_float32, tuned_convolutions
 from volseg.progress import Progress, silent
 
 # Rows of labels written at a time.
 ROWS = 16
+# Calls of the network from which cuDNN's choice of its kernels by time is worth the second that it takes: an estimate.
+TUNED_CALLS = 100
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Labeller:
         decide = last_present if self.plan.regions else winner
         rule = self.plan.logits_resampling.nearest
         target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule)
-        with self.turns or nullcontext(), torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
+        computing = _computing(engine, volume, self.dtype, chunk.keep_freed)
+        with self.turns or nullcontext(), torch.inference_mode(), computing:
             volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
             for first, planes in to_host(segment(volume, engine, target)):
                 _put_values(planes, table, planes_of[first : first + len(planes)])
@@ -164,7 +168,7 @@ def sliding_window(
     order = stream_order((d, h, w))
     logits: Tensor | None = None
     # Not inference mode, whose tensors cannot take part in a caller's autograd.
-    with torch.no_grad(), _computing(device, dtype):
+    with torch.no_grad(), _computing(engine, volume, dtype):
         for first, slab in stream_logits(volume, engine, order):
             if logits is None:
                 logits = torch.empty((len(slab), d, h, w), device=volume.device)
@@ -196,9 +200,18 @@ def _checked_arguments(
 
 
 @contextmanager
-def _computing(device: torch.device, dtype: torch.dtype, keep_freed: bool = True) -> Iterator[None]:
-    """The settings under which windows are computed."""
-    with exact_float32(device, dtype), keep_freed_memory() if keep_freed else nullcontext():
+def _computing(engine: Engine, volume: Tensor, dtype: torch.dtype, keep_freed: bool = True) -> Iterator[None]:
+    """The settings under which the windows of a volume (C, D, H, W) are computed."""
+    windows, device = engine.windows, engine.device
+    counts = (window_count(*axis, windows.overlap) for axis in zip(volume.shape[1:], windows.patch_size, strict=True))
+    calls = (math.prod(counts) << len(windows.mirror_axes)) // max(1, windows.batch_size)
+    with (
+        exact_float32(device, dtype),
+        # Sums and the last layer are float32, even if the program around volseg is under autocast.
+        autocast(device, torch.float32),
+        tuned_convolutions(device, calls >= TUNED_CALLS),
+        keep_freed_memory() if keep_freed else nullcontext(),
+    ):
         yield
 
 

@@ -9,9 +9,11 @@ the blending: it then runs once per voxel instead of once per window, and the ri
 has inputs, for any number of classes. `Predictor.head` is that layer.
 """
 
+import logging
 import math
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import TypeAlias
@@ -19,8 +21,11 @@ from typing import TypeAlias
 import torch
 
 from volseg.config import Triple, exchanged_order
+from volseg.device import may_be_out_of_memory, ran_out_of_memory, release_cached_memory
 from volseg.errors import VolsegError
 from volseg.inference.windows import Tile, Windows, axis_tiles, read_window, window_constants
+
+logger = logging.getLogger(__name__)
 
 # (B, C, d, h, w) windows to (B, A, d, h, w): logits, or the features before the last layer.
 Forward: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -201,17 +206,15 @@ def _outputs(
     volume: torch.Tensor, engine: Engine, places: list[tuple[Place, Values]]
 ) -> Iterator[tuple[Place, torch.Tensor]]:
     """Each place in order with its output (A, d, h, w); a window of constant `Values` is not part of a batch."""
-    windows, device, forward = engine.windows, engine.device, engine.predictor.forward
+    windows, device, batches = engine.windows, engine.device, _Batches(engine)
     shape = (volume.shape[0], *windows.patch_size)
-    if windows.mirror_axes:
-        forward = averaged_over_flips(forward, windows)
     batch = torch.empty((max(1, windows.batch_size >> len(windows.mirror_axes)), *shape), device=device)
 
     # Only one, because an output is large, and nearly all constant windows of a scan are the same background.
     @lru_cache(maxsize=1)
     def constant_output(values: tuple[float, ...]) -> torch.Tensor:
         window = torch.tensor(values, device=device).reshape(1, -1, 1, 1, 1).expand(1, *shape)
-        return forward(window.contiguous())[0]
+        return next(batches.outputs(window.contiguous()))
 
     waiting: list[tuple[Place, Values]] = []
     filled = 0
@@ -222,11 +225,59 @@ def _outputs(
             filled += 1
         if filled < len(batch) and number < len(places):
             continue
-        outputs = iter(forward(batch[:filled])) if filled else iter(())
+        outputs = batches.outputs(batch[:filled])
         for waiting_place, constant in waiting:
             yield waiting_place, next(outputs) if constant is None else constant_output(constant)
         del outputs
         waiting, filled = [], 0
+
+
+class _Batches:
+    """Computes windows, as many at once as there is memory for; when it runs out half as many, and so to the end.
+
+    Args:
+        engine: its windows state how many at first.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.windows, self.device = engine.windows, engine.device
+        self.forward = engine.predictor.forward
+        self.at_once = max(1, engine.windows.batch_size)
+
+    def outputs(self, batch: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The outputs (A, d, h, w) of windows (B, C, d, h, w), in order; those before an error are not repeated.
+
+        Raises:
+            RuntimeError, MemoryError: those of the network; of memory if a single window is too large.
+        """
+        done = 0
+        while done < len(batch):
+            part = batch[done : done + max(1, self.at_once >> len(self.windows.mirror_axes))]
+            outputs = self._computed(part)
+            if outputs is not None:
+                done += len(part)
+                yield from outputs
+            # They are large, and the next ones are about to be computed.
+            del outputs
+
+    def _computed(self, part: torch.Tensor) -> torch.Tensor | None:
+        """The outputs of windows (B, C, d, h, w); None where memory ran out, after which fewer are computed at once."""
+        flips = 1 << len(self.windows.mirror_axes)
+        images = min(self.at_once, flips * len(part))
+        try:
+            if flips == 1:
+                return self.forward(part)
+            return averaged_over_flips(self.forward, replace(self.windows, batch_size=self.at_once))(part)
+        except (RuntimeError, MemoryError) as error:
+            if images == 1 or not may_be_out_of_memory(error):
+                raise
+            # The error holds the feature maps that were in memory where it arose.
+            traceback.clear_frames(error.__traceback__)
+            reason = "Out of memory" if ran_out_of_memory(error) else "cuDNN failed, perhaps for lack of memory,"
+        release_cached_memory(self.device)
+        self.at_once = images // 2
+        logger.warning("%s with %d windows at once; continuing with %d", reason, images, self.at_once)
+        return None
 
 
 def averaged_over_flips(forward: Forward, windows: Windows) -> Forward:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from volseg.config import Activation, Mid, NetworkConfig, Norm, Triple, checked
@@ -17,6 +16,8 @@ from volseg.errors import UsageError
 from volseg.networks.cpu.conv3d import Conv
 from volseg.networks.cpu.instance_norm import InstanceNorm
 from volseg.networks.cpu.planar_conv import InPlaneConv, ThroughPlaneConv
+from volseg.networks.cuda import AvgPool
+from volseg.networks.kernels import WEIGHTS
 
 LEAKY_SLOPE = 0.01
 UNIT_STRIDE: Triple = (1, 1, 1)
@@ -135,7 +136,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential()
         if stride != UNIT_STRIDE:
             # ceil_mode: for sizes that the stride does not divide, as the padded convolution has it.
-            self.skip.append(nn.AvgPool3d(stride, ceil_mode=True))
+            self.skip.append(AvgPool(stride))
         if in_channels != out_channels:
             self.skip.append(nn.Conv3d(in_channels, out_channels, 1, bias=False))
             self.skip.append(make_norm(config.norm, out_channels))
@@ -212,14 +213,13 @@ def matched_channels(in_channels: int, out_channels: int, kernel: Triple) -> int
 def initialise(network: nn.Module) -> None:
     """Draw convolution weights from He's normal distribution and set their biases to 0, as nnU-Net does.
 
-    The weights are in channels-last format. Convolutions then compute in that format, whatever the format of the
-    input: about twice as fast on the CPU for large feature maps.
+    The weights are in the format of `volseg.networks.kernels.WEIGHTS`.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
             # Without values there is nothing to draw, but torch would load its compiler for it.
             if not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            module.weight.data = module.weight.data.contiguous(memory_format=WEIGHTS)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

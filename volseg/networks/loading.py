@@ -17,6 +17,7 @@ from volseg.modelfile.header import FLOATING, read_header
 from volseg.modelfile.weights import load_weights
 from volseg.networks.build import NETWORKS, outline
 from volseg.networks.ensemble import Ensemble
+from volseg.networks.kernels import WEIGHTS
 from volseg.networks.own import NetworkFactory, build_own, require_factory
 from volseg.text import first_few, printable, shortened
 
@@ -198,6 +199,6 @@ def _placed(stored: Tensor, wanted: Tensor) -> Tensor:
     """A copy of a stored tensor in the number type of `wanted`, and in the memory format that `initialise` gives."""
     found = stored.to(wanted.dtype)
     if found.ndim == 5:
-        found = found.contiguous(memory_format=torch.channels_last_3d)
+        found = found.contiguous(memory_format=WEIGHTS)
     # A view of the file would change with the file.
     return found.clone() if found is stored else found

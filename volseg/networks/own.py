@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from volseg.config import Plan, Triple
-from volseg.device import random_numbers_kept
+from volseg.device import ran_out_of_memory, random_numbers_kept
 from volseg.errors import UsageError
 from volseg.precision import autocast
-from volseg.system import is_out_of_memory
 from volseg.text import printable, shortened
 
 # Makes a network from the plan of a run or of a model. Of the plan it needs `plan.network.in_channels`,
@@ -111,7 +110,7 @@ def run_once(network: nn.Module, plan: Plan, size: Triple, batch: int = 1, dtype
             return network(torch.zeros(batch, plan.network.in_channels, *size, device=device))
     # What modules raise for a shape that they cannot take.
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
+        if ran_out_of_memory(error):
             raise
         reason = shortened(printable(" ".join(str(error).split())).rstrip("."), LONGEST)
         raise _refused(network, plan, size, f"raised {type(error).__name__} ({reason})") from error

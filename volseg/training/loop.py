@@ -10,7 +10,7 @@ from torch import Tensor
 
 from volseg.config import TrainingConfig
 from volseg.errors import TrainingError
-from volseg.precision import autocast, choose_precision
+from volseg.precision import autocast, choose_precision, exact_float32, tuned_convolutions
 from volseg.training.budget import Budget
 from volseg.training.losses import supervised_loss
 from volseg.training.optimisers import learning_rate
@@ -79,8 +79,10 @@ def fit(
         rate = learning_rate(progress, config.learning_rate, config.warmup)
         for group, scale in zip(state.optimizer.param_groups, state.scales, strict=True):
             group["lr"] = rate * scale
+        full = batch["image"].shape
         batch = crop_patches(batch, progress, state.step)
-        value = _step(state, network_loss, batch, scaler, config, device)
+        with exact_float32(device, dtype), tuned_convolutions(device, fixed=batch["image"].shape == full):
+            value = _step(state, network_loss, batch, scaler, config, device)
         state.step += 1
         state.update_ema(config.ema_fraction, config.ema_decay)
 

@@ -24,7 +24,9 @@ A loss is that of the global batch; each of the `ranks` holds a shard of it.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,18 @@ from volseg.training.ranks import SINGLE_PROCESS, Ranks
 SMOOTH = 1e-5
 # From logits (B, K, D, H, W) and their target to a scalar.
 PlainLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+class Term(NamedTuple):
+    """A part of a loss that is computed from sums over the global batch.
+
+    Attributes:
+        sums: those over this rank's shard, float32 of any shape.
+        value: the scalar for the sums over all ranks.
+    """
+
+    sums: Tensor
+    value: Callable[[Tensor], Tensor]
 
 
 def merged_logits(logits: Tensor, annotated: Tensor | None) -> Tensor:
@@ -76,6 +90,10 @@ def soft_dice(
     Raises:
         UsageError: the shape of the target or of `annotated` does not fit the logits.
     """
+    return _summed([_dice_term(logits, target, regions, annotated)], ranks)[0]
+
+
+def _dice_term(logits: Tensor, target: Tensor, regions: bool, annotated: Tensor | None) -> Term:
     target = checked_target(logits, target, regions)
     _check_annotated(logits, annotated, regions)
     counted = (target != IGNORED).float()
@@ -92,15 +110,24 @@ def soft_dice(
     if annotated is None:
         overlap = (probabilities * truth).sum(over)[first:]
         total = probabilities.sum(over)[first:] + truth.sum(over)[first:]
-        overlap, total = ranks.sum(torch.stack((overlap, total))).unbind()
-        return ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+        return Term(torch.stack((overlap, total)), lambda sums: _dice_of(*sums.unbind()).mean())
     known = _over_voxels(annotated, logits)
     probabilities, truth = probabilities[:, first:] * known, truth[:, first:] * known
     overlap = (probabilities * truth).sum(over)
     total = probabilities.sum(over) + truth.sum(over)
     samples = annotated.sum(0).to(overlap.dtype)
-    overlap, total, samples = ranks.sum(torch.stack((overlap, total, samples))).unbind()
-    dice = (2 * overlap + SMOOTH) / (total + SMOOTH)
+    return Term(torch.stack((overlap, total, samples)), _dice_of_known)
+
+
+def _dice_of(overlap: Tensor, total: Tensor) -> Tensor:
+    """Soft Dice of each class from sum(p t) and sum(p) + sum(t)."""
+    return (2 * overlap + SMOOTH) / (total + SMOOTH)
+
+
+def _dice_of_known(sums: Tensor) -> Tensor:
+    """Mean soft Dice of the classes that are annotated in some sample: the third sum counts these samples."""
+    overlap, total, samples = sums.unbind()
+    dice = _dice_of(overlap, total)
     return dice[samples > 0].mean() if bool((samples > 0).any()) else 1.0 + 0.0 * dice.sum()
 
 
@@ -112,7 +139,12 @@ def dice_loss(
     annotated: Tensor | None = None,
 ) -> Tensor:
     """1 - soft Dice, see `soft_dice`."""
-    return 1.0 - soft_dice(logits, target, regions, ranks, annotated)
+    return _summed([_dice_loss_term(logits, target, regions, annotated)], ranks)[0]
+
+
+def _dice_loss_term(logits: Tensor, target: Tensor, regions: bool, annotated: Tensor | None) -> Term:
+    term = _dice_term(logits, target, regions, annotated)
+    return Term(term.sums, lambda sums: 1.0 - term.value(sums))
 
 
 def cross_entropy(
@@ -129,6 +161,10 @@ def cross_entropy(
     Raises:
         UsageError: the shape of the target or of `annotated` does not fit the logits.
     """
+    return _summed([_entropy_term(logits, target, regions, annotated)], ranks)[0]
+
+
+def _entropy_term(logits: Tensor, target: Tensor, regions: bool, annotated: Tensor | None) -> Term:
     target = checked_target(logits, target, regions)
     counted = target != IGNORED
     if annotated is not None:
@@ -141,8 +177,8 @@ def cross_entropy(
     else:
         merged = merged_logits(logits, annotated).float()
         entropy = F.cross_entropy(merged, target.long(), ignore_index=IGNORED, reduction="sum")
-    entropy, count = ranks.sum(torch.stack((entropy, counted.sum().to(entropy.dtype)))).unbind()
-    return entropy / count.clamp(min=1)
+    sums = torch.stack((entropy, counted.sum().to(entropy.dtype)))
+    return Term(sums, lambda summed: summed[0] / summed[1].clamp(min=1))
 
 
 def dice_and_cross_entropy(
@@ -153,8 +189,14 @@ def dice_and_cross_entropy(
     annotated: Tensor | None = None,
 ) -> Tensor:
     """(1 - soft Dice) plus the mean cross-entropy; about log(K) + 1 at random weights, 0 when perfect."""
-    dice = soft_dice(logits, target, regions, ranks, annotated)
-    return 1.0 - dice + cross_entropy(logits, target, regions, ranks, annotated)
+    terms = [term(logits, target, regions, annotated) for term in TERMS[dice_and_cross_entropy]]
+    return reduce(add, _summed(terms, ranks))
+
+
+def _summed(terms: Sequence[Term], ranks: Ranks) -> list[Tensor]:
+    """The values of terms, from the sums of all of them over the ranks."""
+    summed = ranks.sum_all([term.sums for term in terms])
+    return [term.value(sums) for term, sums in zip(terms, summed, strict=True)]
 
 
 def classification_loss(logits: Tensor, target: Tensor, ranks: Ranks = SINGLE_PROCESS) -> Tensor:
@@ -167,6 +209,12 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice_ce": dice_and_cross_entropy,
     "dice": dice_loss,
     "ce": cross_entropy,
+}
+# The terms that these losses are the sum of, so that the sums of all resolutions are added up over the ranks at once.
+TERMS: dict[Callable[..., Tensor], tuple[Callable[..., Term], ...]] = {
+    dice_and_cross_entropy: (_dice_loss_term, _entropy_term),
+    dice_loss: (_dice_loss_term,),
+    cross_entropy: (_entropy_term,),
 }
 
 
@@ -219,15 +267,24 @@ class SegmentationLoss(nn.Module):
                 "Train a Classifier with fit(..., loss=classification_loss)."
             )
         target = checked_target(every[0], target, self.regions)
-        if isinstance(outputs, Tensor):
-            return self._of(outputs, target, ranks, annotated)
         used = every[:-1] if len(every) > 1 else every
+        losses = self._of_all(used, [_nearest(target, output.shape[2:]) for output in used], ranks, annotated)
+        if isinstance(outputs, Tensor):
+            return losses[0]
         weights = [0.5**level for level in range(len(used))]
-        loss = sum(
-            weight * self._of(output, _nearest(target, output.shape[2:]), ranks, annotated)
-            for weight, output in zip(weights, used, strict=True)
-        )
+        loss = sum(weight * value for weight, value in zip(weights, losses, strict=True))
         return torch.as_tensor(loss) / sum(weights)
+
+    def _of_all(
+        self, outputs: Sequence[Tensor], targets: Sequence[Tensor], ranks: Ranks, annotated: Tensor | None
+    ) -> list[Tensor]:
+        """The loss of each resolution."""
+        terms = TERMS.get(LOSSES[self.loss]) if isinstance(self.loss, str) else None
+        each = list(zip(outputs, targets, strict=True))
+        if terms is None:
+            return [self._of(output, target, ranks, annotated) for output, target in each]
+        values = _summed([term(*one, self.regions, annotated) for one in each for term in terms], ranks)
+        return [reduce(add, values[first : first + len(terms)]) for first in range(0, len(values), len(terms))]
 
     def _of(self, logits: Tensor, target: Tensor, ranks: Ranks, annotated: Tensor | None) -> Tensor:
         """The loss of one resolution."""

@@ -41,30 +41,49 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One optimiser step; it sets the gradients of the kernels to None."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None or parameter.ndim < 2:
-                    continue
-                parameter.mul_(1 - group["lr"] * self.weight_decay)
-                if _is_kernel(parameter):
-                    self._step_kernel(parameter, group["lr"])
-                    # AdamW skips parameters without a gradient.
-                    parameter.grad = None
+            decayed = [one for one in group["params"] if one.grad is not None and one.ndim >= 2]
+            if decayed:
+                torch._foreach_mul_(decayed, 1 - group["lr"] * self.weight_decay)
+            kernels = [one for one in decayed if _is_kernel(one)]
+            for together in _computed_together(kernels):
+                self._step_kernels(together, group["lr"])
+            for kernel in kernels:
+                # AdamW skips parameters without a gradient.
+                kernel.grad = None
         return super().step(closure)
 
-    def _step_kernel(self, kernel: Tensor, rate: float) -> None:
-        gradient, state = kernel.grad, self.state[kernel]
-        assert gradient is not None
-        if not state:
-            # AdamW expects a "step" in the state of each parameter when it loads a state.
-            state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(kernel)}
-        state["step"] += 1
-        momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+    def _step_kernels(self, kernels: list[Tensor], rate: float) -> None:
+        """One step of kernels of one shape, in as many operations as for one of them."""
+        gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
+        momenta: list[Tensor] = []
+        for kernel in kernels:
+            state = self.state[kernel]
+            if not state:
+                # AdamW expects a "step" in the state of each parameter when it loads a state.
+                state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(kernel)}
+            state["step"] += 1
+            momenta.append(state["momentum"])
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         # Nesterov momentum.
-        ahead = gradient.lerp(momentum, MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
         # Kernels are stored channels last, so that the view as a matrix copies nothing.
-        matrix = ahead.movedim(1, -1).flatten(1).float()
-        update = orthogonalise(matrix).view(ahead.movedim(1, -1).shape).movedim(-1, 1)
-        kernel.add_(update, alpha=-rate * UPDATE_RMS * max(matrix.shape) ** 0.5)
+        shape = kernels[0].movedim(1, -1).shape
+        matrices = [one.movedim(1, -1).flatten(1).float() for one in ahead]
+        found = orthogonalise(torch.stack(matrices)) if len(kernels) > 1 else orthogonalise(matrices[0])[None]
+        updates = [one.view(shape).movedim(-1, 1) for one in found]
+        torch._foreach_add_(kernels, updates, alpha=-rate * UPDATE_RMS * max(matrices[0].shape) ** 0.5)
+
+
+def _computed_together(kernels: list[Tensor]) -> list[list[Tensor]]:
+    """Kernels in groups: on a GPU those of one shape, because starting an operation takes longer than a small one.
+
+    On a CPU each by itself, which takes the least memory.
+    """
+    groups: dict[Any, list[Tensor]] = {}
+    for number, kernel in enumerate(kernels):
+        key = number if kernel.device.type == "cpu" else (kernel.shape, kernel.dtype, kernel.device)
+        groups.setdefault(key, []).append(kernel)
+    return list(groups.values())
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
@@ -74,24 +93,27 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     iterated, as S <- P S P, and the product of all P is applied to X once at the end. That is up to four times as fast.
 
     Args:
-        matrix: (M, N) float32. Singular values below about 1/1000 of the largest may stay below 0.7; 0 stays 0.
+        matrix: (M, N) or (B, M, N) float32. Singular values below about 1/1000 of the largest may stay below 0.7; 0
+            stays 0.
 
     Returns:
-        (M, N) float32.
+        (M, N) or (B, M, N) float32.
     """
     a, b, c = QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.T if tall else matrix
-    wide = wide / wide.norm().clamp(min=1e-12)
-    square = wide @ wide.T
-    product = torch.eye(len(wide), device=wide.device)
-    for _ in range(ITERATIONS):
-        factor = torch.addmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor @ product
-        square = factor @ square @ factor
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    wide = wide / torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+    square = wide @ wide.mT
+    add_product = torch.addmm if matrix.ndim == 2 else torch.baddbmm
+    product = None
+    for iteration in range(ITERATIONS):
+        factor = add_product(square, square, square, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if iteration < ITERATIONS - 1:
+            square = factor @ square @ factor
     result: Tensor = product @ wide
-    return result.T if tall else result
+    return result.mT if tall else result
 
 
 def learning_rate(progress: float, peak: float, warmup: float) -> float:

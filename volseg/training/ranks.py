@@ -74,6 +74,14 @@ class Ranks:
         total: Tensor = SumOverRanks.apply(value, self.world) if self.world > 1 else value
         return total
 
+    def sum_all(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The sums of several tensors of one type over the ranks, as from `sum`, in a single all-reduce."""
+        if self.world == 1:
+            return list(values)
+        total = self.sum(torch.cat([value.flatten() for value in values]))
+        parts = total.split([value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
     def broadcast(self, value: float) -> float:
         """The value of rank 0."""
         if self.world == 1:

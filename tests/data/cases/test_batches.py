@@ -215,6 +215,25 @@ def test_the_loader_ends_its_workers(dataset):
             os.kill(pid, 0)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_batches_are_the_same_and_their_thread_ends(dataset, monkeypatch, workers):
+    expected, before, pinned = take(dataset, 0, 0, 2), threading.active_count(), []
+    # A GPU for torch's loader, and its copy to memory that a GPU can read.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda one, *_: pinned.append(one.shape) or one.clone())
+    started = time.monotonic()
+    with BatchLoader(dataset, 0, workers, pinned=True) as loader:
+        found = list(itertools.islice(loader, 2))
+    assert all(same(*both) for both in zip(found, expected, strict=True))
+    assert expected[0]["image"].shape in pinned
+    while threading.active_count() > before and time.monotonic() < started + 20:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
 def test_a_worker_that_computes_ends_at_once(cached):
     class Endless(Middle):
         def __call__(self, sample):

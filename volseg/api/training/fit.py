@@ -16,6 +16,7 @@ from volseg.data.cases.patch_sampling import PatchSampler
 from volseg.data.cases.progressive_patches import ProgressivePatches
 from volseg.device import (
     batch_workers,
+    expandable_memory,
     memory_errors,
     seed_torch,
 )
@@ -78,7 +79,8 @@ def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState
         memory_errors("training"),
         keep_freed_memory(large=True),
         stop_requests() as stopped,
-        BatchLoader(dataset, state.step, workers) as batches,
+        expandable_memory(run.device, config.progressive_patch_size > 0),
+        BatchLoader(dataset, state.step, workers, pinned=run.device.type == "cuda") as batches,
     ):
         if run.finish:
             return state, True

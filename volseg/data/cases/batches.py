@@ -198,9 +198,10 @@ class BatchLoader:
         dataset: of the batches.
         start_step: the first batch.
         workers: the number of processes; 0: this process prepares the batches.
+        pinned: copy batches to memory that a GPU can read while it computes, in a thread.
     """
 
-    def __init__(self, dataset: BatchDataset, start_step: int, workers: int) -> None:
+    def __init__(self, dataset: BatchDataset, start_step: int, workers: int, pinned: bool = False) -> None:
         self._told, self._end = multiprocessing.Pipe(duplex=False)
         self._loader = DataLoader(
             _Reported(dataset),
@@ -209,6 +210,7 @@ class BatchLoader:
             num_workers=(possible := possible_workers(workers, dataset, dataset.batch_bytes)),
             prefetch_factor=READY if possible else None,
             worker_init_fn=partial(serve, self._told),
+            pin_memory=pinned,
         )
         self._batches: Iterator[Any] | None = None
 

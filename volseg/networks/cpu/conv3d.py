@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from volseg.networks.cpu import winograd
 from volseg.networks.cpu.feature_maps import computes_bfloat16, empty_maps, plain_inference, plain_training
 from volseg.networks.cpu.winograd_gradient import WinogradConv
+from volseg.networks.cuda import with_stated_format
 
 # Outputs of at least `LARGE` values are computed `PLANES` planes at a time, into memory of `empty_maps`.
 LARGE, PLANES = 1 << 22, 16
@@ -33,7 +34,7 @@ class Conv(nn.Conv3d):
             return super().forward(x).contiguous(memory_format=torch.channels_last_3d)
         dtype = plain_inference(x)
         if dtype is None:
-            return super().forward(x)
+            return super().forward(with_stated_format(x))
         x = x.to(dtype)
         if same and winograd.is_faster(x):
             out = winograd.convolve(x, self._winograd_filters(x.shape[2], dtype))

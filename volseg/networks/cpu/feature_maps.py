@@ -7,6 +7,7 @@ from functools import cache
 import torch
 
 from volseg.networks.cpu.malloc import reusable_block
+from volseg.networks.kernels import kernels_of
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -56,7 +57,7 @@ def convolves_bfloat16() -> bool:
 
 def _suits_onednn(x: torch.Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        kernels_of(x).onednn
         and x.is_contiguous(memory_format=torch.channels_last_3d)
         and torch.backends.mkldnn.is_available()
     )

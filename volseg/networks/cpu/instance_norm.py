@@ -1,4 +1,4 @@
-"""Instance norm for channels-last tensors (B, C, D, H, W) on the CPU."""
+"""Instance norm for channels-last tensors (B, C, D, H, W)."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from volseg.errors import UsageError
 from volseg.networks.cpu.feature_maps import plain_inference
+from volseg.networks.kernels import BY_SAMPLE, OWN_SUMS, TORCH, kernels_of
 
 SPATIAL = (2, 3, 4)
 # Values normalised in place at a time: few enough for a processor's cache.
@@ -22,8 +23,8 @@ class InstanceNorm(nn.Module):
     """`nn.InstanceNorm3d(channels, affine=True)` with the same result and parameters, fast in channels-last format.
 
     torch's instance norm copies channels-last tensors to contiguous ones, which makes it two to three times as slow on
-    the CPU. Its batch norm and group norm keep the format, but their sums lose precision in large or nearly constant
-    windows. So the CPU has its own implementation here; other devices use torch's.
+    the CPU. Its batch norm and group norm keep the format, but on the CPU their sums lose precision in large or nearly
+    constant windows. So float32 on the CPU has its own implementation here. See `volseg.networks.kernels.KERNELS`.
 
     Args:
         channels: number of channels C.
@@ -53,11 +54,12 @@ class InstanceNorm(nn.Module):
             for sample in x.split(1):
                 self._normalise_(sample)
             return x
-        if x.device.type == "cpu" and x.dtype == torch.float32:
+        way = kernels_of(x).norms.get(x.dtype, TORCH)
+        if way == OWN_SUMS:
             out: Tensor = InstanceNormFunction.apply(x, self.weight, self.bias, self.eps)
             return out
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and self.weight.dtype == torch.float32:
-            out = HalfInstanceNormFunction.apply(x, self.weight, self.bias, self.eps)
+        if way == BY_SAMPLE and self.weight.dtype == torch.float32:
+            out = NormBySample.apply(x, self.weight, self.bias, self.eps)
             return out  # noqa: RET504 - with a type
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
@@ -129,8 +131,11 @@ class InstanceNormFunction(torch.autograd.Function):
         return d_x, d_weight.sum(0).flatten(), d_bias.sum(0).flatten(), None
 
 
-class HalfInstanceNormFunction(torch.autograd.Function):
-    """Instance norm of bfloat16 maps under autocast: batch norm of each sample by itself, with float32 sums."""
+class NormBySample(torch.autograd.Function):
+    """Instance norm as the batch norm of each sample by itself, with float32 sums.
+
+    torch's batch norm has kernels for channels-last maps everywhere.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -149,13 +154,24 @@ class HalfInstanceNormFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients for x, weight and bias."""
         x, weight, mean, inverse_std = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        if len(x) == 1:
+            return (*_sample_gradients(gradient, x, weight, mean[0], inverse_std[0], ctx.eps), None)
         d_x, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        gradients = gradient.contiguous(memory_format=torch.channels_last_3d).split(1)
-        for sample, one, target, *sums in zip(x.split(1), gradients, d_x.split(1), mean, inverse_std, strict=True):
-            found = torch.ops.aten.native_batch_norm_backward(
-                one, sample, weight, None, None, *sums, True, ctx.eps, [True, True, True]
-            )
+        samples = zip(gradient.split(1), x.split(1), mean, inverse_std, strict=True)
+        for target, (one, sample, own_mean, own_std) in zip(d_x.split(1), samples, strict=True):
+            found = _sample_gradients(one, sample, weight, own_mean, own_std, ctx.eps)
             target.copy_(found[0])
             d_weight += found[1]
             d_bias += found[2]
         return d_x, d_weight, d_bias, None
+
+
+def _sample_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the norm of one sample (1, C, D, H, W) for x, weight and bias."""
+    d_x, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+        gradient, x, weight, None, None, mean, inverse_std, True, eps, [True, True, True]
+    )
+    return d_x, d_weight, d_bias

@@ -1,8 +1,11 @@
-"""The two halves of a (2+1)D convolution as 2-D convolutions, which are much faster on a CPU."""
+"""The two halves of a (2+1)D convolution, on a CPU as 2-D convolutions, which are much faster there."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from volseg.networks.cuda import with_stated_format
+from volseg.networks.kernels import kernels_of
 
 
 class InPlaneConv(nn.Conv3d):
@@ -10,6 +13,8 @@ class InPlaneConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, D, H, W) slice by slice."""
+        if not kernels_of(x).by_planes:
+            return super().forward(with_stated_format(x))
         slices = x.transpose(1, 2).flatten(0, 1)
         out = F.conv2d(slices, self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
         if x.shape[1] == 1 and x.device.type == "cpu":
@@ -23,5 +28,7 @@ class ThroughPlaneConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, D, H, W) along D."""
+        if not kernels_of(x).by_planes:
+            return super().forward(with_stated_format(x))
         out = F.conv2d(x.flatten(3), self.weight[..., 0], self.bias, self.stride[:2], self.padding[:2])
         return out.view(*out.shape[:3], *x.shape[3:])

@@ -1,8 +1,8 @@
 """The expected Dice of a result and intervals of its volumes, from its own calibrated probabilities.
 
-Soft Dice confidence, 2 sum(m p) / (sum(m) + sum(p)), is the Dice that a mask m is expected to have if every voxel belongs
-to the label with probability p (Borges et al. 2024, arXiv:2402.10665). A monotone map, fitted on cases that the model was
-not trained on, carries it to the Dice that such cases had.
+Soft Dice confidence, 2 sum(m p) / (sum(m) + sum(p)), is about the Dice that a mask m is expected to have if every voxel
+belongs to the label with probability p (Borges et al. 2024, arXiv:2402.10665). A monotone map, fitted on cases that the
+model was not trained on, carries it to the Dice that such cases had.
 
 The true volume is taken to lie within V + low U and V + high U, where V is the volume of the mask, U is the volume of
 sum(p (1 - p)), and low and high are quantiles of (true volume - V) / U over such cases (split conformal prediction).

@@ -54,11 +54,11 @@ class SumsObserver:
         # Small tensors on the device of the logits, so that no block waits for a transfer.
         self.waiting: list[Tensor] = []
 
-    def __call__(self, first: int, logits: Tensor) -> None:
+    def __call__(self, _first: int, logits: Tensor) -> None:
         """Add a slab.
 
         Args:
-            first: index of its first plane.
+            _first: index of its first plane.
             logits: (K, planes, rows, columns) float32, finite; not changed.
         """
         member = self.member.to(logits.device)

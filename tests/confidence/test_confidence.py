@@ -18,12 +18,12 @@ FLAT = Reliability(voxels=(0,) * BINS, probability=(0.0,) * BINS, frequency=(0.0
 
 
 def plan(labels=1, regions=False):
+    def parts(value):
+        return tuple(range(value, labels + 1)) if regions else (value,)
+
     values = range(1, labels + 1)
-    return SimpleNamespace(
-        regions=regions,
-        labels=[SimpleNamespace(name=f"label_{v}", value=v, stored_values=tuple(range(v, labels + 1)) if regions else (v,))
-                for v in values],
-    )  # fmt: skip
+    every = [SimpleNamespace(name=f"label_{one}", value=one, stored_values=parts(one)) for one in values]
+    return SimpleNamespace(regions=regions, labels=every)
 
 
 def logits_of(probability: torch.Tensor) -> torch.Tensor:
@@ -66,8 +66,9 @@ def test_estimates_and_reasons():
     # Weight 1 on the logit, and nothing else: the confidence itself.
     assert found["a"].expected_dice == pytest.approx(0.9)
     assert (found["a"].volume_ml_low, found["a"].volume_ml_high) == pytest.approx((0.98, 1.04))
-    assert found["b"].expected_dice is None and found["b"].reason == "no voxel was given this label"
-    assert found["c"].expected_dice is None and "no calibration for this label" in found["c"].reason
+    assert (found["b"].expected_dice, found["b"].reason) == (None, "no voxel was given this label")
+    assert found["c"].expected_dice is None
+    assert "no calibration for this label" in found["c"].reason
 
 
 def test_intervals_cover_nine_of_ten_new_scores():

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cc3d
 import numpy as np
 
 from volseg.auditing.confidence import FULL, Contradiction
+from volseg.data.grid.connected import numbered_components
 
 # Less is no confident contradiction: at the border of every label, models and references differ without confidence.
 CONFIDENT = 128
@@ -142,7 +142,7 @@ def _findings(contradiction: Contradiction, voxels: tuple[np.ndarray, ...]) -> l
     low = np.array([axis.min() for axis in voxels])
     box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in voxels)
     pairs = _pairs(contradiction, box)
-    numbers = cc3d.connected_components(pairs, connectivity=26)
+    numbers, _ = numbered_components(pairs, 26)
     inside = tuple(axis - first for axis, first in zip(voxels, low, strict=True))
     own = numbers[inside]
     order = np.argsort(own, kind="stable")
@@ -182,6 +182,6 @@ def is_in(finding: Finding, contradiction: Contradiction, axis: int) -> np.ndarr
     """The voxels of a finding in the slice through its place, (rows, columns) bool in the order of the other axes."""
     cut = [slice(None)] * 3
     cut[axis] = slice(finding.place[axis], finding.place[axis] + 1)
-    numbers = cc3d.connected_components(_pairs(contradiction, tuple(cut)), connectivity=26)
+    numbers, _ = numbered_components(_pairs(contradiction, tuple(cut)), 26)
     here: np.ndarray = numbers == numbers[tuple(0 if one == axis else at for one, at in enumerate(finding.place))]
     return here.squeeze(axis)

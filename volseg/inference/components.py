@@ -7,10 +7,10 @@ its slab components; those of neighbouring slabs that share a voxel belong to th
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 
 from volseg.config import ComponentRule
+from volseg.data.grid.connected import numbered_components
 from volseg.errors import ResourceError
 
 SLAB_VOXELS = 1 << 22
@@ -63,7 +63,7 @@ def slabs(image: np.ndarray, slab_voxels: int = SLAB_VOXELS, table: np.ndarray |
     start = 0
     for planes in _spans(image, slab_voxels):
         inside, slab = _without_margins(image[planes], table)
-        numbers, count = cc3d.connected_components(slab, connectivity=26, return_N=True)
+        numbers, count = numbered_components(slab, 26)
         occupied = slab != 0
         components = np.zeros((2, count + 1), np.int64)
         components[0][numbers[occupied]] = slab[occupied]
@@ -88,9 +88,8 @@ def _without_margins(slab: np.ndarray, table: np.ndarray | None) -> tuple[tuple[
         table: values to use instead of the stored ones, indexed by them; None for those.
     """
     inside = _occupied(slab)
-    # Contiguous, because cc3d reads the voxels of some small views from wrong places.
-    slab = np.ascontiguousarray(slab[:, *inside])
-    return inside, slab if table is None else table[slab]
+    values = slab[:, *inside]
+    return inside, values if table is None else table[values]
 
 
 def _occupied(slab: np.ndarray) -> tuple[slice, slice]:
@@ -196,7 +195,7 @@ def keep_components(
     for planes, dropped in zip(_spans(image, slab_voxels), np.split(drops[group], ends[:-1]), strict=True):
         if dropped.any():
             inside, slab = _without_margins(image[planes], table)
-            cleared = dropped[cc3d.connected_components(slab, connectivity=26)]
+            cleared = dropped[numbered_components(slab, 26)[0]]
             # The shared plane is left to the next slab, whose components keep their numbers only while it is unchanged.
             own = slice(len(slab) - (planes.stop < len(image)))
             image[planes][:, *inside][own][cleared[own]] = 0

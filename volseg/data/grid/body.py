@@ -2,9 +2,9 @@
 
 import math
 
-import cc3d
 import numpy as np
 
+from volseg.data.grid.connected import numbered_components
 from volseg.data.grid.geometry import Box
 from volseg.data.grid.intensities import reference_for
 from volseg.data.grid.nonzero import nonzero_box
@@ -34,7 +34,7 @@ def body_box(volume: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
     sampled = volume[tuple(slice(None, None, step) for step in steps)]
     low, high = float(sampled.min()), float(sampled.max())
     sampled = reference_for(sampled, None, low, high - low).values(sampled)
-    components = cc3d.connected_components(sampled > otsu_threshold(sampled), connectivity=26)
+    components, _ = numbered_components(sampled > otsu_threshold(sampled), 26)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     # If no voxel is above the threshold, this is component 0: the whole volume.

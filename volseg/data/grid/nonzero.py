@@ -5,9 +5,9 @@ The channels of a scan are (D, H, W) arrays of one shape and any dtype. A voxel 
 
 from collections.abc import Sequence
 
-import cc3d
 import numpy as np
 
+from volseg.data.grid.connected import numbered_components
 from volseg.data.grid.geometry import Box
 from volseg.data.grid.resample import slabs
 
@@ -46,7 +46,7 @@ def filled_nonzero(channels: Sequence[np.ndarray]) -> np.ndarray:
 def _remove_background(filled: np.ndarray, channels: Sequence[np.ndarray], planes: slice) -> bool:
     """Remove zero components of these planes that touch the background from `filled`; whether there were any."""
     part = filled[planes]
-    components, count = cc3d.connected_components(part & ~_nonzero(channels, planes), connectivity=6, return_N=True)
+    components, count = numbered_components(part & ~_nonzero(channels, planes), 6)
     outside = np.zeros(count + 1, dtype=bool)
     for axis in (1, 2):
         for face in (0, -1):

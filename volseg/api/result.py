@@ -33,6 +33,7 @@ class Result:
             model of overlapping regions. They are the output of the network: postprocessing changes only the labels.
         formats: the output formats that it is written in, for the record.
         not_written: formats that were asked for and cannot hold it, with the reason, for the record.
+        suspicions: what its flags about the whole scan and its confidence rest on, one sentence each.
     """
 
     labels: np.ndarray
@@ -44,6 +45,7 @@ class Result:
     probabilities: np.ndarray | None = None
     formats: tuple[str, ...] = ()
     not_written: Mapping[str, str] = field(default_factory=dict)
+    suspicions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.labels.shape))
@@ -63,8 +65,8 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What had to be assumed about the scan, one sentence each."""
-        return self.scan.warnings
+        """What had to be assumed about the scan and what is suspect about it, one sentence each."""
+        return (*self.scan.warnings, *self.suspicions)
 
     @property
     def record(self) -> dict[str, Any]:

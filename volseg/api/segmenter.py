@@ -43,7 +43,7 @@ from volseg.inference.budget import (
 from volseg.inference.labelling import Labeller, probability_sink
 from volseg.inference.postprocessing import postprocess
 from volseg.inference.promises import promised
-from volseg.inference.quality import measure, scan_flags
+from volseg.inference.quality import measure
 from volseg.inference.room import has_plenty, require_free, require_room_to_read
 from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, sha256_of_model
@@ -53,6 +53,7 @@ from volseg.networks.measured import window_bytes
 from volseg.networks.own import NetworkFactory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
+from volseg.suspicion.examine import examine
 from volseg.system import peak_memory_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
@@ -255,8 +256,8 @@ class Segmenter:
             # Rules in mL go by the size that the network was given, even if it is an assumption: so the label image is
             # the same as for a file that states this size.
             cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels, room)
-            measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels, opened.unstated))
-            flags = scan_flags(opened.channels, plan.channels)
+            measures = measure(labels, plan.labels, voxel_ml, chunk.voxels, opened.unstated)
+            examined = examine(opened, labels, plan, measures)
         measured = time.perf_counter()
         record = {
             "started": source.started.isoformat(timespec="seconds"),
@@ -281,7 +282,9 @@ class Segmenter:
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "platform": platform.platform(),
         }
-        return Result(labels, measures, flags, opened, plan.labels, record, array)
+        return Result(
+            labels, examined.measures, examined.flags, opened, plan.labels, record, array, suspicions=examined.sentences
+        )
 
     def map(
         self,

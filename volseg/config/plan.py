@@ -15,6 +15,7 @@ from volseg.config.values import (
     Frozen,
     Intensity,
     IntensityRange,
+    LengthRange,
     Name,
     Normalisation,
     Positive,
@@ -136,6 +137,19 @@ def rules_in_words(rules: Mapping[str, ComponentRule]) -> str:
     return "; ".join(f"{name}: {rule}" for name, rule in rules.items()) or "none"
 
 
+class ScanRanges(Frozen):
+    """What all training scans have been like: the lowest and the highest value of each measurement.
+
+    Only of scans that state the size of their voxels. Along R, A, S: the axes of the closest RAS+ order.
+    """
+
+    spacing_mm: tuple[LengthRange, LengthRange, LengthRange]
+    extent_mm: tuple[LengthRange, LengthRange, LengthRange] = Field(description="of the whole scan")
+    quantiles: tuple[tuple[IntensityRange, ...], ...] = Field(
+        max_length=MOST_CHANNELS, description="per channel, of intensities, see `volseg.data.grid.histogram`"
+    )
+
+
 class Resampling(Frozen):
     """How values are resampled: by B-splines of an order, axis by axis.
 
@@ -209,12 +223,13 @@ class Plan(Frozen):
     )
     sides: Sides | None = Field(None, description="which labels a flip from left to right exchanges; None: none")
     steps: Count = 20_000
+    scan_ranges: ScanRanges | None = Field(None, description="of the training scans; None in older and imported models")
     network: NetworkConfig
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Older versions read the plans and model files that do without these.
-        return _without(handler(self), dimensions=3, label_resampling="nearest", sides=None)
+        return _without(handler(self), dimensions=3, label_resampling="nearest", sides=None, scan_ranges=None)
 
     @model_validator(mode="after")
     def _slices_are_flat(self) -> Self:

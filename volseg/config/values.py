@@ -22,6 +22,7 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER)]
 # From a tenth of a nanometre to ten metres.
 Spacing = Annotated[float, Field(ge=1e-7, le=1e4)]
+Length = Annotated[float, Field(ge=1e-7, le=1e8)]
 Intensity = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 Volume = Annotated[float, Field(ge=0, le=LARGEST_NUMBER)]
 Name = Annotated[str, Field(max_length=500)]
@@ -99,6 +100,7 @@ def _unique(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
 
 
 IntensityRange = Annotated[tuple[Intensity, Intensity], AfterValidator(_ascending)]
+LengthRange = Annotated[tuple[Length, Length], AfterValidator(_ascending)]
 VolumeRange = Annotated[tuple[Volume, Volume], AfterValidator(_ascending)]
 Range = Annotated[tuple[Factor, Factor], AfterValidator(_ascending)]
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]

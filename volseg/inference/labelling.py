@@ -87,7 +87,7 @@ class Labeller:
         rule = self.plan.logits_resampling.nearest
         target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule)
         volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
-        with torch.inference_mode(), _computing(self.device, self.dtype, chunk.keep_freed):
+        with torch.inference_mode(), computing(self.device, self.dtype, chunk.keep_freed):
             for first, planes in segment(volume, engine, target):
                 for out, plane in zip(planes_of[first : first + len(planes)], planes.cpu().numpy(), strict=True):
                     np.take(table, plane, out=out, mode="clip")
@@ -148,7 +148,7 @@ def sliding_window(
     order = stream_order((d, h, w))
     logits: Tensor | None = None
     # Not inference mode, whose tensors cannot take part in a caller's autograd.
-    with torch.no_grad(), _computing(device, dtype):
+    with torch.no_grad(), computing(device, dtype):
         for first, slab in stream_logits(volume, engine, order):
             if logits is None:
                 logits = torch.empty((len(slab), d, h, w), device=volume.device)
@@ -180,7 +180,7 @@ def _checked_arguments(
 
 
 @contextmanager
-def _computing(device: torch.device, dtype: torch.dtype, keep_freed: bool = True) -> Iterator[None]:
+def computing(device: torch.device, dtype: torch.dtype, keep_freed: bool = True) -> Iterator[None]:
     """The settings under which windows are computed."""
     with exact_float32(device, dtype), keep_freed_memory() if keep_freed else nullcontext():
         yield

@@ -22,6 +22,7 @@ from volseg.config.training import AugmentationConfig, Config, PlanChoices, Trai
 from volseg.config.values import (
     ABSOLUTE,
     IGNORED,
+    LEVELS,
     MODALITIES,
     Activation,
     Axis,
@@ -41,6 +42,7 @@ __all__ = [
     "ABSOLUTE",
     "CUSTOM",
     "IGNORED",
+    "LEVELS",
     "MODALITIES",
     "Activation",
     "AugmentationConfig",

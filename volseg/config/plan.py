@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from volseg.config.network import NetworkConfig
 from volseg.config.values import (
+    LEVELS,
     Axes,
     Axis,
     Byte,
@@ -18,6 +19,7 @@ from volseg.config.values import (
     LengthRange,
     Name,
     Normalisation,
+    OffsetRange,
     Positive,
     Size,
     Spacing,
@@ -137,6 +139,9 @@ def rules_in_words(rules: Mapping[str, ComponentRule]) -> str:
     return "; ".join(f"{name}: {rule}" for name, rule in rules.items()) or "none"
 
 
+Quantiles = Annotated[tuple[IntensityRange, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
+
+
 class ScanRanges(Frozen):
     """What all training scans have been like: the lowest and the highest value of each measurement.
 
@@ -145,8 +150,13 @@ class ScanRanges(Frozen):
 
     spacing_mm: tuple[LengthRange, LengthRange, LengthRange]
     extent_mm: tuple[LengthRange, LengthRange, LengthRange] = Field(description="of the whole scan")
-    quantiles: tuple[tuple[IntensityRange, ...], ...] = Field(
+    quantiles: tuple[Quantiles, ...] = Field(
         max_length=MOST_CHANNELS, description="per channel, of intensities, see `volseg.data.grid.histogram`"
+    )
+    offsets: dict[Name, tuple[OffsetRange, OffsetRange, OffsetRange]] = Field(
+        default_factory=dict,
+        max_length=MOST_LABELS,
+        description="per label, of its centre from that of all labels, in edges of the bounding box of all labels",
     )
 
 
@@ -254,6 +264,11 @@ class Plan(Frozen):
         if self.network.in_channels != len(self.channels):
             raise ValueError(
                 f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels"
+            )
+        if self.scan_ranges and len(self.scan_ranges.quantiles) != len(self.channels):
+            raise ValueError(
+                f"scan_ranges.quantiles are of {len(self.scan_ranges.quantiles)} channels, but there are "
+                f"{len(self.channels)}"
             )
         needed = len(self.labels) + (not self.regions)
         if self.network.classes != needed:

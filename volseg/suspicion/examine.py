@@ -11,6 +11,8 @@ from volseg.data.io.reading import Scan
 from volseg.inference.quality import LabelFlag, LabelQuality, ScanFlag, scan_flags
 from volseg.suspicion.finding import Finding
 from volseg.suspicion.intensities import question_intensities
+from volseg.suspicion.layout import question_layout
+from volseg.suspicion.places import places_of
 from volseg.suspicion.sides import mismatched_sides
 from volseg.suspicion.spacing import question_field_of_view, question_spacing
 
@@ -41,7 +43,9 @@ def examine(scan: Scan, labels: np.ndarray, plan: Plan, measures: Sequence[Label
     if not scan.unstated:
         findings += question_spacing(scan.geometry, plan.scan_ranges, plan.labels, measures)
         findings += question_field_of_view(scan.geometry, plan.scan_ranges)
-    wrong = mismatched_sides(labels, scan.geometry, plan.labels)
+    places = places_of(labels, plan.labels)
+    wrong = mismatched_sides(places, scan.geometry) if places else set()
+    findings += question_layout(places, scan.geometry, plan.scan_ranges) if places else []
     flagged = tuple(flagged_as(one, "side_mismatch") if one.name in wrong else one for one in measures)
     return Examined(flagged, scan_flags(scan.channels, plan.channels)).with_findings(findings)
 

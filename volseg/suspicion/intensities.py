@@ -16,7 +16,7 @@ from volseg.suspicion.finding import Finding
 CT_OFFSET = 1024
 # A histogram fits if no quantile is outside the range of the training scans by more than this part of the range, and it
 # is suspect where one is outside by more than the second.
-FITS, FAR = 0.25, 1.0
+FITS, FAR = 0.1, 1.0
 # The least width of such a range, in standard deviations.
 NARROWEST = 0.2
 Ranges = Sequence[tuple[float, float]]
@@ -72,7 +72,10 @@ def _histogram(array: np.ndarray, channel: Channel, ranges: Ranges) -> str:
     if channel.normalisation not in ABSOLUTE and misfit([-one for one in reversed(found)], ranges) <= FITS:
         return "bright and dark are exchanged against the training scans: is the contrast inverted?"
     if outside > FAR:
-        return "their histogram is unlike that of any training scan: is it another sequence, or another organ?"
+        return (
+            "their histogram is unlike that of any training scan: is it another sequence or organ, or is a part of it "
+            "missing?"
+        )
     return ""
 
 

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from volseg.config import ABSOLUTE, Channel, Triple
+from volseg.config import ABSOLUTE, LEVELS, Channel, Triple
 
-# Symmetric, so that the quantiles of inverted intensities are those of the original in reverse.
-LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 MOST_VOXELS = 1 << 18
 
 

@@ -1,17 +1,21 @@
-"""All suspicions about a scan and its result that need no further segmentation."""
+"""All suspicions about a scan and its result."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from volseg.confidence.estimate import Confidence
 from volseg.config import Plan
 from volseg.data.io.reading import Scan
 from volseg.inference.quality import LabelFlag, LabelQuality, ScanFlag, scan_flags
+from volseg.suspicion.doubt import doubtful, in_words, is_poor
 from volseg.suspicion.finding import Finding
 from volseg.suspicion.intensities import question_intensities
 from volseg.suspicion.layout import question_layout
+from volseg.suspicion.orientation import Search, question_orientation
 from volseg.suspicion.places import places_of
 from volseg.suspicion.sides import mismatched_sides
 from volseg.suspicion.spacing import question_field_of_view, question_spacing
@@ -48,6 +52,30 @@ def examine(scan: Scan, labels: np.ndarray, plan: Plan, measures: Sequence[Label
     findings += question_layout(places, scan.geometry, plan.scan_ranges) if places else []
     flagged = tuple(flagged_as(one, "side_mismatch") if one.name in wrong else one for one in measures)
     return Examined(flagged, scan_flags(scan.channels, plan.channels)).with_findings(findings)
+
+
+def doubt(examined: Examined, confidence: Mapping[str, Confidence], search: Search) -> tuple[Examined, float | None]:
+    """What the confidence of a result adds: `low_confidence` of labels and, where the whole is poor, a search for the
+    orientation that the scan may have.
+
+    Args:
+        examined: of the result.
+        confidence: by label name.
+        search: of the scan; without calibration nothing is added.
+
+    Returns:
+        The same with more flags, and the seconds of the search; None where there was none.
+    """
+    calibration = search.calibration
+    if doubts := doubtful(confidence, calibration):
+        flagged = (flagged_as(one, "low_confidence") if one.name in doubts else one for one in examined.measures)
+        sentences = (*examined.sentences, in_words(doubts))
+        examined = examined._replace(measures=tuple(flagged), sentences=sentences)
+    if not search.is_possible or not is_poor(examined.measures, confidence, calibration):
+        return examined, None
+    started = time.perf_counter()
+    found = question_orientation(search)
+    return examined.with_findings(found), round(time.perf_counter() - started, 4)
 
 
 def flagged_as(measure: LabelQuality, flag: LabelFlag) -> LabelQuality:

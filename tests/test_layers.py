@@ -14,7 +14,7 @@ RANKS = {
     "device": 2, "precision": 2, "modelfile": 2,
     "data": 3, "networks": 3,
     "transforms": 4,
-    "planning": 5, "training": 5, "inference": 5, "evaluation": 5, "report": 5, "interop": 5,
+    "planning": 5, "training": 5, "inference": 5, "confidence": 5, "evaluation": 5, "report": 5, "interop": 5,
     "dicom": 5.5, "finetuning": 5.5, "suspicion": 5.5,
     "losses": 6, "metrics": 6,
     "api": 7,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from volseg.api.outputs import OutputFormat, find_formats
+from volseg.confidence.estimate import Confidence
 from volseg.config import Label
 from volseg.data.io.formats import DICOM_SUFFIXES, sibling
 from volseg.data.io.inputs import protect_scans
@@ -33,6 +34,9 @@ class Result:
             model of overlapping regions. They are the output of the network: postprocessing changes only the labels.
         formats: the output formats that it is written in, for the record.
         not_written: formats that were asked for and cannot hold it, with the reason, for the record.
+        confidence: by label name the expected Dice and the interval of the volume, or why there is none.
+        uncertainty: (I, J, K) float16, if requested: the entropy of the calibrated probabilities, 0 certain to 1
+            undecided, before postprocessing.
         suspicions: what its flags about the whole scan and its confidence rest on, one sentence each.
     """
 
@@ -45,6 +49,8 @@ class Result:
     probabilities: np.ndarray | None = None
     formats: tuple[str, ...] = ()
     not_written: Mapping[str, str] = field(default_factory=dict)
+    confidence: Mapping[str, Confidence] = field(default_factory=dict)
+    uncertainty: np.ndarray | None = None
     suspicions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -56,6 +62,13 @@ class Result:
     def volumes_ml(self) -> dict[str, float | None]:
         """Volume in mL by label name; None where no volume can be stated."""
         return {measure.name: measure.volume_ml for measure in self.measures}
+
+    @property
+    def expected_dice(self) -> dict[str, float | None]:
+        """The Dice expected of each label by name; None where it cannot be stated, see `confidence`."""
+        return {
+            measure.name: self.confidence.get(measure.name, Confidence()).expected_dice for measure in self.measures
+        }
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -81,6 +94,7 @@ class Result:
                     "voxels": measure.voxels,
                     "volume_ml": measure.volume_ml,
                     "reason": measure.reason,
+                    **self.confidence.get(measure.name, Confidence()).document,
                     "flags": list(measure.flags),
                 }
                 for measure in self.measures

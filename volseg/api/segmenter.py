@@ -4,7 +4,6 @@ import logging
 import platform
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 
 from volseg.api.result import Result
+from volseg.confidence.estimator import Estimator
+from volseg.confidence.uncertainty import uncertainty_sink
 from volseg.config import MODALITIES, known_name
 from volseg.data.grid.geometry import Geometry
 from volseg.data.grid.preprocess import image_to_network
@@ -29,7 +30,7 @@ from volseg.data.io.inputs import Case
 from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan
 from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
-from volseg.errors import UsageError, VolsegError
+from volseg.errors import UsageError, VolsegError, release_frames
 from volseg.files import given_path
 from volseg.inference.budget import (
     MemoryEstimate,
@@ -40,7 +41,7 @@ from volseg.inference.budget import (
     scans_at_once,
     windows_at_once,
 )
-from volseg.inference.labelling import Labeller, probability_sink
+from volseg.inference.labelling import Labeller, Wanted, both_sinks, probability_sink
 from volseg.inference.postprocessing import postprocess
 from volseg.inference.promises import promised
 from volseg.inference.quality import measure
@@ -53,15 +54,16 @@ from volseg.networks.measured import window_bytes
 from volseg.networks.own import NetworkFactory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
-from volseg.suspicion.examine import examine
+from volseg.suspicion.examine import doubt, examine
+from volseg.suspicion.orientation import Search
 from volseg.system import peak_memory_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
 
 # Characters of label names in a representation.
 SHOWN = 60
-# A scan in any form, and where its probabilities go: a file, True for an array, or nowhere.
-Job: TypeAlias = tuple[Any, Path | bool | None]
+# A scan in any form, and what is wanted of it.
+Job: TypeAlias = tuple[Any, Wanted]
 
 
 class Opened(NamedTuple):
@@ -183,6 +185,7 @@ class Segmenter:
         progress: Progress = silent,
         probabilities: str | Path | bool | None = None,
         *,
+        uncertainty: bool = False,
         series: str | int | None = None,
         volume: int | None = None,
         untilt: bool = False,
@@ -194,6 +197,7 @@ class Segmenter:
                 tensor (C, I, J, K) with its `affine`, such as MONAI's MetaTensor.
             progress: called with the fraction of windows done.
             probabilities: True for `result.probabilities`, or a .npy file to write: float16 (C, I, J, K), see `Result`.
+            uncertainty: True for `result.uncertainty`: the entropy of the probabilities at each voxel.
             series: SeriesInstanceUID or SeriesNumber, where a path holds several DICOM series.
             volume: number of a volume of a 4-D scan, from 1.
             untilt: resample slices with gantry tilt to an upright grid for the network; the labels stay on the slices.
@@ -204,7 +208,7 @@ class Segmenter:
             ResourceError: memory is not enough.
         """
         where = probabilities if isinstance(probabilities, bool | None) else Path(probabilities)
-        return self._segment(self._open(scan, chosen(series, volume, untilt)), progress, where)
+        return self._segment(self._open(scan, chosen(series, volume, untilt)), progress, Wanted(where, uncertainty))
 
     def _open(self, scan: Any, choice: Choice = ONLY) -> Opened:
         """Read a scan, and what the record says of its origin."""
@@ -217,36 +221,34 @@ class Segmenter:
             opened = as_scan(scan, len(self.card.plan.channels), choice)
         return Opened(opened, input_of(opened, paths), began, time.perf_counter() - started)
 
-    def _segment(self, source: Opened, progress: Progress, probabilities: Path | bool | None) -> Result:
+    def _segment(self, source: Opened, progress: Progress, wanted: Wanted) -> Result:
         opened, started = source.scan, time.perf_counter()
-        if opened.untilt and probabilities:
+        if opened.untilt and (wanted.probabilities or wanted.uncertainty):
+            what = "probabilities" if wanted.probabilities else "uncertainty"
             raise UsageError(
-                f"{opened.source} is made upright, and probabilities cannot be mapped back to its tilted slices. "
-                "Leave out the probabilities, or segment the slices as they are."
+                f"{opened.source} is made upright, and {what} cannot be mapped back to its tilted slices. "
+                f"Leave out the {what}, or segment the slices as they are."
             )
         labeller = self.labeller
         known = self.card, opened, labeller.windows, labeller.dtype, self.device
-        need = MemoryEstimate(*known, probabilities is True, self.window_bytes)
+        need = MemoryEstimate(*known, wanted.probabilities is True, self.window_bytes, wanted.uncertainty)
         with promised(partial(plan_chunks, need, self.max_memory)) as planned:
             source = source._replace(scan=_questioned(opened, need))
-            return self._planned(source, planned, progress, probabilities, started)
+            return self._planned(source, planned, progress, wanted, started)
 
     def _planned(
-        self,
-        source: Opened,
-        planned: MemoryPlan,
-        progress: Progress,
-        probabilities: Path | bool | None,
-        started: float,
+        self, source: Opened, planned: MemoryPlan, progress: Progress, wanted: Wanted, started: float
     ) -> Result:
         """Segment a scan as planned; `started` is when its planning began."""
         opened, plan, windows, chunk = source.scan, self.card.plan, planned.windows, planned.chunk
-        labeller = replace(self.labeller, windows=windows)
+        labeller, estimator = replace(self.labeller, windows=windows), Estimator.of(self.card)
         with memory_errors(f"segmenting on {self.device}"):
             volume, grid = image_to_network(*_for_network(opened), plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
-            with probability_sink(probabilities, volume, grid, plan) as (sink, array):
-                labels = labeller.label(volume, grid, progress, sink, chunk)
+            entropies, mapped = uncertainty_sink(wanted.uncertainty, grid, self.card)
+            observer = wanted.observer(grid) if wanted.observer else estimator.observer
+            with probability_sink(wanted.probabilities, volume, grid, plan) as (sink, array):
+                labels = labeller.label(volume, grid, progress, both_sinks(sink, entropies), chunk, observer)
             del volume
             if opened.untilt:
                 labels = back(labels, opened.geometry.shape, opened.geometry.affine)
@@ -258,7 +260,10 @@ class Segmenter:
             cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels, room)
             measures = measure(labels, plan.labels, voxel_ml, chunk.voxels, opened.unstated)
             examined = examine(opened, labels, plan, measures)
+        confidence = estimator.confidence(measures, cleaned, voxel_ml * grid.coarseness)
         measured = time.perf_counter()
+        need = MemoryEstimate(self.card, opened, windows, labeller.dtype, self.device, window_bytes=self.window_bytes)
+        examined, searched = doubt(examined, confidence, Search(labeller, need, chunk))
         record = {
             "started": source.started.isoformat(timespec="seconds"),
             "input": source.input,
@@ -277,20 +282,23 @@ class Segmenter:
                 "prepare": round(prepared - started, 4),
                 "segment": round(segmented - prepared, 4),
                 "measure": round(measured - segmented, 4),
+                **searched,
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "platform": platform.platform(),
         }
         return Result(
-            labels, examined.measures, examined.flags, opened, plan.labels, record, array, suspicions=examined.sentences
-        )
+            labels, examined.measures, examined.flags, opened, plan.labels, record, array,
+            confidence=confidence, uncertainty=mapped, suspicions=examined.sentences,
+        )  # fmt: skip
 
     def map(
         self,
         scans: Iterable[Any],
         progress: Progress = silent,
         probabilities: Iterable[Path | bool | None] = repeat(None),
+        uncertainty: bool = False,
     ) -> Iterator[Outcome]:
         """Segment many scans, in order; reading and computing overlap.
 
@@ -302,11 +310,12 @@ class Segmenter:
             scans: each as for a call.
             progress: called with the fraction of windows done of the scans at work, from their threads.
             probabilities: for each scan as for a call.
+            uncertainty: as for a call.
         """
         limit_threads_after_fork()
         if isinstance(scans, str | Path):
             raise UsageError(f"Segmenter.map takes several scans, found one path: {scans}. Call the segmenter with it.")
-        jobs = zip(scans, probabilities, strict=False)
+        jobs = zip(scans, (Wanted(one, uncertainty) for one in probabilities), strict=False)
         at_once = scans_at_once(self.card.plan, self.labeller.dtype, self.device) if self.max_memory is None else 1
         first = list(islice(jobs, at_once))
         if len(first) > 1:
@@ -356,12 +365,12 @@ class Segmenter:
                 torch.set_num_threads(threads)
 
     def _outcome(self, job: Job, opened: Callable[[], Opened], progress: Progress) -> Outcome:
-        scan, probabilities = job
+        scan, wanted = job
         try:
-            return Outcome(scan, result=self._segment(opened(), progress, probabilities))
+            return Outcome(scan, result=self._segment(opened(), progress, wanted))
         except VolsegError as error:
             # The error would keep everything alive that was in memory where it arose.
-            _release_frames(error)
+            release_frames(error)
             return Outcome(scan, error=error)
 
 
@@ -387,10 +396,3 @@ def _untilted(scan: Scan) -> dict[str, float]:
     """What the record says of a scan that was made upright: by how many degrees."""
     shear = find_shear(scan.geometry.affine) if scan.untilt else None
     return {} if shear is None else {"untilted": round(shear.degrees, 3)}
-
-
-def _release_frames(error: BaseException | None) -> None:
-    """Release the local variables of the functions that an error and its causes came through."""
-    while error:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__

@@ -88,6 +88,7 @@ class MemoryEstimate:
         device: where windows are computed.
         probabilities: whether the class probabilities are kept in memory.
         window_bytes: measured feature maps of a window, where the network is not the U-Net of the plan.
+        uncertainty: whether the map of uncertainty is kept in memory.
     """
 
     card: ModelCard
@@ -97,6 +98,7 @@ class MemoryEstimate:
     device: torch.device
     probabilities: bool = False
     window_bytes: int | None = None
+    uncertainty: bool = False
 
     @property
     def grid(self) -> Triple:
@@ -132,14 +134,15 @@ class MemoryEstimate:
         upright = 4 * len(plan.channels) * voxels * self.scan.untilt
         # The labels of an upright grid are in memory with those of the slices for a moment.
         labels = voxels * (1 if max(label.value for label in plan.labels) < 256 else 2) * (1 + self.scan.untilt)
-        kept = labels + self.probability_bytes
+        # float16, and a byte per voxel while it is written.
+        kept = labels + self.probability_bytes + 2 * voxels * self.uncertainty
         mask = voxels if any(channel.normalisation == "zscore_nonzero" for channel in plan.channels) else 0
         return {
             "preprocessing": upright + volume + mask + PREPARE_BYTES * min(PREPARE_VOXELS, voxels),
             "windows and labels": volume + kept + self._windows(sorted(self.grid, reverse=True), chunk),
             "measuring labels": kept + MEASURE_BYTES * min(chunk.voxels, voxels),
             # Some formats are written from a copy, and read back.
-            "writing labels": kept + labels,
+            "writing labels": kept + labels + voxels * self.uncertainty,
         }
 
     def _windows(self, grid: list[int], chunk: ChunkSize) -> int:

@@ -1,12 +1,12 @@
 """Sliding-window inference on a whole volume: to labels in image space, or to logits for any torch module."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from volseg.config import Triple
-from volseg.inference.stream import Engine, stream_logits, stream_order
+from volseg.inference.stream import Engine, Observer, stream_logits, stream_order
 from volseg.inference.upsample import Decide, Sink, label_slabs, winner
 
 
@@ -20,6 +20,7 @@ class Target:
         nearest_axis: axis of the volume (0, 1, 2) that is resampled by nearest neighbour; the others are linear.
         sink: also called with the logits on that grid, in stream order.
         rule: of the nearest neighbour, see `volseg.data.grid.resample.nearest_index`.
+        observer: also called with the logits in network space, slab by slab in stream order.
     """
 
     shape: Triple
@@ -27,6 +28,7 @@ class Target:
     nearest_axis: int | None = None
     sink: Sink | None = None
     rule: str = "scipy"
+    observer: Observer | None = None
 
 
 @torch.no_grad()
@@ -47,8 +49,9 @@ def segment(volume: torch.Tensor, engine: Engine, target: Target) -> Iterator[tu
     """
     d, h, w = volume.shape[1:]
     order = stream_order((d, h, w))
+    slabs = stream_logits(volume, engine, order)
     yield from label_slabs(
-        stream_logits(volume, engine, order),
+        slabs if target.observer is None else _observed(slabs, target.observer),
         source=(volume.shape[1 + order[0]], volume.shape[1 + order[1]], volume.shape[1 + order[2]]),
         target=(target.shape[order[0]], target.shape[order[1]], target.shape[order[2]]),
         decide=target.decide,
@@ -56,3 +59,10 @@ def segment(volume: torch.Tensor, engine: Engine, target: Target) -> Iterator[tu
         sink=target.sink,
         rule=target.rule,
     )
+
+
+def _observed(slabs: Iterable[tuple[int, torch.Tensor]], observer: Observer) -> Iterator[tuple[int, torch.Tensor]]:
+    """The same slabs, each of which `observer` has seen."""
+    for first, slab in slabs:
+        observer(first, slab)
+        yield first, slab

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from volseg.device import has_room, limit_threads_after_fork
 from volseg.errors import UsageError
 from volseg.inference.budget import SLAB_LOGITS_PER_VOXEL, ChunkSize
 from volseg.inference.engine import Target, segment
-from volseg.inference.stream import Engine, Head, Predictor, stream_logits, stream_order
+from volseg.inference.stream import Engine, Head, Observer, Predictor, stream_logits, stream_order
 from volseg.inference.upsample import Sink, last_present, winner
 from volseg.inference.windows import Windows, check_overlap
 from volseg.networks import UNet
@@ -26,6 +26,20 @@ from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.networks.cpu.point_conv import PointConv
 from volseg.precision import autocast, choose_precision, exact_float32
 from volseg.progress import Progress, silent
+
+
+class Wanted(NamedTuple):
+    """What is wanted of a scan besides its labels.
+
+    Args:
+        probabilities: the file that they are written to, True for an array, or None.
+        uncertainty: whether a map of it is.
+        observer: makes what is called with all logits in network space, for the mapping of the scan.
+    """
+
+    probabilities: Path | bool | None = None
+    uncertainty: bool = False
+    observer: Callable[[GridMap], Observer] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Labeller:
         progress: Progress = silent,
         sink: Sink | None = None,
         chunk: ChunkSize | None = None,
+        observer: Observer | None = None,
     ) -> np.ndarray:
         """Label values in image space for a scan in network space.
 
@@ -65,6 +80,7 @@ class Labeller:
             progress: called with the fraction of windows done.
             sink: also called with all logits in image space, see `volseg.inference.engine.Target`.
             chunk: how much is computed at a time.
+            observer: also called with all logits in network space, slab by slab.
 
         Returns:
             (I, J, K) uint8, or uint16 when a label value is above 255; background outside the box of `grid`.
@@ -85,7 +101,7 @@ class Labeller:
         engine = Engine(predictor, self.windows, self.device, slab_logits, _by_window(progress))
         decide = last_present if self.plan.regions else winner
         rule = self.plan.logits_resampling.nearest
-        target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule)
+        target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule, observer)
         volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
         with torch.inference_mode(), computing(self.device, self.dtype, chunk.keep_freed):
             for first, planes in segment(volume, engine, target):
@@ -184,6 +200,19 @@ def computing(device: torch.device, dtype: torch.dtype, keep_freed: bool = True)
     """The settings under which windows are computed."""
     with exact_float32(device, dtype), keep_freed_memory() if keep_freed else nullcontext():
         yield
+
+
+def both_sinks(one: Sink | None, other: Sink | None) -> Sink | None:
+    """A sink that passes logits on to two, or the one of them that there is."""
+    if one is None or other is None:
+        return one or other
+    first, second = one, other
+
+    def sink(plane: int, rows: slice, logits: Tensor) -> None:
+        first(plane, rows, logits)
+        second(plane, rows, logits)
+
+    return sink
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from volseg.inference.windows import Tile, Windows, axis_tiles, read_window, win
 # (B, C, d, h, w) windows to (B, A, d, h, w): logits, or the features before the last layer.
 Forward: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Progress: TypeAlias = Callable[[int, int], None]
+# Called with the first plane of a slab and its logits (K, planes, rows, columns), which it leaves as they are.
+Observer: TypeAlias = Callable[[int, torch.Tensor], None]
 Place: TypeAlias = tuple[Tile, Tile, Tile]
 # The value of each channel of a constant window; None for all other windows.
 Values: TypeAlias = tuple[float, ...] | None

@@ -5,12 +5,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
 
 from volseg.config import CUSTOM, ComponentRule, Frozen, Name, Plan, checked
 from volseg.documents import BrokenDocumentError, DocumentError, parse_json
 from volseg.errors import ConfigError, InputError, UsageError
 from volseg.files import access_to, require_writable, sha256_of
+from volseg.modelfile.calibration import Calibration
 from volseg.modelfile.header import Header, read_header
 from volseg.text import first_few, printable, shortened
 from volseg.version import __version__
@@ -102,7 +111,24 @@ class ModelCard(Frozen):
     scores: Annotated[dict[str, Any], _fits(_AllScores)] = Field(
         default_factory=dict, description="on the validation cases, after postprocessing"
     )
+    calibration: Calibration | None = Field(None, description="from probabilities to expected Dice and intervals")
     volseg_version: Name = __version__
+
+    @model_serializer(mode="wrap")
+    def _without_missing_calibration(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions read the files of models without one.
+        document: dict[str, Any] = handler(self)
+        if document.get("calibration") is None:
+            document.pop("calibration", None)
+        return document
+
+    @model_validator(mode="after")
+    def _calibration_has_labels(self) -> Self:
+        calibrated = self.calibration.labels.keys() if self.calibration else set()
+        unknown = calibrated - {label.name for label in self.plan.labels}
+        if unknown:
+            raise ValueError(f"calibration has {first_few(sorted(unknown))}, but the plan has no such label")
+        return self
 
     @model_validator(mode="after")
     def _rules_have_labels(self) -> Self:

@@ -1,5 +1,6 @@
 """All suspicions about a scan and its result."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,8 @@ import numpy as np
 from volseg.confidence.estimate import Confidence
 from volseg.config import Plan
 from volseg.data.io.reading import Scan
+from volseg.device import memory_errors
+from volseg.errors import VolsegError
 from volseg.inference.quality import LabelFlag, LabelQuality, ScanFlag, scan_flags
 from volseg.suspicion.doubt import doubtful, in_words, is_poor
 from volseg.suspicion.finding import Finding
@@ -19,6 +22,8 @@ from volseg.suspicion.orientation import Search, question_orientation
 from volseg.suspicion.places import places_of
 from volseg.suspicion.sides import mismatched_sides
 from volseg.suspicion.spacing import question_field_of_view, question_spacing
+
+logger = logging.getLogger(__name__)
 
 
 class Examined(NamedTuple):
@@ -54,7 +59,9 @@ def examine(scan: Scan, labels: np.ndarray, plan: Plan, measures: Sequence[Label
     return Examined(flagged, scan_flags(scan.channels, plan.channels)).with_findings(findings)
 
 
-def doubt(examined: Examined, confidence: Mapping[str, Confidence], search: Search) -> tuple[Examined, float | None]:
+def doubt(
+    examined: Examined, confidence: Mapping[str, Confidence], search: Search
+) -> tuple[Examined, dict[str, float]]:
     """What the confidence of a result adds: `low_confidence` of labels and, where the whole is poor, a search for the
     orientation that the scan may have.
 
@@ -64,7 +71,7 @@ def doubt(examined: Examined, confidence: Mapping[str, Confidence], search: Sear
         search: of the scan; without calibration nothing is added.
 
     Returns:
-        The same with more flags, and the seconds of the search; None where there was none.
+        The same with more flags, and the seconds of the search as {"orientation": ...} if there was one.
     """
     calibration = search.calibration
     if doubts := doubtful(confidence, calibration):
@@ -72,10 +79,16 @@ def doubt(examined: Examined, confidence: Mapping[str, Confidence], search: Sear
         sentences = (*examined.sentences, in_words(doubts))
         examined = examined._replace(measures=tuple(flagged), sentences=sentences)
     if not search.is_possible or not is_poor(examined.measures, confidence, calibration):
-        return examined, None
+        return examined, {}
     started = time.perf_counter()
-    found = question_orientation(search)
-    return examined.with_findings(found), round(time.perf_counter() - started, 4)
+    logger.info("%s: the result is poor; looking for an orientation that is not.", search.need.scan.source)
+    try:
+        with memory_errors("looking for another orientation"):
+            examined = examined.with_findings(question_orientation(search))
+    except VolsegError as error:
+        # The result itself is complete.
+        logger.info("%s: the search for another orientation ended: %s", search.need.scan.source, error)
+    return examined, {"orientation": round(time.perf_counter() - started, 4)}
 
 
 def flagged_as(measure: LabelQuality, flag: LabelFlag) -> LabelQuality:

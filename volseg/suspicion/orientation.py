@@ -59,7 +59,7 @@ class Search:
 
     @property
     def is_possible(self) -> bool:
-        """Whether the model goes by the orientation in a header and knows its Dice; slices made upright are not tried."""
+        """Whether the model goes by the orientation in a header and is calibrated; no for slices made upright."""
         return self.calibration is not None and self.plan.orientation == "ras" and not self.need.scan.untilt
 
 
@@ -81,8 +81,8 @@ def question_orientation(search: Search) -> list[Finding]:
     if dice < max(here + CLEARLY, found[best][1]):
         return []
     sentence = (
-        f"The scan looks {in_words(best)}: its expected Dice is then {dice:.2f} instead of {here:.2f}. The header seems "
-        "to state a wrong orientation; the labels are as it states."
+        f"The scan looks {in_words(best)}: its expected Dice is then {dice:.2f} instead of {here:.2f}. The header "
+        "seems to state a wrong orientation; the labels are as it states."
     )
     return [Finding("orientation_suspect", sentence)]
 

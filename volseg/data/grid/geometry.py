@@ -142,6 +142,11 @@ class GridMap:
         sizes = [stop - start for start, stop in self.box]
         return (sizes[0], sizes[1], sizes[2])
 
+    @property
+    def coarseness(self) -> float:
+        """The volume of a voxel of network space, as a multiple of one of the scan."""
+        return math.prod(self.box_shape) / math.prod(self.shape)
+
     def into(self, array: np.ndarray) -> np.ndarray:
         """The oriented crop, not resampled, as a view of `array`, whose last three axes are I, J, K."""
         view = self._oriented(array)

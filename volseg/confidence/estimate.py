@@ -1,0 +1,131 @@
+"""The expected Dice of a result and intervals of its volumes, from its own calibrated probabilities.
+
+Soft Dice confidence, 2 sum(m p) / (sum(m) + sum(p)), is about the Dice that a mask m is expected to have if every voxel
+belongs to the label with probability p (Borges et al. 2024, arXiv:2402.10665). A monotone map, fitted on cases that the
+model was not trained on, carries it to the Dice that such cases had.
+
+The true volume is taken to lie within V + low U and V + high U, where V is the volume of the mask, U is the volume of
+sum(p (1 - p)), and low and high are quantiles of (true volume - V) / U over such cases (split conformal prediction).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from volseg.confidence.sums import Sums
+from volseg.modelfile.calibration import Calibration, LabelCalibration
+
+# Dice and confidence are kept this far from 0 and 1, where their logits are infinite.
+MARGIN = 1e-3
+UNCALIBRATED = "the model has no calibration; one is made at the end of training by validation cases"
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """What is expected of one label of a result.
+
+    Args:
+        expected_dice: the Dice expected of the label's mask, 0 to 1; None where it cannot be stated.
+        expected_dice_error: the mean absolute error of such estimates, as measured out of fold; None if it was not.
+        volume_ml_low: lower bound of the 90 % interval of the volume in mL; None where it cannot be stated.
+        volume_ml_high: upper bound.
+        reason: why something is None; None if nothing is.
+    """
+
+    expected_dice: float | None = None
+    expected_dice_error: float | None = None
+    volume_ml_low: float | None = None
+    volume_ml_high: float | None = None
+    reason: str | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What the record has of it."""
+        return {
+            "expected_dice": self.expected_dice,
+            "expected_dice_error": self.expected_dice_error,
+            "volume_ml_low": self.volume_ml_low,
+            "volume_ml_high": self.volume_ml_high,
+            "confidence_reason": self.reason,
+        }
+
+
+def soft_dice(sums: Sums) -> np.ndarray:
+    """Soft Dice confidence of each label, 0 where neither mask nor probability is."""
+    sizes = sums.mask + sums.probability
+    return 2 * sums.overlap / np.where(sizes > 0, sizes, 1)
+
+
+def mapped(confidence: np.ndarray | float, slope: float, intercept: float) -> np.ndarray:
+    """The Dice for soft Dice confidences: logit(dice) = intercept + slope logit(confidence)."""
+    return np.asarray(1 / (1 + np.exp(-(intercept + slope * logit(confidence)))))
+
+
+def logit(fraction: np.ndarray | float) -> np.ndarray:
+    """log(x / (1 - x)) of x, kept away from 0 and 1 by `MARGIN`."""
+    inside = np.clip(fraction, MARGIN, 1 - MARGIN)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def without_removed(sums: Sums, removed: Mapping[int, float]) -> Sums:
+    """The sums after postprocessing has removed a fraction of the mask of some labels, by their index.
+
+    What was removed is taken to have had the mean probability of the mask. Its probability stays: the network holds it
+    for a part of the label that the mask now lacks.
+    """
+    kept = np.ones(len(sums.mask))
+    for label, fraction in removed.items():
+        kept[label] = 1 - fraction
+    return sums._replace(mask=sums.mask * kept, overlap=sums.overlap * kept)
+
+
+def estimate(
+    sums: Sums, calibration: Calibration, volumes_ml: Mapping[str, float | None], voxel_ml: float
+) -> dict[str, Confidence]:
+    """The confidence of each label by name.
+
+    Args:
+        sums: of the result at the temperature of the calibration, (labels,).
+        calibration: of the model.
+        volumes_ml: of the masks of all labels by name, in the order of the sums; None where it cannot be stated.
+        voxel_ml: volume of a voxel of network space.
+    """
+    confidences = soft_dice(sums)
+    found = {}
+    for index, (name, volume) in enumerate(volumes_ml.items()):
+        known = calibration.labels.get(name)
+        if known is None:
+            found[name] = Confidence(reason="the model has no calibration for this label: no reference had it")
+        elif sums.mask[index] < 1:
+            found[name] = Confidence(reason="no voxel was given this label")
+        else:
+            dice = float(mapped(confidences[index], known.slope, known.intercept))
+            spread = float(sums.variance[index]) * voxel_ml
+            found[name] = _with_interval(dice, volume, spread, known)
+    return found
+
+
+def _with_interval(dice: float, volume: float | None, spread: float, known: LabelCalibration) -> Confidence:
+    """The confidence of a label whose expected Dice is known."""
+    stated = Confidence(round(dice, 4), None if known.error is None else round(known.error, 4))
+    reason = None
+    if volume is None:
+        reason = "no interval where the volume cannot be stated"
+    elif known.volume_low is None or known.volume_high is None:
+        reason = f"no interval: calibrated on {known.cases} cases with the label, 9 are needed"
+    else:
+        low, high = (max(0.0, volume + bound * spread) for bound in (known.volume_low, known.volume_high))
+        return Confidence(stated.expected_dice, stated.expected_dice_error, low, high)
+    return Confidence(stated.expected_dice, stated.expected_dice_error, reason=reason)
+
+
+def quantile_rank(cases: int, coverage: float) -> int | None:
+    """The rank, from 1, of the score that covers a new one with this probability; None if there are too few.
+
+    ceil((n + 1) coverage), as in split conformal prediction.
+    """
+    rank = math.ceil((cases + 1) * coverage - 1e-9)
+    return rank if rank <= cases else None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from common.flag_faults import Fault, faults_of, mirrored
-from common.paired_phantoms import LABELS, make_trunk, write_trunks
+from common.paired_phantoms import make_trunk, write_trunks
 from common.record import publish, record_options
 from common.results import headline, table
 from flags import CLEAN, Scored, row, scored
@@ -55,12 +55,10 @@ def score_trunk(segmenter: Segmenter, seed: int) -> list[Scored]:
     """A new phantom as it is, mirrored, and with rotated headers."""
     scan, reference, affine = make_trunk(seed)
     array = scan.astype(np.float32)
-    rotated = [
-        one for one in faults_of(array, affine, reference, np.random.default_rng(seed)) if "rotated" in one.name
-    ]
-    clean = scored(segmenter, Fault(CLEAN, array, affine, reference), LABELS)
-    others = [mirrored(array, affine, reference), *rotated]
-    return [clean, *(scored(segmenter, one, LABELS)._replace(clean_dice=clean.dice) for one in others)]
+    rotated = [one for one in faults_of(array, affine, reference, np.random.default_rng(seed)) if "rotated" in one.name]
+    every = [Fault(CLEAN, array, affine, reference), mirrored(array, affine, reference), *rotated]
+    found = [scored(segmenter((one.scan, one.affine)), one) for one in every]
+    return [one._replace(clean_dice=found[0].dice) for one in found]
 
 
 if __name__ == "__main__":

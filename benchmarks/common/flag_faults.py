@@ -67,10 +67,11 @@ def mirrored(scan: np.ndarray, affine: np.ndarray, reference: np.ndarray) -> Fau
 
 def crop_of_organ(scan: np.ndarray, affine: np.ndarray, extent_mm: np.ndarray, rng: np.random.Generator) -> Fault:
     """A part of a scan of something else with about these edges, in which something is to be seen."""
-    size = np.minimum(np.maximum(np.round(extent_mm / Geometry(scan.shape, affine).spacing_mm), 2), scan.shape)
+    wanted = np.maximum(np.round(extent_mm / Geometry(scan.shape, affine).spacing_mm), 2)
+    size = np.minimum(wanted, scan.shape).astype(int)
     for _ in range(TRIES):
-        start = [int(rng.integers(0, whole - edge + 1)) for whole, edge in zip(scan.shape, size.astype(int), strict=True)]
-        part = scan[tuple(slice(one, one + edge) for one, edge in zip(start, size.astype(int), strict=True))]
+        start = rng.integers(0, np.array(scan.shape) - size + 1)
+        part = scan[tuple(slice(one, one + edge) for one, edge in zip(start, size, strict=True))]
         if part.std() > CONTENT * scan.std():
             break
     moved = affine.copy()

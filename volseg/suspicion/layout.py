@@ -18,8 +18,8 @@ from volseg.suspicion.turns import SAME, Turn, in_words, turns
 # Offsets may be beyond the range of the training cases by this much, and are wrong beyond the second: fractions of the
 # edges of all labels.
 NEAR, WRONG = 0.05, 0.15
-# The fewest labels that have a layout.
-FEWEST = 2
+# The fewest labels that have a layout: two may lie as they like, and some rotation explains it.
+FEWEST = 3
 
 
 def question_layout(places: Places, geometry: Geometry, ranges: ScanRanges | None) -> list[Finding]:

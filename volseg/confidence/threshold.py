@@ -18,9 +18,6 @@ FEWEST = 10
 def low_threshold(expected: Sequence[float]) -> float | None:
     """A threshold for the expected Dice of a label; None from fewer than `FEWEST` values.
 
-    The same results are below it whatever the map from soft Dice confidence to expected Dice is: it is linear between
-    logits.
-
     Args:
         expected: the expected Dice of clean cases that the model was not trained on.
     """

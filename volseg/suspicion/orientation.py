@@ -6,13 +6,13 @@ expected Dice of these results is compared. Nothing of this changes the labels.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from volseg.confidence.estimate import mapped, soft_dice
+from volseg.confidence.estimate import Confidence, estimate
 from volseg.confidence.sums import Sums, SumsObserver
 from volseg.config import Plan
 from volseg.data.grid.geometry import Geometry
@@ -121,7 +121,7 @@ def expected_dice(search: Search, scan: Scan, turn: Turn) -> tuple[float, float]
     """
     labeller = search.labeller
     geometry = turned(scan.geometry, turn)
-    volume, _ = image_to_network(scan.channels, geometry, search.plan, device=labeller.device)
+    volume, grid = image_to_network(scan.channels, geometry, search.plan, device=labeller.device)
     predictor = predictor_of(labeller.network, labeller.device, labeller.dtype)
     engine = Engine(predictor, _coarse(labeller.windows), labeller.device)
     calibration = search.calibration
@@ -131,22 +131,25 @@ def expected_dice(search: Search, scan: Scan, turn: Turn) -> tuple[float, float]
     with torch.inference_mode(), computing(labeller.device, labeller.dtype, search.chunk.keep_freed):
         for first, logits in stream_logits(volume, engine, stream_order((d, h, w))):
             observer(first, logits)
-    return _together(Sums(*(values[0] for values in observer.sums)), search.plan, calibration)
+    sums = Sums(*(values[0] for values in observer.sums))
+    unstated: dict[str, float | None] = dict.fromkeys(label.name for label in search.plan.labels)
+    found = estimate(sums, calibration, unstated, geometry.voxel_ml * grid.coarseness)
+    sizes = dict(zip(found, (sums.mask + sums.probability).tolist(), strict=True))
+    return _together(found, sizes, calibration)
 
 
-def _together(sums: Sums, plan: Plan, calibration: Calibration) -> tuple[float, float]:
+def _together(
+    found: Mapping[str, Confidence], sizes: Mapping[str, float], calibration: Calibration
+) -> tuple[float, float]:
     """See `expected_dice`."""
-    found = soft_dice(sums)
-    dice, limits, weights = 0.0, 0.0, 0.0
-    for index, label in enumerate(plan.labels):
-        known = calibration.labels.get(label.name)
-        if known is None or known.low_confidence is None or sums.mask[index] < 1:
-            continue
-        weight = float(sums.mask[index] + sums.probability[index])
-        dice += weight * float(mapped(found[index], known.slope, known.intercept))
-        limits += weight * known.low_confidence
-        weights += weight
-    return (dice / weights, limits / weights) if weights else (0.0, 1.0)
+    dice, limits, total = 0.0, 0.0, 0.0
+    for name, one in found.items():
+        limit = calibration.labels[name].low_confidence if name in calibration.labels else None
+        if one.expected_dice is not None and limit is not None:
+            dice += sizes[name] * one.expected_dice
+            limits += sizes[name] * limit
+            total += sizes[name]
+    return (dice / total, limits / total) if total else (0.0, 1.0)
 
 
 def _coarse(windows: Windows) -> Windows:

@@ -246,9 +246,8 @@ class Segmenter:
             volume, grid = image_to_network(*_for_network(opened), plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
             entropies, mapped = uncertainty_sink(wanted.uncertainty, grid, self.card)
-            observer = wanted.observer(grid) if wanted.observer else estimator.observer
             with probability_sink(wanted.probabilities, volume, grid, plan) as (sink, array):
-                labels = labeller.label(volume, grid, progress, both_sinks(sink, entropies), chunk, observer)
+                labels = labeller.label(volume, grid, progress, both_sinks(sink, entropies), chunk, estimator.observer)
             del volume
             if opened.untilt:
                 labels = back(labels, opened.geometry.shape, opened.geometry.affine)

@@ -1,8 +1,9 @@
 """The expected Dice of a result and intervals of its volumes, from its own calibrated probabilities.
 
 Soft Dice confidence, 2 sum(m p) / (sum(m) + sum(p)), is about the Dice that a mask m is expected to have if every voxel
-belongs to the label with probability p (Borges et al. 2024, arXiv:2402.10665). A monotone map, fitted on cases that the
-model was not trained on, carries it to the Dice that such cases had.
+belongs to the label with probability p (Borges et al. 2024, arXiv:2402.10665). A logistic map, fitted on clean and degraded
+scans that the model was not trained on, carries it to the Dice that such scans had; it also takes the volumes and the
+confidence of the other labels, see `features`.
 
 The true volume is taken to lie within V + low U and V + high U, where V is the volume of the mask, U is the volume of
 sum(p (1 - p)), and low and high are quantiles of (true volume - V) / U over such cases (split conformal prediction).
@@ -59,9 +60,36 @@ def soft_dice(sums: Sums) -> np.ndarray:
     return 2 * sums.overlap / np.where(sizes > 0, sizes, 1)
 
 
-def mapped(confidence: np.ndarray | float, slope: float, intercept: float) -> np.ndarray:
-    """The Dice for soft Dice confidences: logit(dice) = intercept + slope logit(confidence)."""
-    return np.asarray(1 / (1 + np.exp(-(intercept + slope * logit(confidence)))))
+def features(confidences: np.ndarray, volumes_ml: np.ndarray, typical_ml: np.ndarray) -> np.ndarray:
+    """The numbers that the expected Dice of each label is made from, (labels, FEATURES).
+
+    The logit of its soft Dice confidence; the logarithm of its volume relative to the typical one, where it is smaller
+    and where it is larger; the same for all labels together; the mean logit of the confidence of the other labels.
+
+    Args:
+        confidences: soft Dice confidence, (labels,).
+        volumes_ml: of the masks.
+        typical_ml: median volumes of the labels in references, NaN where unknown: their logarithms count as 0.
+    """
+    own = logit(confidences)
+    known = np.isfinite(typical_ml)
+    size = np.where(known, _log_ratio(volumes_ml, np.where(known, typical_ml, 1)), 0)
+    whole = _log_ratio(volumes_ml[known].sum(), typical_ml[known].sum()) if known.any() else np.zeros(())
+    others = (own.sum() - own) / (len(own) - 1) if len(own) > 1 else np.zeros(1)
+    same = np.ones(len(own))
+    rows = own, np.minimum(size, 0), np.maximum(size, 0), same * np.minimum(whole, 0), same * np.maximum(whole, 0)
+    return np.stack([*rows, others], axis=1)
+
+
+def _log_ratio(volume_ml: np.ndarray, typical_ml: np.ndarray) -> np.ndarray:
+    """log(volume / typical volume), where a volume of less than 1 % of the typical one counts as 1 %."""
+    return np.asarray(np.log(np.maximum(volume_ml / typical_ml, 0.01)))
+
+
+def expected(found: np.ndarray, known: LabelCalibration) -> float:
+    """The expected Dice for the features of a label."""
+    inside = np.clip(found, known.lowest, known.highest)
+    return float(1 / (1 + np.exp(-(known.intercept + inside @ np.array(known.weights)))))
 
 
 def logit(fraction: np.ndarray | float) -> np.ndarray:
@@ -91,20 +119,20 @@ def estimate(
         sums: of the result at the temperature of the calibration, (labels,).
         calibration: of the model.
         volumes_ml: of the masks of all labels by name, in the order of the sums; None where it cannot be stated.
-        voxel_ml: volume of a voxel of network space.
+        voxel_ml: volume of a voxel of network space, assumed where it is unknown.
     """
-    confidences = soft_dice(sums)
+    labels = [calibration.labels.get(name) for name in volumes_ml]
+    typical = np.array([math.nan if one is None or one.typical_ml is None else one.typical_ml for one in labels])
+    rows = features(soft_dice(sums), sums.mask * voxel_ml, typical)
     found = {}
-    for index, (name, volume) in enumerate(volumes_ml.items()):
-        known = calibration.labels.get(name)
-        if known is None:
-            found[name] = Confidence(reason="the model has no calibration for this label: no reference had it")
-        elif sums.mask[index] < 1:
+    for index, (name, known) in enumerate(zip(volumes_ml, labels, strict=True)):
+        if sums.mask[index] == 0:
             found[name] = Confidence(reason="no voxel was given this label")
+        elif known is None:
+            found[name] = Confidence(reason="the model has no calibration for this label: too few references had it")
         else:
-            dice = float(mapped(confidences[index], known.slope, known.intercept))
             spread = float(sums.variance[index]) * voxel_ml
-            found[name] = _with_interval(dice, volume, spread, known)
+            found[name] = _with_interval(expected(rows[index], known), volumes_ml[name], spread, known)
     return found
 
 

@@ -34,12 +34,10 @@ class Wanted(NamedTuple):
     Args:
         probabilities: the file that they are written to, True for an array, or None.
         uncertainty: whether a map of it is.
-        observer: makes what is called with all logits in network space, for the mapping of the scan.
     """
 
     probabilities: Path | bool | None = None
     uncertainty: bool = False
-    observer: Callable[[GridMap], Observer] | None = None
 
 
 @dataclass(frozen=True)

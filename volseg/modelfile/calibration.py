@@ -8,9 +8,12 @@ from volseg.config.values import Frozen, Name
 
 # Temperatures beyond these are no calibration: probabilities would be all equal, or all 0 and 1.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 50.0
-# Bins of a reliability diagram, and labels, cases and networks of a model.
-BINS, MOST_LABELS, MOST_CASES = 10, 10_000, 1_000_000
+# Bins of a reliability diagram, and labels of a model.
+BINS, MOST_LABELS = 10, 10_000
+# Numbers that the expected Dice is made from.
+FEATURES = 6
 
+Weight = Annotated[float, Field(ge=-1000, le=1000)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Temperature = Annotated[float, Field(ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)]
@@ -22,8 +25,15 @@ class LabelCalibration(Frozen):
     The errors and the coverage are those of cases that took no part in the fit.
     """
 
-    slope: float = Field(1.0, ge=0, le=100, description="of the map from soft Dice confidence to Dice, between logits")
-    intercept: float = Field(0.0, ge=-100, le=100)
+    intercept: Weight = Field(0.0, description="of the logit of the expected Dice")
+    weights: Annotated[tuple[Weight, ...], Field(min_length=FEATURES, max_length=FEATURES)] = Field(
+        (1.0, *(0.0,) * (FEATURES - 1)), description="of the features, see volseg.confidence.estimate.features"
+    )
+    lowest: Annotated[tuple[Weight, ...], Field(min_length=FEATURES, max_length=FEATURES)] = Field(
+        (-100.0,) * FEATURES, description="features are kept between those of the fit"
+    )
+    highest: Annotated[tuple[Weight, ...], Field(min_length=FEATURES, max_length=FEATURES)] = (100.0,) * FEATURES
+    typical_ml: float | None = Field(None, gt=0, le=1e9, description="median volume of the label in the references")
     error: Unit | None = Field(None, description="mean absolute error of expected_dice, clean and degraded scans")
     clean_error: Unit | None = Field(None, description="the same on clean scans alone")
     low_confidence: Unit | None = Field(None, description="expected_dice below which the label is flagged")

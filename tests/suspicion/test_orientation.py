@@ -128,7 +128,7 @@ class Nothing(Upright):
 
 
 def test_labels_count_by_their_size_and_those_without_a_threshold_not_at_all():
-    known = Calibration(labels={"ball": LabelCalibration(low_confidence=0.8, slope=1.0, intercept=0.0),
+    known = Calibration(labels={"ball": LabelCalibration(low_confidence=0.8),
                                 "rod": LabelCalibration()})  # fmt: skip
     search = search_of(calibration=known)
     dice, limit = expected_dice(search, search.need.scan, SAME)

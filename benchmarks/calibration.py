@@ -46,14 +46,14 @@ def main() -> None:
     if options.records:
         options.records.write_text(Records(scans=tuple(scans)).model_dump_json())
     clean = [scan for scan in scans if not scan.kind]
-    temperatures = [best_temperature([scan for scan in clean if scan.group != fold]) for fold in groups(scans)]
-    rows = []
-    for kind in ("all", "clean", *sorted({scan.kind for scan in scans if scan.kind})):
-        rows.append(row(kind, scans))
+    temperatures = [best_temperature([scan for scan in scans if scan.group != fold]) for fold in groups(scans)]
+    found = [of_fold(scans, fold, name) for name in scans[0].labels for fold in groups(scans)]
+    kinds = ("all", "clean", *sorted({scan.kind for scan in scans if scan.kind}))
+    rows = [row(kind, scans, found) for kind in kinds]
     publish(
         options,
         f"calibration-{slug(Path(options.model).stem)}",
-        f"Expected Dice of {options.model}, {len(clean)} cases out of fold, clean and in {options.copies} degraded copies",
+        f"Expected Dice of {options.model}, {len(clean)} cases out of fold, with {options.copies} degraded copies each",
         [table(rows)],
         [headline("expected Dice, error against that of the best constant", "all", "error / best constant's")],
         note=f"Temperatures of the folds: {', '.join(str(TEMPERATURES[one]) for one in temperatures)}.",
@@ -87,16 +87,15 @@ def groups(scans: list[ScanRecord]) -> list[int]:
     return sorted({scan.group for scan in scans})
 
 
-def row(kind: str, scans: list[ScanRecord]) -> dict[str, float | str]:
+def row(kind: str, scans: list[ScanRecord], found: list[Estimates]) -> dict[str, float | str]:
     """The figures of one kind of scan, over all labels."""
     dice, estimates, covered = [], [], []
-    for name in scans[0].labels:
-        for fold in groups(scans):
-            found = of_fold(scans, fold, name)
-            chosen = [place for place, at in enumerate(found.scans) if kind == "all" or scans[at].kind == ("" if kind == "clean" else kind)]
-            dice += found.dice[chosen].tolist()
-            estimates += found.expected[chosen].tolist()
-            covered += found.covered[chosen].tolist()
+    wanted = "" if kind == "clean" else kind
+    for one in found:
+        chosen = [place for place, at in enumerate(one.scans) if kind == "all" or scans[at].kind == wanted]
+        dice += one.dice[chosen].tolist()
+        estimates += one.expected[chosen].tolist()
+        covered += one.covered[chosen].tolist()
     true, guess, inside = np.array(dice), np.array(estimates), np.array(covered)
     error, constant = np.abs(true - guess).mean(), np.abs(true - np.median(true)).mean()
     return {
@@ -113,10 +112,8 @@ def row(kind: str, scans: list[ScanRecord]) -> dict[str, float | str]:
 
 def of_fold(scans: list[ScanRecord], fold: int, name: str) -> Estimates:
     """Estimates of a label on a fold, temperature included from the others."""
-    index = best_temperature([scan for scan in scans if not scan.kind and scan.group != fold])
-    found = left_out(scans, name, index)
-    inside = np.array([scans[at].group == fold for at in found.scans], bool)
-    return Estimates(*(column[inside] for column in found))
+    index = best_temperature([scan for scan in scans if scan.group != fold])
+    return left_out(scans, name, index, only=fold)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:

@@ -103,7 +103,13 @@ LOADING = {
 }  # fmt: skip
 CALLS = {
     "Segmenter.load": LOADING | {"network": None},
-    "Segmenter.__call__": {"probabilities": None, "series": None, "volume": None, "untilt": False},
+    "Segmenter.__call__": {
+        "probabilities": None,
+        "uncertainty": False,
+        "series": None,
+        "volume": None,
+        "untilt": False,
+    },
     "Result.save": {"to": "nifti"},
     "predict": LOADING
     | {
@@ -114,6 +120,7 @@ CALLS = {
         "probabilities": False,
         "to": "nifti",
         "preview": False,
+        "uncertainty": False,
         "overwrite": False,
         "skip_existing": False,
     },

@@ -60,6 +60,7 @@ VERBS = {
             "probabilities": (("--probabilities",), {"probabilities": True}),
             "to": (("--to", "nifti,dicom-seg"), {"to": "nifti,dicom-seg"}),
             "preview": (("--preview",), {"preview": True}),
+            "uncertainty": (("--uncertainty",), {"uncertainty": True}),
             "overwrite": (("--overwrite",), {"overwrite": True}),
             "skip_existing": (("--skip-existing",), {"skip_existing": True}),
         },

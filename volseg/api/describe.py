@@ -155,7 +155,20 @@ def _describe_model(path: Path) -> dict[str, Any]:
         **({"started_from": ancestors} if (ancestors := _ancestors_text(card)) else {}),
         # For an ensemble of folds: each validation case is scored with the member that was not trained on it.
         "foreground_dice": card.scores.get("out_of_fold", card.scores).get("foreground_dice"),
+        "calibration": _calibration_text(card),
     }
+
+
+def _calibration_text(card: ModelCard) -> str:
+    """How well the probabilities of a model and its estimates agree with the truth."""
+    known = card.calibration
+    if known is None:
+        return "none: results state no expected Dice"
+    change = f", expected calibration error {known.before.error:.4f} before, {known.after.error:.4f} after"
+    errors = [f"{name} {one.error:.3f}" for name, one in known.labels.items() if one.error is not None]
+    return f"temperature {known.temperature:g} from {known.cases} scans and {known.degraded} degraded ones{change}" + (
+        f"; error of expected Dice: {first_few(errors)}" if errors else ""
+    )
 
 
 def _network_text(card: ModelCard) -> str:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from volseg.api.training.calibrate import pooled
 from volseg.config import Channel, ComponentRule, Label, Plan, checked
 from volseg.errors import InputError, UsageError
 from volseg.finetuning.source import model_path
@@ -90,6 +91,7 @@ def ensemble(
             "members": records,
         },
         "scores": {"members": [card.scores for card in cards], **_out_of_fold_scores(cards)},
+        "calibration": pooled(paths) if _have_own_folds(cards) else None,
     }
     card = checked(ModelCard, document, "The ensemble", InputError)
     save_model(output, card, _to_half(members.state_dict()) if half else members.state_dict())
@@ -149,10 +151,9 @@ def _out_of_fold_scores(cards: Sequence[ModelCard]) -> dict[str, Any]:
 
     Each case is scored with the member that was not trained on it. Empty unless all have scores and folds of their own.
     """
-    folds = [card.training.get("fold") for card in cards]
     # A model from someone else may have scores of other labels than its own.
     scored = all(card.scores.get("labels", {}).keys() == cards[0].scores.get("labels", {}).keys() for card in cards)
-    if not all(isinstance(fold, int) for fold in folds) or len(set(folds)) < len(cards) or not scored:
+    if not _have_own_folds(cards) or not scored:
         return {}
     labels = {}
     for label in cards[0].scores.get("labels", {}):
@@ -163,6 +164,12 @@ def _out_of_fold_scores(cards: Sequence[ModelCard]) -> dict[str, Any]:
     if not labels:
         return {}
     return {"out_of_fold": {"labels": labels, "foreground_dice": fmean(row["dice"] for row in labels.values())}}
+
+
+def _have_own_folds(cards: Sequence[ModelCard]) -> bool:
+    """Whether each model was trained on a fold of its own."""
+    folds = [card.training.get("fold") for card in cards]
+    return all(isinstance(fold, int) for fold in folds) and len(set(folds)) == len(cards)
 
 
 def _common_rules(cards: Sequence[ModelCard]) -> dict[str, ComponentRule]:

@@ -116,6 +116,7 @@ def predict(
     probabilities: bool = False,
     to: str | Sequence[str] = "nifti",
     preview: bool = False,
+    uncertainty: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
     progress: Progress = silent,
@@ -131,9 +132,7 @@ def predict(
         output: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
         channels: the scan of each channel of the model by name; `inputs` is then None.
         device: as for `Segmenter.load`, like the five that follow.
-        precision: see `device`.
-        overlap: see `device`.
-        tta: see `device`.
+        precision, overlap, tta: see `device`.
         max_memory: see `device`.
         crop: see `device`.
         series: SeriesInstanceUID or SeriesNumber, where an input holds several DICOM series.
@@ -143,6 +142,7 @@ def predict(
         to: output formats besides "nifti", the label image, which is always written. Options of a format follow it
             after colons: "dicom-seg:labelmap". DICOM formats are for DICOM series alone.
         preview: also write a picture, as "preview" in `to`.
+        uncertainty: also write a map of uncertainty, as "uncertainty" in `to`.
         overwrite: replace existing results.
         skip_existing: skip cases whose result already exists.
         progress: called with the fraction of all cases that is done.
@@ -155,7 +155,7 @@ def predict(
         InputError: an input or the model is missing or unreadable.
         Stopped: (while iterating) Ctrl-C; the results so far are complete.
     """
-    formats = _formats(to, preview)
+    formats = _formats(to, {"preview": preview, "uncertainty": uncertainty})
     options = {
         "device": device, "precision": precision, "overlap": overlap, "tta": tta, "max_memory": max_memory, "crop": crop
     }  # fmt: skip
@@ -218,15 +218,15 @@ def _volumes_of(case: Case, alone: bool) -> list[Case]:
         return [case]
 
 
-def _formats(to: str | Sequence[str], preview: bool) -> list[OutputFormat]:
+def _formats(to: str | Sequence[str], also: Mapping[str, bool]) -> list[OutputFormat]:
     """The output formats besides the label image, which is always written, in order.
 
     Raises:
         UsageError: a format does not exist, or two write the same file.
     """
     wanted = find_formats(to)
-    if preview and not any(one.name == "preview" for one in wanted):
-        wanted.append(find_format("preview"))
+    known = {one.name for one in wanted}
+    wanted += [find_format(name) for name, asked in also.items() if asked and name not in known]
     return [one for one in wanted if one.suffix]
 
 
@@ -293,7 +293,8 @@ def _segment_files(
 
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
-            outcomes = segmenter.map((case for case, _ in jobs), show, files)
+            maps = "uncertainty" in {one.name for one in formats}
+            outcomes = segmenter.map((case for case, _ in jobs), show, files, maps)
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
                 submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from volseg.api.segmenter import Segmenter
+from volseg.api.training.calibrate import calibrate
 from volseg.config import ComponentRule, Plan, rules_in_words
 from volseg.data.cases.cache import CachedCase
 from volseg.data.cases.dataset import Dataset, TrainingCase
@@ -103,7 +105,7 @@ def validate_from_files(
         ranks: the processes of the run.
 
     Returns:
-        The fields to add to the model card: "postprocessing", and "scores", the means of validation.json.
+        The fields to add to the model card: "postprocessing"; "scores", the means of validation.json; "calibration".
     """
     plan = segmenter.card.plan
     pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label, case.own) for case in cases]
@@ -133,7 +135,10 @@ def validate_from_files(
         write_labels(labels, written, pair.prediction)
     ranks.wait()
     scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, kept, run, progress))
-    return {"postprocessing": rules, "scores": scores}
+    card = segmenter.card.model_copy(update={"postprocessing": rules})
+    unknown = {label.name for label in plan.labels if label not in scored}
+    calibration = calibrate(replace(segmenter, card=card), cases, run, progress, ranks, unknown)
+    return {"postprocessing": rules, "scores": scores, "calibration": calibration}
 
 
 def _score(

@@ -51,10 +51,14 @@ def predict(
         str,
         typer.Option(
             metavar="FORMATS",
-            help="with commas: nifti (the label image, always), preview, dicom-seg, rtstruct, dicom-sr, dicom-sc",
+            help="with commas: nifti (the label image, always), preview, uncertainty, dicom-seg, rtstruct, dicom-sr, "
+            "dicom-sc",
         ),
     ] = "nifti",
     preview: Annotated[bool, typer.Option("--preview", help="also write a picture of three planes, .png")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="also write the entropy of the probabilities, .uncertainty.nii.gz")
+    ] = False,
     overwrite: Overwrite = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="skip cases whose result already exists")
@@ -72,7 +76,7 @@ def predict(
         predictions = start(
             inputs or [], model, output, channels=_named(channel), device=device, precision=precision, overlap=overlap,
             tta=tta, max_memory=max_memory, crop=crop, series=series, volume=volume, untilt=untilt,
-            probabilities=probabilities, to=to, preview=preview,
+            probabilities=probabilities, to=to, preview=preview, uncertainty=uncertainty,
             overwrite=overwrite, skip_existing=skip_existing, progress=progress,
         )  # fmt: skip
         if predictions.skipped:

@@ -1,9 +1,9 @@
 """The expected Dice of a result and intervals of its volumes, from its own calibrated probabilities.
 
 Soft Dice confidence, 2 sum(m p) / (sum(m) + sum(p)), is about the Dice that a mask m is expected to have if every voxel
-belongs to the label with probability p (Borges et al. 2024, arXiv:2402.10665). A logistic map, fitted on clean and degraded
-scans that the model was not trained on, carries it to the Dice that such scans had; it also takes the volumes and the
-confidence of the other labels, see `features`.
+belongs to the label with probability p (Borges et al. 2024, arXiv:2402.10665). A logistic map, fitted on clean and
+degraded scans that the model was not trained on, carries it to the Dice that such scans had; it also takes the volumes
+and the confidence of the other labels, see `features`.
 
 The true volume is taken to lie within V + low U and V + high U, where V is the volume of the mask, U is the volume of
 sum(p (1 - p)), and low and high are quantiles of (true volume - V) / U over such cases (split conformal prediction).
@@ -41,6 +41,11 @@ class Confidence:
     volume_ml_low: float | None = None
     volume_ml_high: float | None = None
     reason: str | None = None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the model has a calibration."""
+        return self.reason != UNCALIBRATED
 
     @property
     def document(self) -> dict[str, Any]:

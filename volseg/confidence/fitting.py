@@ -1,4 +1,4 @@
-"""Fit a calibration to records of scans that the model was not trained on, and measure it on folds left out of the fit."""
+"""Fit a calibration to scans that the model was not trained on, and measure it on folds left out of the fit."""
 
 import math
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ COVERAGE = 0.9
 # Below this error of a Dice the loss is quadratic, above it absolute. The prior counts as one scan, and 0.5 % of them.
 SMOOTH, PRIOR, PRIOR_FRACTION = 0.03, 0.05, 0.005
 STEPS = 60
+# Labels by which temperatures are compared.
+MOST_COMPARED = 20
 _Floats = NDArray[np.float64]
 
 
@@ -48,10 +50,10 @@ def fit(scans: Sequence[ScanRecord], out_of_fold: bool = False) -> Calibration |
     clean = [scan for scan in scans if not scan.kind and scan.bins]
     if not clean:
         return None
-    index = best_temperature(clean)
-    labels = {}
+    index = best_temperature(scans)
+    rows, labels = _rows(scans, index, _typical(scans)), {}
     for name in clean[0].labels:
-        fitted = fit_label(scans, name, index)
+        fitted = fit_label(scans, name, index, rows)
         if fitted is not None:
             labels[name] = _measured(fitted, left_out(scans, name, index), scans)
     bins = np.sum([np.array(scan.bins) for scan in clean], axis=0)
@@ -66,9 +68,37 @@ def fit(scans: Sequence[ScanRecord], out_of_fold: bool = False) -> Calibration |
     )
 
 
-def best_temperature(clean: Sequence[ScanRecord]) -> int:
-    """The index of the temperature at which the references are most likely."""
-    return int(np.argmin(np.sum([scan.loss for scan in clean], axis=0)))
+def best_temperature(scans: Sequence[ScanRecord]) -> int:
+    """The index of the temperature at which the expected Dice fits best, of those that do not make reliability worse.
+
+    The most likely temperature of voxels is often too high for it: it makes all masks look alike.
+    """
+    clean = [scan for scan in scans if not scan.kind and scan.bins]
+    errors = [diagram(bins).error for bins in np.sum([np.array(scan.bins) for scan in clean], axis=0)]
+    allowed = [index for index in range(len(TEMPERATURES)) if errors[index] <= errors[_at_one()]]
+    names = list(scans[0].labels)[:MOST_COMPARED]
+    typical = _typical(scans)
+    misfits = []
+    for index in allowed:
+        rows = _rows(scans, index, typical)
+        misfits.append(sum(_misfit(scans, rows[:, place], name) for place, name in enumerate(names)))
+    return allowed[int(np.argmin(misfits))]
+
+
+def _misfit(scans: Sequence[ScanRecord], rows: _Floats, name: str) -> float:
+    """The mean absolute error of a map on the scans that it was fitted to."""
+    dice = np.array([_known_dice(scan, name) for scan in scans], float)
+    used = ~np.isnan(dice)
+    if not used.any():
+        return 0.0
+    intercept, weights = fit_map(rows[used], dice[used])
+    return float(np.abs(_sigmoid(intercept + rows[used] @ np.array(weights)) - dice[used]).mean())
+
+
+def _known_dice(scan: ScanRecord, name: str) -> float:
+    """The Dice of a label that was found; NaN where it is unknown, or no voxel was given the label."""
+    row = scan.labels[name]
+    return math.nan if row.dice is None or not row.sums[0][0] else row.dice
 
 
 def _at_one() -> int:
@@ -76,23 +106,24 @@ def _at_one() -> int:
     return int(np.argmin([abs(math.log(one)) for one in TEMPERATURES]))
 
 
-def left_out(scans: Sequence[ScanRecord], name: str, index: int) -> Estimates:
+def left_out(scans: Sequence[ScanRecord], name: str, index: int, only: int | None = None) -> Estimates:
     """Estimates of a label on all scans, each from a fit to the other folds.
 
-    The scans of a case are in one fold: the member of an ensemble, else every fifth case.
+    The scans of a case are in one fold: the member of an ensemble, else every fifth case. With `only`, the scans of one
+    fold.
     """
     folds = folds_of(scans)
     found: list[tuple[int, float, float, float]] = []
-    for fold in sorted(set(folds)):
+    for fold in sorted(set(folds)) if only is None else [only]:
         others = [scan for scan, one in zip(scans, folds, strict=True) if one != fold]
-        known = fit_label(others, name, index)
+        typical = _typical(others)
+        known = fit_label(others, name, index, _rows(others, index, typical))
         if known is None:
             continue
-        typical = _typical(others, index)
         for place, (scan, one) in enumerate(zip(scans, folds, strict=True)):
             row = scan.labels[name]
             if one == fold and row.dice is not None and row.sums[index][0] > 0:
-                estimate = expected(_features(scan, index, typical)[list(scan.labels).index(name)], known)
+                estimate = expected(_rows([scan], index, typical)[0, list(scan.labels).index(name)], known)
                 found.append((place, row.dice, estimate, _covered(scan, name, index, known)))
     columns = np.array(found).reshape(-1, 4).T
     return Estimates(columns[0].astype(np.int64), columns[1], columns[2], columns[3])
@@ -106,15 +137,19 @@ def folds_of(scans: Sequence[ScanRecord]) -> list[int]:
     return [cases[scan.case] for scan in scans]
 
 
-def fit_label(scans: Sequence[ScanRecord], name: str, index: int) -> LabelCalibration | None:
-    """The calibration of a label at a temperature, without its errors; None where no scan has the label."""
-    used = [scan for scan in scans if scan.labels[name].dice is not None and scan.labels[name].sums[index][0] > 0]
-    if not used:
+def fit_label(scans: Sequence[ScanRecord], name: str, index: int, every: _Floats) -> LabelCalibration | None:
+    """The calibration of a label at a temperature, without its errors; None where no scan has the label.
+
+    `every` are the features of all labels, (scans, labels, FEATURES).
+    """
+    dice = np.array([_known_dice(scan, name) for scan in scans], float)
+    chosen = np.flatnonzero(~np.isnan(dice))
+    if not len(chosen):
         return None
-    place = list(used[0].labels).index(name)
-    typical = _typical(scans, index)
-    rows = np.array([_features(scan, index, typical)[place] for scan in used])
-    intercept, weights = fit_map(rows, np.array([scan.labels[name].dice for scan in used]))
+    used = [scans[at] for at in chosen]
+    place, typical = list(used[0].labels).index(name), _typical(scans)
+    rows = every[chosen, place]
+    intercept, weights = fit_map(rows, dice[chosen])
     clean = [scan for scan in used if not scan.kind]
     low, high = _bounds([score for scan in clean if (score := _score(scan, name, index)) is not None])
     known = float(typical[place])
@@ -187,12 +222,16 @@ def _sums(scan: ScanRecord, index: int) -> Sums:
     return Sums(*np.array([row.sums[index] for row in scan.labels.values()]).T)
 
 
-def _features(scan: ScanRecord, index: int, typical_ml: _Floats) -> _Floats:
-    sums = _sums(scan, index)
-    return features(soft_dice(sums), sums.mask * scan.voxel_ml, typical_ml)
+def _rows(scans: Sequence[ScanRecord], index: int, typical_ml: _Floats) -> _Floats:
+    """The features of all labels of all scans at a temperature, (scans, labels, FEATURES)."""
+    found = []
+    for scan in scans:
+        sums = _sums(scan, index)
+        found.append(features(soft_dice(sums), sums.mask * scan.voxel_ml, typical_ml))
+    return np.array(found)
 
 
-def _typical(scans: Sequence[ScanRecord], _index: int) -> _Floats:
+def _typical(scans: Sequence[ScanRecord]) -> _Floats:
     """The median volume of each label in the references of clean scans that have it, NaN where none has."""
     found = []
     for name in scans[0].labels:

@@ -59,8 +59,8 @@ class Calibration(Frozen):
 
     temperature: Temperature = Field(1.0, description="logits are divided by it before softmax or sigmoid")
     labels: Annotated[dict[Name, LabelCalibration], Field(max_length=MOST_LABELS)]
-    before: Reliability | None = Field(None, description="at temperature 1")
-    after: Reliability | None = Field(None, description="at `temperature`")
+    before: Reliability = Field(description="at temperature 1")
+    after: Reliability = Field(description="at `temperature`")
     cases: Count = Field(0, description="clean scans")
     degraded: Count = Field(0, description="degraded copies of them")
     out_of_fold: bool = Field(False, description="of an ensemble: each case by the member not trained on it")

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -10,19 +12,26 @@ from torch import Tensor
 from volseg.api.segmenter import Segmenter
 from volseg.confidence.degraded import KINDS, degraded
 from volseg.confidence.estimate import without_removed
-from volseg.confidence.records import TEMPERATURES, LabelRecord, ScanRecord
+from volseg.confidence.fitting import fit
+from volseg.confidence.records import FILE_NAME, TEMPERATURES, LabelRecord, Records, ScanRecord
 from volseg.confidence.reliability import ReliabilityObserver
 from volseg.confidence.sums import Sums, SumsObserver
-from volseg.config import Plan
+from volseg.config import Plan, checked
 from volseg.data.cases.dataset import TrainingCase
 from volseg.data.cases.labels import table_of
 from volseg.data.grid.geometry import Geometry, GridMap
 from volseg.data.grid.preprocess import image_to_network, label_to_network, training_target
 from volseg.data.io.reading import read_channels, read_label
 from volseg.device import memory_errors
+from volseg.documents import read_json, read_or
+from volseg.errors import InputError
 from volseg.evaluation.overlap import label_overlaps
+from volseg.files import write_text
 from volseg.inference.postprocessing import postprocess
 from volseg.inference.stream import stream_order
+from volseg.modelfile.calibration import Calibration
+from volseg.progress import Progress
+from volseg.training.ranks import Ranks
 
 # The most cases that a training run calibrates on, each as it is and in one degraded copy.
 MOST_CASES = 40
@@ -38,6 +47,60 @@ class _Scan:
     reference: np.ndarray
     geometry: Geometry
     known: Sequence[bool]
+
+
+def calibrate(
+    segmenter: Segmenter,
+    cases: Sequence[TrainingCase],
+    run: Path,
+    progress: Progress,
+    ranks: Ranks,
+    unknown: Collection[str] = (),
+) -> Calibration | None:
+    """Calibrate the model of a run on its validation cases, and write their sums to RUN/calibration.json.
+
+    Of many cases `MOST_CASES` are used, evenly spread by name; each as it is and in one degraded copy. Each rank
+    segments its shard of them, and all ranks get the same calibration.
+
+    Args:
+        segmenter: the saved model, with its postprocessing rules.
+        cases: the validation cases.
+        run: the run folder.
+        progress: called with the fraction of this rank's cases that is done.
+        ranks: the processes of the run.
+        unknown: names of labels that the references do not have.
+    """
+    chosen = [cases[number * len(cases) // MOST_CASES] for number in range(MOST_CASES)]
+    used = list(cases) if len(cases) <= MOST_CASES else chosen
+    found, shard = {}, ranks.shard(list(enumerate(used)))
+    for done, (number, case) in enumerate(shard):
+        progress("calibrate", done / len(shard), case.name)
+        found[case.name] = records_of(segmenter, case, number, 1, unknown)
+    every = ranks.gather(found)
+    scans = [record for case in used for record in every[case.name]]
+    if ranks.first:
+        write_text(run / FILE_NAME, Records(scans=tuple(scans)).model_dump_json())
+    return fit(scans)
+
+
+def pooled(models: Sequence[Path]) -> Calibration | None:
+    """The calibration of an ensemble from the sums of its members' runs, each on the cases of its own fold.
+
+    Args:
+        models: the model files; calibration.json lies beside each, else there is no calibration.
+
+    Raises:
+        InputError: a calibration.json cannot be read.
+    """
+    files = [model.with_name(FILE_NAME) for model in models]
+    if not all(file.exists() for file in files):
+        return None
+    scans: list[ScanRecord] = []
+    for member, file in enumerate(files):
+        read, advice = partial(read_json, times=4), "Finish the run again: volseg train --resume --finish."
+        document = read_or(InputError, read, file, "readable JSON", advice)
+        scans += of_member(checked(Records, document, str(file), InputError).scans, member)
+    return fit(scans, out_of_fold=True) if len({tuple(scan.labels) for scan in scans}) == 1 else None
 
 
 def records_of(

@@ -64,6 +64,28 @@ def write_image(scan: Scan, path: Path) -> None:
     _write(_storable(array, suffix, scan.source), scan, Path(path), suffix)
 
 
+def write_fractions(fractions: np.ndarray, scan: Scan, path: Path) -> None:
+    """Write numbers from 0 to 1 as NIfTI on a scan's grid, in steps of 1/255; the file appears whole or not at all.
+
+    Args:
+        fractions: (I, J, K) in the scan's image space. A reader gets them back, because the header states the factor.
+        scan: as for `write_labels`.
+        path: ends in .nii or .nii.gz.
+
+    Raises:
+        ResourceError: the file cannot be written, for example because the disk is full.
+        VolsegError: the written file does not have the scan's geometry; it is removed.
+    """
+    steps = np.empty(fractions.shape, np.uint8, order="F")
+    # Plane by plane, so that nothing else as large is in memory.
+    for plane in range(fractions.shape[2]):
+        steps[..., plane] = np.rint(fractions[..., plane].astype(np.float32) * 255)
+    with whole_file(path) as temporary:
+        image = _nifti_image(steps, scan)
+        image.header.set_slope_inter(1 / 255, 0)
+        _write_nibabel(image, scan, temporary, ".nii.gz" if path.name.endswith(".gz") else ".nii")
+
+
 def written_suffix(path: Path, what: str) -> str:
     """The suffix of a file that can be written.
 

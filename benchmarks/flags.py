@@ -30,7 +30,7 @@ from volseg.config import Plan
 from volseg.data.cases.dataset import TrainingCase, open_dataset
 from volseg.data.io.reading import read_channels, read_label, read_scan
 from volseg.evaluation.overlap import label_overlaps
-from volseg.modelfile.calibration import Calibration, LabelCalibration
+from volseg.modelfile.calibration import BINS, Calibration, LabelCalibration, Reliability
 from volseg.planning.fingerprint import Fingerprint, take_fingerprint
 from volseg.planning.ranges import plan_scan_ranges
 from volseg.suspicion import examine
@@ -47,6 +47,7 @@ LOWERED = 0.1
 CLEAN, ALL = "clean", "all faults"
 # Of a model without calibration.
 TEMPERATURE = 1.5
+UNKNOWN = Reliability(voxels=(0,) * BINS, probability=(0.0,) * BINS, frequency=(0.0,) * BINS, error=0.0)
 
 
 class Scored(NamedTuple):
@@ -124,7 +125,7 @@ def with_card(segmenter: Segmenter, plan: Plan, clean: Sequence[Result] | None) 
 
     Thresholds do not depend on the map from confidence to Dice, so that of the card is used.
     """
-    known = segmenter.card.calibration or Calibration(temperature=TEMPERATURE, labels={})
+    known = segmenter.card.calibration or Calibration(temperature=TEMPERATURE, labels={}, before=UNKNOWN, after=UNKNOWN)
     labels = {}
     for label in plan.labels:
         expected = [one.expected_dice[label.name] for one in clean or ()]

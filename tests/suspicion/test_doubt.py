@@ -2,18 +2,12 @@
 
 import pytest
 
+from tests.suspicion.calibrations import calibration_of
 from volseg.confidence.estimate import Confidence
 from volseg.inference.quality import LabelQuality
-from volseg.modelfile.calibration import Calibration, LabelCalibration
 from volseg.suspicion.doubt import doubtful, in_words, is_poor
 
-KNOWN = Calibration(
-    labels={
-        "a": LabelCalibration(low_confidence=0.8),
-        "b": LabelCalibration(low_confidence=0.6),
-        "c": LabelCalibration(),
-    }
-)
+KNOWN = calibration_of(a=0.8, b=0.6, c=None)
 
 
 def expecting(**dice) -> dict[str, Confidence]:
@@ -61,4 +55,4 @@ def test_a_result_is_poor_by_the_voxels_of_its_labels(voxels, dice, poor):
 def test_without_thresholds_no_result_is_poor():
     nothing = of(a=0), expecting(a=None)
     assert not is_poor(*nothing, None)
-    assert not is_poor(*nothing, Calibration(labels={"a": LabelCalibration()}))
+    assert not is_poor(*nothing, calibration_of(a=None))

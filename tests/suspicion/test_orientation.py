@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.pipeline import tiny_plan
+from tests.suspicion.calibrations import calibration_of
 from volseg.config import Label, NetworkConfig
 from volseg.data.grid.geometry import Geometry
 from volseg.data.io.any_scan import as_scan
@@ -15,13 +16,12 @@ from volseg.inference.budget import ChunkSize, MemoryEstimate
 from volseg.inference.labelling import Labeller
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard
-from volseg.modelfile.calibration import Calibration, LabelCalibration
 from volseg.suspicion import orientation
 from volseg.suspicion.orientation import Search, expected_dice, middle, question_orientation
 from volseg.suspicion.turns import MIRRORED, SAME, turned, turns
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
-SURE = Calibration(labels={name: LabelCalibration(low_confidence=0.9) for name in ("ball", "rod")})
+SURE = calibration_of(ball=0.9, rod=0.9)
 
 
 class Upright(torch.nn.Module):
@@ -98,7 +98,7 @@ def test_a_mirrored_header_is_named_only_for_models_with_sides():
 
 
 def test_a_better_orientation_that_is_poor_itself_is_not_named():
-    strict = Calibration(labels={name: LabelCalibration(low_confidence=1.0) for name in ("ball", "rod")})
+    strict = calibration_of(ball=1.0, rod=1.0)
     affine = header(next(turn for turn in turns() if turn != SAME))
     assert question_orientation(search_of(affine)) != []
     assert question_orientation(search_of(affine, calibration=strict)) == []
@@ -128,16 +128,7 @@ class Nothing(Upright):
 
 
 def test_labels_count_by_their_size_and_those_without_a_threshold_not_at_all():
-    known = Calibration(labels={"ball": LabelCalibration(low_confidence=0.8),
-                                "rod": LabelCalibration()})  # fmt: skip
-    search = search_of(calibration=known)
-    dice, limit = expected_dice(search, search.need.scan, SAME)
-    assert limit == pytest.approx(0.8)
-    assert dice > 0.99
-
-
-def test_no_more_windows_are_computed_than_for_the_first_result(monkeypatch):
-    shape = (90, 100, 80)
+    known = calibration_of(ball=0.8, rod=None)
     search = search_of(array=scan_of(shape), patch=(16, 16, 16))
     first = search.need.window_count
     part = middle(search)

@@ -128,7 +128,14 @@ class Nothing(Upright):
 
 
 def test_labels_count_by_their_size_and_those_without_a_threshold_not_at_all():
-    known = calibration_of(ball=0.8, rod=None)
+    search = search_of(calibration=calibration_of(ball=0.8, rod=None))
+    dice, limit = expected_dice(search, search.need.scan, SAME)
+    assert limit == pytest.approx(0.8)
+    assert dice > 0.99
+
+
+def test_no_more_windows_are_computed_than_for_the_first_result():
+    shape = (90, 100, 80)
     search = search_of(array=scan_of(shape), patch=(16, 16, 16))
     first = search.need.window_count
     part = middle(search)

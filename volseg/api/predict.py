@@ -293,8 +293,9 @@ def _segment_files(
 
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
-            maps = "uncertainty" in {one.name for one in formats}
-            outcomes = segmenter.map((case for case, _ in jobs), show, files, maps)
+            outcomes = segmenter.map(
+                (case for case, _ in jobs), show, files, any(f.name == "uncertainty" for f in formats)
+            )
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
                 submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))

@@ -184,9 +184,9 @@ def test_what_was_planned_arrives_in_every_stage(model, scan, monkeypatch):
     seen = {}
     label = Labeller.label
 
-    def labelling(self, volume, grid, progress, sink, given):
+    def labelling(self, volume, grid, progress, sink, given, observer):
         seen["label"] = (progress, given)
-        return label(self, volume, grid, progress, sink, given)
+        return label(self, volume, grid, progress, sink, given, observer)
 
     def recording(name):
         function = getattr(__import__("volseg.api.segmenter", fromlist=[name]), name)

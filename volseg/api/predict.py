@@ -132,9 +132,7 @@ def predict(
         output: with one case and a name that ends in an image suffix, the label image; otherwise a folder.
         channels: the scan of each channel of the model by name; `inputs` is then None.
         device: as for `Segmenter.load`, like the five that follow.
-        precision, overlap, tta: see `device`.
-        max_memory: see `device`.
-        crop: see `device`.
+        precision, overlap, tta, max_memory, crop: see `device`.
         series: SeriesInstanceUID or SeriesNumber, where an input holds several DICOM series.
         volume: number of a volume of 4-D scans, from 1; or "all": each volume is a case of its own, named <name>_tN.
         untilt: resample slices with gantry tilt to an upright grid for the network; the labels stay on the slices.
@@ -293,9 +291,8 @@ def _segment_files(
 
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="volseg-write") as writer:
-            outcomes = segmenter.map(
-                (case for case, _ in jobs), show, files, any(f.name == "uncertainty" for f in formats)
-            )
+            maps = any(one.name == "uncertainty" for one in formats)
+            outcomes = segmenter.map((case for case, _ in jobs), show, files, maps)
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
                 submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))

@@ -19,7 +19,7 @@ def case(shape, spacing_mm, offsets=None, name="case") -> CaseFingerprint:
     offsets = offsets or {"organ": (0.0, 0.0, 0.0)}
     return CaseFingerprint(
         name, shape, spacing_mm, dict.fromkeys(offsets, 1.5), offsets, {}, (100.0,), np.zeros((1, 1)),
-        intensities=(((100.0, 10.0, *range(80, 150, 10)),) * 2,),
+        intensities=(((100.0, 10.0, *range(80, 150, 10)),) * 2,) * 4,
     )  # fmt: skip
 
 

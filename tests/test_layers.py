@@ -16,7 +16,7 @@ RANKS = {
     "transforms": 4,
     "auditing": 5, "planning": 5, "training": 5, "inference": 5, "confidence": 5, "evaluation": 5, "report": 5,
     "interop": 5,
-    "dicom": 5.5, "finetuning": 5.5,
+    "dicom": 5.5, "finetuning": 5.5, "suspicion": 5.5,
     "losses": 6, "metrics": 6,
     "api": 7,
     "node": 7.5,

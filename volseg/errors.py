@@ -17,6 +17,7 @@ line prints it without a traceback and ends with `exit_code`.
 """
 
 import signal
+import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -122,3 +123,10 @@ def _unpickled(kind: type[VolsegError], args: tuple[Any, ...], state: dict[str, 
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Release the local variables of the functions that an error and its causes came through."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

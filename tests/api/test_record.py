@@ -201,7 +201,7 @@ def test_what_was_planned_arrives_in_every_stage(model, scan, monkeypatch):
 
     monkeypatch.setattr("volseg.api.segmenter.plan_chunks", planning)
     monkeypatch.setattr(Labeller, "label", labelling)
-    for name in ("postprocess", "measure", "scan_flags"):
+    for name in ("postprocess", "measure", "examine"):
         recording(name)
     segmenter = Segmenter.load(model, **OPTIONS)
 
@@ -219,7 +219,10 @@ def test_what_was_planned_arrives_in_every_stage(model, scan, monkeypatch):
     assert voxel_ml == pytest.approx(0.0045)
     assert 0 < room < 3 * 2**30
     assert seen["measure"][1:] == (plan.labels, voxel_ml, 1 << 10, "")
-    assert seen["scan_flags"] == (result.scan.channels, plan.channels)
+    examined, found, of, measures = seen["examine"]
+    assert (examined.channels, of) == (result.scan.channels, plan)
+    assert np.array_equal(found, result.labels)
+    assert tuple(measures) == result.measures
 
 
 @pytest.mark.parametrize(("low", "high", "raised"), [(0, 2000, False), (1e6, 2e6, True), (0, 1, True)])

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import highdicom as hd
 import numpy as np
@@ -19,7 +20,7 @@ from volseg.config import Label
 from volseg.dicom.report.measurement_report import FLAGS
 from volseg.dicom.report.measurements import measure_labels
 from volseg.errors import InputError
-from volseg.inference.quality import IN_WORDS
+from volseg.inference.quality import IN_WORDS, ScanFlag
 
 
 def saved(result, folder, to="dicom-sr"):
@@ -154,7 +155,7 @@ def test_what_the_scan_cuts_off_is_a_lower_bound(tmp_path):
 
 
 def test_every_flag_has_a_code_whose_words_fit():
-    assert set(FLAGS) | {"intensity_outside_training_range"} == set(IN_WORDS)
+    assert set(FLAGS) | set(get_args(ScanFlag)) == set(IN_WORDS)
     assert len({code.value for code in FLAGS.values()}) == len(FLAGS)
     assert all(len(code.value) <= 16 and len(code.meaning) <= 64 for code in FLAGS.values())
 

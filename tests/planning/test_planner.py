@@ -18,8 +18,9 @@ def case(shape, spacing_mm, offsets=None, name="case") -> CaseFingerprint:
     """A case with shape and spacing along R, A, S."""
     offsets = offsets or {"organ": (0.0, 0.0, 0.0)}
     return CaseFingerprint(
-        name, shape, spacing_mm, dict.fromkeys(offsets, 1.5), offsets, {}, (100.0,), np.zeros((1, 1))
-    )
+        name, shape, spacing_mm, dict.fromkeys(offsets, 1.5), offsets, {}, (100.0,), np.zeros((1, 1)),
+        intensities=(((100.0, 10.0, *range(80, 150, 10)),) * 2,) * 4,
+    )  # fmt: skip
 
 
 def planned(*cases: CaseFingerprint, channel="MRI", accelerated=True, choices=None, memory_gb=8.0, labels=None):

@@ -15,6 +15,7 @@ from volseg.finetuning.source import model_path
 from volseg.modelfile import ModelCard, check_model_path, read_card, save_model, sha256_of_model
 from volseg.networks import Ensemble, open_network
 from volseg.networks.own import NetworkFactory
+from volseg.planning.ranges import merge_scan_ranges
 from volseg.text import first_few
 
 Part = TypeVar("Part", Channel, Label)
@@ -26,6 +27,7 @@ MAY_DIFFER: Any = {
     "labels": {"__all__": {"volume_ml_range"}},
     "batch_size": True,
     "steps": True,
+    "scan_ranges": True,
 }
 
 
@@ -144,7 +146,8 @@ def _merge_plans(plans: Sequence[Plan]) -> Plan:
     """The plan of the ensemble: the plan of the first member, with the union of all ranges."""
     channels = tuple(_merge_range(same, "mean_range") for same in zip(*(plan.channels for plan in plans), strict=True))
     labels = tuple(_merge_range(same, "volume_ml_range") for same in zip(*(plan.labels for plan in plans), strict=True))
-    return plans[0].model_copy(update={"channels": channels, "labels": labels})
+    scans = merge_scan_ranges([plan.scan_ranges for plan in plans])
+    return plans[0].model_copy(update={"channels": channels, "labels": labels, "scan_ranges": scans})
 
 
 def _out_of_fold_scores(cards: Sequence[ModelCard]) -> dict[str, Any]:

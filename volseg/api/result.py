@@ -37,6 +37,7 @@ class Result:
         confidence: by label name the expected Dice and the interval of the volume, or why there is none.
         uncertainty: (I, J, K) float16, if requested: the entropy of the calibrated probabilities, 0 certain to 1
             undecided, before postprocessing.
+        suspicions: what its flags about the whole scan and its confidence rest on, one sentence each.
     """
 
     labels: np.ndarray
@@ -50,6 +51,7 @@ class Result:
     not_written: Mapping[str, str] = field(default_factory=dict)
     confidence: Mapping[str, Confidence] = field(default_factory=dict)
     uncertainty: np.ndarray | None = None
+    suspicions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.labels.shape))
@@ -76,8 +78,8 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What had to be assumed about the scan, one sentence each."""
-        return self.scan.warnings
+        """What had to be assumed about the scan and what is suspect about it, one sentence each."""
+        return (*self.scan.warnings, *self.suspicions)
 
     @property
     def record(self) -> dict[str, Any]:

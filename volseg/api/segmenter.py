@@ -4,7 +4,6 @@ import logging
 import platform
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from volseg.data.io.inputs import Case
 from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan
 from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
-from volseg.errors import UsageError, VolsegError
+from volseg.errors import UsageError, VolsegError, release_frames
 from volseg.inference.budget import (
     MemoryEstimate,
     MemoryPlan,
@@ -46,7 +45,7 @@ from volseg.inference.flight import in_flight
 from volseg.inference.labelling import Labeller, Wanted, both_sinks, probability_sink
 from volseg.inference.postprocessing import postprocess
 from volseg.inference.promises import promised
-from volseg.inference.quality import measure, scan_flags
+from volseg.inference.quality import measure
 from volseg.inference.room import bytes_at_work, has_plenty, require_free, require_room_to_read
 from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, sha256_of_model
@@ -55,6 +54,8 @@ from volseg.networks.measured import window_bytes
 from volseg.networks.own import NetworkFactory
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
+from volseg.suspicion.examine import doubt, examine
+from volseg.suspicion.orientation import Search
 from volseg.system import peak_memory_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
@@ -261,10 +262,12 @@ class Segmenter:
             # Rules in mL go by the size that the network was given, even if it is an assumption: so the label image is
             # the same as for a file that states this size.
             cleaned = postprocess(labels, plan.labels, self.card.postprocessing, voxel_ml, chunk.voxels, room)
-            measures = tuple(measure(labels, plan.labels, voxel_ml, chunk.voxels, opened.unstated))
-            flags = scan_flags(opened.channels, plan.channels)
+            measures = measure(labels, plan.labels, voxel_ml, chunk.voxels, opened.unstated)
+            examined = examine(opened, labels, plan, measures)
         confidence = estimator.confidence(measures, cleaned, voxel_ml * grid.coarseness)
         measured = time.perf_counter()
+        need = MemoryEstimate(self.card, opened, windows, labeller.dtype, self.device, window_bytes=self.window_bytes)
+        examined, searched = doubt(examined, confidence, Search(labeller, need, chunk))
         record = {
             "started": source.started.isoformat(timespec="seconds"),
             "input": source.input,
@@ -283,14 +286,16 @@ class Segmenter:
                 "prepare": round(prepared - started, 4),
                 "segment": round(segmented - prepared, 4),
                 "measure": round(measured - segmented, 4),
+                **searched,
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "platform": platform.platform(),
         }
         return Result(
-            labels, measures, flags, opened, plan.labels, record, array, confidence=confidence, uncertainty=mapped
-        )
+            labels, examined.measures, examined.flags, opened, plan.labels, record, array,
+            confidence=confidence, uncertainty=mapped, suspicions=examined.sentences,
+        )  # fmt: skip
 
     def map(
         self,
@@ -348,7 +353,7 @@ class Segmenter:
             return Outcome(scan, result=self._segment(opened(), progress, wanted))
         except VolsegError as error:
             # The error would keep everything alive that was in memory where it arose.
-            _release_frames(error)
+            release_frames(error)
             return Outcome(scan, error=error)
 
 
@@ -374,10 +379,3 @@ def _untilted(scan: Scan) -> dict[str, float]:
     """What the record says of a scan that was made upright: by how many degrees."""
     shear = find_shear(scan.geometry.affine) if scan.untilt else None
     return {} if shear is None else {"untilted": round(shear.degrees, 3)}
-
-
-def _release_frames(error: BaseException | None) -> None:
-    """Release the local variables of the functions that an error and its causes came through."""
-    while error:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__

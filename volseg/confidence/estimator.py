@@ -12,9 +12,17 @@ from volseg.modelfile import ModelCard
 class Measured(Protocol):
     """What has to be known of a label of a result: see `volseg.inference.quality.LabelQuality`."""
 
-    name: str
-    voxels: int
-    volume_ml: float | None
+    @property
+    def name(self) -> str:
+        """Of the label."""
+
+    @property
+    def voxels(self) -> int:
+        """Their number."""
+
+    @property
+    def volume_ml(self) -> float | None:
+        """The volume; None where it cannot be stated."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from volseg.confidence.estimate import expected, features, quantile_rank, soft_d
 from volseg.confidence.records import TEMPERATURES, ScanRecord
 from volseg.confidence.reliability import diagram
 from volseg.confidence.sums import Sums
+from volseg.confidence.threshold import low_threshold
 from volseg.modelfile.calibration import FEATURES, Calibration, LabelCalibration
 
 FOLDS = 5
@@ -273,6 +274,7 @@ def _measured(fitted: LabelCalibration, found: Estimates, scans: Sequence[ScanRe
     update = {
         "error": _mean(gaps),
         "clean_error": _mean(gaps[clean]),
+        "low_confidence": low_threshold(found.expected[clean].tolist()),
         "volume_coverage": _mean(found.covered[~np.isnan(found.covered)]),
     }
     return fitted.model_copy(update=update)

@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from volseg.config.network import NetworkConfig
 from volseg.config.values import (
+    LEVELS,
     Axes,
     Axis,
     Byte,
@@ -15,8 +16,10 @@ from volseg.config.values import (
     Frozen,
     Intensity,
     IntensityRange,
+    LengthRange,
     Name,
     Normalisation,
+    OffsetRange,
     Positive,
     Size,
     Spacing,
@@ -136,6 +139,27 @@ def rules_in_words(rules: Mapping[str, ComponentRule]) -> str:
     return "; ".join(f"{name}: {rule}" for name, rule in rules.items()) or "none"
 
 
+Quantiles = Annotated[tuple[IntensityRange, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
+
+
+class ScanRanges(Frozen):
+    """What all training scans have been like: the lowest and the highest value of each measurement.
+
+    Only of scans that state the size of their voxels. Along R, A, S: the axes of the closest RAS+ order.
+    """
+
+    spacing_mm: tuple[LengthRange, LengthRange, LengthRange]
+    extent_mm: tuple[LengthRange, LengthRange, LengthRange] = Field(description="of the whole scan")
+    quantiles: tuple[Quantiles, ...] = Field(
+        max_length=MOST_CHANNELS, description="per channel, of intensities, see `volseg.data.grid.histogram`"
+    )
+    offsets: dict[Name, tuple[OffsetRange, OffsetRange, OffsetRange]] = Field(
+        default_factory=dict,
+        max_length=MOST_LABELS,
+        description="per label, of its centre from that of all labels, in edges of the bounding box of all labels",
+    )
+
+
 class Resampling(Frozen):
     """How values are resampled: by B-splines of an order, axis by axis.
 
@@ -209,12 +233,13 @@ class Plan(Frozen):
     )
     sides: Sides | None = Field(None, description="which labels a flip from left to right exchanges; None: none")
     steps: Count = 20_000
+    scan_ranges: ScanRanges | None = Field(None, description="of the training scans; None in older and imported models")
     network: NetworkConfig
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Older versions read the plans and model files that do without these.
-        return _without(handler(self), dimensions=3, label_resampling="nearest", sides=None)
+        return _without(handler(self), dimensions=3, label_resampling="nearest", sides=None, scan_ranges=None)
 
     @model_validator(mode="after")
     def _slices_are_flat(self) -> Self:
@@ -239,6 +264,11 @@ class Plan(Frozen):
         if self.network.in_channels != len(self.channels):
             raise ValueError(
                 f"network.in_channels is {self.network.in_channels}, but there are {len(self.channels)} channels"
+            )
+        if self.scan_ranges and len(self.scan_ranges.quantiles) != len(self.channels):
+            raise ValueError(
+                f"scan_ranges.quantiles are of {len(self.scan_ranges.quantiles)} channels, but there are "
+                f"{len(self.channels)}"
             )
         needed = len(self.labels) + (not self.regions)
         if self.network.classes != needed:

@@ -22,6 +22,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER)]
 # From a tenth of a nanometre to ten metres.
 Spacing = Annotated[float, Field(ge=1e-7, le=1e4)]
+Length = Annotated[float, Field(ge=1e-7, le=1e8)]
+Offset = Annotated[float, Field(ge=-1, le=1)]
 Intensity = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 Volume = Annotated[float, Field(ge=0, le=LARGEST_NUMBER)]
 Name = Annotated[str, Field(max_length=500)]
@@ -35,6 +37,9 @@ Normalisation = Literal["zscore", "zscore_nonzero", "ct", "rescale", "rgb", "non
 
 # Normalisations after which an intensity means the same in every scan, so that its range over scans says something.
 ABSOLUTE = ("ct", "rgb", "none")
+# The levels of quantiles that describe a histogram. Symmetric, so that the quantiles of inverted intensities are those
+# of the original in reverse.
+LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 # DICOM modalities by the names that channels have in datasets.
 MODALITIES = {
     **dict.fromkeys(("ct", "cbct"), "CT"),
@@ -99,6 +104,8 @@ def _unique(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
 
 
 IntensityRange = Annotated[tuple[Intensity, Intensity], AfterValidator(_ascending)]
+LengthRange = Annotated[tuple[Length, Length], AfterValidator(_ascending)]
+OffsetRange = Annotated[tuple[Offset, Offset], AfterValidator(_ascending)]
 VolumeRange = Annotated[tuple[Volume, Volume], AfterValidator(_ascending)]
 Range = Annotated[tuple[Factor, Factor], AfterValidator(_ascending)]
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]

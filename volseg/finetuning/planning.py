@@ -29,6 +29,7 @@ from volseg.planning.planner import (
     plan_steps,
     planned_memory,
 )
+from volseg.planning.ranges import plan_scan_ranges
 from volseg.planning.sides import plan_mirroring
 from volseg.planning.slices import slice_batch
 from volseg.text import first_few
@@ -96,6 +97,7 @@ def plan_from(
     if choices.batch_size is not None:
         batch, reasons["batch_size"] = choices.batch_size, SET
     steps, reasons["steps"] = plan_steps(len(fingerprint.cases), batch)
+    scan_ranges, reasons["scan_ranges"] = plan_scan_ranges(fingerprint, planned)
     document = {
         **{key: getattr(model, key) for key in KEPT},
         "crop": crop,
@@ -107,6 +109,7 @@ def plan_from(
         "mirror_axes": mirror_axes,
         "sides": sides,
         "steps": steps,
+        "scan_ranges": scan_ranges,
         "network": network,
     }
     notes.append(spacing_note(fingerprint, model))

@@ -12,7 +12,8 @@ from volseg.inference.room import room_together
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.progress import Progress
 
-J, R = TypeVar("J"), TypeVar("R")
+J = TypeVar("J")
+R = TypeVar("R")
 
 
 def in_flight(

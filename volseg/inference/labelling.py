@@ -108,8 +108,8 @@ class Labeller:
         decide = last_present if self.plan.regions else winner
         rule = self.plan.logits_resampling.nearest
         target = Target(grid.box_shape, decide, nearest_axis(self.plan, grid), sink, rule, observer)
-        computing = _computing(engine, volume, self.dtype, chunk.keep_freed)
-        with self.turns or nullcontext(), torch.inference_mode(), computing:
+        settings = computing(engine, volume, self.dtype, chunk.keep_freed)
+        with self.turns or nullcontext(), torch.inference_mode(), settings:
             volume = volume.to(self.device) if has_room(self.device, volume.nbytes) else volume
             for first, planes in to_host(segment(volume, engine, target)):
                 _put_values(planes, table, planes_of[first : first + len(planes)])
@@ -182,7 +182,7 @@ def sliding_window(
     order = stream_order((d, h, w))
     logits: Tensor | None = None
     # Not inference mode, whose tensors cannot take part in a caller's autograd.
-    with torch.no_grad(), _computing(engine, volume, dtype):
+    with torch.no_grad(), computing(engine, volume, dtype):
         for first, slab in stream_logits(volume, engine, order):
             if logits is None:
                 logits = torch.empty((len(slab), d, h, w), device=volume.device)
@@ -214,7 +214,7 @@ def _checked_arguments(
 
 
 @contextmanager
-def _computing(engine: Engine, volume: Tensor, dtype: torch.dtype, keep_freed: bool = True) -> Iterator[None]:
+def computing(engine: Engine, volume: Tensor, dtype: torch.dtype, keep_freed: bool = True) -> Iterator[None]:
     """The settings under which the windows of a volume (C, D, H, W) are computed."""
     windows, device = engine.windows, engine.device
     counts = (window_count(*axis, windows.overlap) for axis in zip(volume.shape[1:], windows.patch_size, strict=True))

@@ -12,8 +12,21 @@ import numpy as np
 from volseg.config import ABSOLUTE, Channel, Label
 from volseg.inference.components import SLAB_VOXELS, merge, outermost_first, slabs
 
-LabelFlag: TypeAlias = Literal["empty", "touches_border", "several_components", "volume_outside_training_range"]
-ScanFlag: TypeAlias = Literal["intensity_outside_training_range"]
+LabelFlag: TypeAlias = Literal[
+    "empty",
+    "touches_border",
+    "several_components",
+    "volume_outside_training_range",
+    "low_confidence",
+    "side_mismatch",
+]
+ScanFlag: TypeAlias = Literal[
+    "intensity_outside_training_range",
+    "intensity_suspect",
+    "spacing_suspect",
+    "field_of_view_suspect",
+    "orientation_suspect",
+]
 
 # The flags as a reader of a report or a picture sees them.
 IN_WORDS: dict[LabelFlag | ScanFlag, str] = {
@@ -21,7 +34,13 @@ IN_WORDS: dict[LabelFlag | ScanFlag, str] = {
     "touches_border": "cut off by the edge of the scan, so the volume is a lower bound",
     "several_components": "several separate parts",
     "volume_outside_training_range": "volume outside the range of the training cases",
+    "low_confidence": "expected to overlap less with the truth than usual, so its outline needs a check",
+    "side_mismatch": "left and right are exchanged against the label's partner, in patient coordinates",
     "intensity_outside_training_range": "scan intensity is outside the range of the training scans",
+    "intensity_suspect": "scan intensities look converted, shifted, inverted or otherwise unlike the training scans",
+    "spacing_suspect": "voxel size of the scan looks wrong, and so would be all volumes",
+    "field_of_view_suspect": "scan covers less than any training scan",
+    "orientation_suspect": "scan looks rotated or mirrored against the orientation that its header states",
 }
 # A second component with less than this fraction of a label's voxels counts as noise.
 COMPONENT_FRACTION = 0.05

@@ -36,6 +36,7 @@ class LabelCalibration(Frozen):
     typical_ml: float | None = Field(None, gt=0, le=1e9, description="median volume of the label in the references")
     error: Unit | None = Field(None, description="mean absolute error of expected_dice, clean and degraded scans")
     clean_error: Unit | None = Field(None, description="the same on clean scans alone")
+    low_confidence: Unit | None = Field(None, description="expected_dice below which the label is flagged")
     volume_low: float | None = Field(None, ge=-1e6, le=1e6, description="bounds of the 90 % interval of the volume")
     volume_high: float | None = Field(None, ge=-1e6, le=1e6)
     volume_coverage: Unit | None = Field(None, description="of the interval on clean scans")

@@ -23,6 +23,7 @@ from volseg.data.cases.cache_key import cache_stem, content_key
 from volseg.data.cases.dataset import Dataset, TrainingCase
 from volseg.data.cases.problems import case_problems, duplicate_problems, voxel_digest
 from volseg.data.grid.geometry import Geometry, ras_order
+from volseg.data.grid.histogram import intensity_quantiles
 from volseg.data.grid.intensities import as_exact_float
 from volseg.data.grid.nonzero import filled_nonzero, nonzero_box
 from volseg.data.io.dicom_labels.label_names import Table
@@ -37,7 +38,7 @@ SAMPLES_PER_CASE = 10_000
 # Scans read at the same time. Each is in memory twice: as stored in its file, and as an array.
 READERS = 2
 # Increased whenever a measurement changes, so that cached ones of an older version are not used.
-FORMAT = 3
+FORMAT = 4
 T = TypeVar("T", int, float)
 # NumPy parses the header of a file with Python's ast, which in Python 3.11 fails at random in two threads at once
 # (SystemError: AST constructor recursion depth mismatch, CPython issue 106905).
@@ -66,6 +67,8 @@ class CaseFingerprint:
             skull-stripped brain.
         nonzero_shape: voxels along R, A, S of the bounding box of all nonzero voxels; None if it is the whole scan.
         cut_ml: foreground outside that box, mL.
+        intensities: per channel, see `volseg.data.grid.histogram.intensity_quantiles`, of all voxels, and of those that
+            are not 0.
     """
 
     name: str
@@ -81,6 +84,7 @@ class CaseFingerprint:
     masked: float = 0.0
     nonzero_shape: tuple[int, int, int] | None = None
     cut_ml: float = 0.0
+    intensities: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
 
     @property
     def scan_ml(self) -> float:
@@ -254,6 +258,9 @@ def _case_fingerprint(dataset: Dataset, case: TrainingCase, scan: Scan, referenc
         samples=np.stack([as_exact_float(channel[sampled]) for channel in scan.channels]),
         warnings=_warnings(scan, reference),
         unstated=scan.unstated,
+        intensities=tuple(
+            (intensity_quantiles(channel), intensity_quantiles(channel, masked=True)) for channel in scan.channels
+        ),
         masked=1 - float(filled_nonzero(scan.channels).mean()),
         **_box(scan, foreground, order),
     )

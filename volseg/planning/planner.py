@@ -19,6 +19,7 @@ from volseg.data.cases.dataset import Dataset
 from volseg.errors import ConfigError
 from volseg.planning.channels import outward, plan_channels, plan_crop
 from volseg.planning.fingerprint import Fingerprint
+from volseg.planning.ranges import plan_scan_ranges
 from volseg.planning.sides import plan_mirroring
 from volseg.planning.slices import (
     choose_dimensions,
@@ -132,9 +133,10 @@ def make_plan(
         mirror_axes = tuple(axis for axis in mirror_axes if axis != 0)
         reasons |= slice_reasons(choices)
     batch_size = decide("batch_size", choices.batch_size, batch)
+    channels = decide("channels", None, plan_channels(fingerprint, choices))
     document = {
         "dataset": dataset.name,
-        "channels": decide("channels", None, plan_channels(fingerprint, choices)),
+        "channels": channels,
         "labels": decide("labels", None, plan_labels(dataset, fingerprint)),
         "regions": bool(dataset.labels.parts),
         "ignore": dataset.labels.ignore,
@@ -148,6 +150,7 @@ def make_plan(
         "mirror_axes": mirror_axes,
         "sides": mirroring.sides,
         "steps": decide("steps", None, plan_steps(cases, batch_size)),
+        "scan_ranges": decide("scan_ranges", None, plan_scan_ranges(fingerprint, channels)),
         "network": network,
     }
     if mirroring.sides:

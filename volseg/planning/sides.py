@@ -88,7 +88,7 @@ def plan_mirroring(
             if place.one_sided(world) and not (world == 0 and name in paired):
                 blocked.setdefault(axis, f"{name} lies on one side of the other labels along {'RAS'[world]}")
     sagittal = order.index(0)
-    for one, other in _named_pairs(places):
+    for one, other in left_right_pairs(places):
         if not {one, other} <= paired:
             blocked.setdefault(sagittal, f"{one} and {other} are no mirror images of each other")
     if not whole:
@@ -127,10 +127,10 @@ def _places(cases: Sequence[CaseFingerprint], names: Iterable[str]) -> dict[str,
     return places
 
 
-def _named_pairs(places: Mapping[str, _Place]) -> list[tuple[str, str]]:
-    """The labels that differ only in the side that their names state."""
+def left_right_pairs(labels: Iterable[str]) -> list[tuple[str, str]]:
+    """The labels that differ only in the side that their names state, the left one first."""
     sides: dict[str, dict[str, list[str]]] = {}
-    for name in places:
+    for name in labels:
         if found := side_of(name):
             sides.setdefault(found[1], {}).setdefault(found[0], []).append(name)
     both = [one for one in sides.values() if len(one.get("left", [])) == len(one.get("right", [])) == 1]
@@ -141,7 +141,7 @@ def _find_pairs(places: Mapping[str, _Place], regions: bool) -> tuple[list[tuple
     """The pairs of labels that mirror each other, by their names or else by their positions."""
     if regions:
         return [], "regions have no sides"
-    named = [pair for pair in _named_pairs(places) if _mirrored(places, pair, *LOOSE)]
+    named = [pair for pair in left_right_pairs(places) if _mirrored(places, pair, *LOOSE)]
     if named:
         return named, f"by their names and positions: {_in_words(named)}"
     left, right = (

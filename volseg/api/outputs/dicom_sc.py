@@ -50,6 +50,7 @@ def _notes(result: Any) -> Iterator[str]:
         elif names or flag in result.scan_flags:
             listed = f": {first_few(names, _MOST_NAMES)}" if names else ""
             yield f"{words[0].upper()}{words[1:]}{listed}."
+    yield from result.suspicions
 
 
 def warnings(result: Any) -> tuple[str, ...]:

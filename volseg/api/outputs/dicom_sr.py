@@ -30,7 +30,7 @@ def write(result: Any, path: Path, options: frozenset[str] = frozenset()) -> Non
     about, scan = about_result(result).with_options(options), result.scan
     # Of several channels, the first is the series that the report refers to.
     numbers = measure_labels(result.labels, scan.channels[0], scan.geometry, result.shown)
-    notes = [*about.source.warnings, *(f"The {IN_WORDS[flag]}." for flag in result.scan_flags)]
+    notes = [*about.source.warnings, *(f"The {IN_WORDS[flag]}." for flag in result.scan_flags), *result.suspicions]
     segmentation = None
     if not dicom_seg.reason_for_none(result):
         segmentation = segmentation_of(about, "labelmap" in options)

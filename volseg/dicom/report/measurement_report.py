@@ -41,6 +41,8 @@ FLAGS = {
     "touches_border": Code("flag-border", PRIVATE_SCHEME, IN_WORDS["touches_border"]),
     "several_components": Code("flag-components", PRIVATE_SCHEME, IN_WORDS["several_components"]),
     "volume_outside_training_range": Code("flag-volume", PRIVATE_SCHEME, IN_WORDS["volume_outside_training_range"]),
+    "low_confidence": Code("flag-confidence", PRIVATE_SCHEME, "expected to overlap less with the truth than usual"),
+    "side_mismatch": Code("flag-side", PRIVATE_SCHEME, "left and right exchanged against the partner"),
 }
 _EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
 _SIDES = (codes.SCT.Left, codes.SCT.Right)

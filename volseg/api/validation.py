@@ -136,8 +136,8 @@ def validate_from_files(
     ranks.wait()
     scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, kept, run, progress))
     card = segmenter.card.model_copy(update={"postprocessing": rules})
-    unknown = {label.name for label in plan.labels if label not in scored}
-    calibration = calibrate(replace(segmenter, card=card), cases, run, progress, ranks, unknown)
+    without = {label.name for label in plan.labels if label not in scored}
+    calibration = calibrate(replace(segmenter, card=card), cases, run, progress, ranks, without)
     return {"postprocessing": rules, "scores": scores, "calibration": calibration}
 
 

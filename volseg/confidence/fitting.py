@@ -146,7 +146,7 @@ def fit_label(scans: Sequence[ScanRecord], name: str, index: int, every: _Floats
     chosen = np.flatnonzero(~np.isnan(dice))
     if not len(chosen):
         return None
-    used = [scans[at] for at in chosen]
+    used = [scans[at] for at in chosen.tolist()]
     place, typical = list(used[0].labels).index(name), _typical(scans)
     rows = every[chosen, place]
     intercept, weights = fit_map(rows, dice[chosen])

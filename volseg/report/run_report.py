@@ -251,8 +251,8 @@ def _estimates(labels: Mapping[str, LabelCalibration]) -> str:
     ]
     words = (
         "Each result states the Dice that is expected of it, and an interval meant to hold 90 % of the true volumes. "
-        "The table has how far the expected Dice was from the true one, on average over clean and degraded scans and over "
-        "clean ones alone; the expected Dice below which a result is flagged as low_confidence; and how many true "
+        "The table has how far the expected Dice was from the true one, on average over clean and degraded scans and "
+        "over clean ones alone; the expected Dice below which a result is flagged as low_confidence; and how many true "
         "volumes were in their interval."
     )
     return _text(words) + html_table(columns, rows)

@@ -1,8 +1,8 @@
 """The calibration of a model: how its probabilities relate to the truth, measured on cases it was not trained on."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from volseg.config.values import Frozen, Name
 
@@ -41,6 +41,13 @@ class LabelCalibration(Frozen):
     volume_high: float | None = Field(None, ge=-1e6, le=1e6)
     volume_coverage: Unit | None = Field(None, description="of the interval on clean scans")
     cases: Count = Field(0, description="clean scans with the label")
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        low, high = self.volume_low, self.volume_high
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"volume_low {low} is above volume_high {high}")
+        return self
 
 
 class Reliability(Frozen):

@@ -69,7 +69,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--set-from", action="append", default=[], metavar="KEY=VALUE", help="for --from alone")
     parser.add_argument("--keep", action="store_true", help="measure --keep-labels instead")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workdir", type=Path, help="keeps the runs in this folder")
+    parser.add_argument("--workdir", type=Path, help="keeps the runs here; finished ones are used again")
     record_options(parser)
     return parser.parse_args()
 
@@ -131,7 +131,9 @@ def trained(
     source: str | None,
     keep: bool = False,
 ) -> Path:
-    """One run on the target."""
+    """One run on the target; one that is finished is used again."""
+    if (run / "validation.json").exists():
+        return run
     budget = {"steps": options.steps} if options.steps else {"minutes": options.minutes}
     start = {"from_model": source, "freeze": options.freeze, "keep_labels": keep} if source else {}
     overrides = ["training.validations=0", *options.set, *(options.set_from if source else ())]

@@ -222,6 +222,7 @@ def test_every_field_of_a_model(tmp_path):
         "postprocessing": "none",
         "trained_on": "dataset d, cases 3",
         "foreground_dice": 0.75,
+        "calibration": "none: results state no expected Dice",
     }
     rules = {"ball": ComponentRule(smallest_ml=0.5), "rod": ComponentRule(largest_only=True)}
     card = ModelCard(name="tiny", plan=tiny_plan(), postprocessing=rules)

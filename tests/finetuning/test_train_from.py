@@ -211,6 +211,44 @@ def test_a_resumed_run_needs_neither_the_option_nor_the_model(phantoms, source, 
     ).training["from"]  # fmt: skip
 
 
+def test_kernels_are_pulled_to_the_model_and_heads_and_norms_are_not(phantoms, source, tmp_path):
+    old = load_file(source / "model.safetensors")
+    options = {**QUICK, "from_model": source, "steps": 3}
+    distances = []
+    for pull in (0.0, 5.0, 1e6):
+        overrides = [*QUICK["overrides"], "training.learning_rate=0.02", f"training.pull_to_model={pull}"]
+        run = train(phantoms, tmp_path / f"run{pull}", **{**options, "overrides": overrides})
+        new = load_file(run / "model.safetensors")
+        kernels = [name for name in old if old[name].ndim > 1 and not name.startswith("heads.")]
+        others = [name for name in old if name not in kernels]
+        distances.append(sum(float((new[name] - old[name]).norm()) for name in kernels))
+        assert any(not torch.equal(new[name], old[name]) for name in others)
+    assert distances[0] > distances[1] > distances[2] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_run_from_a_model_resumes_to_the_same_weights(phantoms, source, tmp_path, monkeypatch):
+    options = {**QUICK, "from_model": source, "steps": 4}
+    straight = train(phantoms, tmp_path / "straight", **options)
+    # Stopped after two of four steps.
+    original = fit_module.fit
+
+    def two_steps(state, batches, budget, config, validate, report, stopped, *others):
+        return original(state, batches, budget, config, validate, report, lambda: state.step == 2, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit_module, "fit", two_steps)
+        with pytest.raises(Stopped):
+            train(phantoms, tmp_path / "run", **options)
+    shutil.copytree(tmp_path / "run" / "checkpoint", tmp_path / "kept")
+    train(phantoms, tmp_path / "run", resume=True, device="cpu")
+    assert same_weights(straight / "model.safetensors", tmp_path / "run" / "model.safetensors")
+    stored = load_file(tmp_path / "kept" / "state.safetensors")
+    old = load_file(source / "model.safetensors")
+    pulled = {name.removeprefix("start."): value for name, value in stored.items() if name.startswith("start.")}
+    assert pulled
+    assert all(torch.equal(value, old[name]) for name, value in pulled.items())
+
+
 def test_another_model_on_resuming_is_refused(phantoms, source, tmp_path):
     run = train(phantoms, tmp_path / "run", from_model=source, steps=1, **QUICK)
     with pytest.raises(UsageError, match=r"^The run was started with from .*run, found hippocampus\. Leave it out"):

@@ -21,7 +21,7 @@ from volseg.modelfile.calibration import Calibration, LabelCalibration
 
 # Dice and confidence are kept this far from 0 and 1, where their logits are infinite.
 MARGIN = 1e-3
-UNCALIBRATED = "the model has no calibration; one is made at the end of training by validation cases"
+UNCALIBRATED = "the model has no calibration; training makes one where at least five validation cases have a label"
 
 
 @dataclass(frozen=True)

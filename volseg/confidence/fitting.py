@@ -15,6 +15,8 @@ from volseg.confidence.threshold import low_threshold
 from volseg.modelfile.calibration import FEATURES, Calibration, LabelCalibration
 
 FOLDS = 5
+# Of fewer cases a calibration would be one of chance.
+FEWEST_CASES = 5
 COVERAGE = 0.9
 # Below this error of a Dice the loss is quadratic, above it absolute. The prior counts as one scan, and 0.5 % of them.
 SMOOTH, PRIOR, PRIOR_FRACTION = 0.03, 0.05, 0.005
@@ -41,14 +43,14 @@ class Estimates(NamedTuple):
 
 
 def fit(scans: Sequence[ScanRecord], out_of_fold: bool = False) -> Calibration | None:
-    """The calibration of a model; None without a clean scan that has a label.
+    """The calibration of a model; None from fewer than `FEWEST_CASES` clean scans that have a label.
 
     Args:
         scans: clean ones and degraded copies.
         out_of_fold: whether they are those of the members of an ensemble.
     """
     clean = [scan for scan in scans if not scan.kind and scan.bins]
-    if not clean:
+    if len(clean) < FEWEST_CASES:
         return None
     index = best_temperature(scans)
     rows, labels = _rows(scans, index, _typical(scans)), {}
@@ -116,6 +118,8 @@ def left_out(scans: Sequence[ScanRecord], name: str, index: int, only: int | Non
     found: list[tuple[int, float, float, float]] = []
     for fold in sorted(set(folds)) if only is None else [only]:
         others = [scan for scan, one in zip(scans, folds, strict=True) if one != fold]
+        if not any(scan.bins for scan in others):
+            continue
         typical = _typical(others)
         known = fit_label(others, name, index, _rows(others, index, typical))
         if known is None:

@@ -123,6 +123,9 @@ class TrainingConfig(Group):
     loss: str = Field("dice_ce", description="a name in `volseg.losses.LOSSES`")
     learning_rate: float = Field(1.5e-2, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
+    pull_to_model: float = Field(
+        0.0, ge=0, description="weight decay towards the model that a run starts from, of all kernels but the heads'"
+    )
     gradient_clip: float = Field(12.0, gt=0, description="maximum gradient norm")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the run over which the learning rate rises")
     ema_fraction: float = Field(
@@ -187,7 +190,7 @@ class AugmentationConfig(Group):
 
 
 # Of a run that starts from a model, where the user sets neither: large steps would undo what it has learned.
-FROM_MODEL = {"learning_rate": 5e-3, "warmup": 0.1}
+FROM_MODEL = {"learning_rate": 5e-3, "warmup": 0.1, "pull_to_model": 5.0}
 
 
 class Config(Frozen):

@@ -67,6 +67,15 @@ def require_matchable(model: Plan, plan: Plan, start: Start) -> None:
         )
 
 
+def pulled_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the kernels that a run is pulled to: those that learn, but for the heads, whose rows may be new."""
+    return {
+        name: weights.detach().clone()
+        for name, weights in network.named_parameters()
+        if weights.requires_grad and weights.ndim > 1 and not name.startswith(HEADS)
+    }
+
+
 def freeze_encoder(network: nn.Module) -> None:
     """Keep the encoder of a network as it is: no gradients, and batch norms compute with their running statistics.
 

@@ -83,6 +83,7 @@ def fit(
         batch = crop_patches(batch, progress, state.step)
         with exact_float32(device, dtype), tuned_convolutions(device, fixed=batch["image"].shape == full):
             value = _step(state, network_loss, batch, scaler, config, device)
+        state.pull_to_start(rate * config.pull_to_model)
         state.step += 1
         state.update_ema(config.ema_fraction, config.ema_decay)
 

@@ -31,7 +31,7 @@ FILE_NAME = "state.safetensors"
 LONGEST = 300
 # Prefixes of the tensors in a checkpoint. The EMA of the weights is called "average" in the checkpoints of all earlier
 # versions, which must stay readable.
-NETWORK, EMA, MOMENTS = "network.", "average.", "optimizer."
+NETWORK, EMA, MOMENTS, START = "network.", "average.", "optimizer.", "start."
 
 
 class TrainingState:
@@ -49,6 +49,7 @@ class TrainingState:
         ranks: the processes that train it together, each with its own copy of the state.
         ema: the same network with the EMA of the weights; this is the model that is saved.
         optimizer: Muon for the network, or what `optimiser` made.
+        start: weights by name that the network is pulled to, see `pull_to_start`; empty for none.
         scales: of each of its groups, the peak of the learning rate as a multiple of `config.learning_rate`.
         step: finished optimiser steps.
         seconds: wall-clock seconds in the training loop, in total over all resumptions.
@@ -69,9 +70,21 @@ class TrainingState:
         self.data = data
         self.optimizer = build_optimiser(optimiser, network, config.learning_rate, config.weight_decay)
         self.scales = [float(group["lr"]) / config.learning_rate for group in self.optimizer.param_groups]
+        self.start: dict[str, torch.Tensor] = {}
         self.step = 0
         self.seconds = 0.0
         self.ended = False
+
+    @torch.no_grad()
+    def pull_to_start(self, fraction: float) -> None:
+        """Move the weights that `start` has towards it, by a fraction of their distance.
+
+        This is weight decay towards the model that a run starts from instead of 0 (L2-SP; Li et al. 2018, arXiv
+        1802.01483), decoupled from the gradient as in AdamW: a few cases do not undo what many have taught.
+        """
+        if self.start and fraction:
+            weights = dict(self.network.named_parameters())
+            torch._foreach_lerp_([weights[name] for name in self.start], list(self.start.values()), min(fraction, 1.0))
 
     @torch.no_grad()
     def update_ema(self, fraction: float, decay: float | None = None) -> None:
@@ -111,6 +124,7 @@ class TrainingState:
         tensors |= {f"{EMA}{name}": value for name, value in self.ema.state_dict().items()}
         moments, document = stored_state(self.optimizer)
         tensors |= {f"{MOMENTS}{name}": value for name, value in moments.items()}
+        tensors |= {f"{START}{name}": value for name, value in self.start.items()}
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         progress: dict[str, Any] = {"step": self.step, "seconds": self.seconds, "data": self.data}
         progress["optimizer"] = optimiser_name(self.optimizer)
@@ -144,11 +158,19 @@ class TrainingState:
             self.ema.load_state_dict(_without_prefix(tensors, EMA))
             if optimiser:
                 restore_state(self.optimizer, _without_prefix(tensors, MOMENTS), progress.get("state", {}))
+                self.start = self._start_of(_without_prefix(tensors, START))
             self.step, self.seconds = _spent(progress["step"], progress["seconds"])
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             message = f"The checkpoint {path} does not fit this run: {_short(reason)}. Start again with --overwrite."
             raise InputError(message) from error
+
+    def _start_of(self, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights that the network is pulled to, on its device."""
+        weights = dict(self.network.named_parameters())
+        if any(name not in weights or weights[name].shape != value.shape for name, value in stored.items()):
+            raise ValueError("the weights that the run started from are those of another network")
+        return {name: value.to(weights[name]) for name, value in stored.items()}
 
     def _require_same_optimiser(self, stored: Any) -> None:
         found = optimiser_name(self.optimizer)

@@ -22,7 +22,7 @@ from volseg.device import (
 )
 from volseg.finetuning.kept_labels import Keeper, keep_labels
 from volseg.finetuning.source import source_of
-from volseg.finetuning.weights import freeze_encoder, start_weights
+from volseg.finetuning.weights import freeze_encoder, pulled_weights, start_weights
 from volseg.networks import build_network
 from volseg.networks.cpu.malloc import keep_freed_memory
 from volseg.networks.own import build_own
@@ -60,6 +60,8 @@ def train_run(run: Run, ranks: Ranks, progress: Progress) -> tuple[TrainingState
         network = network.to(run.device)
         optimiser = run.custom.optimiser or Muon
         state = TrainingState(network, config, ranks, None if run.finish else digest, optimiser)
+        # Of a run that goes on they are in the checkpoint.
+        state.start = pulled_weights(network) if run.start and config.pull_to_model else {}
     if has_checkpoint(run.folder / CHECKPOINT):
         state.load(run.folder / CHECKPOINT, optimiser=not run.finish)
         logger.info("%s", budget.resumed(state.step, state.seconds, run.finish))

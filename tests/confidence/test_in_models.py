@@ -106,7 +106,7 @@ def test_an_old_card_has_none_and_a_new_one_without_reads_in_old_versions(tmp_pa
     assert read_card(path).calibration is None
     found = loaded(path)((blob(), AFFINE)).record["labels"]
     assert {row["confidence_reason"] for row in found.values()} == {
-        "the model has no calibration; one is made at the end of training by validation cases"
+        "the model has no calibration; training makes one where at least five validation cases have a label"
     }
 
 
@@ -151,20 +151,23 @@ def folds_of(tmp_path, *records):
 
 def test_an_ensemble_pools_the_records_of_its_members(tmp_path):
     first = [scan_record("a", volume=1.0), scan_record("a", "noise", 1.0), scan_record("b", volume=2.0)]
-    second = [scan_record("c", volume=4.0), scan_record("d", volume=6.0), scan_record("d", "blur", 6.0)]
+    second = [scan_record(name, volume=volume) for name, volume in (("c", 4.0), ("d", 6.0), ("e", 7.0))]
+    second.append(scan_record("d", "blur", 6.0))
     found = read_card(ensemble(folds_of(tmp_path, first, second), tmp_path / "all.safetensors")).calibration
-    assert (found.cases, found.degraded, found.out_of_fold) == (4, 2, True)
-    # Ten voxels per mL of volume in each bin: of 1, 2, 4 and 6 mL.
-    assert found.before.voxels == (130,) * BINS
+    assert (found.cases, found.degraded, found.out_of_fold) == (5, 2, True)
+    # Ten voxels per mL of volume in each bin: of 1, 2, 4, 6 and 7 mL.
+    assert found.before.voxels == (200,) * BINS
     assert found.before.error == pytest.approx(0.1)
-    assert {name: one.typical_ml for name, one in found.labels.items()} == {"ball": 3.0, "rod": 3.0}
-    assert {one.cases for one in found.labels.values()} == {4}
+    assert {name: one.typical_ml for name, one in found.labels.items()} == {"ball": 4.0, "rod": 4.0}
+    assert {one.cases for one in found.labels.values()} == {5}
     assert found == fit([*of_member(first, 0), *of_member(second, 1)], out_of_fold=True)
-    assert found != fit([*of_member(first, 0), *of_member(first, 1)], out_of_fold=True)
+    # Neither member alone has enough cases.
+    assert fit(first) is None is fit(second)
 
 
 def test_an_ensemble_has_no_calibration_where_a_member_has_no_records_or_other_labels(tmp_path):
-    models = folds_of(tmp_path, [scan_record("a")], [scan_record("b", labels=("ball",))])
+    others = [scan_record(name, labels=("ball",)) for name in "ghijk"]
+    models = folds_of(tmp_path, [scan_record(name) for name in "abcde"], others)
     assert read_card(ensemble(models, tmp_path / "other.safetensors")).calibration is None
     models[1].with_name("calibration.json").unlink()
     assert read_card(ensemble(models, tmp_path / "none.safetensors")).calibration is None

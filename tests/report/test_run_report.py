@@ -250,8 +250,8 @@ def test_a_run_without_a_calibration_says_so(tmp_path, page):
     run = write_run(tmp_path / "run", example_validation(), example_records())
     for texts in (Reader(page).texts, Reader(write_calibrated(run, None)).texts):
         assert [text for text in texts if "no calibration" in text] == [
-            "There is no calibration, so results of this model state no expected Dice: it is made at the end of "
-            "training, from validation cases."
+            "There is no calibration, so results of this model state no expected Dice: training makes one where at "
+            "least five validation cases have a label."
         ]
     nothing = Calibration(labels={}, before=reliability(0, (0,) * BINS), after=reliability(0, (0,) * BINS))
     texts = Reader(write_calibrated(run, nothing)).texts

@@ -196,8 +196,8 @@ def _calibration(known: Calibration | None) -> str:
     """How far the probabilities of the model can be believed, before and after calibration, in words and charts."""
     if known is None:
         return _missing(
-            "There is no calibration, so results of this model state no expected Dice: it is made at the end of "
-            "training, from validation cases."
+            "There is no calibration, so results of this model state no expected Dice: training makes one where at "
+            "least five validation cases have a label."
         )
     words = (
         "For every voxel the model states how probable each label is. The left chart compares this with the references "

@@ -87,6 +87,8 @@ def test_one_process_calibrates_the_model_of_two_as_they_did(phantoms, shared, t
     assert [scan["case"] for scan in scans] == [name for name in validation for _ in range(2)]
     assert len(validation) == calibration.cases == calibration.degraded == 3
     assert calibration.labels.keys() == {"ball", "rod"}
+    error = f"{100 * calibration.after.error:.1f} after it (temperature {calibration.temperature:g})"
+    assert error in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_only_one_process_writes(shared):

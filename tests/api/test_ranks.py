@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -67,6 +69,26 @@ def test_every_process_applies_the_chosen_postprocessing(shared):
     assert scores["postprocessing"] == {name: rule.model_dump() for name, rule in rules.items()}
     for name, rule in rules.items():
         assert rule.dice_before < rule.dice_after == scores["mean"]["labels"][name]["dice"]
+
+
+def test_one_process_calibrates_the_model_of_two_as_they_did(phantoms, shared, tmp_path):
+    run = shutil.copytree(shared, tmp_path / "run")
+    (run / "calibration.json").unlink()
+    options = ["--output", str(run), "--device", "cpu", "--resume", "--finish"]
+    done = finished([sys.executable, "-m", "tests.api.few_cases", "train", str(phantoms), *options])
+    assert done.returncode == 0, done.stderr
+    assert same_weights(shared / "model.safetensors", run / "model.safetensors")
+    assert (run / "calibration.json").read_bytes() == (shared / "calibration.json").read_bytes()
+    calibration = read_card(run / "model.safetensors").calibration
+    assert calibration == read_card(shared / "model.safetensors").calibration
+    validation = [case["name"] for case in json.loads((run / "validation.json").read_text())["cases"]]
+    scans = json.loads((run / "calibration.json").read_text())["scans"]
+    # Each case as it is and in one degraded copy, in the order of the cases and not of the ranks.
+    assert [scan["case"] for scan in scans] == [name for name in validation for _ in range(2)]
+    assert len(validation) == calibration.cases == calibration.degraded == 3
+    assert calibration.labels.keys() == {"ball", "rod"}
+    error = f"{100 * calibration.after.error:.1f} after it (temperature {calibration.temperature:g})"
+    assert error in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_only_one_process_writes(shared):

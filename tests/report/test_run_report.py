@@ -11,9 +11,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 
+from tests.pipeline import tiny_plan
+from volseg.config import Label
 from volseg.errors import InputError
-from volseg.report.run_report import _smoothed, write_run_report
+from volseg.modelfile import ModelCard, save_model
+from volseg.modelfile.calibration import BINS, Calibration, LabelCalibration, Reliability
+from volseg.report.run_report import _reliability, _smoothed, write_run_report
 
 NASTY = "<b>left</b> & $x_{"
 PLAN = "dataset: A<B\npatch_size: [8, 8, 8]  # fits <2 GB & is fast\nname: 'a#b'\n"
@@ -208,3 +213,58 @@ def test_running_mean_keeps_a_line_and_averages_neighbours():
     assert _smoothed(np.full(9, 2.0), 4) == pytest.approx(np.full(9, 2.0))
     assert _smoothed(np.array([0.0, 3.0, 6.0, 0.0]), 3) == pytest.approx([1.5, 3.0, 3.0, 3.0])
     assert np.array_equal(_smoothed(np.arange(5.0), 1), np.arange(5.0))
+
+
+def write_calibrated(run, calibration, name="ball"):
+    plan = tiny_plan(labels=(Label(name=name, value=1), Label(name="rod", value=2)))
+    save_model(
+        run / "model.safetensors", ModelCard(name="tiny", plan=plan, calibration=calibration), {"w": torch.ones(1)}
+    )
+    write_run_report(run)
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def reliability(error, voxels=(10,) * BINS):
+    middles = tuple((one + 0.5) / BINS for one in range(BINS))
+    return Reliability(voxels=voxels, probability=middles, frequency=middles[::-1], error=error)
+
+
+def test_the_calibration_is_stated_in_words_with_its_errors(tmp_path):
+    run = write_run(tmp_path / "run", example_validation(), example_records())
+    rated = LabelCalibration(error=0.0512, clean_error=0.0211, low_confidence=0.8, volume_coverage=0.9, cases=12)
+    labels = {NASTY: rated, "rod": LabelCalibration(cases=3)}
+    known = Calibration(temperature=1.3, labels=labels, before=reliability(0.1234), after=reliability(0.05), cases=12)
+    page = Reader(write_calibrated(run, known, NASTY))
+    (errors,) = [text for text in page.texts if "calibration error" in text]
+    assert "12.3 percentage points before calibration, 5.0 after it (temperature 1.3)" in errors
+    assert any("the 12 validation scans used" in text for text in page.texts)
+    at = page.texts.index("volumes in interval")
+    assert page.texts[at + 1 : at + 13] == [
+        *(NASTY, "12", "0.051", "0.021", "0.800", "90%"),
+        *("rod", "3", "none", "none", "none", "none"),
+    ]
+    assert len(page.links) == 3
+
+
+def test_a_run_without_a_calibration_says_so(tmp_path, page):
+    run = write_run(tmp_path / "run", example_validation(), example_records())
+    for texts in (Reader(page).texts, Reader(write_calibrated(run, None)).texts):
+        assert [text for text in texts if "no calibration" in text] == [
+            "There is no calibration, so results of this model state no expected Dice: training makes one where at "
+            "least five validation cases have a label."
+        ]
+    nothing = Calibration(labels={}, before=reliability(0, (0,) * BINS), after=reliability(0, (0,) * BINS))
+    texts = Reader(write_calibrated(run, nothing)).texts
+    assert "No label was found in a validation scan, so results state no expected Dice." in texts
+
+
+def test_the_reliability_diagram_leaves_gaps_where_no_voxel_was(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("volseg.report.run_report._inline_svg", lambda figure, what: drawn.append(figure) or "")
+    _reliability(reliability(0.2), reliability(0.1, (0, *(7,) * (BINS - 1))))
+    left, right = drawn[0].axes
+    _, before, after = left.get_lines()
+    assert before.get_xdata() == pytest.approx(np.arange(5, 100, 10))
+    assert before.get_ydata() == pytest.approx(np.arange(95, 0, -10))
+    assert np.isnan(after.get_ydata()).tolist() == [True, *[False] * (BINS - 1)]
+    assert [bar.get_height() for bar in right.patches] == [10] * BINS + [0] + [7] * (BINS - 1)

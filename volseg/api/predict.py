@@ -21,13 +21,12 @@ from volseg.data.io.inputs import (
     by_volume,
     claimed,
     find_cases,
-    is_record,
     is_unrecorded,
     keep_unrecorded,
     output_paths,
     plan_outputs,
-    read_record,
 )  # fmt: skip
+from volseg.data.io.provenance import is_record, read_record
 from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
 from volseg.errors import Stopped, UsageError, VolsegError

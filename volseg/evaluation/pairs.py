@@ -10,7 +10,7 @@ from volseg.config import checked, read_yaml
 from volseg.data.cases.labels import LabelSet, parse_labels
 from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels, stated_annotated
 from volseg.data.dataset_json import Scan
-from volseg.data.io.formats import SUFFIXES, image_suffix, is_dicom, label_name
+from volseg.data.io.formats import SUFFIXES, image_suffix, is_dicom, label_name, without_result_files
 from volseg.data.io.reading import holds_dicom_labels
 from volseg.documents import DocumentError, read_json
 from volseg.errors import InputError
@@ -134,7 +134,7 @@ def _images_by_name(path: Path) -> dict[str, Path]:
             return {label_name(path): path}
         entries = sorted(entry for entry in path.iterdir() if not is_hidden(entry.name))
         # Results of one case may be there in several formats.
-        files = [entry for entry in entries if image_suffix(entry)]
+        files = [entry for entry in without_result_files(entries) if image_suffix(entry)]
         files = files or [entry for entry in entries if holds_dicom_labels(entry)]
     if not files:
         raise InputError(f"{path} holds no label image. Known formats: {', '.join(SUFFIXES)}.")

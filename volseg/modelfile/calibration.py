@@ -1,8 +1,8 @@
 """The calibration of a model: how its probabilities relate to the truth, measured on cases it was not trained on."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from volseg.config.values import Frozen, Name
 
@@ -42,6 +42,13 @@ class LabelCalibration(Frozen):
     volume_coverage: Unit | None = Field(None, description="of the interval on clean scans")
     cases: Count = Field(0, description="clean scans with the label")
 
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        low, high = self.volume_low, self.volume_high
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"volume_low {low} is above volume_high {high}")
+        return self
+
 
 class Reliability(Frozen):
     """A reliability diagram over ten bins of equal width of the probability of a label."""
@@ -59,7 +66,7 @@ class Calibration(Frozen):
 
     temperature: Temperature = Field(1.0, description="logits are divided by it before softmax or sigmoid")
     labels: Annotated[dict[Name, LabelCalibration], Field(max_length=MOST_LABELS)]
-    before: Reliability = Field(description="at temperature 1")
+    before: Reliability = Field(description="at the tried temperature nearest to 1")
     after: Reliability = Field(description="at `temperature`")
     cases: Count = Field(0, description="clean scans")
     degraded: Count = Field(0, description="degraded copies of them")

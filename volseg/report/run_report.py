@@ -22,8 +22,10 @@ from volseg.config import ComponentRule, rules_in_words
 from volseg.documents import read_json, read_or
 from volseg.errors import InputError
 from volseg.files import access_to, read_json_lines, write_text
+from volseg.modelfile import read_card
+from volseg.modelfile.calibration import BINS, Calibration, LabelCalibration, Reliability
 from volseg.report.colours import colour_at
-from volseg.report.page import html_page
+from volseg.report.page import html_page, html_table
 from volseg.report.save_figure import save_figure
 
 _POINTS = 1500  # of a curve; more would not be visible
@@ -38,7 +40,7 @@ def write_run_report(run: Path) -> None:
     """Write RUN/report.html from the files of the run folder; a section whose file is missing says so.
 
     Args:
-        run: a run folder, with any of plan.yaml, config.yaml, metrics.jsonl and validation.json.
+        run: a run folder, with any of plan.yaml, config.yaml, metrics.jsonl, validation.json and model.safetensors.
 
     Raises:
         ResourceError: the file could not be written.
@@ -55,6 +57,8 @@ def write_run_report(run: Path) -> None:
         _cases(validation),
         "<h2>Dice per label</h2>",
         _histograms(validation),
+        "<h2>Can its probabilities be believed?</h2>",
+        _calibration(_read_calibration(run / "model.safetensors")),
         "<h2>Plan with reasons</h2>",
         _yaml_block(run / "plan.yaml"),
         "<details><summary>Configuration</summary>",
@@ -76,6 +80,11 @@ def _read_scores(path: Path) -> dict[str, Any] | None:
         InputError, partial(read_json, times=4), path, "readable JSON", "Check its permissions and its disk."
     )
     return document
+
+
+def _read_calibration(model: Path) -> Calibration | None:
+    """The calibration in the card of a run's model; None if there is neither."""
+    return read_card(model).calibration if model.exists() else None
 
 
 # ---- sections
@@ -183,6 +192,72 @@ def _histograms(validation: Mapping[str, Any] | None) -> str:
     return _inline_svg(figure, "Histogram of Dice over cases, per label")
 
 
+def _calibration(known: Calibration | None) -> str:
+    """How far the probabilities of the model can be believed, before and after calibration, in words and charts."""
+    if known is None:
+        return _missing(
+            "There is no calibration, so results of this model state no expected Dice: training makes one where at "
+            "least five validation cases have a label."
+        )
+    words = (
+        "For every voxel the model states how probable each label is. The left chart compares this with the references "
+        f"of the {known.cases} validation scans used, which the model was not trained on: of all voxels with a stated "
+        "probability of 80 %, 80 % should have the label. Where the curve follows the dashed line, the model is right "
+        "about itself. A flatter curve means that it is too sure of itself, a steeper one that it is too cautious. "
+        "Voxels that are clearly background are left out.",
+        "Expected calibration error, the mean distance from the dashed line: "
+        f"{100 * known.before.error:.1f} percentage points before calibration, {100 * known.after.error:.1f} after it "
+        f"(temperature {known.temperature:g}).",
+    )
+    return "".join(_text(one) for one in words) + _reliability(known.before, known.after) + _estimates(known.labels)
+
+
+def _reliability(before: Reliability, after: Reliability) -> str:
+    """Two charts over the stated probability: how many voxels have the label, and how many voxels there are."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot((0, 100), (0, 100), "--", color=_AXIS, linewidth=1, label="right about itself")
+    for index, (name, one) in enumerate((("before", before), ("after calibration", after))):
+        voxels = np.array(one.voxels, float)
+        # NaN (a gap in the curve) where no voxel had such a probability.
+        stated, found = (np.where(voxels > 0, 100 * np.array(row), np.nan) for row in (one.probability, one.frequency))
+        left.plot(stated, found, "o-", color=_rgb(index), linewidth=1.6, markersize=4.5, label=name)
+        edges = (np.arange(BINS) + 0.1 + 0.4 * index) * 100 / BINS
+        right.bar(edges, voxels, 40 / BINS, align="edge", color=_rgb(index), label=name)
+    across = "probability that the model states, %"
+    _style_axes(left, "voxels with the label, %", across, legend=True)
+    _style_axes(right, "voxels", across, legend=True)
+    left.set(xlim=(0, 100), ylim=(0, 100))
+    right.set_xlim(0, 100)
+    if any(before.voxels) or any(after.voxels):
+        right.set_yscale("log")
+        right.set_ylim(bottom=1)
+    return _inline_svg(figure, "Reliability diagrams before and after calibration, and the number of voxels")
+
+
+def _estimates(labels: Mapping[str, LabelCalibration]) -> str:
+    """A table of how far off the estimates of each label are on cases that took no part in their fit."""
+    if not labels:
+        return _missing("No label was found in a validation scan, so results state no expected Dice.")
+    columns = ("label", "scans", "error of expected Dice", "on clean scans", "flagged below", "volumes in interval")
+    rows = [
+        (
+            name,
+            one.cases,
+            *(_dice_text(value) for value in (one.error, one.clean_error, one.low_confidence)),
+            "none" if one.volume_coverage is None else f"{one.volume_coverage:.0%}",
+        )
+        for name, one in labels.items()
+    ]
+    words = (
+        "Each result states the Dice that is expected of it, and an interval meant to hold 90 % of the true volumes. "
+        "The table has how far the expected Dice was from the true one, on average over clean and degraded scans and "
+        "over clean ones alone; the expected Dice below which a result is flagged as low_confidence; and how many true "
+        "volumes were in their interval."
+    )
+    return _text(words) + html_table(columns, rows)
+
+
 def _yaml_block(path: Path) -> str:
     """A YAML file with its comments in a fainter colour."""
     if not path.exists():
@@ -195,9 +270,14 @@ def _yaml_block(path: Path) -> str:
 # ---- parts
 
 
+def _text(sentences: str) -> str:
+    """A paragraph."""
+    return f"<p>{escape(sentences)}</p>"
+
+
 def _missing(sentence: str) -> str:
     """The text of a section whose data is missing."""
-    return f"<p>{escape(sentence)}</p>"
+    return _text(sentence)
 
 
 def _dice_text(dice: float | None) -> str:

@@ -27,6 +27,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from volseg.data.io.formats import RESULT_SUFFIXES, image_suffix
 from volseg.dicom.quiet import in_silence
 from volseg.errors import UsageError
 
@@ -133,6 +134,9 @@ def add_format(name: str, suffix: str, write: Callable[[Any, Path], None]) -> No
         write: called with a `volseg.Result` and the path to write.
     """
     _added[name] = OutputFormat(name, (), suffix, write)
+    # A further image must not be taken for a scan; one in another format has the name of a label image.
+    if image_suffix(Path(suffix)) or suffix.lower().endswith(".dcm"):
+        RESULT_SUFFIXES.add(suffix.lower())
 
 
 def _check_options(name: str, found: Iterable[str], known: Iterable[str]) -> None:

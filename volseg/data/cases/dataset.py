@@ -39,7 +39,7 @@ from volseg.data.folds import (
     same_folds,
     warn_of_torn_groups,
 )
-from volseg.data.io.formats import image_suffix, label_name, stem_of
+from volseg.data.io.formats import image_suffix, label_name, stem_of, without_result_files
 from volseg.data.io.inputs import NNUNET_CHANNEL
 from volseg.data.io.reading import read_label_of
 from volseg.documents import read_json, read_or
@@ -258,8 +258,12 @@ def _named_files(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted, without hidden files; nothing if there is no such folder."""
-    return sorted(path for path in folder.iterdir() if not is_hidden(path.name)) if folder.is_dir() else []
+    """What lies in a folder, sorted; nothing if there is no such folder.
+
+    Left out are hidden files and those that belong to results: labels may be results, corrected or not.
+    """
+    found = sorted(path for path in folder.iterdir() if not is_hidden(path.name)) if folder.is_dir() else []
+    return without_result_files(found)
 
 
 def _open_plain(folder: Path) -> Dataset:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from volseg.data.io.choice import Choice
-from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, begins_as_dicom, image_suffix, is_dicom, stem_of
+from volseg.data.io.formats import (
+    DICOM_SUFFIXES,
+    SUFFIXES,
+    begins_as_dicom,
+    image_suffix,
+    is_dicom,
+    stem_of,
+    without_result_files,
+)
 from volseg.errors import InputError
 from volseg.files import folders_below
 from volseg.text import first_few
@@ -47,7 +55,10 @@ def scans_at(path: Path, choice: Choice) -> list[Found]:
 
 def _scans_in(path: Path, choice: Choice) -> list[Found]:
     """The scans in a folder: its image files, and the DICOM series in it and below it."""
-    folders, files = _contents(path)
+    folders, files, results = _contents(path)
+    if results:
+        named = first_few([entry.relative_to(path) for entry in results])
+        logger.warning("Passed over in %s, because they belong to results: %s.", path, named)
     scans = [_found(entry, choice) for entry in files if entry.parent == path]
     deeper = [entry for entry in files if entry.parent != path]
     if not scans and not folders:
@@ -76,15 +87,20 @@ def _found(path: Path, choice: Choice) -> Found:
     return Found(path, choice, name_of(path))
 
 
-def _contents(path: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
-    """What lies at and below `path`, without hidden files: the DICOM files of each folder, and the other scans."""
-    folders, others = {}, []
+def _contents(path: Path) -> tuple[dict[Path, list[Path]], list[Path], list[Path]]:
+    """What lies at and below `path`, without hidden files.
+
+    The DICOM files of each folder; the other scans; the files that belong to results and are neither.
+    """
+    folders, others, results = {}, [], []
     for folder, names in folders_below(path):
-        entries = [folder / name for name in sorted(names) if name.upper() != "DICOMDIR"]
+        every = [folder / name for name in sorted(names) if name.upper() != "DICOMDIR"]
+        entries = without_result_files(every)
+        results += sorted(set(every) - set(entries))
         if files := [entry for entry in entries if _may_be_dicom(entry)]:
             folders[folder] = files
         others += [entry for entry in entries if _is_scan_file(entry)]
-    return folders, others
+    return folders, others, results
 
 
 def _nothing_in(path: Path, deeper: Sequence[Path]) -> str:

@@ -1,5 +1,6 @@
 """Names of image files: the supported suffixes, a scan's name without them, and how to recognise DICOM."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from volseg.errors import UsageError
@@ -12,6 +13,9 @@ ITK_SUFFIXES = (*NRRD_SUFFIXES, ".mha", ".mhd")
 # Suffixes of DICOM files, which often have none of them.
 DICOM_SUFFIXES = (".dcm", ".ima")
 SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES + ITK_SUFFIXES
+# Suffixes of the files that belong to a label image of volseg and could be taken for scans or label images.
+# `volseg.api.outputs.add_format` adds to them.
+RESULT_SUFFIXES = {".uncertainty.nii.gz", ".seg.dcm", ".rtstruct.dcm", ".sr.dcm", ".sc.dcm"}
 
 # What other files begin with: how they are called, and what to do.
 _RENAME = "give it the suffix of its format"
@@ -81,6 +85,22 @@ def sibling(image: Path, suffix: str) -> Path:
     if not image.name:
         raise UsageError(f"'{image}' names no file. Give a name that ends in one of {', '.join(SUFFIXES)}.")
     return image.with_name(stem_of(image) + suffix)
+
+
+def without_result_files(paths: Sequence[Path]) -> list[Path]:
+    """Paths of one folder without those that belong to a result there: `<stem>.uncertainty.nii.gz` and the like.
+
+    They do if a label image with their stem is among the paths, in any format.
+    """
+    images = {stem_of(path) for path in paths if image_suffix(path)}
+    return [path for path in paths if result_stem(path) not in images]
+
+
+def result_stem(path: Path) -> str | None:
+    """The stem of the label image that a file belongs to by its name; None if it is no further file of a result."""
+    name = path.name.lower()
+    suffix = next((one for one in RESULT_SUFFIXES if name.endswith(one) and name != one), None)
+    return None if suffix is None else path.name[: -len(suffix)]
 
 
 def label_name(path: Path) -> str:

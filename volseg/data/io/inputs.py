@@ -20,10 +20,10 @@ from typing import Any
 
 from volseg.data.io.choice import ONLY, Choice
 from volseg.data.io.folders import Found, absolute, name_of, scans_at
-from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, image_suffix, sibling
+from volseg.data.io.formats import DICOM_SUFFIXES, SUFFIXES, image_suffix, result_stem, sibling
+from volseg.data.io.provenance import is_record, read_record
 from volseg.data.io.reading import read_label
-from volseg.documents import DocumentError, read_json
-from volseg.errors import UsageError, VolsegError
+from volseg.errors import InputError, UsageError, VolsegError
 from volseg.files import (
     access_to,
     as_json,
@@ -87,7 +87,8 @@ def find_cases(
 
     Raises:
         UsageError: inputs and named channels together, neither, or not exactly the model's channels.
-        InputError: a missing or unreadable path, an unknown format, or a folder without scans.
+        InputError: a missing or unreadable path, an unknown format, a folder without scans, or a file of
+            a result.
     """
     if named_channels:
         if inputs:
@@ -100,6 +101,7 @@ def find_cases(
     # A scan may be given twice, for example by its path and by its folder.
     given: dict[tuple[Path, Choice], Found] = {}
     for path in inputs:
+        _reject_result_file(path)
         with access_to(path, private=True):
             scans = scans_at(path, choice)
         for scan in scans:
@@ -108,6 +110,13 @@ def find_cases(
     for (place, _), scan in given.items():
         folders[place.parent].append(scan)
     return [case for scans in folders.values() for case in _cases_among(scans, len(channels))]
+
+
+def _reject_result_file(path: Path) -> None:
+    """Reject a file that belongs to a result, which a pattern such as results/*.nii.gz names with the label images."""
+    stem = result_stem(path)
+    if stem is not None and is_record(path.with_name(f"{stem}.json")):
+        raise InputError(f"{path} belongs to the result {stem} beside it and is no scan. Give the scan itself.")
 
 
 def by_volume(case: Case, count: int) -> list[Case]:
@@ -217,11 +226,6 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
     return [out / f"{case.name}{case.output_suffix}" for case in cases]
 
 
-def is_record(path: Path) -> bool:
-    """Whether a file is the record of a result of volseg."""
-    return "volseg_version" in read_record(path)
-
-
 def is_unrecorded(labels: Path) -> bool:
     """Whether a label image has no record: it is the user's own, or a process was killed before it wrote the record."""
     if is_record(sibling(labels, ".json")) or not os.path.exists(labels):
@@ -247,15 +251,6 @@ def keep_unrecorded(old: Path, new: Path) -> None:
             kept = old.with_name(f"{old.name}.{time.time_ns()}.kept")
             os.link(old, kept)
             logger.warning("%s had no record and another content; it is kept as %s", old, kept.name)
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none, or the file is something else."""
-    try:
-        found = read_json(path)
-    except (OSError, DocumentError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @contextmanager

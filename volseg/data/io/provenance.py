@@ -1,4 +1,4 @@
-"""What a scan was read from, for the record of its result: UIDs of DICOM, checksums of anything else; never a name."""
+"""Records of results, and what they say a scan was read from: UIDs of DICOM, checksums of anything else; no names."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,10 +9,25 @@ import numpy as np
 
 from volseg.data.io.itk_files import files_of
 from volseg.data.io.reading import Scan
+from volseg.documents import DocumentError, read_json
 from volseg.files import access_to, sha256_of
 
 # Slices hashed at a time: an array in C order is gathered from lines of the cache that several slices share.
 _SLICES = 16
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is the record of a result of volseg."""
+    return "volseg_version" in read_record(path)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none, or the file is something else."""
+    try:
+        found = read_json(path)
+    except (OSError, DocumentError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def input_of(scan: Scan, paths: Sequence[Path]) -> list[dict[str, Any]]:

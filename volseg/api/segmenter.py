@@ -47,6 +47,7 @@ from volseg.inference.postprocessing import postprocess
 from volseg.inference.promises import promised
 from volseg.inference.quality import measure
 from volseg.inference.room import bytes_at_work, has_plenty, require_free, require_room_to_read
+from volseg.inference.stream import stream_order
 from volseg.inference.windows import Windows, check_overlap
 from volseg.modelfile import ModelCard, find_model, sha256_of_model
 from volseg.networks import open_network
@@ -250,7 +251,7 @@ class Segmenter:
         with memory_errors(f"segmenting on {self.device}"):
             volume, grid = image_to_network(*_for_network(opened), plan, self.crop == "body", self.device)
             prepared = time.perf_counter()
-            entropies, mapped = uncertainty_sink(wanted.uncertainty, grid, self.card)
+            entropies, mapped = uncertainty_sink(wanted.uncertainty, grid, stream_order(grid.shape), self.card)
             with probability_sink(wanted.probabilities, volume, grid, plan) as (sink, array):
                 labels = labeller.label(volume, grid, progress, both_sinks(sink, entropies), chunk, estimator.observer)
             del volume

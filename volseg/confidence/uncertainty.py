@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from volseg.config import Triple
 from volseg.data.grid.geometry import GridMap
 from volseg.modelfile import ModelCard
 
@@ -29,7 +30,9 @@ def entropy(logits: Tensor, regions: bool, temperature: float) -> Tensor:
     return (-(yes.exp() * yes + no.exp() * no)).amax(0) / math.log(2)
 
 
-def uncertainty_sink(wanted: bool, grid: GridMap, card: ModelCard) -> tuple[Write | None, np.ndarray | None]:
+def uncertainty_sink(
+    wanted: bool, grid: GridMap, order: Triple, card: ModelCard
+) -> tuple[Write | None, np.ndarray | None]:
     """A function that writes the entropy of logits, and the array that it fills; neither if they are not wanted.
 
     Logits are divided by the temperature of the model, 1 without a calibration.
@@ -37,6 +40,7 @@ def uncertainty_sink(wanted: bool, grid: GridMap, card: ModelCard) -> tuple[Writ
     Args:
         wanted: whether they are.
         grid: the mapping between image space and network space; logits come on its oriented crop.
+        order: its axes in stream order.
         card: of the model.
 
     Returns:
@@ -44,8 +48,6 @@ def uncertainty_sink(wanted: bool, grid: GridMap, card: ModelCard) -> tuple[Writ
     """
     if not wanted:
         return None, None
-    # Planes come in the order of the longest axis in network space.
-    order = sorted(range(3), key=lambda axis: -grid.shape[axis])
     temperature = card.calibration.temperature if card.calibration else 1.0
     stored = np.zeros(grid.stored_shape, np.float16, order="F" if grid.axes[order[0]] == 2 else "C")
     planes = grid.into(stored).transpose(order)

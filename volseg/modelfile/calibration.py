@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from volseg.config.values import Frozen, Name
 
@@ -41,6 +41,16 @@ class LabelCalibration(Frozen):
     volume_high: float | None = Field(None, ge=-1e6, le=1e6)
     volume_coverage: Unit | None = Field(None, description="of the interval on clean scans")
     cases: Count = Field(0, description="clean scans with the label")
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> "LabelCalibration":
+        if (self.volume_low is None) != (self.volume_high is None):
+            raise ValueError("volume_low and volume_high belong together; give both or neither")
+        if self.volume_low is not None and self.volume_high is not None and self.volume_low > self.volume_high:
+            raise ValueError(f"volume_low {self.volume_low:g} is above volume_high {self.volume_high:g}")
+        if any(low > high for low, high in zip(self.lowest, self.highest, strict=True)):
+            raise ValueError("lowest has a number above the one at its place in highest")
+        return self
 
 
 class Reliability(Frozen):

@@ -33,7 +33,7 @@ class LabelCalibration(Frozen):
         (-100.0,) * FEATURES, description="features are kept between those of the fit"
     )
     highest: Annotated[tuple[Weight, ...], Field(min_length=FEATURES, max_length=FEATURES)] = (100.0,) * FEATURES
-    typical_ml: float | None = Field(None, gt=0, le=1e9, description="median volume of the label in the references")
+    typical_ml: float | None = Field(None, gt=0, le=1e18, description="median volume of the label in the references")
     error: Unit | None = Field(None, description="mean absolute error of expected_dice, clean and degraded scans")
     clean_error: Unit | None = Field(None, description="the same on clean scans alone")
     low_confidence: Unit | None = Field(None, description="expected_dice below which the label is flagged")

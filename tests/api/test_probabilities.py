@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import sys
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,16 @@ def test_they_add_up_and_the_likeliest_class_is_the_label(tmp_path, shape):
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(found.argmax(0)[clear], result.labels[clear])
     assert (segmenter((scan, AFFINE)).labels == result.labels).mean() > 0.9999
+
+
+@pytest.mark.parametrize("shape", list(permutations((37, 20, 28))))
+def test_uncertainty_is_the_entropy_of_the_probabilities_in_every_axis_order(tmp_path, shape):
+    segmenter = Segmenter.load(write_model(tmp_path / "m.safetensors"), device="cpu", precision="fp32")
+    result = segmenter((blob(shape), AFFINE), probabilities=True, uncertainty=True)
+    p = result.probabilities.astype(np.float64)
+    entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(0) / np.log(3)
+    assert entropy.std() > 0.001
+    np.testing.assert_allclose(result.uncertainty, entropy, atol=5e-3)
 
 
 def test_outside_the_cut_out_all_is_background(tmp_path):

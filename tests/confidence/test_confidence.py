@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from volseg.confidence.estimate import estimate, soft_dice, without_removed
+from volseg.confidence.estimate import estimate, expected, soft_dice, without_removed
+from volseg.confidence.estimator import Estimator
 from volseg.confidence.fitting import _bounds, fit_map
 from volseg.confidence.reliability import ReliabilityObserver
 from volseg.confidence.sums import Sums, SumsObserver
@@ -69,6 +70,39 @@ def test_estimates_and_reasons():
     assert (found["b"].expected_dice, found["b"].reason) == (None, "no voxel was given this label")
     assert found["c"].expected_dice is None
     assert "no calibration for this label" in found["c"].reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"volume_low": 1.0, "volume_high": -2.0}, "volume_low 1 is above volume_high -2"),
+        ({"volume_low": 1.0}, "volume_low and volume_high belong together"),
+        ({"lowest": (5.0,) * 6, "highest": (-5.0,) * 6}, "lowest has a number above"),
+    ],
+)
+def test_a_card_whose_bounds_are_exchanged_is_rejected(damage, message):
+    with pytest.raises(ValueError, match=message):
+        LabelCalibration(**damage)
+
+
+def test_the_largest_weights_of_a_card_overflow_nothing():
+    with np.errstate(all="raise"):
+        for weight, dice in ((1000.0, 1.0), (-1000.0, 0.0)):
+            known = LabelCalibration(intercept=weight, weights=(weight,) * 6)
+            assert expected(np.full(6, 100.0), known) == pytest.approx(dice)
+
+
+def test_a_label_without_a_voxel_in_the_label_image_has_no_expected_dice():
+    known = LabelCalibration(volume_low=-1, volume_high=2, low_confidence=0.5)
+    calibration = Calibration(labels={"label_1": known}, before=FLAT, after=FLAT)
+    observer = SumsObserver(plan(), [1.0])
+    observer(0, logits_of(torch.tensor([0.6, 0.3]).reshape(1, 1, 2)))
+    estimator = Estimator(SimpleNamespace(calibration=calibration), observer)
+    for voxels, reason in ((0, "no voxel was given this label"), (2, None)):
+        measured = SimpleNamespace(name="label_1", voxels=voxels, volume_ml=1.0 if voxels else None)
+        found = estimator.confidence([measured], {}, 0.001)["label_1"]
+        assert found.reason == reason
+        assert (found.expected_dice is None) == (voxels == 0)
 
 
 def test_intervals_cover_nine_of_ten_new_scores():

@@ -44,6 +44,12 @@ def test_a_ct_in_hounsfield_units_is_not_suspect():
     padded = ct()
     padded[:6] = -2048
     assert asked(padded) == ""
+    # So much of it that the mean is below that of every training scan.
+    for value in (-2000, -2048, -3024):
+        for planes in range(len(padded) - 1):
+            padded = ct()
+            padded[:planes] = value
+            assert "intercept" not in asked(padded)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ def _log_ratio(volume_ml: np.ndarray, typical_ml: np.ndarray) -> np.ndarray:
 def expected(found: np.ndarray, known: LabelCalibration) -> float:
     """The expected Dice for the features of a label."""
     inside = np.clip(found, known.lowest, known.highest)
-    return float(1 / (1 + np.exp(-(known.intercept + inside @ np.array(known.weights)))))
+    # Beyond 50 it is 0 or 1 to all digits, and exp may overflow.
+    steps = np.clip(known.intercept + inside @ np.array(known.weights), -50, 50)
+    return float(1 / (1 + np.exp(-steps)))
 
 
 def logit(fraction: np.ndarray | float) -> np.ndarray:

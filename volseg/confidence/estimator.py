@@ -59,10 +59,13 @@ class Estimator:
         """
         if self.observer is None or self.card.calibration is None:
             return {one.name: Confidence(reason=UNCALIBRATED) for one in measures}
+        # A label of a few voxels in network space may have none in the label image.
         removed = {
-            index: cleaned[one.name]["voxels_removed"] / max(1, cleaned[one.name]["voxels_removed"] + one.voxels)
+            index: 1.0
+            if one.voxels == 0
+            else cleaned[one.name]["voxels_removed"] / (cleaned[one.name]["voxels_removed"] + one.voxels)
             for index, one in enumerate(measures)
-            if one.name in cleaned
+            if one.name in cleaned or one.voxels == 0
         }
         sums = without_removed(Sums(*(values[0] for values in self.observer.sums)), removed)
         volumes = {one.name: one.volume_ml for one in measures}

@@ -1,8 +1,8 @@
 """What a calibration is fitted on: sums of every scan, kept beside a run so that ensembles can pool them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from volseg.confidence.sums import Sums
 from volseg.config import Frozen
@@ -15,7 +15,8 @@ FILE_NAME = "calibration.json"
 
 _Number = Annotated[float, Field(ge=0, le=1e18)]
 _PerTemperature = Annotated[
-    tuple[tuple[_Number, ...], ...], Field(min_length=len(TEMPERATURES), max_length=len(TEMPERATURES))
+    tuple[tuple[_Number, _Number, _Number, _Number], ...],
+    Field(min_length=len(TEMPERATURES), max_length=len(TEMPERATURES)),
 ]
 _Bins = Annotated[tuple[tuple[_Number, _Number, _Number], ...], Field(min_length=BINS, max_length=BINS)]
 
@@ -27,8 +28,8 @@ class LabelRecord(Frozen):
     """
 
     dice: float | None = Field(ge=0, le=1, description="None where nobody looked for the label, or neither has it")
-    reference_ml: float | None = Field(ge=0)
-    volume_ml: float = Field(ge=0)
+    reference_ml: _Number | None
+    volume_ml: _Number
     sums: _PerTemperature
 
     def at(self, index: int) -> Sums:
@@ -46,6 +47,13 @@ class ScanRecord(Frozen):
     labels: Annotated[dict[Name, LabelRecord], Field(max_length=10_000)]
     bins: Annotated[tuple[_Bins, ...], Field(max_length=len(TEMPERATURES))] = ()
     loss: Annotated[tuple[_Number, ...], Field(max_length=len(TEMPERATURES))] = ()
+
+    @field_validator("bins", "loss")
+    @classmethod
+    def _check_all_or_none(cls, found: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(found) not in (0, len(TEMPERATURES)):
+            raise ValueError(f"expected {len(TEMPERATURES)}, one per temperature, or none; found {len(found)}")
+        return found
 
 
 class Records(Frozen):

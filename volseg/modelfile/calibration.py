@@ -33,7 +33,7 @@ class LabelCalibration(Frozen):
         (-100.0,) * FEATURES, description="features are kept between those of the fit"
     )
     highest: Annotated[tuple[Weight, ...], Field(min_length=FEATURES, max_length=FEATURES)] = (100.0,) * FEATURES
-    typical_ml: float | None = Field(None, gt=0, le=1e9, description="median volume of the label in the references")
+    typical_ml: float | None = Field(None, gt=0, le=1e18, description="median volume of the label in the references")
     error: Unit | None = Field(None, description="mean absolute error of expected_dice, clean and degraded scans")
     clean_error: Unit | None = Field(None, description="the same on clean scans alone")
     low_confidence: Unit | None = Field(None, description="expected_dice below which the label is flagged")
@@ -43,10 +43,13 @@ class LabelCalibration(Frozen):
     cases: Count = Field(0, description="clean scans with the label")
 
     @model_validator(mode="after")
-    def _bounds_are_in_order(self) -> Self:
-        low, high = self.volume_low, self.volume_high
-        if low is not None and high is not None and low > high:
-            raise ValueError(f"volume_low {low} is above volume_high {high}")
+    def _check_bounds(self) -> Self:
+        if (self.volume_low is None) != (self.volume_high is None):
+            raise ValueError("volume_low and volume_high belong together; give both or neither")
+        if self.volume_low is not None and self.volume_high is not None and self.volume_low > self.volume_high:
+            raise ValueError(f"volume_low {self.volume_low:g} is above volume_high {self.volume_high:g}")
+        if any(low > high for low, high in zip(self.lowest, self.highest, strict=True)):
+            raise ValueError("lowest has a number above the one at its place in highest")
         return self
 
 

@@ -14,6 +14,9 @@ from volseg.suspicion.finding import Finding
 
 # Raw values of CT are stored with this added, so that none is negative.
 CT_OFFSET = 1024
+# No tissue is below this, and neither is the noise of air; of a scan that is shifted down, at least this part is, not
+# counting its lowest value.
+LOWEST_CT, SHIFTED = -1100, 0.05
 # A histogram fits if no quantile is outside the range of the training scans by more than this part of the range, and it
 # is suspect where one is outside by more than the second.
 FITS, FAR = 0.1, 1.0
@@ -57,7 +60,10 @@ def _ct(array: np.ndarray, channel: Channel) -> str:
                 f"{shown}, shifted by {CT_OFFSET}: are these raw stored values? The model expects Hounsfield units, "
                 f"{CT_OFFSET} lower."
             )
-    if low < -1500 and _distance(mean + CT_OFFSET, expected) == 0 < _distance(mean, expected):
+    # Scanners fill what is outside of their field of view with one value, such as -2000 or -3024, which is no shift:
+    # a shifted scan has fat, lungs or noise below air, too.
+    below = float(((values > low) & (values < LOWEST_CT)).mean())
+    if below >= SHIFTED and _distance(mean + CT_OFFSET, expected) == 0 < _distance(mean, expected):
         return f"{shown}, shifted by -{CT_OFFSET}: was the intercept applied twice? The model expects Hounsfield units."
     return ""
 

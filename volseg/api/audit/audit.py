@@ -20,9 +20,12 @@ from volseg.modelfile.card import RUN_MODEL
 from volseg.networks.own import NetworkFactory
 from volseg.progress import Progress, silent
 from volseg.report.audit_page import FILES, PICTURES, check_audit_folder, write_audit
-from volseg.text import first_few
+from volseg.text import counted, first_few
 
 logger = logging.getLogger(__name__)
+
+# From fewer cases the median and the spread over cases say nothing of what is usual.
+FEWEST = 5
 
 
 def audit(
@@ -76,6 +79,9 @@ def audit(
         logger.warning("%s", warning)
     with _room_for_arrays(folder) as room:
         models, examined, failed = _examine_all(opened, room, device, precision, network, progress)
+        if few := _too_few(len(examined)):
+            logger.warning("%s", few)
+            warnings = [*warnings, few]
         ranked = _ranked(examined)
         pictures = [_picture(one, score, folder, len(ranked), progress, rank) for rank, (one, score) in ranked]
     document = {
@@ -144,6 +150,16 @@ def _examine_all(
     if failed:
         logger.error("%d of %d cases could not be compared: %s", len(failed), total, first_few(sorted(failed)))
     return models, examined, failed
+
+
+def _too_few(cases: int) -> str:
+    """A warning where scores say nothing, because there is nothing that is usual; else empty."""
+    if cases >= FEWEST:
+        return ""
+    return (
+        f"A score says how unusual a case is among the others, and only {counted(cases, 'case')} could be compared: at "
+        f"least {FEWEST} are needed, better 20. Look at the findings of every case, or audit more folds together"
+    )
 
 
 def _ranked(examined: Sequence[Examined]) -> list[tuple[int, tuple[Examined, Score]]]:

@@ -19,7 +19,7 @@ def records(reference_ml=0.01, **changes):
     return Records.model_construct(
         scans=tuple(
             ScanRecord.model_construct(case=f"case_{number}", voxel_ml=0.001, labels={"ball": label}, **known)
-            for number in range(4)
+            for number in range(5)
         )
     )
 

@@ -35,6 +35,7 @@ TRAINING = {
     "loss": "dice",
     "learning_rate": 0.003,
     "weight_decay": 0.004,
+    "pull_to_model": 0.5,
     "gradient_clip": 5.0,
     "warmup": 0.1,
     "ema_fraction": 0.07,
@@ -252,7 +253,7 @@ def test_progress_tells_every_stage(phantoms, tmp_path):
     told = []
     train(phantoms, tmp_path / "run", steps=2, overrides=TINY, device="cpu", progress=lambda *said: told.append(said))
     stages = list(dict.fromkeys(stage for stage, *_ in told))
-    assert stages == ["prepare", "prepare validation", "train", "validate"]
+    assert stages == ["prepare", "prepare validation", "train", "validate", "calibrate"]
     by_stage = {stage: [(done, text) for name, done, text in told if name == stage] for stage in stages}
     assert by_stage["prepare"] == [(done / 4, f"case {done} of 4") for done in (1, 2, 3, 4)]
     assert by_stage["prepare validation"] == [(1.0, "case 1 of 1")]

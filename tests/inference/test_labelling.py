@@ -34,7 +34,7 @@ class Zeros(torch.nn.Module):
 def labelled(monkeypatch, plan, chunk=None, **options):
     """The engine, the target and the settings that a scan is labelled with, and the labels."""
     seen = {}
-    segment, computing = labelling.segment, labelling._computing
+    segment, computing = labelling.segment, labelling.computing
 
     def segmenting(volume, engine, target):
         seen.update(engine=engine, target=target)
@@ -45,7 +45,7 @@ def labelled(monkeypatch, plan, chunk=None, **options):
         return computing(*given)
 
     monkeypatch.setattr(labelling, "segment", segmenting)
-    monkeypatch.setattr(labelling, "_computing", setting)
+    monkeypatch.setattr(labelling, "computing", setting)
     array = np.random.default_rng(0).normal(size=(20, 24, 18)).astype(np.float32)
     volume, grid = image_to_network([array], Geometry(array.shape, AFFINE), plan)
     windows = Windows(plan.patch_size, 0.25, 2, (1,))

@@ -158,7 +158,7 @@ def test_an_output_format_may_be_a_file_of_the_package(tmp_path, monkeypatch):
 
 
 def test_formats_are_named_when_one_is_unknown(tmp_path):
-    assert format_names() == ["dicom-sc", "dicom-seg", "dicom-sr", "nifti", "preview", "rtstruct"]
+    assert format_names() == ["dicom-sc", "dicom-seg", "dicom-sr", "nifti", "preview", "rtstruct", "uncertainty"]
     with pytest.raises(UsageError, match=f"no output format 'obj'. Use {', '.join(format_names())}"):
         find_format("obj")
     with pytest.raises(UsageError, match="no output format 'obj'"):

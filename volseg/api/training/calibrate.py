@@ -31,6 +31,7 @@ from volseg.inference.postprocessing import postprocess
 from volseg.inference.stream import stream_order
 from volseg.modelfile.calibration import Calibration
 from volseg.progress import Progress
+from volseg.text import printable
 from volseg.training.ranks import Ranks
 
 # The most cases that a training run calibrates on, each as it is and in one degraded copy.
@@ -122,12 +123,14 @@ def records_of(
     scan = read_channels(case.images, len(plan.channels))
     reference = case.own.read(read_label, case.label, scan.geometry, None, table_of(plan)).channels[0]
     known = [case.own.has(label.name) and label.name not in unknown for label in plan.labels]
-    scans = [_Scan(case.name, "", scan.channels, reference, scan.geometry, known)]
+    # Names of files may hold bytes that are no text.
+    name = printable(case.name)
+    scans = [_Scan(name, "", scan.channels, reference, scan.geometry, known)]
     for copy in range(copies):
         kind = KINDS[(number + copy) % len(KINDS)]
         rng = np.random.default_rng([crc32(case.name.encode(errors="surrogateescape")), copy])
         images, truth, affine = degraded(scan.channels, reference, scan.geometry.affine, kind, rng)
-        scans.append(_Scan(case.name, kind, images, truth, Geometry(truth.shape, affine), known))
+        scans.append(_Scan(name, kind, images, truth, Geometry(truth.shape, affine), known))
     with memory_errors("calibrating"):
         return [_record(segmenter, one) for one in scans]
 

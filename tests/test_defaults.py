@@ -21,6 +21,7 @@ TRAINING = {
     "loss": "dice_ce",
     "learning_rate": 0.015,
     "weight_decay": 0.01,
+    "pull_to_model": 0.0,
     "gradient_clip": 12.0,
     "warmup": 0.02,
     "ema_fraction": 0.03,
@@ -55,7 +56,7 @@ AUGMENTATION = {
     "gamma_range": (0.7, 1.5),
 }
 PLAN_CHOICES = (
-    "dimensions", "spacing_mm", "patch_size", "batch_size", "normalisation", "crop", "image_resampling",
+    "dimensions", "spacing_mm", "patch_size", "batch_size", "memory_gb", "normalisation", "crop", "image_resampling",
     "label_resampling", "antialias", "mirror_axes", "sides", "architecture", "block", "mid", "encoder", "features",
     "blocks_per_stage", "norm", "activation", "deep_supervision",
 )  # fmt: skip
@@ -80,6 +81,7 @@ PLAN = {
     "batch_size": 2,
     "mirror_axes": (),
     "sides": None,
+    "scan_ranges": None,
     "steps": 20000,
 }
 NETWORK = {

@@ -95,7 +95,7 @@ def test_cases_are_found_again_in_the_cache_of_a_run_from_scratch(data, fingerpr
 
 
 def test_every_fixed_setting_has_a_case():
-    assert OTHERS.keys() | {"batch_size", "mirror_axes", "sides"} == set(PlanChoices.model_fields)
+    assert OTHERS.keys() | {"batch_size", "memory_gb", "mirror_axes", "sides"} == set(PlanChoices.model_fields)
 
 
 @pytest.mark.parametrize("key", OTHERS)

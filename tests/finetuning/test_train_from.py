@@ -162,7 +162,8 @@ def test_the_card_and_info_have_the_ancestry_and_no_path(phantoms, source, renam
         read_card(child / "model.safetensors")
         .training["command"]
         .endswith(
-            "--from run --label-map Ball=ball --set training.learning_rate=0.005 --set training.warmup=0.1 "
+            "--from run --label-map Ball=ball --set training.learning_rate=0.005 --set training.pull_to_model=5.0 "
+            "--set training.warmup=0.1 "
             "--set training.validations=0 --set training.workers=0"
         )
     )

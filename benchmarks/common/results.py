@@ -37,6 +37,7 @@ Row = dict[str, Any]
 OPERATIONS: dict[str, Callable[[float, float, int], str]] = {
     "times as fast": lambda own, other, _: f"{other / own:.2f}",
     "times the memory": lambda own, other, _: f"{own / other:.2f}",
+    "times the least": lambda own, other, _: f"{own / other:.2f}",
     "times smaller": lambda own, other, _: f"{other / own:.2f}",
     "fraction of peak": lambda own, other, _: f"{own / other:.0%}",
     "fraction equal": lambda own, other, _: f"{1 - own / other:.4%}",

@@ -15,7 +15,7 @@ from volseg.finetuning.start import read_start
 from volseg.modelfile import ModelCard, read_card
 from volseg.modelfile.card import RUN_MODEL
 from volseg.text import first_few
-from volseg.training.run.case_keys import changed_cases
+from volseg.training.run.case_keys import changed_cases, first_difference
 from volseg.training.run.folder import run_settings
 from volseg.training.run.settings import RunSettings
 from volseg.training.run.sources import sources_of
@@ -142,16 +142,12 @@ def _open(folder: Path, settings: RunSettings, card: ModelCard, data: Dataset) -
 
 def _check_dataset(folder: Path, card: ModelCard, kept: Sequence[str], data: Dataset) -> None:
     """Reject a dataset with other labels or channels than those that a run was trained on."""
-    plan = card.plan
-    labels = {label.name: label.stored_values for label in plan.labels if label.name not in kept}
-    trained = (labels, plan.ignore, tuple(channel.name for channel in plan.channels))
-    found = (data.labels.stored, data.labels.ignore, data.channels)
-    for what, then, now in zip(("labels", "ignore label", "channels"), trained, found, strict=True):
-        if then != now:
-            raise InputError(
-                f"{folder} was trained with the {what} {then}, but {data.folder or data.name} has {now}. Give the "
-                "dataset it was trained on with --dataset."
-            )
+    if found := first_difference(data, card.plan, kept):
+        what, then, now = found
+        raise InputError(
+            f"{folder} was trained with the {what} {then}, but {data.folder or data.name} has {now}. Give the "
+            "dataset it was trained on with --dataset."
+        )
 
 
 def _check_apart(runs: Sequence[AuditedRun]) -> None:

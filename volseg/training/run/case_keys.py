@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from volseg.config import Plan
 from volseg.data.cases.cache import CachedCase, cache_key
@@ -120,16 +120,24 @@ def require_same_labels(data: Dataset, plan: Plan, kept: Collection[str] = ()) -
     Raises:
         InputError: they differ, so the network would be trained and scored on other labels.
     """
+    if found := first_difference(data, plan, kept):
+        what, then, now = found
+        raise InputError(
+            f"The run was started with the {what} {then}, but {data.folder or data.name} has {now}. "
+            "Resume it with the same dataset, or start another run."
+        )
+
+
+def first_difference(data: Dataset, plan: Plan, kept: Collection[str]) -> tuple[str, Any, Any] | None:
+    """What differs first between a plan and a dataset, labels or channels: its name, the plan's, the dataset's.
+
+    Labels that are `kept` from another model are none of the dataset's.
+    """
     labels = {label.name: label.stored_values for label in plan.labels if label.name not in kept}
-    channels = tuple(channel.name for channel in plan.channels)
-    started = (labels, plan.ignore, channels)
+    planned = (labels, plan.ignore, tuple(channel.name for channel in plan.channels))
     found = (data.labels.stored, data.labels.ignore, data.channels)
-    for what, then, now in zip(("labels", "ignore label", "channels"), started, found, strict=True):
-        if then != now:
-            raise InputError(
-                f"The run was started with the {what} {then}, but {data.folder or data.name} has {now}. "
-                "Resume it with the same dataset, or start another run."
-            )
+    names = ("labels", "ignore label", "channels")
+    return next((one for one in zip(names, planned, found, strict=True) if one[1] != one[2]), None)
 
 
 def _check_validation(run: Path, began: Mapping[str, str], keys: Mapping[str, str]) -> None:

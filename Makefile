@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
+# Tests of one file share fixtures, so that they run in one process.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-lowest test-ohif test-faults check positions results clean
@@ -13,11 +15,11 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## train on phantoms for about a minute, segment unseen ones, write a preview
 	$(BIN)/volseg demo --samples data_samples/phantoms --output demo_run --overwrite
 
-test: $(VENV)/.test  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.test  ## the whole test suite, a process per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-lowest: $(VENV_LOWEST)/.test  ## the same with the lowest versions that pyproject.toml allows; needs Python 3.11
-	$(VENV_LOWEST)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV_LOWEST)/bin/python -m pytest $(PARALLEL)
 
 test-ohif: $(VENV)/.test  ## where segmentations lie in the OHIF viewer; needs npm, chromium, chromium-driver, orthanc, orthanc-dicomweb
 	$(INSTALL) selenium==4.45.0

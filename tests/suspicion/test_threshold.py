@@ -40,6 +40,16 @@ def test_few_cases_have_none():
     assert low_threshold([0.9] * FEWEST) == pytest.approx(0.9, abs=1e-6)
 
 
+@pytest.mark.parametrize("count", [FEWEST, 8, 12])
+def test_from_few_cases_it_is_so_low_that_few_new_ones_are_below(count):
+    rng = np.random.default_rng(0)
+    below = []
+    for _ in range(1000):
+        values = 1 / (1 + np.exp(-rng.normal(2.0, 0.2, count + 20)))
+        below.append(np.mean(values[count:] < low_threshold(values[:count])))
+    assert np.mean(below) <= 0.02
+
+
 def record(number: int, confidence: float) -> ScanRecord:
     """A clean scan with one label of this soft Dice confidence, whose Dice is a little lower."""
     sums = ((1000.0, 1000.0, 1000.0 * confidence, 100.0),) * len(TEMPERATURES)
@@ -61,4 +71,4 @@ def test_a_fit_stores_it_for_each_label_from_estimates_on_clean_scans_left_out()
     assert limit == low_threshold(clean.tolist())
     assert np.mean(clean < limit) <= 0.02
     assert found.expected[found.scans >= 60].max() < limit
-    assert fit(scans[: FEWEST - 1]).labels["a"].low_confidence is None
+    assert fit(scans[:FEWEST]).labels["a"].low_confidence is not None

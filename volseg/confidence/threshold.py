@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 from volseg.confidence.estimate import logit
 
 # Of the logit of the expected Dice: standard deviations below the median, estimated by the median absolute deviation,
-# which the few failures among the cases do not change.
-DEVIATIONS = 4.0
+# which the few failures among the cases do not change. The fewer the cases, the less is known of both: then as many
+# as a new value exceeds with this probability (Student's prediction interval).
+DEVIATIONS, CERTAINTY = 4.0, 0.999
 NORMAL = 1.4826
 # Where low values are more frequent than that, at most this fraction of the clean cases is below.
 MOST = 0.02
-FEWEST = 10
+FEWEST = 5
 
 
 def low_threshold(expected: Sequence[float]) -> float | None:
@@ -24,7 +26,8 @@ def low_threshold(expected: Sequence[float]) -> float | None:
     if len(expected) < FEWEST:
         return None
     values = logit(np.array(expected, dtype=np.float64))
-    median = np.median(values)
+    median, count = np.median(values), len(values)
     deviation = NORMAL * np.median(np.abs(values - median))
-    lowest = min(median - DEVIATIONS * deviation, np.quantile(values, MOST))
+    deviations = max(DEVIATIONS, stats.t.ppf(CERTAINTY, count - 1) * np.sqrt(1 + 1 / count))
+    lowest = min(median - deviations * deviation, np.quantile(values, MOST))
     return round(float(1 / (1 + np.exp(-lowest))), 6)

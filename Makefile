@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-lowest test-ohif test-faults check positions results clean
+.PHONY: help demo test test-long test-lowest test-ohif test-faults check positions results clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed  ## train on phantoms for about a minute, segment unsee
 
 test: $(VENV)/.test  ## the whole test suite, a process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+
+test-long: $(VENV)/.test  ## the tests that make test leaves out, because others of their kind run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m long
 
 test-lowest: $(VENV_LOWEST)/.test  ## the same with the lowest versions that pyproject.toml allows; needs Python 3.11
 	OMP_NUM_THREADS=1 $(VENV_LOWEST)/bin/python -m pytest $(PARALLEL)

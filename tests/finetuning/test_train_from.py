@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -313,7 +314,8 @@ def test_every_imported_model_of_plain_labels_can_be_trained_on(name, phantoms, 
 
 
 def test_an_imported_model_trains_saves_and_loads_again(phantoms, tmp_path):
-    model = import_nnunet(write_folder(tmp_path / "nnunet", VARIANTS["windows"]), tmp_path / "m.safetensors")
+    large = replace(VARIANTS["windows"], patch=(32, 32, 32))
+    model = import_nnunet(write_folder(tmp_path / "nnunet", large), tmp_path / "m.safetensors")
     run = train(phantoms, tmp_path / "run", from_model=model, steps=2, **QUICK)
     card, network = open_network(run / "model.safetensors")
     assert [label.name for label in card.plan.labels] == ["ball", "rod"]

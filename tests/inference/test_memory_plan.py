@@ -53,27 +53,31 @@ def test_what_is_planned_holds(options):
     assert found["measured"] <= found["planned"] <= 1.7 * found["measured"]
 
 
+LARGE_WINDOWS = [
+    {"features": [32, 64], "patch": [112, 112, 112]},
+    {"features": [32, 64], "patch": [128, 128, 128], "mirror": True, "precision": "bf16"},
+]
+MORE_LARGE_WINDOWS = [
+    {"features": [32, 64], "patch": [128, 128, 128], "precision": "bf16"},
+    {"features": [32, 64], "patch": [112, 112, 112], "released": True},
+    {"features": [32, 64], "patch": [96, 112, 128], "mirror": True},
+    {"features": [32, 64], "patch": [112, 112, 112], "encoder": "residual"},
+    {"features": [32, 64], "patch": [112, 112, 112], "block": "conv2plus1d"},
+    {"features": [32, 64], "patch": [96, 96, 96], "classes": 100, "regions": True, "shape": [128, 128, 128]},
+    {
+        "features": [32, 64],
+        "patch": [4, 512, 512],
+        "strides": [[1, 1, 1], [1, 2, 2]],
+        "kernels": [[1, 3, 3], [1, 3, 3]],
+        "shape": [512, 512, 8],
+    },
+    {"features": [16, 32, 64], "patch": [32, 224, 224], "encoder_blocks": [2, 2, 2], "decoder_blocks": [2, 2]},
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"features": [32, 64], "patch": [112, 112, 112]},
-        {"features": [32, 64], "patch": [128, 128, 128], "precision": "bf16"},
-        {"features": [32, 64], "patch": [112, 112, 112], "released": True},
-        {"features": [32, 64], "patch": [96, 112, 128], "mirror": True},
-        {"features": [32, 64], "patch": [128, 128, 128], "mirror": True, "precision": "bf16"},
-        {"features": [32, 64], "patch": [112, 112, 112], "encoder": "residual"},
-        {"features": [32, 64], "patch": [112, 112, 112], "block": "conv2plus1d"},
-        {"features": [32, 64], "patch": [96, 96, 96], "classes": 100, "regions": True, "shape": [128, 128, 128]},
-        {
-            "features": [32, 64],
-            "patch": [4, 512, 512],
-            "strides": [[1, 1, 1], [1, 2, 2]],
-            "kernels": [[1, 3, 3], [1, 3, 3]],
-            "shape": [512, 512, 8],
-        },
-        {"features": [16, 32, 64], "patch": [32, 224, 224], "encoder_blocks": [2, 2, 2], "decoder_blocks": [2, 2]},
-    ],
+    "options", [*LARGE_WINDOWS, *(pytest.param(one, marks=pytest.mark.long) for one in MORE_LARGE_WINDOWS)]
 )
 def test_the_estimate_of_large_windows_is_true(options):
     found = measured(**options)

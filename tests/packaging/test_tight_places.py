@@ -64,7 +64,7 @@ def test_a_zip_that_the_temporary_folder_cannot_hold_is_refused_in_one_sentence(
     assert not (work / "output" / "large").exists()
 
 
-@pytest.mark.parametrize("umask", ["000", "077", "027"])
+@pytest.mark.parametrize("umask", [pytest.param("000", marks=pytest.mark.long), "077", "027"])
 def test_files_have_the_permissions_that_the_umask_leaves(work: Path, scan: Path, umask: str) -> None:
     folder = work / "output" / f"umask{umask}"
     options = ("--model", "hippocampus", "--to", "nifti,preview", "--output", folder)

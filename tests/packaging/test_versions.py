@@ -69,7 +69,7 @@ def test_the_citation_names_this_version() -> None:
     assert all({"type", "title", "authors"} <= set(reference) for reference in citation["references"])
 
 
-@pytest.mark.parametrize("target", ["help", "demo", "test", "test-lowest", "check", "clean"])
+@pytest.mark.parametrize("target", ["help", "demo", "test", "test-long", "test-lowest", "check", "clean"])
 def test_make_help_describes_every_target(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert target in re.search(r"^\.PHONY:(.*)$", makefile, re.MULTILINE)[1].split()

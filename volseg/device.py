@@ -183,9 +183,12 @@ def may_be_out_of_memory(error: BaseException) -> bool:
 
 
 def _gpu_is_full() -> bool:
+    """Whether a GPU is full of those that this process computes on; an error does not say which of them it was."""
     # After some errors the GPU answers nothing more.
     with suppress(RuntimeError, AssertionError):
-        return torch.cuda.is_initialized() and torch.cuda.mem_get_info()[0] < FULL_BYTES
+        if torch.cuda.is_initialized():
+            used = [number for number in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(number)]
+            return any(torch.cuda.mem_get_info(number)[0] < FULL_BYTES for number in used)
     return False
 
 

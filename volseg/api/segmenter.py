@@ -5,7 +5,7 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -304,7 +304,7 @@ class Segmenter:
         progress: Progress = silent,
         probabilities: Iterable[Path | bool | None] = repeat(None),
         uncertainty: bool = False,
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Segment many scans, in order; reading and computing overlap.
 
         Unless memory is limited or scarce, several scans are at work at once for a GPU, and on a CPU if their windows
@@ -321,7 +321,8 @@ class Segmenter:
             raise UsageError(f"Segmenter.map takes several scans, found one path: {scans}. Call the segmenter with it.")
         jobs = zip(scans, (Wanted(one, uncertainty) for one in probabilities), strict=False)
         at_once = self.at_once
-        first = list(islice(jobs, at_once))
+        # No more than it takes to tell: they may be arrays, or come one by one over hours.
+        first = list(islice(jobs, min(at_once, 2)))
         if len(first) > 1:
             yield from self._in_parallel(chain(first, jobs), at_once, progress)
         else:

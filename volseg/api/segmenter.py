@@ -29,7 +29,7 @@ from volseg.data.io.choice import ONLY, Choice, chosen
 from volseg.data.io.inputs import Case
 from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan
-from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
+from volseg.device import choose_device, device_name, free_gpu_memory, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError, release_frames
 from volseg.inference.budget import (
     MemoryEstimate,
@@ -237,7 +237,8 @@ class Segmenter:
             )
         labeller = self.labeller
         known = self.card, opened, labeller.windows, labeller.dtype, self.device
-        need = MemoryEstimate(*known, wanted.probabilities is True, self.window_bytes, wanted.uncertainty)
+        asked = wanted.probabilities is True, self.window_bytes, wanted.uncertainty
+        need = MemoryEstimate(*known, *asked, labeller.gpu_free)
         with promised(partial(plan_chunks, need, self.max_memory)) as planned:
             source = source._replace(scan=_questioned(opened, need))
             return self._planned(source, planned, progress, wanted, started)
@@ -342,7 +343,8 @@ class Segmenter:
 
     def _in_parallel(self, jobs: Iterable[Job], at_once: int, progress: Progress) -> Iterator[Outcome]:
         turns = threading.Semaphore(scans_at_device(self.card.plan, self.labeller.dtype, self.device))
-        sharing = replace(self, labeller=replace(self.labeller, turns=turns))
+        free = free_gpu_memory(self.device) if self.device.type == "cuda" else None
+        sharing = replace(self, labeller=replace(self.labeller, turns=turns, gpu_free=free))
 
         def work(job: Job, show: Progress) -> Outcome:
             return sharing._outcome(job, partial(sharing._open, job[0]), show)

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -181,6 +182,26 @@ def test_what_a_scan_takes_is_estimated_from_its_files(tmp_path, monkeypatch):
 )
 def test_what_a_scan_in_memory_takes_is_estimated_from_its_voxels(made):
     assert bytes_at_work(made(blob().astype(np.float32))) == SCAN_BYTES + 2 * blob().size * 4
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        SimpleNamespace(shape=None, dtype=np.dtype("int16")),
+        SimpleNamespace(shape=(None, 3), get_data_dtype=lambda: np.dtype("int16")),
+        (),
+        ("text", None),
+        7,
+    ],
+    ids=["no shape", "no length", "empty", "text", "number"],
+)
+def test_what_is_no_scan_fails_alone(device, odd):
+    segmenter, _ = device
+    assert bytes_at_work(odd) == SCAN_BYTES
+    first, second, third = segmenter.map([scans(1)[0], odd, scans(1)[0]])
+    assert first.result
+    assert isinstance(second.error, VolsegError)
+    assert third.result
 
 
 def test_of_scans_that_come_one_by_one_no_more_are_taken_than_there_is_room_for(device, monkeypatch):

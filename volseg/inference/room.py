@@ -41,7 +41,8 @@ def bytes_at_work(scan: Any) -> int:
     DICOM is counted by the size of its files, because reading their headers takes long. A scan that cannot be read
     counts as a small one; reading reports it.
     """
-    with suppress(VolsegError, OSError):
+    # Of an object that is no image, anything may be missing or of another type.
+    with suppress(VolsegError, OSError, AttributeError, TypeError, ValueError):
         paths = paths_of(scan)
         files = sum(_size_of_files(one) if is_dicom(one) else reading_bytes(one) for one in paths)
         return SCAN_BYTES + 2 * (files if paths else size_in_memory(scan))

@@ -2,6 +2,7 @@
 
 import math
 import os
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from volseg.device import (
     batch_workers,
     choose_device,
+    empty_volume,
     expandable_memory,
     free_gpu_memory,
     gpu_memory_gb,
     has_room,
     limit_threads_after_fork,
     memory_errors,
+    volume_bytes,
 )
 from volseg.errors import ResourceError, UsageError
 
@@ -63,6 +66,35 @@ def test_memory_that_torch_has_cached_counts_as_free(monkeypatch):
     assert has_room(GPU, 124)
     assert not has_room(GPU, 125)
     assert has_room(CPU, 2**60)
+
+
+def test_the_volumes_of_all_scans_at_work_leave_a_gpu_to_their_windows(monkeypatch):
+    """Each alone would fit, together they would fill it before a window is computed."""
+    empty, there = torch.empty, []
+
+    def taken():
+        return sum(volume.nbytes for one in there if (volume := one()) is not None)
+
+    def on_gpu(shape, device=CPU):
+        volume = empty(shape)
+        if device == GPU:
+            there.append(weakref.ref(volume))
+        return volume
+
+    monkeypatch.setattr(torch, "empty", on_gpu)
+    monkeypatch.setattr("volseg.device.free_gpu_memory", lambda _: 16000 - taken())
+    volumes = [empty_volume((1, 5, 5, 10), GPU) for _ in range(9)]
+    assert len(there) == 3
+    assert volume_bytes(GPU) == taken() == 3000
+    del volumes[:2]
+    assert volume_bytes(GPU) == taken() == 1000
+    volumes.append(empty_volume((1, 5, 5, 10), GPU))
+    assert volume_bytes(GPU) == taken() == 2000
+    assert volume_bytes(CPU) == volume_bytes(torch.device("cuda:1")) == 0
+    assert empty_volume((1, 5, 5, 10), CPU).shape == (1, 5, 5, 10)
+    assert len(there) == 4
+    volumes.clear()
+    assert volume_bytes(GPU) == 0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _PERHAPS_NO_MEMORY = (
 )
 # Free memory of a GPU below which these mean that it ran out: cuDNN asks for a few hundred megabytes at a time.
 FULL_BYTES = 1 << 29
+# Where each volume is that `empty_volume` has put on a GPU, and its bytes.
+_volumes: list[tuple[torch.device, int]] = []
 # Whether this process was forked from one that had loaded this module, and perhaps started PyTorch's threads.
 _forked = False
 
@@ -183,9 +186,12 @@ def may_be_out_of_memory(error: BaseException) -> bool:
 
 
 def _gpu_is_full() -> bool:
+    """Whether a GPU is full of those that this process computes on; an error does not say which of them it was."""
     # After some errors the GPU answers nothing more.
     with suppress(RuntimeError, AssertionError):
-        return torch.cuda.is_initialized() and torch.cuda.mem_get_info()[0] < FULL_BYTES
+        if torch.cuda.is_initialized():
+            used = [number for number in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(number)]
+            return any(torch.cuda.mem_get_info(number)[0] < FULL_BYTES for number in used)
     return False
 
 
@@ -255,5 +261,28 @@ def to_host(parts: Iterable[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, np
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether a volume of `size` bytes fits on a device together with its windows."""
-    return device.type != "cuda" or size < free_gpu_memory(device) / 4
+    """Whether a volume of `size` bytes fits on a device together with its windows.
+
+    All volumes that are there may together take a quarter of it: those of other scans at work, too.
+    """
+    if device.type != "cuda":
+        return True
+    there = volume_bytes(device)
+    return size + there < (free_gpu_memory(device) + there) / 4
+
+
+def empty_volume(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """A float32 tensor for a scan in network space, on a device that has room for it, else on the CPU."""
+    if not has_room(device, 4 * math.prod(shape)):
+        return torch.empty(shape)
+    volume = torch.empty(shape, device=device)
+    if device.type == "cuda":
+        entry = device, volume.nbytes
+        _volumes.append(entry)
+        weakref.finalize(volume, _volumes.remove, entry).atexit = False
+    return volume
+
+
+def volume_bytes(device: torch.device) -> int:
+    """Bytes of the volumes that `empty_volume` has put on a device, and that are still there."""
+    return sum(size for place, size in tuple(_volumes) if place == device)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
-from on_gpu.common import Line, Setting
+from on_gpu.common import Line, Setting, nvidia_smi
 from volseg.api.doctor import examine
 
+# What pytest prints of a test when it has ended, and at last of each that did not pass.
+TEST = re.compile(r"(tests/.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
+REASON = re.compile(r"(FAILED|ERROR|SKIPPED) ")
 CHECKOUT = Path(__file__).parent.parent.parent
 
 
@@ -23,19 +26,22 @@ def doctor(setting: Setting) -> Iterator[Line]:
     yield {"what": "cuDNN", "found": torch.backends.cudnn.version()}
     yield {"what": "kernel", "found": platform.release()}
     if setting.device.type == "cuda":
-        asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        printed = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-        yield {"what": "driver", "found": printed}
+        printed = nvidia_smi("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+        yield {"what": "driver", "found": printed or "no answer of nvidia-smi"}
 
 
 def tests(setting: Setting) -> Iterator[Line]:
-    """`pytest -m gpu`; a dry run only collects them."""
-    only = ["--collect-only"] if setting.dry else []
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfEs", "-p", "no:cacheprovider", *only, "tests/gpu"]
-    ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    print(ran.stdout, ran.stderr, file=sys.stderr)
-    for line in ran.stdout.splitlines():
-        if re.match("(FAILED|ERROR|SKIPPED)", line):
-            yield {"test": line}
-    lines = ran.stdout.strip().splitlines()
-    yield {"exit code": ran.returncode, "summary": lines[-1] if lines else ""}
+    """`pytest -m gpu`, a line for each test as soon as it has ended; a dry run only collects them."""
+    only = ["--collect-only", "-q"] if setting.dry else ["-v", "-rfEs"]
+    command = [sys.executable, "-u", "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *only, "tests/gpu"]
+    last = ""
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, errors="replace") as running:
+        assert running.stdout
+        for text in running.stdout:
+            print(text, end="", file=sys.stderr)
+            last = text.strip() or last
+            if found := TEST.match(text):
+                yield {"test": found[1], "outcome": found[2]}
+            elif REASON.match(text):
+                yield {"reason": last}
+    yield {"exit code": running.returncode, "summary": last}

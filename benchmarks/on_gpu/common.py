@@ -71,6 +71,15 @@ def median_ms(setting: Setting, work: Callable[[], object], repeats: int = 10, w
     return round(statistics.median(spent), 4)
 
 
+def nvidia_smi(*options: str) -> str:
+    """What nvidia-smi prints; nothing where it is missing, or does not answer."""
+    try:
+        asked = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip()
+
+
 @contextmanager
 def utilisation(setting: Setting) -> Iterator[Line]:
     """Fills in the mean share of time in which the device computed, as nvidia-smi says; nothing without one."""
@@ -80,8 +89,7 @@ def utilisation(setting: Setting) -> Iterator[Line]:
 
     def sample() -> None:
         while not over.wait(SAMPLE_SECONDS):
-            asked = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-            printed = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+            printed = nvidia_smi("--query-gpu=utilization.gpu", "--format=csv,noheader,nounits").split()
             samples.extend(float(one) for one in printed[:1] if one.isdigit())
 
     thread = threading.Thread(target=sample, daemon=True)

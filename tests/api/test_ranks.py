@@ -130,14 +130,16 @@ def test_a_killed_process_ends_the_run_with_one_message_and_the_run_resumes(rank
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_the_processes_of_a_killed_launcher_save_their_state_and_end(phantoms, tmp_path):
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_processes_of_a_killed_launcher_save_their_state_and_end(count, phantoms, tmp_path):
     run = tmp_path / "run"
-    launched = [str(100_000) if word == str(STEPS) else word for word in command(phantoms, run)]
+    launched = [str(100_000) if word == str(STEPS) else str(word) for word in command(phantoms, run)]
+    launched[launched.index("--nproc-per-node") + 1] = str(count)
     process = subprocess.Popen(launched, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (run / "metrics.jsonl").exists():
         time.sleep(0.05)
-    pids = [pid_of_rank(process.pid, rank) for rank in (0, 1)]
+    pids = [pid_of_rank(process.pid, rank) for rank in range(count)]
     process.kill()
     # The ranks hold its standard error open, so this waits for them.
     _, errors = process.communicate(timeout=60)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -176,3 +177,13 @@ def test_a_verb_returns_its_code_and_none_means_done(plain):
         with pytest.raises(typer.Exit) as ended:
             console.guarded(lambda returned=returned: returned)()
         assert ended.value.exit_code == code
+
+
+def test_a_stage_that_has_ended_is_logged_once_and_what_comes_after_it_now_and_then(monkeypatch, caplog):
+    seconds = iter((0, 1, 2, 3, 60))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    show = console._log_progress()
+    with caplog.at_level("INFO", "volseg"):
+        for done, text in ((0.5, "a"), (1.0, "end"), (1.0, "b"), (1.0, "c"), (1.0, "d")):
+            show("segment", done, text)
+    assert [message.rpartition(" ")[2] for message in caplog.messages] == ["a", "end", "d"]

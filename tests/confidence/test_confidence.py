@@ -32,8 +32,9 @@ def logits_of(probability: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.zeros_like(probability), torch.logit(probability)])
 
 
-def test_sums_of_known_probabilities_and_a_temperature():
-    observer = SumsObserver(plan(), [1.0, 2.0])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_sums_of_known_probabilities_and_a_temperature(everywhere):
+    observer = SumsObserver(plan(), [1.0, 2.0], everywhere)
     observer(0, logits_of(torch.tensor([0.8, 0.6, 0.3, 1e-9]).reshape(1, 2, 2)))
     observer(1, logits_of(torch.tensor([0.9, 0.1]).reshape(1, 1, 2)))
     sums = observer.sums
@@ -46,12 +47,28 @@ def test_sums_of_known_probabilities_and_a_temperature():
     assert sums.overlap[1, 0] == pytest.approx(sum(halved), abs=1e-5)
 
 
-def test_regions_share_voxels():
-    observer = SumsObserver(plan(2, regions=True), [1.0])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_regions_share_voxels(everywhere):
+    observer = SumsObserver(plan(2, regions=True), [1.0], everywhere)
     # The second region lies in the first: where its logit is above 0, both masks have the voxel.
     observer(0, torch.tensor([[-1.0, 2.0, 2.0], [-9.0, -3.0, 1.0]]).reshape(2, 1, 1, 3))
     assert observer.sums.mask[0].tolist() == [2, 1]
     assert observer.sums.overlap[0, 1] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_gpu_leaves_out_the_voxels_that_a_cpu_skips(regions):
+    """Very many of them would outweigh a small label."""
+    logits = torch.full((3, 10, 10, 10), -7.5)
+    logits[0] = -7.5 if regions else 0
+    logits[1, 0, 0] = 3
+    one, other = (SumsObserver(plan(2 + regions, regions), [1.0, 1.05, 1.2], side) for side in (False, True))
+    for observer in (one, other):
+        observer(0, logits)
+    for mine, theirs in zip(one.sums, other.sums, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    # At the highest temperature all of them count.
+    assert one.sums.probability[2, 0] > one.sums.probability[1, 0] + 1
 
 
 def test_what_postprocessing_removes_lowers_the_confidence():

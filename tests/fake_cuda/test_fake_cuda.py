@@ -164,3 +164,12 @@ def test_the_launches_of_the_optimiser_do_not_grow_with_the_kernels_of_a_shape(t
 
 def test_the_running_average_of_the_weights_is_one_launch(traces):
     assert [one["name"] for one in traces["average"]["operations"]] == ["_foreach_lerp_.Scalar"]
+
+
+def test_no_operation_asks_for_a_value_while_windows_are_computed_and_logits_observed(traces):
+    """The host would wait until the GPU has done all that it was given."""
+    asking = ("nonzero", "_local_scalar_dense", "item", "is_nonzero", "masked_select", "unique_dim", "equal")
+    for case in (*PREDICTED, "ring", "observe", "observe regions"):
+        operations = traces[case]["operations"]
+        assert operations
+        assert named(operations, *asking) == [], case

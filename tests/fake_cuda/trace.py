@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E4
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from volseg.config import NetworkConfig  # noqa: E402
+from volseg.confidence.sums import SumsObserver  # noqa: E402
+from volseg.config import Channel, Label, NetworkConfig, Plan  # noqa: E402
 from volseg.inference.labelling import predictor_of  # noqa: E402
 from volseg.inference.stream import Head, Ring, averaged_over_flips  # noqa: E402
 from volseg.inference.windows import Windows  # noqa: E402
@@ -168,6 +169,20 @@ def ring() -> list[Any]:
     return [Ring(empty(4, 6, 6, 8), head, 1 << 24)._logits(empty(2, 6, 6, 8))]
 
 
+def observed(regions: bool) -> list[Any]:
+    """What a calibrated model gathers of two slabs of logits."""
+    labels = tuple(Label(name=f"label {value}", value=value, parts=(value,) * regions) for value in (1, 2))
+    network = NetworkConfig(**{**STAGES, "classes": 2 + (not regions)})
+    plan = Plan(
+        dataset="fake", channels=(Channel(),), labels=labels, spacing_mm=(1, 1, 1), patch_size=SHAPE[2:],
+        network=network, regions=regions,
+    )  # fmt: skip
+    observer = SumsObserver(plan, (1.0, 1.5))
+    for first in (0, 4):
+        observer(first, empty(network.classes, 4, 6, 6))
+    return observer.waiting
+
+
 def averaged() -> list[Any]:
     state = TrainingState.__new__(TrainingState)
     state.network, state.ema = unet({}), unet({}).requires_grad_(False)
@@ -193,6 +208,7 @@ def cases() -> dict[str, Any]:
     every["classify"] = classified
     every["muon 2"], every["muon 12"] = (lambda: stepped(2)), (lambda: stepped(12))
     every["average"] = averaged
+    every["observe"], every["observe regions"] = (lambda: observed(False)), (lambda: observed(True))
     return every
 
 

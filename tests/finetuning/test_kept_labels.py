@@ -69,6 +69,19 @@ def test_only_what_the_reference_calls_background_becomes_a_kept_label_or_is_ign
         assert {-1, 0, 1, 2, 3} == set(np.unique(merged))
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has no such setting")
+def test_they_are_predicted_in_exact_float32_whatever_the_program_around_has_set(world, monkeypatch):
+    setting, seen, forward = torch.backends.mkldnn.conv, [], Threshold.forward
+    monkeypatch.setattr(Threshold, "forward", lambda *x: seen.append(setting.fp32_precision) or forward(*x))
+    try:
+        setting.fp32_precision = "bf16"
+        keep_labels(world.cases, world.keeper())
+        assert setting.fp32_precision == "bf16"
+    finally:
+        setting.fp32_precision = "none"
+    assert set(seen) == {"ieee"}
+
+
 def test_patches_are_drawn_from_the_kept_labels_and_not_around_ignored_voxels(world):
     kept, _ = keep_labels(world.cases, world.keeper())
     assert kept.classes == (1, 2, 3)

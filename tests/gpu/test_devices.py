@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,7 +130,7 @@ def test_a_run_trains_and_validates(phantoms, device, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_killed_process_of_nccl_ends_the_run_and_it_resumes(phantoms, tmp_path):
+def test_a_killed_process_of_torchrun_ends_the_run_and_it_resumes(phantoms, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "volseg"]
     settings = [word for override in TINY for word in ("--set", override)]
     arguments = ["train", phantoms, "--output", tmp_path / "run", "--device", "cuda", "--fold", "all", *settings]
@@ -148,3 +149,31 @@ def test_a_killed_process_of_nccl_ends_the_run_and_it_resumes(phantoms, tmp_path
     again = subprocess.run([*command, "--steps", "5"], env=environment(), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@every_device
+def test_a_group_of_one_process_averages_and_adds_up(device):
+    """Over NCCL on a GPU; two processes would need two GPUs. A process of its own, as the group is the process's."""
+    port = socket.create_server(("127.0.0.1", 0))
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    group["MASTER_PORT"] = str(port.getsockname()[1])
+    port.close()
+    program = f"""
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from volseg.training import ranks
+joined, _ = ranks._connect(torch.device({device!r}))
+joined.wait()
+layer = DistributedDataParallel(torch.nn.Linear(3, 1).to({device!r}), static_graph=True)
+for _ in range(3):
+    layer.zero_grad()
+    ranks.SumOverRanks.apply(layer(torch.ones(2, 3, device={device!r})).sum(), 1).backward()
+print(dist.get_backend(), layer.module.weight.grad.flatten().tolist())
+dist.destroy_process_group()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**environment(), **group}, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split(maxsplit=1) == ["nccl" if device == "cuda" else "gloo", "[2.0, 2.0, 2.0]\n"], done.stderr

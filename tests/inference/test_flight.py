@@ -1,19 +1,27 @@
 """Several scans at work at once: what overlaps, what does not, and how much is in memory together."""
 
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 
 from tests.pipeline import blob, write_model
 from volseg import Segmenter
+from volseg.api import predict as files_of_scans
 from volseg.api import segmenter as api
+from volseg.api.predict import predict
 from volseg.config import Channel
 from volseg.data.grid.preprocess import device_normaliser, normaliser
-from volseg.errors import VolsegError
+from volseg.data.io.any_scan import as_scan
+from volseg.errors import Stopped, VolsegError
 from volseg.inference.flight import in_flight
 from volseg.inference.labelling import _put_values
 from volseg.inference.room import SCAN_BYTES, bytes_at_work, room_together
@@ -156,11 +164,61 @@ def test_what_a_scan_takes_is_estimated_from_its_files(tmp_path, monkeypatch):
     for number in range(3):
         (series / f"{number}.dcm").write_bytes(b"0" * 1000)
     assert bytes_at_work(series) == SCAN_BYTES + 2 * 3000
-    assert (
-        bytes_at_work((blob(), AFFINE)) == bytes_at_work(tmp_path / "absent.nii.gz") == bytes_at_work("") == SCAN_BYTES
-    )
+    assert bytes_at_work(tmp_path / "absent.nii.gz") == bytes_at_work("") == bytes_at_work(None) == SCAN_BYTES
     monkeypatch.setattr("volseg.inference.room.tightest_limit", lambda: MemoryLimit(200, 100, "the machine"))
     assert room_together() == 50
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda voxels: (voxels, AFFINE),
+        lambda voxels: (torch.from_numpy(voxels), AFFINE),
+        lambda voxels: nibabel.Nifti1Image(voxels, AFFINE),
+        lambda voxels: as_scan((voxels, AFFINE), 1),
+        lambda voxels: SimpleITK.GetImageFromArray(voxels),
+    ],
+    ids=["array", "tensor", "nibabel", "scan", "SimpleITK"],
+)
+def test_what_a_scan_in_memory_takes_is_estimated_from_its_voxels(made):
+    assert bytes_at_work(made(blob().astype(np.float32))) == SCAN_BYTES + 2 * blob().size * 4
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        SimpleNamespace(shape=None, dtype=np.dtype("int16")),
+        SimpleNamespace(shape=(None, 3), get_data_dtype=lambda: np.dtype("int16")),
+        (),
+        ("text", None),
+        7,
+    ],
+    ids=["no shape", "no length", "empty", "text", "number"],
+)
+def test_what_is_no_scan_fails_alone(device, odd):
+    segmenter, _ = device
+    assert bytes_at_work(odd) == SCAN_BYTES
+    first, second, third = segmenter.map([scans(1)[0], odd, scans(1)[0]])
+    assert first.result
+    assert isinstance(second.error, VolsegError)
+    assert third.result
+
+
+def test_of_scans_that_come_one_by_one_no_more_are_taken_than_there_is_room_for(device, monkeypatch):
+    """They may be arrays that are large, or scans that arrive over hours."""
+    segmenter, _ = device
+    monkeypatch.setattr("volseg.inference.flight.room_together", lambda: 1)
+    taken = []
+
+    def arriving():
+        for number, scan in enumerate(scans(6)):
+            taken.append(number)
+            yield scan
+
+    for number, outcome in enumerate(segmenter.map(arriving())):
+        assert outcome.result
+        # That one is at work is found out from the next.
+        assert len(taken) <= number + 2
 
 
 def test_what_is_not_finite_is_refused_at_the_end_where_each_look_would_wait():
@@ -220,3 +278,60 @@ def test_labels_are_written_in_any_order_of_memory(values, order):
     out = np.zeros(tuple(planes.shape[axis] for axis in order), np.uint16, order="F")
     _put_values(planes, table, out.transpose(np.argsort(order))[:, ::-1])
     np.testing.assert_array_equal(out.transpose(np.argsort(order))[:, ::-1], table[planes])
+
+
+def test_after_ctrl_c_while_a_result_is_written_no_scan_is_at_work(device, monkeypatch, tmp_path):
+    segmenter, network = device
+    monkeypatch.setattr(files_of_scans, "MOST_WRITERS", 1)
+    written, write = [], files_of_scans._write
+
+    def interrupted(*given):
+        if not written:
+            written.append(1)
+            assert all(network.began.acquire(timeout=LATEST) for _ in range(3))
+            # Until the next result waits for this one.
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+        return write(*given)
+
+    monkeypatch.setattr(files_of_scans, "_write", interrupted)
+    network.seconds = 0.05
+    paths = []
+    for number, (voxels, affine) in enumerate(scans(5)):
+        # The first two are done at once, the others take half a minute.
+        paths.append(tmp_path / f"{number}.nii.gz")
+        image = nibabel.Nifti1Image(voxels if number < 2 else np.tile(voxels, (3, 3, 3)), affine)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, paths[-1])
+    # The error that is at hand holds what was in memory where it arose, a generator too.
+    with pytest.raises(Stopped, match=r"^Interrupted after 2 of 5 cases, whose results are complete\.$") as caught:
+        list(predict(paths, segmenter, tmp_path / "out", probabilities=True))
+    assert caught.tb
+    assert not [one.name for one in threading.enumerate() if one.name.startswith("volseg-")]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"{number}{suffix}" for number in (0, 1) for suffix in (".nii.gz", ".json", ".probabilities.npy")}
+
+
+def test_the_progress_of_several_scans_never_goes_back_and_comes_from_one_at_a_time(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "scans_at_device", lambda *_: 4)
+    segmenter, network = device
+    network.seconds = 0.001
+    paths = [tmp_path / f"{number}.nii.gz" for number in range(5)]
+    for number, (path, (voxels, affine)) in enumerate(zip(paths, scans(5), strict=True)):
+        # The first takes the longest.
+        image = nibabel.Nifti1Image(voxels if number else np.tile(voxels, (2, 2, 2)), affine)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, path)
+    shown, inside = [], []
+
+    def show(_stage, fraction, _text):
+        inside.append(1)
+        assert len(inside) == 1
+        shown.append(fraction)
+        time.sleep(0.001)
+        inside.remove(1)
+
+    outcomes = list(predict(paths, segmenter, tmp_path / "out", progress=show))
+    assert [outcome.error for outcome in outcomes] == [None] * 5
+    assert shown == sorted(shown)
+    assert len(set(shown)) > 5

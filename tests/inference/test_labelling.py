@@ -1,11 +1,14 @@
 """What a `Labeller` hands to the engine."""
 
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import volseg
 from tests.pipeline import tiny_plan
 from volseg.config import Label, Resampling
 from volseg.data.grid.geometry import Geometry
@@ -120,3 +123,13 @@ def test_the_plan_decides_how_classes_are_decided_and_resampled(monkeypatch, rul
 def test_labels_are_of_the_smallest_type_that_holds_them(monkeypatch, value, kind):
     labels = (Label(name="ball", value=1), Label(name="rod", value=value))
     assert labelled(monkeypatch, tiny_plan(labels=labels))["labels"].dtype == kind
+
+
+def test_windows_are_computed_under_the_settings_of_their_precision_wherever_they_are_streamed():
+    package = Path(volseg.__file__).parent
+    loops = {}
+    for path in package.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if found := re.findall(r"\bin (?:to_host\()?(?:stream_logits|segment)\(", source):
+            loops[path.name] = len(found), source.count("computing(engine, volume, ")
+    assert loops == {"labelling.py": (2, 2), "orientation.py": (1, 1), "kept_labels.py": (1, 1)}

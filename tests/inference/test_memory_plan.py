@@ -231,6 +231,21 @@ def test_a_gpu_with_little_memory_computes_fewer_windows_at_once(monkeypatch, ca
         plan_chunks(need, None)
 
 
+def test_a_scan_that_waits_for_its_turn_is_planned_without_the_windows_that_are_computed_meanwhile(monkeypatch):
+    network = NetworkConfig(classes=3, features=(32, 64))
+    plan = tiny_plan(patch_size=(96, 96, 96), network=network)
+    need = need_of(plan, windows=Windows(plan.patch_size, batch_size=8), device=torch.device("cuda"))
+    half = replace(need, windows=replace(need.windows, batch_size=4)).gpu_bytes
+    gpu(monkeypatch, 1)
+    with pytest.raises(ResourceError, match="of GPU memory"):
+        plan_chunks(need, None)
+    # A quarter of it is for the volumes of all scans at work.
+    for before, batch in ((2 * need.gpu_bytes, 8), (need.gpu_bytes, 4), (-(-4 * half // 3) - 4, 2)):
+        assert plan_chunks(replace(need, gpu_free=before), None)[0].windows.batch_size == batch
+    gpu(monkeypatch, need.gpu_bytes)
+    assert plan_chunks(replace(need, gpu_free=1), None)[0].windows.batch_size == 8
+
+
 def test_scans_computed_in_parallel_are_as_many_as_fit(monkeypatch):
     plan, cpu = tiny_plan(), torch.device("cpu")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)

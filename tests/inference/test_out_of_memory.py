@@ -135,18 +135,21 @@ def test_what_a_failed_batch_held_is_freed_before_the_next(network, volume):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU with as much free memory as is said."""
+    """GPUs with as much free memory as is said; the last of them is the one that this process computes on."""
 
-    def simulate(free):
+    def simulate(*free):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 1 << 34))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda number: (number == len(free) - 1) << 20)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number=0: (free[number], 1 << 34))
 
     return simulate
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:30])
-def test_on_a_full_gpu_all_of_them_are_the_one_sentence(gpu, error):
-    gpu(100 << 20)
+@pytest.mark.parametrize("free", [(100 << 20,), (8 << 30, 100 << 20)], ids=["one GPU", "the second GPU"])
+def test_on_a_full_gpu_all_of_them_are_the_one_sentence(gpu, error, free):
+    gpu(*free)
     with (
         pytest.raises(ResourceError, match=r"^Out of memory while segmenting\. Free memory,"),
         memory_errors("segmenting"),
@@ -155,18 +158,21 @@ def test_on_a_full_gpu_all_of_them_are_the_one_sentence(gpu, error):
 
 
 @pytest.mark.parametrize("error", ERRORS[3:6], ids=lambda error: str(error)[:30])
-def test_with_free_memory_what_cudnn_says_is_another_fault(gpu, error):
-    gpu(8 << 30)
+@pytest.mark.parametrize("free", [(8 << 30,), (100 << 20, 8 << 30)], ids=["one GPU", "the first GPU is another's"])
+def test_with_free_memory_what_cudnn_says_is_another_fault(gpu, error, free):
+    gpu(*free)
     with pytest.raises(RuntimeError) as caught, memory_errors("segmenting"):
         raise error
     assert caught.value is error
 
 
 def test_a_gpu_that_answers_nothing_more_is_not_taken_for_a_full_one(monkeypatch):
-    def lost():
+    def lost(_):
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
     with pytest.raises(RuntimeError, match="INTERNAL_ERROR"), memory_errors("segmenting"):
         raise ERRORS[4]

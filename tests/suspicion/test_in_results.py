@@ -1,6 +1,8 @@
 """Suspicions in the result, its record, its report and its picture."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import nibabel
@@ -12,6 +14,7 @@ from tests.dicom.test_measurement_report import comments, saved
 from tests.dicom.whole_results import result_of
 from tests.suspicion.test_orientation import AFFINE, SURE, header, scan_of, search_of
 from volseg import Segmenter
+from volseg.api import segmenter as api
 from volseg.config import ScanRanges
 from volseg.errors import ResourceError
 from volseg.suspicion import examine
@@ -125,3 +128,49 @@ def test_report_and_picture_say_it(tmp_path, monkeypatch):
     assert sentence in lines
     assert any(line.startswith("Expected to overlap less with the truth than usual") for line in lines)
     assert any(line.startswith("Left and right are exchanged") for line in lines)
+
+
+def test_several_scans_at_work_take_turns_to_be_searched_too_and_get_the_same_results(monkeypatch):
+    segmenter = segmenter_of()
+    forward, alone, most = type(segmenter.labeller.network).forward, threading.Lock(), []
+    at_device: list[int] = []
+
+    def counted(network, windows):
+        with alone:
+            at_device.append(1)
+            most.append(len(at_device))
+        time.sleep(0.002)
+        try:
+            return forward(network, windows)
+        finally:
+            with alone:
+                at_device.pop()
+
+    monkeypatch.setattr(type(segmenter.labeller.network), "forward", counted)
+    scans = [(scan_of(), header(HALF_TURN))] * 4
+    monkeypatch.setattr(api, "scans_at_once", lambda *_: 1)
+    (expected, *_) = segmenter.map(scans)
+    monkeypatch.setattr(api, "scans_at_once", lambda *_: 4)
+    monkeypatch.setattr(api, "scans_at_device", lambda *_: 1)
+    most.clear()
+    for outcome in segmenter.map(scans):
+        assert outcome.result.flags == expected.result.flags
+        assert "scan: orientation_suspect" in outcome.result.flags
+        assert outcome.result.suspicions == expected.result.suspicions
+        assert np.array_equal(outcome.result.labels, expected.result.labels)
+    assert max(most) == 1
+
+
+def test_a_search_can_be_ended_between_two_windows():
+    """Ctrl-C while several scans are at work comes to them through their progress."""
+    told = []
+
+    def show(stage, done, text):
+        told.append((stage, done, text))
+        if text == "looking for another orientation":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segmenter_of()((scan_of(), header(HALF_TURN)), show)
+    assert told[-1] == ("segment", 1.0, "looking for another orientation")
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)

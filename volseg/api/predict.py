@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -31,7 +31,7 @@ from volseg.data.io.reading import count_volumes
 from volseg.device import memory_errors
 from volseg.errors import Stopped, UsageError, VolsegError
 from volseg.files import discard, given_path, temporary_path, whole_files, write_json, writing
-from volseg.progress import Progress, silent
+from volseg.progress import Progress, only_forwards, silent
 from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def predict(
     )
     claim = partial(claimed, also=(".json", PROBABILITIES))
     jobs = _planned(plan, claim, output_paths(cases, place))
-    segmented = _segment_files(segmenter, jobs, formats, progress, probabilities, skip_existing)
+    segmented = _segment_files(segmenter, jobs, formats, only_forwards(progress), probabilities, skip_existing)
     outcomes = _under(plan, claim, jobs, segmented)
     return Predictions(jobs, len(cases) - len(jobs), outcomes)
 
@@ -290,9 +290,10 @@ def _segment_files(
         progress("segment", (done + fraction) / len(jobs), f"{jobs[done][0].name}, {text}")
 
     try:
-        with ThreadPoolExecutor(writers, thread_name_prefix="volseg-write") as writer:
-            maps = any(one.name == "uncertainty" for one in formats)
-            outcomes = segmenter.map((case for case, _ in jobs), show, files, maps)
+        maps = any(one.name == "uncertainty" for one in formats)
+        scans = segmenter.map((case for case, _ in jobs), show, files, maps)
+        # Closed before the writers are waited for and files removed: whatever ends this, no scan goes on after it.
+        with ThreadPoolExecutor(writers, thread_name_prefix="volseg-write") as writer, closing(scans) as outcomes:
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
                 submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))

@@ -5,7 +5,7 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from volseg.data.io.choice import ONLY, Choice, chosen
 from volseg.data.io.inputs import Case
 from volseg.data.io.provenance import input_of
 from volseg.data.io.reading import Scan
-from volseg.device import choose_device, device_name, limit_threads_after_fork, memory_errors
+from volseg.device import choose_device, device_name, free_gpu_memory, limit_threads_after_fork, memory_errors
 from volseg.errors import UsageError, VolsegError, release_frames
 from volseg.inference.budget import (
     MemoryEstimate,
@@ -237,7 +237,8 @@ class Segmenter:
             )
         labeller = self.labeller
         known = self.card, opened, labeller.windows, labeller.dtype, self.device
-        need = MemoryEstimate(*known, wanted.probabilities is True, self.window_bytes, wanted.uncertainty)
+        asked = wanted.probabilities is True, self.window_bytes, wanted.uncertainty
+        need = MemoryEstimate(*known, *asked, labeller.gpu_free)
         with promised(partial(plan_chunks, need, self.max_memory)) as planned:
             source = source._replace(scan=_questioned(opened, need))
             return self._planned(source, planned, progress, wanted, started)
@@ -268,7 +269,7 @@ class Segmenter:
         confidence = estimator.confidence(measures, cleaned, voxel_ml * grid.coarseness)
         measured = time.perf_counter()
         need = MemoryEstimate(self.card, opened, windows, labeller.dtype, self.device, window_bytes=self.window_bytes)
-        examined, searched = doubt(examined, confidence, Search(labeller, need, chunk))
+        examined, searched = doubt(examined, confidence, Search(labeller, need, chunk, progress))
         record = {
             "started": source.started.isoformat(timespec="seconds"),
             "input": source.input,
@@ -304,7 +305,7 @@ class Segmenter:
         progress: Progress = silent,
         probabilities: Iterable[Path | bool | None] = repeat(None),
         uncertainty: bool = False,
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Segment many scans, in order; reading and computing overlap.
 
         Unless memory is limited or scarce, several scans are at work at once for a GPU, and on a CPU if their windows
@@ -321,7 +322,8 @@ class Segmenter:
             raise UsageError(f"Segmenter.map takes several scans, found one path: {scans}. Call the segmenter with it.")
         jobs = zip(scans, (Wanted(one, uncertainty) for one in probabilities), strict=False)
         at_once = self.at_once
-        first = list(islice(jobs, at_once))
+        # No more than it takes to tell: they may be arrays, or come one by one over hours.
+        first = list(islice(jobs, min(at_once, 2)))
         if len(first) > 1:
             yield from self._in_parallel(chain(first, jobs), at_once, progress)
         else:
@@ -341,7 +343,8 @@ class Segmenter:
 
     def _in_parallel(self, jobs: Iterable[Job], at_once: int, progress: Progress) -> Iterator[Outcome]:
         turns = threading.Semaphore(scans_at_device(self.card.plan, self.labeller.dtype, self.device))
-        sharing = replace(self, labeller=replace(self.labeller, turns=turns))
+        free = free_gpu_memory(self.device) if self.device.type == "cuda" else None
+        sharing = replace(self, labeller=replace(self.labeller, turns=turns, gpu_free=free))
 
         def work(job: Job, show: Progress) -> Outcome:
             return sharing._outcome(job, partial(sharing._open, job[0]), show)

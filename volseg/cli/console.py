@@ -240,13 +240,17 @@ def _cell(value: Any) -> Text:
 
 
 def _log_progress() -> Progress:
-    """Log lines: at the start and the end of a stage, and every `LINE_SECONDS` in between."""
+    """Log lines: at the start and the end of a stage, and every `LINE_SECONDS` in between and after."""
     last: dict[str, float] = {}
+    ended: set[str] = set()
 
     def show(stage: str, done: float, text: str) -> None:
         now = time.monotonic()
-        if stage not in last or done >= 1 or now - last[stage] >= LINE_SECONDS:
+        ends = done >= 1 and stage not in ended
+        if stage not in last or ends or now - last[stage] >= LINE_SECONDS:
             last[stage] = now
+            if ends:
+                ended.add(stage)
             logger.info("%s %3.0f%% %s", stage, 100 * done, text)
 
     return show

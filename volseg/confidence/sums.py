@@ -44,9 +44,12 @@ class SumsObserver:
     Args:
         plan: labels, and whether they are regions.
         temperatures: logits are divided by each in turn; the sums are in ascending order of them.
+        everywhere: compute voxels that are skipped too, and leave them out of the sums; None: on a GPU, where the host
+            would wait in every block to be told which they are.
     """
 
-    def __init__(self, plan: Plan, temperatures: Sequence[float]) -> None:
+    def __init__(self, plan: Plan, temperatures: Sequence[float], everywhere: bool | None = None) -> None:
+        self.everywhere = everywhere
         self.temperatures = tuple(sorted(temperatures))
         self.regions = plan.regions
         self.member = _membership(plan)
@@ -71,11 +74,16 @@ class SumsObserver:
     def _sums_of(self, voxels: Tensor, member: Tensor) -> Tensor:
         """(temperatures, sums, labels) of logits (K, voxels)."""
         found = []
+        everywhere = voxels.is_cuda if self.everywhere is None else self.everywhere
         # The highest first, which leaves the most voxels.
         for temperature in sorted(self.temperatures, reverse=True):
-            voxels = notable(voxels, self.regions, temperature)
+            notable = are_notable(voxels, self.regions, temperature)
+            if not everywhere:
+                voxels = voxels[:, notable.nonzero().squeeze(1)]
             mask = member[:, decided(voxels, self.regions)].to(torch.float32)
             p = probabilities(voxels, self.regions, temperature)
+            if everywhere:
+                mask, p = mask * notable, p * notable
             found.append(torch.stack([mask.sum(1), p.sum(1), (mask * p).sum(1), (p * (1 - p)).sum(1)]))
         return torch.stack(found[::-1])
 
@@ -97,10 +105,10 @@ def probabilities(logits: Tensor, regions: bool, temperature: float) -> Tensor:
     return torch.sigmoid(scaled) if regions else torch.softmax(scaled, 0)[1:]
 
 
-def notable(voxels: Tensor, regions: bool, temperature: float) -> Tensor:
-    """Of logits (K, voxels) those where a label has a probability above exp(-FAINT), roughly, at a temperature."""
+def are_notable(voxels: Tensor, regions: bool, temperature: float) -> Tensor:
+    """Of logits (K, voxels) where a label has a probability above exp(-FAINT), roughly, at a temperature: (voxels,)."""
     best = voxels.amax(0) if regions else voxels[1:].amax(0) - voxels[0]
-    return voxels[:, (best > -FAINT * temperature).nonzero().squeeze(1)]
+    return best > -FAINT * temperature
 
 
 def decided(voxels: Tensor, regions: bool) -> Tensor:

@@ -30,7 +30,7 @@ from volseg.files import as_tuples, open_regular, write_json
 from volseg.finetuning.source import Source
 from volseg.finetuning.start import Start
 from volseg.inference.budget import windows_at_once
-from volseg.inference.labelling import predictor_of
+from volseg.inference.labelling import computing, predictor_of
 from volseg.inference.stream import Engine, stream_logits, stream_order
 from volseg.inference.windows import Windows
 
@@ -123,7 +123,7 @@ class Keeper:
         d, h, w = found.shape
         order = stream_order((d, h, w))
         planes = found.permute(order)
-        with torch.inference_mode():
+        with torch.inference_mode(), computing(engine, volume, self.dtype):
             for first, logits in stream_logits(volume, engine, order):
                 planes[first : first + logits.shape[1]] = _kept_classes(logits, rows, classes).cpu()
         label = case.label[...][0].astype(np.int16)

@@ -91,6 +91,7 @@ class MemoryEstimate:
         probabilities: whether the class probabilities are kept in memory.
         window_bytes: measured feature maps of a window, where the network is not the U-Net of the plan.
         uncertainty: whether the map of uncertainty is kept in memory.
+        gpu_free: see `volseg.inference.labelling.Labeller`.
     """
 
     card: ModelCard
@@ -101,6 +102,7 @@ class MemoryEstimate:
     probabilities: bool = False
     window_bytes: int | None = None
     uncertainty: bool = False
+    gpu_free: int | None = None
 
     @property
     def grid(self) -> Triple:
@@ -309,6 +311,9 @@ def _fit_gpu(need: MemoryEstimate) -> Windows:
     if need.device.type != "cuda":
         return windows
     free = free_gpu_memory(need.device)
+    if need.gpu_free is not None:
+        # When it has its turn, the windows that are now computed are gone; volumes may have taken a quarter.
+        free = max(free, 3 * need.gpu_free // 4)
     while (needed := replace(need, windows=windows).gpu_bytes) > free:
         if windows.batch_size <= 1:
             raise ResourceError(

@@ -56,6 +56,7 @@ class Labeller:
         windows: size, overlap, batch and test-time flips.
         dtype: of feature maps.
         turns: admits threads to the device; None: each as it comes.
+        gpu_free: with `turns`, bytes of GPU memory that were free before any of these scans was at work.
     """
 
     network: nn.Module
@@ -63,6 +64,7 @@ class Labeller:
     windows: Windows
     dtype: torch.dtype
     turns: AbstractContextManager[Any] | None = None
+    gpu_free: int | None = None
 
     @property
     def device(self) -> torch.device:

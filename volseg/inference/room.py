@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from volseg.data.io.any_scan import paths_of
+from volseg.data.io.any_scan import paths_of, size_in_memory
 from volseg.data.io.choice import Choice
 from volseg.data.io.formats import is_dicom
 from volseg.data.io.read_cost import reading_bytes
@@ -36,14 +36,16 @@ def room_together() -> float:
 
 
 def bytes_at_work(scan: Any) -> int:
-    """What a scan takes from reading to writing, roughly, from the size that its files state.
+    """What a scan takes from reading to writing, roughly, from the size that its files state, or that of its voxels.
 
     DICOM is counted by the size of its files, because reading their headers takes long. A scan that cannot be read
     counts as a small one; reading reports it.
     """
-    with suppress(VolsegError, OSError):
+    # Of an object that is no image, anything may be missing or of another type.
+    with suppress(VolsegError, OSError, AttributeError, TypeError, ValueError):
         paths = paths_of(scan)
-        return SCAN_BYTES + 2 * sum(_size_of_files(one) if is_dicom(one) else reading_bytes(one) for one in paths)
+        files = sum(_size_of_files(one) if is_dicom(one) else reading_bytes(one) for one in paths)
+        return SCAN_BYTES + 2 * (files if paths else size_in_memory(scan))
     return SCAN_BYTES
 
 

@@ -7,6 +7,7 @@ expected Dice of these results is compared. Nothing of this changes the labels.
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from volseg.inference.stream import Engine, stream_logits, stream_order
 from volseg.inference.windows import Windows
 from volseg.modelfile.calibration import Calibration
 from volseg.planning.sides import left_right_pairs
+from volseg.progress import Progress, silent
 from volseg.suspicion.finding import Finding
 from volseg.suspicion.turns import SAME, Turn, in_words, turned, turns
 
@@ -41,11 +43,13 @@ class Search:
         labeller: the network, and the windows of the first result.
         need: the memory that was planned for the first result.
         chunk: how much is computed at a time.
+        progress: called after each window, and may end the search; all windows of the first result are done.
     """
 
     labeller: Labeller
     need: MemoryEstimate
     chunk: ChunkSize
+    progress: Progress = silent
 
     @property
     def calibration(self) -> Calibration | None:
@@ -123,12 +127,18 @@ def expected_dice(search: Search, scan: Scan, turn: Turn) -> tuple[float, float]
     geometry = turned(scan.geometry, turn)
     volume, grid = image_to_network(scan.channels, geometry, search.plan, device=labeller.device)
     predictor = predictor_of(labeller.network, labeller.device, labeller.dtype)
-    engine = Engine(predictor, _coarse(labeller.windows), labeller.device)
+
+    def show(_done: int, _windows: int) -> None:
+        search.progress("segment", 1.0, "looking for another orientation")
+
+    engine = Engine(predictor, _coarse(labeller.windows), labeller.device, progress=show)
     calibration = search.calibration
     assert calibration is not None
     observer = SumsObserver(search.plan, (calibration.temperature,))
     d, h, w = volume.shape[1:]
-    with torch.inference_mode(), computing(engine, volume, labeller.dtype, search.chunk.keep_freed):
+    settings = computing(engine, volume, labeller.dtype, search.chunk.keep_freed)
+    # Other scans at work wait for the device as well.
+    with labeller.turns or nullcontext(), torch.inference_mode(), settings:
         for first, logits in stream_logits(volume, engine, stream_order((d, h, w))):
             observer(first, logits)
     sums = Sums(*(values[0] for values in observer.sums))

@@ -173,6 +173,9 @@ def join_process_group(device: torch.device) -> Iterator[Ranks]:
         TrainingError: another rank cannot be reached, or was lost.
         OtherProcessError: another rank failed first and reports the error.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun that is killed cannot stop its processes, not even a single one.
+        stop_with_parent()
     if _world_size() == 1:
         yield SINGLE_PROCESS
         return
@@ -198,9 +201,6 @@ def _connect(device: torch.device) -> tuple[Ranks, Store]:
         number = _number(name, _required_variable(name))
         if name != "MASTER_PORT" and number >= _world_size():
             raise UsageError(f"{name} is {number}, but WORLD_SIZE is {_world_size()}. {TORCHRUN}")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        # torchrun that is killed cannot stop its processes.
-        stop_with_parent()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"

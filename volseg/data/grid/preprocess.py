@@ -5,7 +5,6 @@ Plain functions on (array, Geometry), shared by prediction, the training cache a
 memory besides the scan in its own dtype and the result.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from volseg.data.grid.geometry import Box, Geometry, GridMap, map_to_network
 from volseg.data.grid.intensities import LARGE_OFFSET, PLAIN, Reference, mean_and_std, reference_for
 from volseg.data.grid.nonzero import filled_nonzero, nonzero_box
 from volseg.data.grid.resample import resample_classes, resample_nearest, resample_slabs, separate_axis
-from volseg.device import has_room, to_device
+from volseg.device import empty_volume, to_device
 from volseg.errors import InputError
 
 CPU = torch.device("cpu")
@@ -128,8 +127,7 @@ def image_to_network(
     mask = filled_nonzero(volumes) if masked else None
     separate = separate_axis(plan.image_resampling, grid.spacing_mm, plan.spacing_of(grid.spacing_mm))
 
-    shape = (len(volumes), *grid.shape)
-    result = torch.empty(shape, device=device if has_room(device, 4 * math.prod(shape)) else CPU)
+    result = empty_volume((len(volumes), *grid.shape), device)
 
     def resample(channel: Channel, volume: np.ndarray, out: torch.Tensor) -> None:
         on_device = device_normaliser(channel, volume, box, device) if device.type == "cuda" else None

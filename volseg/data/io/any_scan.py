@@ -1,5 +1,6 @@
 """A scan from any object that Python users may pass: a path, an image object, or an array with an affine."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from volseg.data.io.reading import (
 )
 from volseg.errors import InputError, UsageError
 from volseg.files import given_path
+
+# Of a value of a SimpleITK image, of whatever type it is.
+_SITK_BYTES = 4
 
 
 def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
@@ -52,6 +56,18 @@ def as_scan(scan: Any, channels: int, choice: Choice = ONLY) -> Scan:
 def paths_of(scan: Any) -> Sequence[Path]:
     """The files of a scan, one per channel, or its folder; none of an array or image object."""
     return scan.paths if isinstance(scan, Case) else [given_path(scan)] if isinstance(scan, str | Path) else []
+
+
+def size_in_memory(scan: Any) -> int:
+    """The bytes of the voxels of an array or image object, roughly; 0 for what cannot be segmented."""
+    if isinstance(scan, Scan):
+        return sum(channel.nbytes for channel in scan.channels)
+    if hasattr(scan, "GetDirection"):
+        return math.prod(map(int, scan.GetSize())) * int(scan.GetNumberOfComponentsPerPixel()) * _SITK_BYTES
+    image = scan[0] if isinstance(scan, tuple) and scan else scan
+    of_file = getattr(image, "get_data_dtype", None)
+    size = of_file().itemsize if of_file else getattr(getattr(image, "dtype", None), "itemsize", 0)
+    return math.prod(getattr(image, "shape", ())) * int(size)
 
 
 def _from_object(scan: Any, channels: int) -> Scan:

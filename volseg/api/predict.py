@@ -276,18 +276,16 @@ def _segment_files(
     probabilities: bool,
     keep: bool,
 ) -> Iterator[Prediction]:
-    """Segment each case into its files.
-
-    Results are written while the next scans are segmented, unless memory is limited; see `Segmenter.map`.
-    """
+    """Segment each case into its files, written while the next scans are segmented, unless memory is limited."""
     writers = min(segmenter.at_once, MOST_WRITERS)
     submitted: list[Future[Prediction]] = []
+    taken = 0
     # They take their places with the other files of the result.
     files = [temporary_path(sibling(output, PROBABILITIES)) if probabilities else None for _, output in jobs]
 
-    def show(_: str, fraction: float, text: str) -> None:
-        done = len(submitted)
-        progress("segment", (done + fraction) / len(jobs), f"{jobs[done][0].name}, {text}")
+    def show(stage: str, fraction: float, text: str) -> None:
+        whole = (len(submitted) + fraction) / len(jobs) if stage == "segment" else fraction
+        progress(stage, whole, f"{jobs[len(submitted)][0].name}, {text}")
 
     try:
         with ThreadPoolExecutor(writers, thread_name_prefix="volseg-write") as writer:
@@ -297,16 +295,19 @@ def _segment_files(
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
                 submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))
                 if len(submitted) > writers:
-                    yield submitted[-1 - writers].result()
+                    yield submitted[taken].result()
+                    taken += 1
                 if segmenter.max_memory is not None:
                     wait(submitted[-1:])
-            yield from (one.result() for one in submitted[-writers:])
+            while taken < len(submitted):
+                yield submitted[taken].result()
+                taken += 1
     except KeyboardInterrupt as stop:
+        # What was written until now is an outcome like the others.
+        yield from (one.result() for one in submitted[taken:])
         failed = sum(one.result().error is not None for one in submitted)
-        but = f"; {failed} of them failed" if failed else ""
-        raise Stopped(
-            f"Interrupted after {len(submitted)} of {len(jobs)} cases, whose results are complete{but}."
-        ) from stop
+        done = f"the results of {len(submitted) - failed} of {len(jobs)} cases are complete, {failed} failed"
+        raise Stopped(f"Interrupted: {done}.") from stop
     finally:
         discard(*files)
 

@@ -268,7 +268,7 @@ class Segmenter:
         confidence = estimator.confidence(measures, cleaned, voxel_ml * grid.coarseness)
         measured = time.perf_counter()
         need = MemoryEstimate(self.card, opened, windows, labeller.dtype, self.device, window_bytes=self.window_bytes)
-        examined, searched = doubt(examined, confidence, Search(labeller, need, chunk))
+        examined, searched = doubt(examined, confidence, Search(labeller, need, chunk, progress))
         record = {
             "started": source.started.isoformat(timespec="seconds"),
             "input": source.input,

@@ -6,7 +6,7 @@ expected Dice of these results is compared. Nothing of this changes the labels.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from volseg.inference.stream import Engine, stream_logits, stream_order
 from volseg.inference.windows import Windows
 from volseg.modelfile.calibration import Calibration
 from volseg.planning.sides import left_right_pairs
+from volseg.progress import Progress, silent
 from volseg.suspicion.finding import Finding
 from volseg.suspicion.turns import SAME, Turn, in_words, turned, turns
 
@@ -41,11 +42,13 @@ class Search:
         labeller: the network, and the windows of the first result.
         need: the memory that was planned for the first result.
         chunk: how much is computed at a time.
+        progress: called with the fraction of the search that is done, after each window; it may end the search.
     """
 
     labeller: Labeller
     need: MemoryEstimate
     chunk: ChunkSize
+    progress: Progress = silent
 
     @property
     def calibration(self) -> Calibration | None:
@@ -70,11 +73,11 @@ def question_orientation(search: Search) -> list[Finding]:
     Mirrored orientations are tried only for models with left and right labels, where they take as long again.
     """
     scan = middle(search)
-    found = _tried(search, scan, turns())
+    found = _tried(search, scan, tuple(turns()), "orientation")
     best = max(found, key=lambda turn: found[turn][0])
     here, dice = found[SAME][0], found[best][0]
     if left_right_pairs(label.name for label in search.plan.labels):
-        mirrored = _tried(search, scan, turns(mirrored=True))
+        mirrored = _tried(search, scan, tuple(turns(mirrored=True)), "mirrored orientation")
         other = max(mirrored, key=lambda turn: mirrored[turn][0])
         if mirrored[other][0] >= dice + CLEARLY:
             found, best, dice = mirrored, other, mirrored[other][0]
@@ -87,9 +90,17 @@ def question_orientation(search: Search) -> list[Finding]:
     return [Finding("orientation_suspect", sentence)]
 
 
-def _tried(search: Search, scan: Scan, candidates: Iterable[Turn]) -> dict[Turn, tuple[float, float]]:
+def _tried(search: Search, scan: Scan, candidates: Sequence[Turn], called: str) -> dict[Turn, tuple[float, float]]:
     """By orientation the expected Dice of all labels, and the one from which on a result is not poor."""
-    return {turn: expected_dice(search, scan, turn) for turn in candidates}
+    found = {}
+    for number, turn in enumerate(candidates):
+
+        def show(done: int, total: int, number: int = number) -> None:
+            text = f"{called} {number + 1} of {len(candidates)}"
+            search.progress("orientation", (number + done / total) / len(candidates), text)
+
+        found[turn] = expected_dice(search, scan, turn, show)
+    return found
 
 
 def middle(search: Search) -> Scan:
@@ -113,17 +124,19 @@ def middle(search: Search) -> Scan:
         extent[extent.argmax()] *= SHRINK
 
 
-def expected_dice(search: Search, scan: Scan, turn: Turn) -> tuple[float, float]:
+def expected_dice(
+    search: Search, scan: Scan, turn: Turn, show: Callable[[int, int], None] | None = None
+) -> tuple[float, float]:
     """The expected Dice if the header of `scan` were that after a turn, and the one from which on it is not poor.
 
     Both are means over the labels with a threshold, weighted by the sizes of their masks and probabilities: (0, 1)
-    without any.
+    without any. `show` is called after each window with their number so far and in all.
     """
     labeller = search.labeller
     geometry = turned(scan.geometry, turn)
     volume, grid = image_to_network(scan.channels, geometry, search.plan, device=labeller.device)
     predictor = predictor_of(labeller.network, labeller.device, labeller.dtype)
-    engine = Engine(predictor, _coarse(labeller.windows), labeller.device)
+    engine = Engine(predictor, _coarse(labeller.windows), labeller.device, progress=show)
     calibration = search.calibration
     assert calibration is not None
     observer = SumsObserver(search.plan, (calibration.temperature,))

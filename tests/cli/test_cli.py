@@ -147,6 +147,29 @@ def test_skipped_cases_are_counted(tmp_path, model, scans):
     assert "Skipping 1 of 2 cases whose result exists" in run(*arguments, "--skip-existing").stderr
 
 
+@pytest.mark.parametrize("how", ["refused", "finished"])
+def test_a_folder_that_cannot_be_written_to_is_wrong_usage_unless_it_holds_all(
+    tmp_path, model, scans, monkeypatch, how
+):
+    arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", tmp_path / "out" / "seg.nii.gz")
+    (tmp_path / "out").mkdir()
+    if how == "finished":
+        assert run(*arguments, "--device", "cpu").exit_code == 0
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("volseg.data.io.inputs.file_lock", refuse)
+    result = run(*arguments, "--skip-existing")
+    if how == "finished":
+        assert result.exit_code == 0
+        assert "Skipping 1 of 1 cases whose result exists" in result.stderr
+    else:
+        assert result.exit_code == 2
+        assert f"{tmp_path / 'out' / 'seg.nii.gz'} cannot be written: Permission denied." in result.stderr
+
+
 def test_a_preview_is_overwritten_only_with_the_option(tmp_path, model, scans):
     (tmp_path / "seg.png").write_bytes(b"precious")
     arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", tmp_path / "seg.nii.gz", "--preview")

@@ -180,8 +180,9 @@ def predict(
 
 def _planned(plan: _Plan, claim: _Claim, outputs: Sequence[Path]) -> list[tuple[Case, Path]]:
     """The cases to segment, after what a killed process left of their results is put in its place or removed."""
-    if not os.path.isdir(outputs[0].parent):
-        return plan()
+    jobs = plan()  # Before a claim: a folder that holds all results need not be writable.
+    if not jobs or not os.path.isdir(outputs[0].parent):
+        return jobs
     with claim(outputs):
         return plan()
 

@@ -7,7 +7,7 @@ from volseg.modelfile import read_card
 write_phantoms("phantoms", count=5, seed=1, kind="mr", tests=1)
 run = volseg.train(
     "phantoms",
-    "run",
+    "runs/fine_tuned",
     from_model="hippocampus",  # or a model file, or another run
     label_map={"ball": "Anterior"},  # the rod is new, and Posterior is dropped
     freeze="encoder",  # keep what it knows of MR

@@ -21,7 +21,7 @@ for seed, (name, value) in enumerate({"ball": 1, "rod": 2}.items()):
     (folder / "dataset.json").write_text(json.dumps({**index, "name": f"{name}s", "labels": {name: 1}}))
 
 quick = ["plan.features=[4, 8]", "plan.patch_size=[16, 16, 16]", "training.dataset_shares=equal"]  # for a real run: []
-run = volseg.train(["balls", "rods"], "run", steps=10, overrides=quick)
+run = volseg.train(["balls", "rods"], "runs/joined", steps=10, overrides=quick)
 card = read_card(run / "model.safetensors")
 labels = {label.name: label.value for label in card.plan.labels}
 annotated = card.training["annotated_cases"]

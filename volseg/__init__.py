@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from volseg.api.ensemble import ensemble
     from volseg.api.evaluation import compare, evaluate
     from volseg.api.importing import import_nnunet
-    from volseg.api.predict import Prediction, predict
+    from volseg.api.predict import predict
+    from volseg.api.predicting.files import Prediction
     from volseg.api.result import Result
     from volseg.api.segmenter import Outcome, Segmenter
     from volseg.api.train import plan_dataset as plan
@@ -52,7 +53,7 @@ __all__ = [
 _HOMES = {
     "Geometry": ("volseg.data.grid.geometry", "Geometry"),
     "Outcome": ("volseg.api.segmenter", "Outcome"),
-    "Prediction": ("volseg.api.predict", "Prediction"),
+    "Prediction": ("volseg.api.predicting.files", "Prediction"),
     "Result": ("volseg.api.result", "Result"),
     "Segmenter": ("volseg.api.segmenter", "Segmenter"),
     "audit": ("volseg.api.audit.audit", "audit"),

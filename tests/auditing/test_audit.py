@@ -138,6 +138,29 @@ def test_pictures_page_and_table_are_written(document, output):
     assert {path.name for path in output.iterdir()} == {"audit.json", "audit.csv", "audit.html", "pictures"}
 
 
+def test_volumes_have_no_noise_of_binary_fractions(document):
+    volumes = [one[key] for case in document["cases"] for one in case["labels"].values() for key in one if "_ml" in key]
+    volumes += [one["volume_ml"] for case in document["cases"] for one in case["findings"]]
+    assert len(volumes) > 100
+    assert [volume for volume in volumes if len(repr(volume)) > 14] == []
+
+
+def test_pictures_of_an_earlier_audit_are_replaced_and_no_others(runs, output, tmp_path):
+    again = shutil.copytree(output, tmp_path / "again")
+    (again / "pictures" / "mine.png").write_bytes(b"mine")
+    earlier = json.loads((again / "audit.json").read_text())
+    (again / "mine.png").write_bytes(b"mine")
+    earlier["cases"] += [{"picture": "mine.png"}, {"picture": "pictures/../mine.png"}, {"picture": None}, {}, "none"]
+    (again / "audit.json").write_text(json.dumps(earlier))
+    named = {case["picture"] for case in earlier["cases"][:15]}
+    found = volseg.audit(runs[0], again, device="cpu", network=Threshold)
+    now = {case["picture"] for case in found["cases"]} - {None}
+    assert now < named
+    # Files with names that no audit gives stay.
+    assert (again / "mine.png").read_bytes() == b"mine"
+    assert {f"pictures/{path.name}" for path in (again / "pictures").iterdir()} == now | {"pictures/mine.png"}
+
+
 def test_without_an_output_nothing_is_written(runs, document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = volseg.audit(runs, device="cpu", network=Threshold)

@@ -18,6 +18,7 @@ def test_the_table_shows_place_and_size(monkeypatch):
     assert "Most suspicious of 2 cases" in result.stdout
     assert "1, 2, 3" in result.stdout
     assert "all labels" in result.stdout
+    assert "scores above 3: 2 of 2; in a dataset without errors few are" in result.stdout
     assert "pictures: there/audit.html" in result.stdout
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -17,6 +18,8 @@ from tests.pipeline import blob, environment, leftovers, tiny_plan, write_model
 from volseg.api import doctor
 from volseg.cli import app
 from volseg.config import Channel
+from volseg.inference.labelling import Wanted
+from volseg.progress import silent
 from volseg.version import __version__
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
@@ -100,18 +103,37 @@ def test_an_empty_path_is_not_the_current_folder(monkeypatch, scans, arguments):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_an_interrupt_says_what_is_done_and_how_to_resume(tmp_path, model, scans, monkeypatch, overwrite, as_json):
-    def one_and_then_ctrl_c(self, cases, *_):
-        yield self._outcome((next(cases), None), lambda: self._open(scans / "torn.nii.gz"), lambda *_: None)
+    def two_and_then_ctrl_c(self, cases, *_):
+        for name in ("torn", "scan2"):
+            yield self._outcome((next(cases), Wanted()), partial(self._open, scans / f"{name}.nii.gz"), silent)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("volseg.api.segmenter.Segmenter.map", one_and_then_ctrl_c)
+    monkeypatch.setattr("volseg.api.segmenter.Segmenter.map", two_and_then_ctrl_c)
     options = [*(["--overwrite"] if overwrite else []), *(["--json"] if as_json else [])]
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", *options)
     assert result.exit_code == 130
     how = "Run the same command again." if overwrite else "Resume with the same command and --skip-existing."
-    message = f"Interrupted after 1 of 3 cases, whose results are complete; 1 of them failed. {how}"
+    message = f"Interrupted: the results of 1 of 3 cases are complete, 1 failed. {how}"
     assert message in result.stderr
-    assert result.stdout == (json.dumps({"error": message}, indent=2) + "\n" if as_json else "")
+    if as_json:
+        assert result.stdout == json.dumps({"error": message}, indent=2) + "\n"
+    else:
+        # The same command, continued, says nothing about what it skips.
+        assert next(line for line in result.stdout.splitlines() if " ball " in line).split()[1] == "scan2"
+    assert "Error: scan1: " in result.stderr
+
+
+def test_an_interrupt_before_the_first_result_does_not_speak_of_results(tmp_path, model, scans, monkeypatch):
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("volseg.api.segmenter.Segmenter.map", ctrl_c)
+    result = run("predict", scans / "scan1.nii.gz", "--model", model, "--output", tmp_path / "seg.nii.gz")
+    assert result.exit_code == 130
+    message = "Interrupted: the results of 0 of 1 cases are complete, 0 failed. Run the same command again."
+    assert message in result.stderr
+    assert result.stdout == ""
 
 
 def test_skipped_cases_are_counted(tmp_path, model, scans):
@@ -123,6 +145,29 @@ def test_skipped_cases_are_counted(tmp_path, model, scans):
     for name in ("scan1.nii.gz", "scan1.json"):
         (tmp_path / name).unlink()
     assert "Skipping 1 of 2 cases whose result exists" in run(*arguments, "--skip-existing").stderr
+
+
+@pytest.mark.parametrize("how", ["refused", "finished"])
+def test_a_folder_that_cannot_be_written_to_is_wrong_usage_unless_it_holds_all(
+    tmp_path, model, scans, monkeypatch, how
+):
+    arguments = ("predict", scans / "scan1.nii.gz", "--model", model, "--output", tmp_path / "out" / "seg.nii.gz")
+    (tmp_path / "out").mkdir()
+    if how == "finished":
+        assert run(*arguments, "--device", "cpu").exit_code == 0
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("volseg.data.io.inputs.file_lock", refuse)
+    result = run(*arguments, "--skip-existing")
+    if how == "finished":
+        assert result.exit_code == 0
+        assert "Skipping 1 of 1 cases whose result exists" in result.stderr
+    else:
+        assert result.exit_code == 2
+        assert f"{tmp_path / 'out' / 'seg.nii.gz'} cannot be written: Permission denied." in result.stderr
 
 
 def test_a_preview_is_overwritten_only_with_the_option(tmp_path, model, scans):

@@ -84,6 +84,9 @@ def test_estimates_and_reasons():
     # Weight 1 on the logit, and nothing else: the confidence itself.
     assert found["a"].expected_dice == pytest.approx(0.9)
     assert (found["a"].volume_ml_low, found["a"].volume_ml_high) == pytest.approx((0.98, 1.04))
+    third = estimate(sums, calibration, {"a": 4 / 3}, 0.001)["a"]
+    # 1.3133... and 1.3733...: as many digits as an estimate has.
+    assert (third.volume_ml_low, third.volume_ml_high) == (1.313, 1.373)
     assert (found["b"].expected_dice, found["b"].reason) == (None, "no voxel was given this label")
     assert found["c"].expected_dice is None
     assert "no calibration for this label" in found["c"].reason

@@ -15,7 +15,7 @@ from pydicom.sr.codedict import codes
 from tests.data.io.dicom import writers
 from tests.dicom.whole_results import SHA, TABLE, phantom, result_of
 from volseg.api.outputs import find_format
-from volseg.api.predict import _possible
+from volseg.api.predicting.files import possible_formats
 from volseg.config import Label
 from volseg.dicom.report.measurement_report import FLAGS
 from volseg.dicom.report.measurements import measure_labels
@@ -245,7 +245,7 @@ def test_an_empty_result_has_volume_0_and_the_reason_why_there_is_no_segmentatio
     result = result_of(tmp_path / "series", np.zeros((22, 18, 9), np.uint8))
     with pytest.raises(InputError, match="no label was found, and a DICOM Segmentation cannot be empty"):
         result.save(tmp_path / "x.seg.dcm", to="dicom-seg")
-    instead, reasons = _possible([find_format("dicom-seg")], result)
+    instead, reasons = possible_formats([find_format("dicom-seg")], result)
     assert [one.name for one in instead] == ["dicom-sr"]
     assert "a DICOM Segmentation cannot be empty" in reasons["dicom-seg"]
     report = saved(result, tmp_path)

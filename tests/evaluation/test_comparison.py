@@ -11,7 +11,7 @@ from scipy import stats
 
 import volseg
 from volseg.errors import InputError, UsageError
-from volseg.evaluation.comparison import compare_reports
+from volseg.evaluation.comparison import compare_reports, too_few_cases
 from volseg.evaluation.statistics import bootstrap_intervals, holm, wilcoxon_p
 from volseg.report.comparison_page import comparison_page
 
@@ -131,6 +131,32 @@ def test_models_are_compared_from_their_folders(folders, tmp_path):
     assert "a &lt;b&gt;" in page
     assert "<b>" not in page
     assert page == comparison_page(document)
+
+
+@pytest.mark.parametrize(("cases", "models", "smallest"), [(5, 2, "0.062"), (6, 3, "0.094"), (1, 2, "1")])
+def test_too_few_cases_to_tell_models_apart_are_said(cases, models, smallest):
+    scores = {
+        str(model): report([0.1 * (model + 1) + 0.001 * case for case in range(cases)]) for model in range(models)
+    }
+    assert f"the smallest p is {smallest}, and 0.05 is needed" in too_few_cases(cases, models)
+    for pair in compare_reports(scores)["measures"]["dice"]["pairs"]:
+        assert pair["p_holm"] == pytest.approx(float(smallest), abs=6e-4)
+        assert not pair["distinguishable"]
+
+
+@pytest.mark.parametrize(("cases", "models"), [(6, 2), (7, 3), (200, 5)])
+def test_enough_cases_are_not_spoken_of(cases, models):
+    assert too_few_cases(cases, models) is None
+
+
+def test_too_few_cases_are_said_in_log_document_and_page(folders, tmp_path, caplog):
+    for name in folders:
+        (folders[name] / "case5.nii.gz").unlink()
+    document = volseg.compare([folders["off"], folders["close"]], folders["true"], {"a": 1}, tmp_path / "out")
+    sentence = "2 models on 5 cases cannot be told apart, whatever their difference: the smallest p is 0.062"
+    assert sentence in document["warnings"][-1]
+    assert sentence in caplog.text
+    assert sentence in (tmp_path / "out" / "comparison.html").read_text()
 
 
 def test_the_names_of_models_are_told_apart_or_given(folders, tmp_path):

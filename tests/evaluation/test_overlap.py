@@ -31,6 +31,13 @@ def test_measures_counted_by_hand_with_unequal_voxel_sizes() -> None:
     assert (two.reference_ml, two.prediction_ml, two.volume_difference_ml) == pytest.approx((0.005, 0.005, 0.0))
 
 
+def test_volumes_have_no_noise_of_binary_fractions() -> None:
+    reference, prediction = np.zeros((2, 2000), np.uint8)
+    reference[:1765], prediction[:1528] = 1, 1
+    found = label_overlaps(prediction, reference, {"a": 1}, 0.001)["a"]
+    assert (found.reference_ml, found.prediction_ml, found.volume_difference_ml) == (1.765, 1.528, -0.237)
+
+
 @pytest.mark.parametrize(
     ("prediction", "reference", "expected"),
     [

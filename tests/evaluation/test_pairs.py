@@ -130,6 +130,8 @@ def test_missing_labels_files(tmp_path: Path) -> None:
         read_labels(tmp_path / "absent.json")
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         read_labels(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match=r"is a folder\. Give the file with the names and values of labels"):
+        read_labels(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def test_invalid_sizes_are_rejected(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("4", "4 bytes"), ("1", "1 byte"), ("512.5", "512 bytes"), ("0.5K", "512 bytes")]
+)
+def test_a_size_without_its_unit_is_not_taken_for_a_few_bytes(text, size):
+    with pytest.raises(UsageError, match=rf"^'{text}' is an amount of memory of {size}\. Write for example 4G"):
+        parse_size(text)
+
+
 def save(path, array, endianness="<", scaled=False):
     """A file of any format."""
     if path.suffix in (".nrrd", ".mha"):

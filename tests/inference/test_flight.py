@@ -283,7 +283,7 @@ def test_labels_are_written_in_any_order_of_memory(values, order):
 def test_after_ctrl_c_while_a_result_is_written_no_scan_is_at_work(device, monkeypatch, tmp_path):
     segmenter, network = device
     monkeypatch.setattr(files_of_scans, "MOST_WRITERS", 1)
-    written, write = [], files_of_scans._write
+    written, write = [], files_of_scans.write_case
 
     def interrupted(*given):
         if not written:
@@ -294,7 +294,7 @@ def test_after_ctrl_c_while_a_result_is_written_no_scan_is_at_work(device, monke
             os.kill(os.getpid(), signal.SIGINT)
         return write(*given)
 
-    monkeypatch.setattr(files_of_scans, "_write", interrupted)
+    monkeypatch.setattr(files_of_scans, "write_case", interrupted)
     network.seconds = 0.05
     paths = []
     for number, (voxels, affine) in enumerate(scans(5)):
@@ -304,7 +304,7 @@ def test_after_ctrl_c_while_a_result_is_written_no_scan_is_at_work(device, monke
         image.header.set_xyzt_units("mm")
         nibabel.save(image, paths[-1])
     # The error that is at hand holds what was in memory where it arose, a generator too.
-    with pytest.raises(Stopped, match=r"^Interrupted after 2 of 5 cases, whose results are complete\.$") as caught:
+    with pytest.raises(Stopped, match=r"^Interrupted: the results of 2 of 5 cases are complete, 0 failed\.$") as caught:
         list(predict(paths, segmenter, tmp_path / "out", probabilities=True))
     assert caught.tb
     assert not [one.name for one in threading.enumerate() if one.name.startswith("volseg-")]

@@ -24,6 +24,14 @@ def test_volume_of_a_block_by_hand() -> None:
     assert block.volume_ml == pytest.approx(0.048)
 
 
+def test_a_volume_has_no_noise_of_binary_fractions() -> None:
+    labels = np.zeros((5, 353, 1), np.uint8)
+    labels[:] = 1
+    (block,) = measure(labels, [Label(name="block", value=1)], voxel_ml=0.001)
+    assert 1765 * 0.001 != 1.765
+    assert block.volume_ml == 1.765
+
+
 def test_an_empty_label_has_no_volume_but_a_reason() -> None:
     (absent,) = measure(image(), [Label(name="absent", value=300, volume_ml_range=(1, 2))], voxel_ml=1.0)
     assert (absent.voxels, absent.volume_ml, absent.flags) == (0, None, ("empty",))

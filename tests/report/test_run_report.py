@@ -241,7 +241,7 @@ def test_the_calibration_is_stated_in_words_with_its_errors(tmp_path):
     at = page.texts.index("volumes in interval")
     assert page.texts[at + 1 : at + 13] == [
         *(NASTY, "12", "0.051", "0.021", "0.800", "90%"),
-        *("rod", "3", "none", "none", "none", "none"),
+        *("rod", "3", *["too few scans"] * 4),
     ]
     assert len(page.links) == 3
 

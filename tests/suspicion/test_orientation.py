@@ -164,6 +164,32 @@ def test_a_small_scan_is_tried_as_a_whole_and_once_per_orientation(monkeypatch):
     assert sorted(asked) == sorted(turns())
 
 
+@pytest.mark.parametrize("sided", [False, True])
+def test_the_progress_of_the_search_is_reported_after_each_window(sided):
+    seen = []
+    labels = (Label(name="lung_left", value=1), Label(name="lung_right", value=2)) if sided else None
+    search = replace(search_of(labels=labels), progress=lambda *given: seen.append(given))
+    question_orientation(search)
+    every = [f"orientation {number} of 24" for number in range(1, 25)]
+    every += [f"mirrored {text}" for text in every] if sided else []
+    assert list(dict.fromkeys(text for _, _, text in seen)) == every
+    # All windows of the result itself are done.
+    assert {(stage, fraction) for stage, fraction, _ in seen} == {("segment", 1.0)}
+
+
+def test_the_search_ends_where_its_progress_says_so():
+    """So that Ctrl-C does not wait for it; see `volseg.inference.flight`."""
+    seen = []
+
+    def stop(*given):
+        seen.append(given)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        question_orientation(replace(search_of(), progress=stop))
+    assert len(seen) == 1
+
+
 def test_no_more_memory_is_taken_than_for_the_first_result():
     # Slices far apart: turned, the scan has five times as many voxels along the fine axes.
     array = scan_of((60, 60, 60))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from volseg.data.grid.geometry import require_geometry
+from volseg.data.grid.geometry import require_geometry, volume_of
 from volseg.data.io.choice import Choice, chosen
 from volseg.data.io.dicom_labels.placing import Target, target_series
 from volseg.data.io.dicom_labels.reader import LabelImage, holds_labels, labels_among, read_dicom_labels
@@ -124,7 +124,7 @@ def _of_labels(found: LabelImage) -> dict[str, Any]:
             part.name: {
                 "number": found.numbers[part.number],
                 "voxels": (voxels := merged.voxels[part.number]),
-                "volume_ml": None if voxel_ml is None else voxels * voxel_ml,
+                "volume_ml": None if voxel_ml is None else volume_of(voxels, voxel_ml),
                 "reason": found.unstated or None,
                 "codes": {name: dict(code) for name, code in part.codes.items()},
             }

@@ -7,7 +7,7 @@ from typing import Any
 
 from volseg.data.cases.labels import LabelSet
 from volseg.errors import UsageError
-from volseg.evaluation.comparison import compare_reports
+from volseg.evaluation.comparison import compare_reports, too_few_cases
 from volseg.evaluation.custom_metrics import Metric
 from volseg.evaluation.label_distances import SurfaceOptions
 from volseg.evaluation.pairs import annotated_pairs, labels_of, match_pairs, read_labels_file
@@ -112,6 +112,9 @@ def compare(
     }
     document = compare_reports(reports)
     document["warnings"] = list(dict.fromkeys(one for report in reports.values() for one in report["warnings"]))
+    if few := too_few_cases(len(document["cases"]), len(models)):
+        logger.warning("%s", few)
+        document["warnings"].append(few)
     if output:
         write_comparison(document, Path(output))
     return document

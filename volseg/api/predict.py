@@ -1,82 +1,32 @@
 """Segment scans into files: reading, computing and writing overlap, and a case that fails does not stop the others."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from volseg.api.outputs import OutputFormat, find_format, find_formats
-from volseg.api.result import Result
-from volseg.api.segmenter import Outcome, Segmenter
+from volseg.api.predicting.files import PROBABILITIES, Prediction, record_at, write_case
+from volseg.api.segmenter import Segmenter
 from volseg.data.io.choice import chosen, volume_number
 from volseg.data.io.formats import is_dicom, sibling
-from volseg.data.io.inputs import (
-    Case,
-    by_volume,
-    claimed,
-    find_cases,
-    is_unrecorded,
-    keep_unrecorded,
-    output_paths,
-    plan_outputs,
-)  # fmt: skip
-from volseg.data.io.provenance import is_record, read_record
+from volseg.data.io.inputs import Case, by_volume, claimed, find_cases, is_unrecorded, output_paths, plan_outputs
 from volseg.data.io.reading import count_volumes
-from volseg.device import memory_errors
 from volseg.errors import Stopped, UsageError, VolsegError
-from volseg.files import discard, given_path, temporary_path, whole_files, write_json, writing
+from volseg.files import discard, given_path, temporary_path
 from volseg.progress import Progress, only_forwards, silent
 from volseg.text import first_few
 
-logger = logging.getLogger(__name__)
-
-PROBABILITIES = ".probabilities.npy"
 MOST_WRITERS = 4  # at once, where several scans are at work
 _Plan: TypeAlias = Callable[[], list[tuple[Case, Path]]]
 _Claim: TypeAlias = Callable[[Sequence[Path]], AbstractContextManager[None]]
 # The options of `Segmenter.load` with their defaults.
 _OPTIONS = signature(Segmenter.load).parameters
 DEFAULTS = {name: one.default for name, one in _OPTIONS.items() if name not in ("model", "network")}
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The outcome of one case: a label image at `output` with its record, or an error.
-
-    The voxels are not kept, so that many cases need no more memory than one.
-
-    Attributes:
-        case: its name and its files.
-        output: the label image.
-        record: the JSON record next to it: volumes, flags, warnings, model, seconds.
-        error: why there is no result.
-    """
-
-    case: Case
-    output: Path
-    record: dict[str, Any] | None = None
-    error: VolsegError | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the case."""
-        return self.case.name
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The files of the case: one per channel, or one that holds all channels."""
-        return self.case.paths
-
-    @property
-    def input(self) -> Path:
-        """The first of `inputs`, which for most models is the scan."""
-        return self.case.paths[0]
 
 
 class Predictions(Iterator[Prediction]):
@@ -180,8 +130,9 @@ def predict(
 
 def _planned(plan: _Plan, claim: _Claim, outputs: Sequence[Path]) -> list[tuple[Case, Path]]:
     """The cases to segment, after what a killed process left of their results is put in its place or removed."""
-    if not os.path.isdir(outputs[0].parent):
-        return plan()
+    jobs = plan()  # Before a claim: a folder that holds all results need not be writable.
+    if not jobs or not os.path.isdir(outputs[0].parent):
+        return jobs
     with claim(outputs):
         return plan()
 
@@ -248,7 +199,7 @@ def _absent(formats: Sequence[OutputFormat], needs_record: bool, labels: Path) -
 
     A result without its record is none, where it is needed: its process was killed.
     """
-    record = _record_at(labels)
+    record = record_at(labels)
     if needs_record and not record and is_unrecorded(labels):
         return None
     reasons, written = record.get("not_written", ()), record.get("formats", ())
@@ -276,12 +227,10 @@ def _segment_files(
     probabilities: bool,
     keep: bool,
 ) -> Iterator[Prediction]:
-    """Segment each case into its files.
-
-    Results are written while the next scans are segmented, unless memory is limited; see `Segmenter.map`.
-    """
+    """Segment each case into its files, written while the next scans are segmented, unless memory is limited."""
     writers = min(segmenter.at_once, MOST_WRITERS)
     submitted: list[Future[Prediction]] = []
+    taken = 0
     # They take their places with the other files of the result.
     files = [temporary_path(sibling(output, PROBABILITIES)) if probabilities else None for _, output in jobs]
 
@@ -296,104 +245,20 @@ def _segment_files(
         with ThreadPoolExecutor(writers, thread_name_prefix="volseg-write") as writer, closing(scans) as outcomes:
             for (case, output), file in zip(jobs, files, strict=True):
                 # No name for the outcome here: it would keep a scan and its labels while the next one is computed.
-                submitted.append(writer.submit(_write, case, output, file, next(outcomes), formats, keep))
+                submitted.append(writer.submit(write_case, case, output, file, next(outcomes), formats, keep))
                 if len(submitted) > writers:
-                    yield submitted[-1 - writers].result()
+                    yield submitted[taken].result()
+                    taken += 1
                 if segmenter.max_memory is not None:
                     wait(submitted[-1:])
-            yield from (one.result() for one in submitted[-writers:])
+            while taken < len(submitted):
+                yield submitted[taken].result()
+                taken += 1
     except KeyboardInterrupt as stop:
+        # What was written until now is an outcome like the others.
+        yield from (one.result() for one in submitted[taken:])
         failed = sum(one.result().error is not None for one in submitted)
-        but = f"; {failed} of them failed" if failed else ""
-        raise Stopped(
-            f"Interrupted after {len(submitted)} of {len(jobs)} cases, whose results are complete{but}."
-        ) from stop
+        done = f"the results of {len(submitted) - failed} of {len(jobs)} cases are complete, {failed} failed"
+        raise Stopped(f"Interrupted: {done}.") from stop
     finally:
         discard(*files)
-
-
-def _write(
-    case: Case, output: Path, probabilities: Path | None, outcome: Outcome, formats: Sequence[OutputFormat], keep: bool
-) -> Prediction:
-    """Write the files of a case, all or none; if that fails, return the error as its outcome."""
-    if outcome.result is None:
-        return Prediction(case, output, error=_about_final(outcome.error, probabilities, output))
-    try:
-        kept, reasons = _possible(formats, outcome.result)
-        names = ("nifti", *(one.asked for one in kept))
-        result = replace(outcome.result.with_warnings(kept), formats=names, not_written=reasons)
-        for name, reason in reasons.items():
-            logger.warning("%s: %s: %s", case.name, name, reason)
-        before = _files_of_result(output)
-        # The label image is the last one, so that there is none without the others.
-        with memory_errors("writing the result"), whole_files(output.parent, output.name) as folder:
-            for one in kept:
-                _write_format(one, result, folder / sibling(output, str(one.suffix)).name)
-            write_json(folder / sibling(output, ".json").name, result.record)
-            _write_format(find_format("nifti"), result, folder / output.name)
-            if keep:
-                keep_unrecorded(output, folder / output.name)
-            if probabilities:
-                with writing(sibling(output, PROBABILITIES)):
-                    os.replace(probabilities, folder / sibling(output, PROBABILITIES).name)
-        # What an earlier result had and this one has not must not pass for a part of it.
-        named = {sibling(output, str(one.suffix)) for one in kept}
-        for file in before - named - {sibling(output, PROBABILITIES) if probabilities else output}:
-            with writing(file):
-                file.unlink(missing_ok=True)
-    except VolsegError as error:
-        discard(probabilities)
-        return Prediction(case, output, error=error)
-    return Prediction(case, output, record=result.record)
-
-
-def _about_final(error: VolsegError | None, temporary: Path | None, output: Path) -> VolsegError | None:
-    """An error about the temporary file of the probabilities, as one about the file that was to be."""
-    if error is not None and temporary is not None:
-        final = str(sibling(output, PROBABILITIES))
-        error.args = tuple(str(part).replace(str(temporary), final) for part in error.args)
-    return error
-
-
-def _files_of_result(labels: Path) -> set[Path]:
-    """The files beside an existing label image that its record names, and its probabilities."""
-    record = _record_at(labels)
-    try:
-        known = [find_format(str(name)).suffix for name in record.get("formats", ())]
-    # One of a format that was added in another process.
-    except UsageError:
-        known = []
-    suffixes = [*(suffix for suffix in known if suffix), *([PROBABILITIES] if record else [])]
-    return {sibling(labels, suffix) for suffix in suffixes}
-
-
-def _record_at(labels: Path) -> dict[str, Any]:
-    """The record of an existing result; empty if there is none, or the file is something else."""
-    path = sibling(labels, ".json")
-    return read_record(path) if is_record(path) else {}
-
-
-def _possible(formats: Sequence[OutputFormat], result: Result) -> tuple[list[OutputFormat], dict[str, str]]:
-    """The formats to write, those in the place of others included, and why some cannot hold the result."""
-    kept: dict[str, OutputFormat] = {}
-    reasons: dict[str, str] = {}
-    waiting = list(formats)
-    while waiting:
-        one = waiting.pop(0)
-        if reason := one.reason_for_none(result):
-            reasons[one.asked] = reason
-            waiting += [find_format(one.instead)] if one.instead and one.instead not in reasons else []
-        else:
-            kept.setdefault(one.name, one)
-    return list(kept.values()), reasons
-
-
-def _write_format(output: OutputFormat, result: Result, path: Path) -> None:
-    """Write one more format; one of the caller that raises must not end the other cases."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        output.write(result, path)
-    except (VolsegError, MemoryError):
-        raise
-    except Exception as error:
-        raise VolsegError(f"The output format of {path} failed: {type(error).__name__}: {error}.") from error

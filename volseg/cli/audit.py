@@ -42,6 +42,8 @@ def audit(
 
 def _show(document: dict[str, Any], output: Path | None) -> None:
     """Print the most suspicious cases, and where the rest is."""
+    from volseg.report.audit_page import USUAL
+
     rows = [
         (case["rank"], case["name"], case["score"], case["label"] or "all labels", case["measure"],
          *_first(case["findings"]))
@@ -49,6 +51,8 @@ def _show(document: dict[str, Any], output: Path | None) -> None:
     ]  # fmt: skip
     columns = ("rank", "case", "score", "label", "measure", "reference", "model", "mL", "at voxel")
     show_table(f"Most suspicious of {counted(len(document['cases']), 'case')}", columns, rows)
+    above = sum(case["score"] > USUAL for case in document["cases"])
+    show_line(f"scores above {USUAL}: {above} of {len(document['cases'])}; in a dataset without errors few are")
     if output is not None:
         show_line(f"pictures: {printable(str(output / 'audit.html'))}")
 

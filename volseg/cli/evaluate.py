@@ -103,6 +103,7 @@ def compare(
 ) -> int:
     """Compare models on the same cases: paired differences, and a ranking that says what cannot be told apart."""
     from volseg.api.evaluation import compare as compare_models
+    from volseg.report.comparison_page import TITLES
 
     document = compare_models(predictions, references, labels, output, surface=surface, tolerance_mm=tolerance_mm)
     if as_json:
@@ -110,10 +111,10 @@ def compare(
         return 0
     for measure, found in document["measures"].items():
         ranking = [(row["rank"], row["model"], row["mean"], row["low"], row["high"]) for row in found["ranking"]]
-        show_table(f"Mean {measure}", ("rank", "model", "mean", "95 % from", "to"), ranking)
+        show_table(f"Mean {TITLES[measure]}", ("rank", "model", "mean", "95 % from", "to"), ranking)
         pairs = [
             (row["first"], row["second"], row["difference"], row["p_holm"], row["winner"] or "not distinguishable")
             for row in found["pairs"]
         ]
-        show_table(f"Differences in {measure}", ("first", "second", "difference", "p", "better"), pairs)
+        show_table(f"Differences in {TITLES[measure]}", ("first", "second", "difference", "p (Holm)", "better"), pairs)
     return 0

@@ -72,17 +72,23 @@ def predict(
     check_cards([model])
     from volseg.api.predict import predict as start
 
-    with progress_bar() as progress:
-        predictions = start(
-            inputs or [], model, output, channels=_named(channel), device=device, precision=precision, overlap=overlap,
-            tta=tta, max_memory=max_memory, crop=crop, series=series, volume=volume, untilt=untilt,
-            probabilities=probabilities, to=to, preview=preview, uncertainty=uncertainty,
-            overwrite=overwrite, skip_existing=skip_existing, progress=progress,
-        )  # fmt: skip
-        if predictions.skipped:
-            total = len(predictions) + predictions.skipped
-            logger.info("Skipping %d of %d cases whose result exists", predictions.skipped, total)
-        done = _collect(predictions, overwrite)
+    done: list[Any] = []
+    try:
+        with progress_bar() as progress:
+            predictions = start(
+                inputs or [], model, output, channels=_named(channel), device=device, precision=precision,
+                overlap=overlap, tta=tta, max_memory=max_memory, crop=crop, series=series, volume=volume,
+                untilt=untilt, probabilities=probabilities, to=to, preview=preview, uncertainty=uncertainty,
+                overwrite=overwrite, skip_existing=skip_existing, progress=progress,
+            )  # fmt: skip
+            if predictions.skipped:
+                total = len(predictions) + predictions.skipped
+                logger.info("Skipping %d of %d cases whose result exists", predictions.skipped, total)
+            _collect(predictions, done)
+    except Stopped as stop:
+        # The same command, continued, skips them and says nothing about them.
+        _show(done, as_json)
+        raise Stopped(f"{stop} {_how_to_go_on(done, overwrite)}") from stop
     return _report(done, as_json)
 
 
@@ -98,39 +104,27 @@ def _named(channels: list[str] | None) -> dict[str, str] | None:
     return named or None
 
 
-def _collect(predictions: Any, overwrite: bool) -> list[Any]:
-    """All outcomes; the error of one case of several is shown at once."""
-    done = []
-    try:
-        for outcome in predictions:
-            done.append(outcome)
-            if outcome.error and len(predictions) > 1:
-                show_error(f"{outcome.name}: {outcome.error}")
-    except Stopped as stop:
-        # With --overwrite, new results cannot be told from old ones.
-        how = "Run the same command again." if overwrite else "Resume with the same command and --skip-existing."
-        raise Stopped(f"{stop} {how}") from stop
-    return done
+def _collect(predictions: Any, done: list[Any]) -> None:
+    """Append all outcomes to `done`; the error of one case of several is shown at once."""
+    for outcome in predictions:
+        done.append(outcome)
+        if outcome.error and len(predictions) > 1:
+            show_error(f"{outcome.name}: {outcome.error}")
+
+
+def _how_to_go_on(done: list[Any], overwrite: bool) -> str:
+    """What to do after an interrupt; with --overwrite, new results cannot be told from old ones."""
+    if overwrite or not any(outcome.record for outcome in done):
+        return "Run the same command again."
+    return "Resume with the same command and --skip-existing."
 
 
 def _report(done: list[Any], as_json: bool) -> int:
     """Print the outcome of the cases; return the exit code."""
     failed = [outcome for outcome in done if outcome.error]
-    for outcome in done:
-        for line in _about_scan(outcome.record or {}):
-            logger.warning("%s: %s", outcome.name, line)
+    _show(done, as_json)
     if as_json:
         show_json({"cases": [_document(outcome) for outcome in done]})
-    else:
-        rows = [
-            (outcome.name, label, found["voxels"], found["volume_ml"], ", ".join(found["flags"]))
-            for outcome in done
-            if outcome.record
-            for label, found in outcome.record["labels"].items()
-        ]
-        if rows:
-            show_table("Volumes", ("case", "label", "voxels", "mL", "flags"), rows)
-        _say_where([outcome for outcome in done if outcome.record])
     if not failed:
         return 0
     if len(done) > 1:
@@ -140,6 +134,23 @@ def _report(done: list[Any], as_json: bool) -> int:
     if len(failed) < len(done):
         return 3
     return int(failed[0].error.exit_code)
+
+
+def _show(done: list[Any], as_json: bool) -> None:
+    """Log what is to be said about the scans and, unless JSON is printed, show their volumes."""
+    for outcome in done:
+        for line in _about_scan(outcome.record or {}):
+            logger.warning("%s: %s", outcome.name, line)
+    if not as_json:
+        rows = [
+            (outcome.name, label, found["voxels"], found["volume_ml"], ", ".join(found["flags"]))
+            for outcome in done
+            if outcome.record
+            for label, found in outcome.record["labels"].items()
+        ]
+        if rows:
+            show_table("Volumes", ("case", "label", "voxels", "mL", "flags"), rows)
+        _say_where([outcome for outcome in done if outcome.record])
 
 
 def _say_where(written: list[Any]) -> None:

@@ -152,7 +152,9 @@ def _with_interval(dice: float, volume: float | None, spread: float, known: Labe
     elif known.volume_low is None or known.volume_high is None:
         reason = f"no interval: calibrated on {known.cases} cases with the label, 9 are needed"
     else:
-        low, high = (max(0.0, volume + bound * spread) for bound in (known.volume_low, known.volume_high))
+        bounds = (max(0.0, volume + bound * spread) for bound in (known.volume_low, known.volume_high))
+        # As many digits as an estimate has: 1.177 mL.
+        low, high = (float(f"{bound:.4g}") for bound in bounds)
         return Confidence(stated.expected_dice, stated.expected_dice_error, low, high)
     return Confidence(stated.expected_dice, stated.expected_dice_error, reason=reason)
 

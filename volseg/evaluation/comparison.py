@@ -9,7 +9,7 @@ import numpy as np
 
 from volseg.errors import InputError
 from volseg.evaluation.statistics import SIGNIFICANT, bootstrap_intervals, holm, wilcoxon_p
-from volseg.text import first_few
+from volseg.text import counted, first_few
 
 # Each with whether more of it is better.
 COMPARED = {"dice": True, "surface_dice": True, "hausdorff95_mm": False}
@@ -49,6 +49,18 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "surface": first.get("surface"),
         "measures": {measure: _compared(reports, measure, labels) for measure in known},
     }
+
+
+def too_few_cases(cases: int, models: int) -> str | None:
+    """Why models cannot be told apart, however much they differ: with so few cases, or so many pairs of models."""
+    pairs = models * (models - 1) // 2
+    smallest = pairs * wilcoxon_p(range(1, cases + 1)) if cases else 1.0
+    if smallest < SIGNIFICANT:
+        return None
+    return (
+        f"{models} models on {counted(cases, 'case')} cannot be told apart, whatever their difference: the smallest p "
+        f"is {min(smallest, 1.0):.2g}, and {SIGNIFICANT} is needed. Compare on more cases."
+    )
 
 
 def _check_same(one: str, expected: Sequence[str], other: str, found: Sequence[str], what: str) -> None:

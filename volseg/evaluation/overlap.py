@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from volseg.data.grid.geometry import volume_of
 from volseg.errors import GridError
 
 
@@ -164,7 +165,8 @@ def _overlap(counts: np.ndarray, mixed_overlap: int, voxel_ml: float | None) -> 
     both = same + mixed_overlap
     if predicted + true == 0:
         return ABSENT_UNSIZED if voxel_ml is None else ABSENT
-    volumes = [None if voxel_ml is None else voxels * voxel_ml for voxels in (true, predicted, predicted - true)]
+    counted = (true, predicted, predicted - true)
+    volumes = [None if voxel_ml is None else volume_of(voxels, voxel_ml) for voxels in counted]
     return Overlap(
         dice=2 * both / (predicted + true),
         iou=both / (predicted + true - both),

@@ -84,6 +84,8 @@ def read_labels_file(path: Path) -> dict[str, Any]:
         InputError: not such a file.
         ConfigError: not a YAML mapping.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Give the file with the names and values of labels: its dataset.json.")
     return _read_mapping(path)
 
 

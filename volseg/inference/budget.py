@@ -21,7 +21,7 @@ from volseg.inference.windows import Windows, window_count
 from volseg.modelfile import ModelCard
 from volseg.networks.footprint import Computing, Footprint, footprint
 from volseg.system import MemoryLimit, resident_bytes, tightest_limit, usable_cores
-from volseg.text import shortened
+from volseg.text import counted, shortened
 
 logger = logging.getLogger(__name__)
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -392,4 +392,7 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
     if not found or not 0 < float(found[1]) < 2**40:
         raise UsageError(f"{shortened(text, 200)!r} is not an amount of memory. Write for example 4G or 512M.")
-    return int(float(found[1]) * UNITS[found[2]])
+    size = int(float(found[1]) * UNITS[found[2]])
+    if size < UNITS["K"]:
+        raise UsageError(f"{text!r} is an amount of memory of {counted(size, 'byte')}. Write for example 4G or 512M.")
+    return size

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from volseg.config import ABSOLUTE, Channel, Label
+from volseg.data.grid.geometry import volume_of
 from volseg.inference.components import SLAB_VOXELS, merge, outermost_first, slabs
 
 LabelFlag: TypeAlias = Literal[
@@ -180,5 +181,5 @@ def _quality(label: Label, voxels: int, second: int, at_border: bool, voxel_ml: 
         "volume_outside_training_range": not unstated and not low <= volume_ml <= high,
     }
     flags = tuple(flag for flag, is_raised in raised.items() if is_raised)
-    stated = None if unstated else volume_ml
+    stated = None if unstated else volume_of(voxels, voxel_ml)
     return LabelQuality(label.name, label.value, voxels, stated, unstated or None, flags)

@@ -18,11 +18,13 @@ FILES = ("audit.json", "audit.csv", "audit.html")
 PICTURES = "pictures"
 # Cases whose pictures are in the page itself; those of the others are in the folder.
 SHOWN = 30
+# A score that few cases exceed in a dataset without errors.
+USUAL = 3
 NOTE = (
     "Cases whose labels are probably wrong, the most suspicious first. Each was segmented by a model that was not "
     "trained on it. The score says how unusual the confident contradictions of the model are: by how many robust "
-    "standard deviations they exceed what is usual for the same label in the other cases. A high score is a question, "
-    "not a verdict: look at the picture, then at the scan."
+    "standard deviations they exceed what is usual for the same label in the other cases. In a dataset without errors "
+    f"few exceed {USUAL}. A high score is a question, not a verdict: look at the picture, then at the scan."
 )
 COLUMNS = (
     "rank", "case", "score", "label", "measure", "reference", "prediction", "volume_ml", "i", "j", "k", "x_mm", "y_mm",

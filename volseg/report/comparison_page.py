@@ -46,6 +46,7 @@ def comparison_page(document: Mapping[str, Any]) -> str:
     surface = document.get("surface") or {}
     how = "".join(f" {name.replace('_', ' ')}: {value}." for name, value in surface.items() if value is not None)
     parts = [f"<p>{len(models)} models on {len(document['cases'])} cases. {NOTE}{escape(how)}</p>"]
+    parts += [f"<p>{escape(warning)}</p>" for warning in document.get("warnings", ())]
     for measure, found in document["measures"].items():
         ranking = [
             (row["rank"], row["model"], row["mean"], _interval(row), row["median"], row["worst"])

@@ -244,8 +244,11 @@ def _estimates(labels: Mapping[str, LabelCalibration]) -> str:
         (
             name,
             one.cases,
-            *(_dice_text(value) for value in (one.error, one.clean_error, one.low_confidence)),
-            "none" if one.volume_coverage is None else f"{one.volume_coverage:.0%}",
+            *(
+                "too few scans" if value is None else _dice_text(value)
+                for value in (one.error, one.clean_error, one.low_confidence)
+            ),
+            "too few scans" if one.volume_coverage is None else f"{one.volume_coverage:.0%}",
         )
         for name, one in labels.items()
     ]

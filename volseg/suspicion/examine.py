@@ -81,7 +81,7 @@ def doubt(
     if not search.is_possible or not is_poor(examined.measures, confidence, calibration):
         return examined, {}
     started = time.perf_counter()
-    logger.info("%s: the result is poor; looking for an orientation that is not.", search.need.scan.source)
+    logger.info("%s: the result looks poor; trying other orientations of the scan.", search.need.scan.source)
     try:
         with memory_errors("looking for another orientation"):
             examined = examined.with_findings(question_orientation(search))

@@ -6,7 +6,7 @@ expected Dice of these results is compared. Nothing of this changes the labels.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -74,11 +74,11 @@ def question_orientation(search: Search) -> list[Finding]:
     Mirrored orientations are tried only for models with left and right labels, where they take as long again.
     """
     scan = middle(search)
-    found = _tried(search, scan, turns())
+    found = _tried(search, scan, tuple(turns()), "orientation")
     best = max(found, key=lambda turn: found[turn][0])
     here, dice = found[SAME][0], found[best][0]
     if left_right_pairs(label.name for label in search.plan.labels):
-        mirrored = _tried(search, scan, turns(mirrored=True))
+        mirrored = _tried(search, scan, tuple(turns(mirrored=True)), "mirrored orientation")
         other = max(mirrored, key=lambda turn: mirrored[turn][0])
         if mirrored[other][0] >= dice + CLEARLY:
             found, best, dice = mirrored, other, mirrored[other][0]
@@ -91,9 +91,16 @@ def question_orientation(search: Search) -> list[Finding]:
     return [Finding("orientation_suspect", sentence)]
 
 
-def _tried(search: Search, scan: Scan, candidates: Iterable[Turn]) -> dict[Turn, tuple[float, float]]:
+def _tried(search: Search, scan: Scan, candidates: Sequence[Turn], called: str) -> dict[Turn, tuple[float, float]]:
     """By orientation the expected Dice of all labels, and the one from which on a result is not poor."""
-    return {turn: expected_dice(search, scan, turn) for turn in candidates}
+    found = {}
+    for number, turn in enumerate(candidates):
+
+        def show(_done: int, _windows: int, text: str = f"{called} {number + 1} of {len(candidates)}") -> None:
+            search.progress("segment", 1.0, text)
+
+        found[turn] = expected_dice(search, scan, turn, show)
+    return found
 
 
 def middle(search: Search) -> Scan:
@@ -117,20 +124,18 @@ def middle(search: Search) -> Scan:
         extent[extent.argmax()] *= SHRINK
 
 
-def expected_dice(search: Search, scan: Scan, turn: Turn) -> tuple[float, float]:
+def expected_dice(
+    search: Search, scan: Scan, turn: Turn, show: Callable[[int, int], None] | None = None
+) -> tuple[float, float]:
     """The expected Dice if the header of `scan` were that after a turn, and the one from which on it is not poor.
 
     Both are means over the labels with a threshold, weighted by the sizes of their masks and probabilities: (0, 1)
-    without any.
+    without any. `show` is called after each window.
     """
     labeller = search.labeller
     geometry = turned(scan.geometry, turn)
     volume, grid = image_to_network(scan.channels, geometry, search.plan, device=labeller.device)
     predictor = predictor_of(labeller.network, labeller.device, labeller.dtype)
-
-    def show(_done: int, _windows: int) -> None:
-        search.progress("segment", 1.0, "looking for another orientation")
-
     engine = Engine(predictor, _coarse(labeller.windows), labeller.device, progress=show)
     calibration = search.calibration
     assert calibration is not None

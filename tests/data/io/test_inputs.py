@@ -379,6 +379,16 @@ def test_unwritable_outputs_are_rejected_before_any_computation(
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
 
 
+@pytest.mark.parametrize("output", ["seg.jpg", "seg.PNG", "seg.nii.gzip.gz", "seg.img", "seg.json"])
+def test_the_name_of_another_file_is_not_taken_for_a_folder(tmp_path: Path, output: str) -> None:
+    cases = find_cases([make(tmp_path, "a.nii") / "a.nii"], ONE)
+    suffix = Path(output).suffix
+    with pytest.raises(UsageError, match=rf"ends in {suffix}, but it is the label image or a folder\. Give one of "):
+        plan_outputs(cases, tmp_path / output)
+    (tmp_path / output).mkdir()
+    assert [out for _, out in plan_outputs(cases, tmp_path / output)] == [tmp_path / output / "a.nii"]
+
+
 def test_a_folder_of_finished_results_need_not_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = find_cases([make(tmp_path / "scans", "a.nii", "b.nii")], ONE)
     out = make(tmp_path / "out", "a.nii")

@@ -13,6 +13,7 @@ from volseg.api.audit.findings import described, save_picture
 from volseg.api.audit.runs import AuditedRun, open_runs
 from volseg.api.segmenter import Segmenter
 from volseg.auditing.ranking import Score, score_cases
+from volseg.data.io.provenance import read_record
 from volseg.data.joining import Source
 from volseg.errors import InputError, ResourceError
 from volseg.files import given_path, temporary_path, writing
@@ -95,8 +96,18 @@ def audit(
         "warnings": warnings,
     }
     if folder is not None:
+        earlier = _pictures_of(folder)
         write_audit(document, folder)
+        for picture in sorted(earlier - set(pictures)):
+            (folder / picture).unlink(missing_ok=True)
     return document
+
+
+def _pictures_of(folder: Path) -> set[str]:
+    """The pictures that an earlier audit in a folder names, so that none of them passes for one of the new."""
+    cases = read_record(folder / FILES[0]).get("cases")
+    named = [one.get("picture") for one in cases if isinstance(one, dict)] if isinstance(cases, list) else []
+    return {one for one in named if isinstance(one, str) and one == f"{PICTURES}/{Path(one).name}"}
 
 
 @contextmanager

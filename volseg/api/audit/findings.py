@@ -9,6 +9,7 @@ from volseg.api.audit.case import Examined, again
 from volseg.auditing.measures import Finding, is_in
 from volseg.auditing.question import BACKGROUND
 from volseg.auditing.ranking import Score
+from volseg.data.grid.geometry import volume_of
 from volseg.report.audit_page import finding_in_words
 from volseg.report.audit_picture import Questioned, save_audit_picture
 
@@ -28,7 +29,7 @@ def described(examined: Examined, score: Score) -> dict[str, Any]:
             name: {
                 "score": round(score.by_label[name], 3),
                 **{
-                    f"{key}_ml": None if voxel_ml is None else getattr(one, key) * voxel_ml
+                    f"{key}_ml": None if voxel_ml is None else volume_of(getattr(one, key), voxel_ml)
                     for key in ("reference", "prediction", "disagreement", "largest", "gap")
                 },
             }
@@ -55,7 +56,7 @@ def _document(finding: Finding, examined: Examined) -> dict[str, Any]:
         "reference": examined.question.name(finding.stated),
         "prediction": examined.question.name(finding.found),
         "voxels": finding.voxels,
-        "volume_ml": finding.voxels * examined.audited.voxel_ml if is_sized else None,
+        "volume_ml": volume_of(finding.voxels, examined.audited.voxel_ml) if is_sized else None,
         "voxel": list(finding.place),
         "position_mm": [round(float(value), 3) for value in position] if is_sized else None,
         "confidence": round(finding.weight / finding.voxels, 3),

@@ -220,3 +220,8 @@ def _description(geometry: Geometry) -> str:
     size = " x ".join(str(size) for size in geometry.shape)
     spacing = " x ".join(f"{spacing:.3g}" for spacing in geometry.spacing_mm)
     return f"{size} voxels of {spacing} mm, {geometry.axis_codes}, from {np.round(geometry.affine[:3, 3], 2).tolist()}"
+
+
+def volume_of(voxels: float, voxel_ml: float) -> float:
+    """The volume of voxels in mL, without the noise of binary fractions: 1.765, not 1.7650000000000001."""
+    return float(f"{voxels * voxel_ml:.12g}")

@@ -44,6 +44,8 @@ ONE_FILE_SUFFIX = {".nhdr": ".nrrd", ".mhd": ".mha"}
 NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
 # Beside results: the names of those that a process is about to write, and the file that it locks as long as it lives.
 _CLAIM, _CLAIMED = "claim", "claimed"
+# Of files that are no label image: whoever gives such a name does not mean a folder.
+_NO_FOLDER = (".gz", ".hdr", ".img", ".jpeg", ".jpg", ".json", ".npy", ".png", ".tif", ".tiff", ".zip")
 # Seconds within which a process that holds its lock has written its claim.
 _CLAIM_SECONDS = 5.0
 
@@ -206,10 +208,10 @@ def output_paths(cases: Sequence[Case], out: Path) -> list[Path]:
         if len(cases) == 1:
             return [out]
         raise UsageError(f"--output {out} names one file, but there are {len(cases)} cases. Give a folder.")
-    if out.suffix.lower() in DICOM_SUFFIXES and not os.path.isdir(out):
+    if out.suffix.lower() in (*DICOM_SUFFIXES, *_NO_FOLDER) and not os.path.isdir(out):
         raise UsageError(
-            f"--output {out} ends in {out.suffix}, but it is the label image or a folder. Give a folder; DICOM "
-            "results lie in it, named as the case."
+            f"--output {out} ends in {out.suffix}, but it is the label image or a folder. Give one of "
+            f"{', '.join(SUFFIXES)}, or a folder; pictures and DICOM results lie beside the label image, named as it."
         )
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(

@@ -1,0 +1,1 @@
+"""What `predict` does to one case once it is segmented."""

@@ -161,6 +161,15 @@ def test_pictures_of_an_earlier_audit_are_replaced_and_no_others(runs, output, t
     assert {f"pictures/{path.name}" for path in (again / "pictures").iterdir()} == now | {"pictures/mine.png"}
 
 
+def test_an_interrupted_audit_leaves_nothing(runs, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        volseg.audit(runs, tmp_path / "audit", device="cpu", network=Threshold, progress=stop)
+    assert list((tmp_path / "audit").iterdir()) == []
+
+
 def test_without_an_output_nothing_is_written(runs, document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = volseg.audit(runs, device="cpu", network=Threshold)

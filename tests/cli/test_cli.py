@@ -55,6 +55,26 @@ def test_predict_writes_a_label_image_and_its_json_file(tmp_path, model, scans):
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_the_table_has_intervals_and_expected_dice_of_a_calibrated_model(tmp_path, model, calibrated):
+    scan, out = nibabel.Nifti1Image(blob(seed=1), AFFINE), tmp_path / "seg.nii.gz"
+    scan.header.set_xyzt_units("mm")
+    nibabel.save(scan, tmp_path / "scan.nii.gz")
+    arguments = ("--model", "hippocampus" if calibrated else model, "--output", out, "--device", "cpu")
+    result = run("predict", tmp_path / "scan.nii.gz", *arguments)
+    assert result.exit_code == 0, result.output
+    labels = json.loads((tmp_path / "seg.json").read_text())["labels"]
+    for name, found in labels.items():
+        (row,) = (line for line in result.stdout.splitlines() if f" {name} " in line)
+        cells = [cell.strip() for cell in row.split("│")]
+        estimates = []
+        if calibrated:
+            low, high, dice = (found[key] for key in ("volume_ml_low", "volume_ml_high", "expected_dice"))
+            estimates = [f"{low:.4g} to {high:.4g}" if low is not None else "-", f"{dice:.4g}" if dice else "-"]
+        assert cells[3:-2] == [str(found["voxels"]), f"{found['volume_ml']:.4g}", *estimates]
+    assert ("expected Dice" in result.stdout) == calibrated
+
+
 def test_one_bad_case_of_several_ends_with_3_and_the_others_are_done(tmp_path, model, scans):
     result = run("predict", scans, "--model", model, "--output", tmp_path / "out", "--device", "cpu", "--json")
     assert result.exit_code == 3

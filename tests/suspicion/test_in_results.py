@@ -167,10 +167,10 @@ def test_a_search_can_be_ended_between_two_windows():
 
     def show(stage, done, text):
         told.append((stage, done, text))
-        if text == "looking for another orientation":
+        if text == "orientation 1 of 24":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         segmenter_of()((scan_of(), header(HALF_TURN)), show)
-    assert told[-1] == ("segment", 1.0, "looking for another orientation")
+    assert told[-1] == ("segment", 1.0, "orientation 1 of 24")
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)

@@ -371,7 +371,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
         "folder": str(path),
         "step": last.step,
         "minutes": round(last.seconds / 60, 2),
-        "progress": last.progress,
+        "progress": min(last.progress, 1.0),
         "loss": last.loss,
         "model": str(path / "model.safetensors") if (path / "model.safetensors").exists() else "not finished",
         **({"started_from": _lineage(read_start(path).record())} if (path / START).exists() else {}),

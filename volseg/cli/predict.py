@@ -142,15 +142,27 @@ def _show(done: list[Any], as_json: bool) -> None:
         for line in _about_scan(outcome.record or {}):
             logger.warning("%s: %s", outcome.name, line)
     if not as_json:
-        rows = [
-            (outcome.name, label, found["voxels"], found["volume_ml"], ", ".join(found["flags"]))
+        labels = [
+            (outcome.name, label, found)
             for outcome in done
-            if outcome.record
-            for label, found in outcome.record["labels"].items()
+            for label, found in (outcome.record or {"labels": {}})["labels"].items()
         ]
-        if rows:
-            show_table("Volumes", ("case", "label", "voxels", "mL", "flags"), rows)
+        if labels:
+            # Models without a calibration estimate neither.
+            estimated = any(found["expected_dice"] is not None for *_, found in labels)
+            more = ("90 % interval", "expected Dice") if estimated else ()
+            rows = [
+                (case, name, one["voxels"], one["volume_ml"], *_estimates(one)[: len(more)], ", ".join(one["flags"]))
+                for case, name, one in labels
+            ]
+            show_table("Volumes", ("case", "label", "voxels", "mL", *more, "flags"), rows)
         _say_where([outcome for outcome in done if outcome.record])
+
+
+def _estimates(found: dict[str, Any]) -> tuple[str | None, float | None]:
+    """The interval of the volume of a label, and its expected Dice."""
+    low, high = found["volume_ml_low"], found["volume_ml_high"]
+    return (None if low is None or high is None else f"{low:.4g} to {high:.4g}"), found["expected_dice"]
 
 
 def _say_where(written: list[Any]) -> None:

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,13 @@ def _room_for_arrays(folder: Path | None) -> Iterator[Path | None]:
     place = temporary_path(folder / FILES[0])
     with writing(folder):
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=place.name, dir=folder, ignore_cleanup_errors=True) as room:
-        yield Path(room)
+    try:
+        with tempfile.TemporaryDirectory(prefix=place.name, dir=folder, ignore_cleanup_errors=True) as room:
+            yield Path(room)
+    finally:
+        # An audit that was interrupted before its first picture leaves no empty folder.
+        with suppress(OSError):
+            (folder / PICTURES).rmdir()
 
 
 def _examine_all(

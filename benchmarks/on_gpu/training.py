@@ -13,6 +13,7 @@ from on_gpu.common import Line, Setting, nnunet_network, write_cases
 from volseg import train
 from volseg.config import TrainingConfig
 from volseg.data.cases.phantom import write_phantoms
+from volseg.device import expandable_memory
 from volseg.networks import UNet
 from volseg.precision import autocast, choose_precision
 from volseg.training import TrainingState
@@ -75,17 +76,18 @@ def step(setting: Setting) -> Iterator[Line]:
 
 
 def growth(setting: Setting) -> Iterator[Line]:
-    """Steps a second and reserved memory while patches grow."""
+    """Steps a second and reserved memory while patches grow, with memory that grows with them as in a run."""
     parts = Parts(setting)
-    for edge in setting.sized(range(40, 136, 8), (16, 24)):
-        found = [sum(parts.step(edge).values()) for _ in range(setting.sized(8, 2))]
-        reserved = torch.cuda.memory_reserved(setting.device) / 2**30 if setting.device.type == "cuda" else None
-        yield {
-            "patch": edge,
-            "first step, ms": round(found[0], 2),
-            "step, ms": round(statistics.median(found[1:]), 2),
-            "reserved GiB": reserved and round(reserved, 3),
-        }
+    with expandable_memory(setting.device, needed=True):
+        for edge in setting.sized(range(40, 136, 8), (16, 24)):
+            found = [sum(parts.step(edge).values()) for _ in range(setting.sized(8, 2))]
+            reserved = torch.cuda.memory_reserved(setting.device) / 2**30 if setting.device.type == "cuda" else None
+            yield {
+                "patch": edge,
+                "first step, ms": round(found[0], 2),
+                "step, ms": round(statistics.median(found[1:]), 2),
+                "reserved GiB": reserved and round(reserved, 3),
+            }
 
 
 def loader(setting: Setting) -> Iterator[Line]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,7 +14,8 @@ from volseg import train
 from volseg.api.training import fit as fit_module
 from volseg.config import Label
 from volseg.errors import UsageError
-from volseg.modelfile import read_card
+from volseg.finetuning.source import Source
+from volseg.modelfile import ModelCard, read_card, save_model
 from volseg.networks import UNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,3 +107,37 @@ def test_a_run_of_the_name_of_a_bundled_model_is_found_from_elsewhere(phantoms, 
     shutil.rmtree(run / "checkpoint")
     train(phantoms, run, resume=True, device="cpu")
     assert read_card(run / "model.safetensors").training["from"][0]["name"] == "Phantoms MR-fold0"
+
+
+def trained(fold, folds=5, **training):
+    """A model that was trained on a fold of the phantoms."""
+    words = f"volseg train X --output RUN --fold {fold} --folds {folds} --seed 0"
+    training = {"dataset": "Phantoms_MR", "fold": fold, "command": words} | training
+    return ModelCard(name="m", plan=tiny_plan(), training=training)
+
+
+def test_a_run_says_where_its_model_knows_the_cases_of_the_validation(phantoms, tmp_path, caplog):
+    """Its scores would be too good, without a word."""
+    path, card = tmp_path / "m.safetensors", trained(1)
+    save_model(path, card, UNet(card.plan.network).state_dict())
+    run = train(phantoms, tmp_path / "run", from_model=path, **QUICK)
+    told = "alidation scores may be too good: the model was trained on Phantoms_MR, fold 1 of 5, so it may know cases "
+    assert told in caplog.text
+    assert told in (run / "plan.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("card", "names", "fold", "said"),
+    [
+        (trained("all"), ["Phantoms MR"], 0, "fold all of 5, so it may know cases that fold 0 of 5 validates on"),
+        (trained(0, folds=2), ["Phantoms MR"], 0, "fold 0 of 2, so it may know cases that fold 0 of 5 validates on"),
+        (trained(0), ["Phantoms MR"], 0, None),
+        (trained(1), ["Phantoms MR"], "all", None),
+        (trained(1), ["others"], 0, None),
+        (trained(1, dataset="a + b", datasets={"a": 3, "b": 2}), ["c", "B"], 0, "trained on b, fold 1 of 5"),
+        (ModelCard(name="m", plan=tiny_plan()), ["tiny"], 0, None),
+    ],
+)
+def test_which_models_may_know_the_cases_of_a_fold(card, names, fold, said):
+    found = Source(Path("m"), "m", "0" * 64, card, 0).seen(names, fold, 5)
+    assert said in found if said else found == ""

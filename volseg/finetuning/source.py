@@ -1,6 +1,7 @@
 """The model that a run starts from."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from torch import nn
 from volseg.config import CUSTOM
 from volseg.errors import InputError, UsageError
 from volseg.files import given_path
-from volseg.finetuning.start import Start
+from volseg.finetuning.start import Start, plain_name
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, sha256_of_model
 from volseg.modelfile.card import RUN_MODEL, own_network_of
 from volseg.networks import Ensemble, open_network
 from volseg.training.run.folder import is_run
 from volseg.training.run.settings import RunSettings
+
+# The number of folds in the command of a model's card.
+_FOLDS = re.compile(r"--folds (\d+)")
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,35 @@ class Source:
 
     def ancestry(self) -> tuple[dict[str, Any], ...]:
         """What the card says of the models that this one started from, the youngest first."""
+        return tuple(self._training().get("from", ()))
+
+    def seen(self, datasets: Collection[str], fold: int | str, folds: int) -> str:
+        """Why the network may have been trained on cases that a run validates on, by its card; "" if nothing says so.
+
+        Args:
+            datasets: the names of those of the run.
+            fold: of the run; "all" validates on nothing.
+            folds: their number.
+        """
+        record = self._training()
+        names = {plain_name(name) for name in datasets}
+        of_model = [str(record.get("dataset", "")), *map(str, record.get("datasets") or ())]
+        both = [name for name in of_model if plain_name(name) in names]
+        number = _FOLDS.search(str(record.get("command", "")))
+        same = record.get("fold") == fold and (number is None or int(number[1]) == folds)
+        if fold == "all" or not both or same:
+            return ""
+        known = f"{both[0]}, fold {record.get('fold')}{f' of {number[1]}' if number else ''}"
+        return (
+            f"validation scores may be too good: the model was trained on {known}, so it may know cases that fold {fold} "
+            f"of {folds} validates on. Start each fold from the model of the same fold"
+        )
+
+    def _training(self) -> Mapping[str, Any]:
+        """The record of the training of the network that the run starts from."""
         training = self.card.training
         members = training.get("members") or ()
-        record = members[self.member] if self.member < len(members) else training
-        return tuple(record.get("from", ()))
+        return members[self.member] if self.member < len(members) else training
 
 
 def _place(path: Path) -> Path:

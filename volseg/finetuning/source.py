@@ -75,8 +75,8 @@ class Source:
             return ""
         known = f"{both[0]}, fold {record.get('fold')}{f' of {number[1]}' if number else ''}"
         return (
-            f"validation scores may be too good: the model was trained on {known}, so it may know cases that fold {fold} "
-            f"of {folds} validates on. Start each fold from the model of the same fold"
+            f"validation scores may be too good: the model was trained on {known}, so it may know cases that fold "
+            f"{fold} of {folds} validates on. Start each fold from the model of the same fold"
         )
 
     def _training(self) -> Mapping[str, Any]:

@@ -108,7 +108,22 @@ class Start(Frozen):
                         "--label-map NEW=OLD joins them.")  # fmt: skip
         if not self.labels.copied and not self.labels.kept:
             said.append("No label of the model is taken over, because none has the name of one in the dataset.")
+        said += self._of_channels()
         return [*said, *([f"{self.seen[0].upper()}{self.seen[1:]}."] if self.seen else [])]
+
+    def _of_channels(self) -> list[str]:
+        """Signs that channels were not matched as meant: their weights would be a mean, whatever the scans are."""
+        new = self.channels.new
+        pairs = [f"{name!r} (the model has {found[0]!r})" for name in new if (found := self.channels.near(name))]
+        said = []
+        if pairs:
+            said.append(
+                "Channels that differ from the model's only in how they are written start from the mean of its others: "
+                f"{first_few(pairs)}. Where both are the same, give them one name in the dataset."
+            )
+        if not self.channels.copied:
+            said.append("No channel of the model is taken over, because none has the name of one in the dataset.")
+        return said
 
 
 def read_start(run: Path) -> Start:

@@ -11,10 +11,11 @@ import torch
 
 from tests.pipeline import TINY, tiny_plan, write_model
 from volseg import train
+from volseg.api.ensemble import ensemble
 from volseg.api.training import fit as fit_module
 from volseg.config import Label
 from volseg.errors import UsageError
-from volseg.finetuning.source import Source
+from volseg.finetuning.source import Source, open_source
 from volseg.modelfile import ModelCard, read_card, save_model
 from volseg.networks import UNet
 
@@ -141,3 +142,16 @@ def test_a_run_says_where_its_model_knows_the_cases_of_the_validation(phantoms, 
 def test_which_models_may_know_the_cases_of_a_fold(card, names, fold, said):
     found = Source(Path("m"), "m", "0" * 64, card, 0).seen(names, fold, 5)
     assert said in found if said else found == ""
+
+
+def test_a_fold_starts_from_the_member_of_its_fold_whatever_their_order(tmp_path):
+    """Sorted by name, fold_10 comes before fold_2; the member of another fold knows the cases of the validation."""
+    paths = []
+    for fold in (2, 0):
+        card = trained(fold)
+        paths.append(tmp_path / f"{fold}.safetensors")
+        save_model(paths[-1], card, UNet(card.plan.network).state_dict())
+    both = ensemble(paths, tmp_path / "both.safetensors")
+    # Fold 1 is of none of them, so its number counts, and that of fold 3 is too large.
+    assert [open_source(both, fold).member for fold in (0, 2, 1, 3, "all")] == [1, 0, 1, 0, 0]
+    assert open_source(both, 0).seen(["Phantoms MR"], 0, 5) == ""

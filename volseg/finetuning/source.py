@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,9 @@ def find_source(settings: RunSettings, run: Path) -> Source | None:
 
 
 def open_source(model: str | Path, fold: int | str) -> Source:
-    """The model that a run of a fold starts from: fold K starts from member K of an ensemble, else from the first.
+    """The model that a run of a fold starts from: of an ensemble the member that was trained on the same fold.
+
+    Where no member says so fold K starts from member K, or from the first if there are fewer.
 
     Raises:
         InputError: there is no such model, or it is not a model file.
@@ -181,8 +183,16 @@ def open_source(model: str | Path, fold: int | str) -> Source:
     path = model_path(model)
     card = read_card(path)
     name = str(model) if str(model) in bundled_models() and not is_run(Path(model)) else card.name
-    member = fold if isinstance(fold, int) and fold < card.members else 0
+    member = _member_of(card, fold)
     return Source(path, name, sha256_of_model(path), card, member)
+
+
+def _member_of(card: ModelCard, fold: int | str) -> int:
+    """The member of a model that a fold starts from; the order of members is that in which they were given."""
+    folds = [record.get("fold") for record in card.training.get("members") or ()][: card.members]
+    if folds.count(fold) == 1:
+        return folds.index(fold)
+    return fold if isinstance(fold, int) and fold < card.members else 0
 
 
 def source_of(settings: RunSettings, start: Start) -> Source:
@@ -192,7 +202,7 @@ def source_of(settings: RunSettings, start: Start) -> Source:
         InputError: it is no longer there, or has changed since.
     """
     assert settings.from_model
-    source = open_source(settings.from_model, settings.fold)
+    source = replace(open_source(settings.from_model, settings.fold), member=start.member or 0)
     if source.sha256 != start.sha256:
         raise InputError(
             f"The model {settings.from_model} is not the one that the run was started from: its sha256 is "

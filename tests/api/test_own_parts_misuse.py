@@ -26,6 +26,7 @@ def planned(plan):
     ("transform", "message"),
     [
         (lambda sample: None, r'A transform returned NoneType, expected a dictionary with "image" and "label"'),
+        (lambda sample: [sample, sample], r'A transform returned list, expected a dictionary with "image" and "label"'),
         (
             lambda sample: {"image": sample["image"]},
             'A transform returned the keys image, expected a dictionary with "',

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from monai.transforms import RandAffined
 from torch import nn
 
@@ -25,6 +26,7 @@ def planned(plan):
     ("transform", "message"),
     [
         (lambda sample: None, r'A transform returned NoneType, expected a dictionary with "image" and "label"'),
+        (lambda sample: [sample, sample], r'A transform returned list, expected a dictionary with "image" and "label"'),
         (
             lambda sample: {"image": sample["image"]},
             'A transform returned the keys image, expected a dictionary with "',
@@ -62,6 +64,14 @@ def test_a_transform_may_return_other_number_types(phantoms, tmp_path):
 def test_a_loss_that_teaches_nothing_is_refused(phantoms, tmp_path):
     with pytest.raises(UsageError, match="a number that does not depend on the logits, so nothing can be learned"):
         volseg.train(phantoms, tmp_path / "run", loss=lambda logits, _: logits.mean().detach(), **SETTINGS)
+
+
+def test_a_loss_that_fails_is_told_what_it_was_given(phantoms, tmp_path):
+    """As with losses that take one-hot targets, such as most of MONAI."""
+    loss = torch.nn.BCEWithLogitsLoss()
+    said = r"raised ValueError for logits \(2, 3, .*\) and a target \(2, \d+, \d+, \d+\) of torch.int64: Target"
+    with pytest.raises(UsageError, match=said):
+        volseg.train(phantoms, tmp_path / "run", loss=lambda logits, target: loss(logits, target.float()), **SETTINGS)
 
 
 def test_none_stands_for_no_part(phantoms, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 
 from tests.pipeline import TINY, tiny_plan, write_model
 from volseg import train
+from volseg.api.ensemble import ensemble
 from volseg.api.training import fit as fit_module
 from volseg.config import Label
 from volseg.errors import UsageError
-from volseg.modelfile import read_card
+from volseg.finetuning.source import Source, open_source
+from volseg.modelfile import ModelCard, read_card, save_model
 from volseg.networks import UNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,3 +108,50 @@ def test_a_run_of_the_name_of_a_bundled_model_is_found_from_elsewhere(phantoms, 
     shutil.rmtree(run / "checkpoint")
     train(phantoms, run, resume=True, device="cpu")
     assert read_card(run / "model.safetensors").training["from"][0]["name"] == "Phantoms MR-fold0"
+
+
+def trained(fold, folds=5, **training):
+    """A model that was trained on a fold of the phantoms."""
+    words = f"volseg train X --output RUN --fold {fold} --folds {folds} --seed 0"
+    training = {"dataset": "Phantoms_MR", "fold": fold, "command": words} | training
+    return ModelCard(name="m", plan=tiny_plan(), training=training)
+
+
+def test_a_run_says_where_its_model_knows_the_cases_of_the_validation(phantoms, tmp_path, caplog):
+    """Its scores would be too good, without a word."""
+    path, card = tmp_path / "m.safetensors", trained(1)
+    save_model(path, card, UNet(card.plan.network).state_dict())
+    run = train(phantoms, tmp_path / "run", from_model=path, **QUICK)
+    told = "alidation scores may be too good: the model was trained on Phantoms_MR, fold 1 of 5, so it may know cases "
+    assert told in caplog.text
+    assert told in (run / "plan.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("card", "names", "fold", "said"),
+    [
+        (trained("all"), ["Phantoms MR"], 0, "fold all of 5, so it may know cases that fold 0 of 5 validates on"),
+        (trained(0, folds=2), ["Phantoms MR"], 0, "fold 0 of 2, so it may know cases that fold 0 of 5 validates on"),
+        (trained(0), ["Phantoms MR"], 0, None),
+        (trained(1), ["Phantoms MR"], "all", None),
+        (trained(1), ["others"], 0, None),
+        (trained(1, dataset="a + b", datasets={"a": 3, "b": 2}), ["c", "B"], 0, "trained on b, fold 1 of 5"),
+        (ModelCard(name="m", plan=tiny_plan()), ["tiny"], 0, None),
+    ],
+)
+def test_which_models_may_know_the_cases_of_a_fold(card, names, fold, said):
+    found = Source(Path("m"), "m", "0" * 64, card, 0).seen(names, fold, 5)
+    assert said in found if said else found == ""
+
+
+def test_a_fold_starts_from_the_member_of_its_fold_whatever_their_order(tmp_path):
+    """Sorted by name, fold_10 comes before fold_2; the member of another fold knows the cases of the validation."""
+    paths = []
+    for fold in (2, 0):
+        card = trained(fold)
+        paths.append(tmp_path / f"{fold}.safetensors")
+        save_model(paths[-1], card, UNet(card.plan.network).state_dict())
+    both = ensemble(paths, tmp_path / "both.safetensors")
+    # Fold 1 is of none of them, so its number counts, and that of fold 3 is too large.
+    assert [open_source(both, fold).member for fold in (0, 2, 1, 3, "all")] == [1, 0, 1, 0, 0]
+    assert open_source(both, 0).seen(["Phantoms MR"], 0, 5) == ""

@@ -227,6 +227,17 @@ def test_flips_of_kept_labels_are_those_of_the_model_with_its_sides(data, finger
     assert plan.sides == Sides(axis=1, pairs=((values["left"], values["right"]),))
 
 
+def test_a_label_that_has_lost_its_partner_on_the_other_side_forbids_the_flip(data, fingerprint):
+    """By the model, where the names say nothing: here ball and rod are the left and the right of two."""
+    lone = Label(name="other", value=2)
+    for second, axes in ((lone, (0, 2)), (Label(name="rod", value=2), (0, 1, 2))):
+        model = tiny_plan(labels=(Label(name="ball", value=1), second), sides=Sides(axis=1, pairs=((1, 2),)))
+        centred = tuple(replace(case, offsets={}) for case in fingerprint.cases)
+        plan, reasons, _ = started(model, data, replace(fingerprint, cases=centred))
+        assert plan.mirror_axes == axes
+        assert ("ball of the model has lost its partner" in reasons["mirror_axes"]) == (second is lone)
+
+
 def test_a_model_whose_axes_are_as_stored_flips_nothing_where_labels_have_sides(data, fingerprint):
     model = tiny_plan(orientation="stored", axes=(0, 1, 2), mirror_axes=(0, 1, 2))
     one_sided = dict.fromkeys(("ball", "rod"), (0.4, 0.0, 0.0))

@@ -74,6 +74,21 @@ def test_a_near_match_and_no_match_are_warned_of():
     assert warnings(["Tail"], keep=True) == []
 
 
+def test_channels_that_only_nearly_match_or_not_at_all_are_warned_of():
+    """Their weights are a mean, which the table alone does not make anyone stop for."""
+    labels = match_labels(MODEL, MODEL, {}, keep=False)
+
+    def warnings(names, known):
+        return Start(name="m", sha256=64 * "a", labels=labels, channels=match_channels(names, known)).warnings()
+
+    assert warnings(["T1", "CT"], ["T1", "FLAIR"]) == warnings(["image"], ["MRI"]) == []
+    (near,) = warnings(["flair", "T1"], ["T1", "FLAIR"])
+    assert "start from the mean of its others: 'flair' (the model has 'FLAIR')" in near
+    assert len(warnings(["flair", "t1"], ["T1", "FLAIR"])) == 2
+    (none,) = warnings(["ADC", "DWI"], ["T1", "FLAIR"])
+    assert none == "No channel of the model is taken over, because none has the name of one in the dataset."
+
+
 def test_the_table_says_that_the_encoder_is_frozen():
     labels = match_labels(MODEL, MODEL, {}, keep=False)
     start = Start(name="m", sha256=64 * "a", labels=labels, channels=Match(taken={"MRI": "MRI"}))

@@ -60,6 +60,14 @@ def test_labels_without_a_side_in_their_names_are_paired_by_their_positions():
     assert "C lies on one side of the other labels along A" in reasons["mirror_axes"]
 
 
+@pytest.mark.parametrize("names", [("kidney_left",), ("left lung", "left kidney"), ("L", "aorta")])
+def test_a_label_of_one_side_alone_forbids_the_flip_wherever_it_lies(names):
+    """Alone it is the middle of itself; a flip would teach that the right kidney is the left one."""
+    plan, reasons = planned(*dataset(dict.fromkeys(names, (0.0, 0.0, 0.0))))
+    assert (plan.mirror_axes, plan.sides) == ((0, 2), None)
+    assert "is of one side by its name and has no partner that a flip exchanges" in reasons["mirror_axes"]
+
+
 @pytest.mark.parametrize(
     ("offsets", "volumes"),
     [

@@ -96,7 +96,8 @@ def train(
         overwrite: replace the run in `output`.
         finish: end the run in `output` now: no further step, but model, scores and report of what its checkpoint holds.
         from_model: start from this model: a bundled name, a model file or a run folder. Labels and channels are matched
-            by name; spacing, normalisation and network are the model's. Of an ensemble, fold K starts from member K.
+            by name; spacing, normalisation and network are the model's. Of an ensemble, fold K starts from the
+            member of fold K.
         freeze: "encoder": the encoder keeps the model's weights.
         keep_labels: learn labels of the model that the dataset lacks from the model's own confident predictions.
         label_map: the name of a label in the dataset: that in the model, where they differ.

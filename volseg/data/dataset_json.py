@@ -116,6 +116,27 @@ class NnUNet(_Document):
     file_ending: Annotated[str, AfterValidator(_ending)] = ".nii.gz"
 
 
+def _single(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The channel of scans that are one file each."""
+    if names and len(names) > 1:
+        raise ValueError(
+            f"{len(names)} channels, but the scans in the folder images have one; use the layout of nnU-Net for several"
+        )
+    return names
+
+
+class Plain(_Document):
+    """labels.json of a folder of images/ and labels/, where it is more than the labels."""
+
+    channel_names: Annotated[Channels | None, AfterValidator(_single)] = None
+    modality: Annotated[Channels | None, AfterValidator(_single)] = None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The name of the channel."""
+        return self.channel_names or self.modality or ("image",)
+
+
 class Groups(_Document):
     """What every layout may state of the groups of its cases."""
 

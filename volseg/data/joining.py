@@ -222,7 +222,8 @@ def _images(name: str, part: Dataset, case: TrainingCase, first: str, channels: 
     if sorted(part.channels) != sorted(channels) or len(case.images) != len(channels):
         raise InputError(
             f"{name} has the channels {', '.join(part.channels)}, but {first} has {', '.join(channels)}. Datasets are "
-            "joined by the names of their channels: give equal scans equal names in dataset.json, in the same order."
+            "joined by the names of their channels: give equal scans equal names in dataset.json, in the same order "
+            '(of a plain folder "channel_names" in labels.json, beside its "labels").'
         )
     return tuple(case.images[part.channels.index(one)] for one in channels)
 

@@ -228,6 +228,10 @@ def _flips(
     axes, sides, why = found.axes, found.sides, found.why_axes
     if choices.mirror_axes is not None:
         return axes, None if stored else sides, why
+    if lone := _without_partner(model, match):
+        # Which is left and which is right the dataset may not show, where one of them is its only label.
+        axes = tuple(axis for axis in axes if model.sides is None or axis != model.sides.axis)
+        why += f"; not from left to right, where {first_few(lone)} of the model has lost its partner"
     if stored:
         # Its axes have no fixed direction in the world: all may be flipped, or none.
         axes, sides = (model.mirror_axes, None) if len(axes) == 3 and sides is None else ((), None)
@@ -238,6 +242,15 @@ def _flips(
     if model.dimensions == 2:
         axes = tuple(axis for axis in axes if axis != 0)
     return axes, sides, why
+
+
+def _without_partner(model: Plan, match: Match) -> list[str]:
+    """Labels of the model that are still there, and whose partner on the other side is not."""
+    names = {label.value: label.name for label in model.labels}
+    there = {*match.copied.values(), *match.kept}
+    pairs = model.sides.pairs if model.sides else ()
+    halves = [[names[value] for value in pair if names[value] in there] for pair in pairs]
+    return [left[0] for left in halves if len(left) == 1]
 
 
 def _joined_sides(model: Plan, match: Match, labels: Sequence[Label], found: Sides | None) -> Sides | None:

@@ -1,7 +1,8 @@
 """The model that a run starts from."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from torch import nn
 from volseg.config import CUSTOM
 from volseg.errors import InputError, UsageError
 from volseg.files import given_path
-from volseg.finetuning.start import Start
+from volseg.finetuning.start import Start, plain_name
 from volseg.modelfile import ModelCard, bundled_models, find_model, read_card, sha256_of_model
 from volseg.modelfile.card import RUN_MODEL, own_network_of
 from volseg.networks import Ensemble, open_network
 from volseg.training.run.folder import is_run
 from volseg.training.run.settings import RunSettings
+
+# The number of folds in the command of a model's card.
+_FOLDS = re.compile(r"--folds (\d+)")
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,35 @@ class Source:
 
     def ancestry(self) -> tuple[dict[str, Any], ...]:
         """What the card says of the models that this one started from, the youngest first."""
+        return tuple(self._training().get("from", ()))
+
+    def seen(self, datasets: Collection[str], fold: int | str, folds: int) -> str:
+        """Why the network may have been trained on cases that a run validates on, by its card; "" if nothing says so.
+
+        Args:
+            datasets: the names of those of the run.
+            fold: of the run; "all" validates on nothing.
+            folds: their number.
+        """
+        record = self._training()
+        names = {plain_name(name) for name in datasets}
+        of_model = [str(record.get("dataset", "")), *map(str, record.get("datasets") or ())]
+        both = [name for name in of_model if plain_name(name) in names]
+        number = _FOLDS.search(str(record.get("command", "")))
+        same = record.get("fold") == fold and (number is None or int(number[1]) == folds)
+        if fold == "all" or not both or same:
+            return ""
+        known = f"{both[0]}, fold {record.get('fold')}{f' of {number[1]}' if number else ''}"
+        return (
+            f"validation scores may be too good: the model was trained on {known}, so it may know cases that fold "
+            f"{fold} of {folds} validates on. Start each fold from the model of the same fold"
+        )
+
+    def _training(self) -> Mapping[str, Any]:
+        """The record of the training of the network that the run starts from."""
         training = self.card.training
         members = training.get("members") or ()
-        record = members[self.member] if self.member < len(members) else training
-        return tuple(record.get("from", ()))
+        return members[self.member] if self.member < len(members) else training
 
 
 def _place(path: Path) -> Path:
@@ -144,7 +173,9 @@ def find_source(settings: RunSettings, run: Path) -> Source | None:
 
 
 def open_source(model: str | Path, fold: int | str) -> Source:
-    """The model that a run of a fold starts from: fold K starts from member K of an ensemble, else from the first.
+    """The model that a run of a fold starts from: of an ensemble the member that was trained on the same fold.
+
+    Where no member says so fold K starts from member K, or from the first if there are fewer.
 
     Raises:
         InputError: there is no such model, or it is not a model file.
@@ -152,8 +183,16 @@ def open_source(model: str | Path, fold: int | str) -> Source:
     path = model_path(model)
     card = read_card(path)
     name = str(model) if str(model) in bundled_models() and not is_run(Path(model)) else card.name
-    member = fold if isinstance(fold, int) and fold < card.members else 0
+    member = _member_of(card, fold)
     return Source(path, name, sha256_of_model(path), card, member)
+
+
+def _member_of(card: ModelCard, fold: int | str) -> int:
+    """The member of a model that a fold starts from; the order of members is that in which they were given."""
+    folds = [record.get("fold") for record in card.training.get("members") or ()][: card.members]
+    if folds.count(fold) == 1:
+        return folds.index(fold)
+    return fold if isinstance(fold, int) and fold < card.members else 0
 
 
 def source_of(settings: RunSettings, start: Start) -> Source:
@@ -163,7 +202,7 @@ def source_of(settings: RunSettings, start: Start) -> Source:
         InputError: it is no longer there, or has changed since.
     """
     assert settings.from_model
-    source = open_source(settings.from_model, settings.fold)
+    source = replace(open_source(settings.from_model, settings.fold), member=start.member or 0)
     if source.sha256 != start.sha256:
         raise InputError(
             f"The model {settings.from_model} is not the one that the run was started from: its sha256 is "

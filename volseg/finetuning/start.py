@@ -43,7 +43,7 @@ class Match(Frozen):
 
     def near(self, name: str) -> list[str]:
         """Names of the model that differ from a name of the dataset only in case, blanks or hyphens."""
-        return [one for one in (*self.dropped, *self.kept) if _plain(one) == _plain(name)]
+        return [one for one in (*self.dropped, *self.kept) if plain_name(one) == plain_name(name)]
 
     def record(self) -> dict[str, Any]:
         """For the model card; what is empty is left out."""
@@ -61,6 +61,7 @@ class Start(Frozen):
         labels: matched by name.
         channels: matched by name.
         notes: what else is kept or planned anew, and why: lines of the table.
+        seen: why the model may have been trained on cases that the run validates on; "" if nothing says so.
         earlier: the models that it started from itself, as their cards say.
     """
 
@@ -70,6 +71,7 @@ class Start(Frozen):
     labels: Match
     channels: Match
     notes: tuple[str, ...] = ()
+    seen: str = ""
     earlier: tuple[dict[str, Any], ...] = ()
 
     def table(self, freeze: bool = False) -> list[str]:
@@ -87,7 +89,7 @@ class Start(Frozen):
         ]
         width = max(len(name) for _, name, _ in rows)
         lines += [f"  {kind:7}  {name:{width}}  {what}" for kind, name, what in rows]
-        return [*lines, *(f"  {note}" for note in self.notes)]
+        return [*lines, *(f"  {note}" for note in (*self.notes, self.seen) if note)]
 
     def record(self) -> list[dict[str, Any]]:
         """The ancestry for the model card: this model first, then the ones that it started from."""
@@ -97,7 +99,7 @@ class Start(Frozen):
         return [{**own, "labels": self.labels.record(), "channels": self.channels.record()}, *self.earlier]
 
     def warnings(self) -> list[str]:
-        """Signs that names were not matched as meant: near matches that stay apart, and no label in common."""
+        """What may not be as meant: near matches that stay apart, no label in common, scores that are too good."""
         pairs = {name: found[0] for name in self.labels.new if (found := self.labels.near(name))}
         said = []
         if pairs:
@@ -106,6 +108,21 @@ class Start(Frozen):
                         "--label-map NEW=OLD joins them.")  # fmt: skip
         if not self.labels.copied and not self.labels.kept:
             said.append("No label of the model is taken over, because none has the name of one in the dataset.")
+        said += self._of_channels()
+        return [*said, *([f"{self.seen[0].upper()}{self.seen[1:]}."] if self.seen else [])]
+
+    def _of_channels(self) -> list[str]:
+        """Signs that channels were not matched as meant: their weights would be a mean, whatever the scans are."""
+        new = self.channels.new
+        pairs = [f"{name!r} (the model has {found[0]!r})" for name in new if (found := self.channels.near(name))]
+        said = []
+        if pairs:
+            said.append(
+                "Channels that differ from the model's only in how they are written start from the mean of its others: "
+                f"{first_few(pairs)}. Where both are the same, give them one name in the dataset."
+            )
+        if not self.channels.copied:
+            said.append("No channel of the model is taken over, because none has the name of one in the dataset.")
         return said
 
 
@@ -175,6 +192,6 @@ def _what(name: str, old: str | None, kind: str, match: Match) -> str:
     return "new" if kind == "label" else "new, its weights are the mean of those of the others"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name without case, blanks and hyphens."""
     return "".join(one for one in name.casefold() if one.isalnum())

@@ -5,7 +5,7 @@ the extent of all labels.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -59,8 +59,10 @@ def plan_mirroring(
 
     An axis may be flipped if no label lies on one side of the others along it, because then a flipped scan looks like a
     real one. From left to right it may also be flipped where the labels on one side have partners on the other: the
-    flip exchanges them. With partial labels, positions are those of the cases in which all labels are annotated, and
-    partners are annotated together in every case, as a flip would exchange a label with one that nobody looked for.
+    flip exchanges them. A label whose name states a side and that has no partner forbids it, wherever it lies: alone in
+    a dataset it is in the middle. With partial labels, positions are those of the cases in which all labels are
+    annotated, and partners are annotated together in every case, as a flip would exchange a label with one that nobody
+    looked for.
 
     Args:
         fingerprint: of the training cases.
@@ -82,15 +84,10 @@ def plan_mirroring(
         pairs, why = _find_pairs(places, regions)
         pairs = [pair for pair in pairs if not _apart(pair, fingerprint)]
     paired = {name for pair in pairs for name in pair}
-    blocked: dict[int, str] = {}
-    for axis, world in enumerate(order):
-        for name, place in places.items():
-            if place.one_sided(world) and not (world == 0 and name in paired):
-                blocked.setdefault(axis, f"{name} lies on one side of the other labels along {'RAS'[world]}")
     sagittal = order.index(0)
-    for one, other in left_right_pairs(places):
-        if not {one, other} <= paired:
-            blocked.setdefault(sagittal, f"{one} and {other} are no mirror images of each other")
+    blocked = _blocked(places, paired, order)
+    for reason in _not_exchanged(places, values, paired):
+        blocked.setdefault(sagittal, reason)
     if not whole:
         # Of labels that no case has together, nobody knows which lie on one side of the others.
         blocked = dict.fromkeys((0, 1, 2), NO_WHOLE_CASE)
@@ -102,6 +99,26 @@ def plan_mirroring(
         return Mirroring(axes, why_axes, None, why)
     sides = Sides(axis=sagittal, pairs=tuple((values[one], values[other]) for one, other in pairs))
     return Mirroring(axes, f"{why_axes}; a flip along R exchanges left and right labels", sides, why)
+
+
+def _blocked(places: Mapping[str, _Place], paired: Collection[str], order: Triple) -> dict[int, str]:
+    """The axes along which a label lies on one side of the others, with the first such label as the reason."""
+    blocked: dict[int, str] = {}
+    for axis, world in enumerate(order):
+        for name, place in places.items():
+            if place.one_sided(world) and not (world == 0 and name in paired):
+                blocked.setdefault(axis, f"{name} lies on one side of the other labels along {'RAS'[world]}")
+    return blocked
+
+
+def _not_exchanged(places: Mapping[str, _Place], names: Iterable[str], paired: Collection[str]) -> Iterator[str]:
+    """Why labels forbid a flip from left to right by the side that their names state."""
+    for one, other in left_right_pairs(places):
+        if not {one, other} <= set(paired):
+            yield f"{one} and {other} are no mirror images of each other"
+    for name in names:
+        if side_of(name) and name not in paired:
+            yield f"{name} is of one side by its name and has no partner that a flip exchanges"
 
 
 def side_of(name: str) -> tuple[str, str] | None:

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volseg.config import IGNORED
+from volseg.device import ran_out_of_memory
 from volseg.errors import ConfigError, UsageError
 from volseg.training.ranks import SINGLE_PROCESS, Ranks
 
@@ -293,7 +294,14 @@ class SegmentationLoss(nn.Module):
             require_partial_labels(LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)
         if isinstance(self.loss, str):
             return LOSSES[self.loss](logits, target, self.regions, ranks, **partial)
-        loss = self.loss(logits, target if self.regions else target.long(), **partial)
+        target = target if self.regions else target.long()
+        try:
+            loss = self.loss(logits, target, **partial)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            if ran_out_of_memory(error):
+                raise
+            given = f"logits {tuple(logits.shape)} and a target {tuple(target.shape)} of {target.dtype}"
+            raise UsageError(f"The loss function raised {type(error).__name__} for {given}: {error}") from error
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UsageError(f"The loss function returned {found}, expected a tensor with one number.")

@@ -94,5 +94,7 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
             *more,
             *([CheckedPatch(plan)] if more else []),
             EnsureTyped("image", track_meta=False),
-        ]
+        ],
+        # Else a list of several samples, as of RandCropByPosNegLabeld, would pass every check one by one.
+        map_items=False,
     )

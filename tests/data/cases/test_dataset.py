@@ -178,6 +178,19 @@ def test_cases_with_missing_files_are_kept(tmp_path):
     assert dataset.cases[2].images[0] == tmp_path / "imagesTr" / "c_0000.nii.gz"
 
 
+@pytest.mark.parametrize("key", ["channel_names", "modality"])
+def test_plain_layout_takes_the_channel_from_labels_json(tmp_path, key):
+    """Without it CT scans would be normalised as if nothing was known of them."""
+    write_label(tmp_path / "labels" / "a.nii.gz", 3)
+    touch(tmp_path / "images" / "a.nii.gz")
+    document = {"labels": {"liver": 3}, key: {"0": "CT"}}
+    (tmp_path / "labels.json").write_text(json.dumps(document))
+    assert open_dataset(tmp_path).channels == ("CT",)
+    (tmp_path / "labels.json").write_text(json.dumps(document | {key: {"0": "T1", "1": "T2"}}))
+    with pytest.raises(InputError, match=rf"'{key}': 2 channels, but the scans in the folder images have one"):
+        open_dataset(tmp_path)
+
+
 def test_plain_layout_without_partners(tmp_path):
     touch(tmp_path / "images" / "one.nii", tmp_path / "images" / "two.nii", tmp_path / "images" / "four.nrrd")
     write_label(tmp_path / "labels" / "one.nii", 2)

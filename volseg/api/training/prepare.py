@@ -165,6 +165,9 @@ def prepare(
                 source, data, fingerprint, config.plan, **_device_limits(device), label_map=settings.label_map,
                 keep_labels=settings.keep_labels,
             )  # fmt: skip
+            names = [data.name, *data.parts, *(part.name for part in data.parts.values())]
+            seen = source.seen(names, settings.fold if validation else "all", settings.folds)
+            start = start.model_copy(update={"seen": seen})
             about += start.table(settings.freeze is not None)
         else:
             plan, reasons = plan_for(data, fingerprint, choices, device)

@@ -28,7 +28,7 @@ import numpy as np
 from volseg.config import checked
 from volseg.data.cases.labels import LabelSet, parse_labels, with_codes
 from volseg.data.cases.sources.case_labels import ALL_LABELS, CaseLabels, stated_annotated
-from volseg.data.dataset_json import Decathlon, Groups, NnUNet, shown, stated_folds
+from volseg.data.dataset_json import Decathlon, Groups, NnUNet, Plain, shown, stated_folds
 from volseg.data.folds import (
     SPLITS,
     Folds,
@@ -285,7 +285,9 @@ def _open_plain(folder: Path) -> Dataset:
     labels = _read_json(names) if names.exists() else labels_found(cases)
     # Either the labels alone, or as in dataset.json.
     whole = isinstance(labels, dict) and isinstance(labels.get("labels"), dict)
-    return make_dataset(folder, labels if whole else {"labels": labels}, ("image",), cases)
+    if not whole:
+        return make_dataset(folder, {"labels": labels}, ("image",), cases)
+    return make_dataset(folder, labels, checked(Plain, labels, str(names), InputError).channels, cases)
 
 
 def _is_label(path: Path) -> bool:

@@ -108,7 +108,12 @@ def test_a_fold_of_the_dataset_may_have_no_validation_cases(tmp_path):
 @pytest.mark.parametrize(
     ("splits", "complaint"),
     [
-        ([{"train": ["case_000", "other"], "val": []}], "names 1 cases not in the dataset: other"),
+        ([{"train": ["case_000", "other"], "val": []}], "names 1 case not in the dataset: other."),
+        (
+            [{"train": ["case_000.nii.gz"], "val": ["case_001_0000.nii.gz"]}],
+            "Give the names of cases, not of files: case_000 for case_000.nii.gz.",
+        ),
+        ([{"train": ["case_000"], "val": ["case_001_0000.nii.gz"]}], "case_001 for case_001_0000.nii.gz."),
         ([{"train": ["case_000"], "val": ["case_000"]}], "fold 0: train and val both contain case_000"),
         ([{"train": ["case_000"], "val": []}, {"train": [], "val": ["case_000"]}], "fold 1: train is empty. List the"),
         (

@@ -8,7 +8,7 @@ one fold.
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from volseg.config import Frozen, checked
+from volseg.data.io.formats import image_suffix, stem_of
 from volseg.documents import read_json, read_or
 from volseg.errors import InputError, UsageError
 from volseg.text import counted, first_few, shortened
@@ -178,11 +179,34 @@ def read_splits(path: Path, names: Collection[str]) -> Folds:
     folds: list[Split] = [
         checked(_Fold, fold, f"{path}, fold {number},", InputError).model_dump() for number, fold in enumerate(document)
     ]
-    if unknown := {name for fold in folds for half in fold.values() for name in half} - set(names):
-        raise InputError(f"{path} names {len(unknown)} cases not in the dataset: {first_few(sorted(unknown))}.")
+    check_known((name for fold in folds for half in fold.values() for name in half), names, str(path))
     for number, fold in enumerate(folds):
         _check_fold(fold, f"{path}, fold {number}")
     return Folds(folds, str(path))
+
+
+def check_known(stated: Iterable[str], names: Collection[str], place: str, advice: str = "") -> None:
+    """Reject names of cases that are not in a dataset.
+
+    Args:
+        stated: the names.
+        names: of all cases of the dataset.
+        place: where they are stated, for the error.
+        advice: how it should look there.
+
+    Raises:
+        InputError: there are such names.
+    """
+    unknown = sorted(set(stated) - set(names))
+    if not unknown:
+        return
+    listed = f"{place} names {counted(len(unknown), 'case')} not in the dataset: {first_few(unknown)}."
+    # Names of files in the place of those of cases, with or without the number of nnU-Net's channels.
+    files = ((one, stem_of(Path(one))) for one in unknown if image_suffix(Path(one)))
+    cases = [(one, case) for one, stem in files for case in (stem, stem.removesuffix("_0000")) if case in names]
+    if cases:
+        advice = f"Give the names of cases, not of files: {cases[0][1]} for {cases[0][0]}."
+    raise InputError(f"{listed} {advice}".rstrip())
 
 
 def _check_fold(fold: Split, place: str) -> None:

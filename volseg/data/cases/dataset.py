@@ -33,6 +33,7 @@ from volseg.data.folds import (
     SPLITS,
     Folds,
     Grouping,
+    check_known,
     group_cases,
     own_folds,
     read_splits,
@@ -360,11 +361,7 @@ def _groups(document: dict[str, Any], own: Mapping[str, str], names: Collection[
     stated = checked(Groups, document, source, InputError).groups
     if stated and own:
         raise InputError(f'{source} states groups twice, in "groups" and by the "group" of its cases. Remove one.')
-    if unknown := sorted(set(stated) - set(names)):
-        raise InputError(
-            f'"groups" in {source} names {counted(len(unknown), "case")} not in the dataset: {first_few(unknown)}. '
-            'Give {"case": "group"}.'
-        )
+    check_known(stated, names, f'"groups" in {source}', 'Give {"case": "group"}.')
     return {name: str(group) for name, group in (stated or own).items()}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from volseg.config import checked
 from volseg.data.cases.labels import IGNORE
 from volseg.data.dataset_json import AnnotatedLabels
+from volseg.data.folds import check_known
 from volseg.data.io.dicom_labels.label_names import Table, renumbered
 from volseg.data.io.reading import Scan
 from volseg.errors import InputError
@@ -134,11 +135,7 @@ def stated_annotated(
     if stated is not None and own:
         raise InputError(f'{source} states "annotated" twice, for the dataset and with its cases. Remove one.')
     by_case = dict(own) if stated is None else stated if isinstance(stated, dict) else dict.fromkeys(cases, stated)
-    if unknown := sorted(set(by_case) - set(cases)):
-        raise InputError(
-            f'"annotated" in {source} names {counted(len(unknown), "case")} not in the dataset: {first_few(unknown)}. '
-            'Give {"case": ["label"]}.'
-        )
+    check_known(by_case, cases, f'"annotated" in {source}', 'Give {"case": ["label"]}.')
     return {case: _one_case(case, listed, names, source) for case, listed in by_case.items()}
 
 

@@ -15,7 +15,7 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## train on phantoms for about a minute, segment unseen ones, write a preview
 	$(BIN)/volseg demo --samples data_samples/phantoms --output demo_run --overwrite
 
-test: $(VENV)/.test  ## the whole test suite, a process per core
+test: $(VENV)/.test  ## the tests, a process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-long: $(VENV)/.test  ## the tests that make test leaves out, because others of their kind run

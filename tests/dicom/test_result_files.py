@@ -79,7 +79,9 @@ def test_folders_of_results_are_evaluated_and_compared(results, tmp_path):
     report = volseg.evaluate(results, other)
     assert [case["name"] for case in report["cases"]] == ["a"]
     compared = volseg.compare({"one": results, "two": other}, results)
-    assert compared["warnings"] == report["warnings"]
+    *warnings, too_few = compared["warnings"]
+    assert warnings == report["warnings"]
+    assert "2 models on 1 case cannot be told apart" in too_few
 
 
 def test_a_map_is_no_label_image_but_can_be_converted(results, tmp_path):

@@ -72,9 +72,11 @@ def test_the_watcher_takes_whole_files_only_and_moves_them(watching):
 
 
 @pytest.fixture
-def receiver():
+def receiver(monkeypatch):
     """What a node would receive: (Modality, SOPInstanceUID), in a list, and its port."""
     pynetdicom = pytest.importorskip("pynetdicom")
+    # A node that ran in this process before receives into files of its own.
+    monkeypatch.setattr(pynetdicom._config, "STORE_RECV_CHUNKED_DATASET", False)
     received = []
 
     def store(event):

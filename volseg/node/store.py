@@ -257,6 +257,10 @@ class Landing:
         except OSError as error:
             self.error = error
 
+    def __del__(self) -> None:
+        """Close the file of an association that ended in the middle of an object, which pynetdicom only forgets."""
+        self.close()
+
     @property
     def file(self) -> "Landing":
         """The file itself, as a temporary file of Python has it."""

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and paths that cannot be read or written."""
 
+import ast
 import errno
 import hashlib
 import os
@@ -7,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
+import volseg
 from volseg.errors import InputError, ResourceError, UsageError
-from volseg.files import LEFTOVERS, access_to, require_writable, sha256_of, whole_file, whole_files, write_text
+from volseg.files import (
+    LEFTOVERS,
+    access_to,
+    open_to_read,
+    require_writable,
+    sha256_of,
+    whole_file,
+    whole_files,
+    write_text,
+)
 
 LONG = "x" * 250
 
@@ -149,6 +160,43 @@ def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "a").write_bytes(content)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_read_also_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with open_to_read(tmp_path / "b") as stream:
+        assert stream.read() == b"content"
+        assert stream.name == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize(("make", "expected"), [(os.mkfifo, errno.EINVAL), (os.mkdir, errno.EISDIR)])
+def test_what_is_no_file_is_not_read(tmp_path: Path, make, expected: int, linked: bool) -> None:
+    """Reading a pipe would wait for a writer, perhaps for ever."""
+    path = tmp_path / "a"
+    make(path)
+    if linked:
+        path = tmp_path / "b"
+        path.symlink_to(tmp_path / "a")
+    descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    for read in (open_to_read, sha256_of):
+        with pytest.raises(OSError) as caught:
+            read(path)
+        assert caught.value.errno == expected
+        assert caught.value.filename == str(path)
+    if descriptors:
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize("part", ["data/io", "modelfile", "training/state.py", "node", "evaluation", "interop"])
+def test_files_of_others_are_opened_without_waiting_for_pipes(part: str) -> None:
+    where = Path(volseg.__file__).parent / part
+    for path in sorted(where.rglob("*.py")) if where.is_dir() else [where]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "open":
+                mode = ast.literal_eval(call.args[1]) if len(call.args) > 1 else "r"
+                assert "r" not in mode or "+" in mode, f"{path}:{call.lineno}: use volseg.files.open_to_read"
 
 
 def test_text_with_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:

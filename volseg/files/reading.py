@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,6 +35,26 @@ def as_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: as_tuples(item) for name, item in value.items()}
     return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def open_to_read(path: str | Path) -> BufferedReader:
+    """Open a file, or what its link leads to, to read its bytes; a pipe is not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """The descriptor of a regular file; a pipe without a writer would block if it were opened without the flag."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextmanager
@@ -83,7 +103,11 @@ def require_regular(path: Path) -> None:
     Raises:
         OSError: it is not, or cannot be inspected.
     """
-    kind = os.stat(path).st_mode
+    _require_regular(os.stat(path).st_mode, path)
+
+
+def _require_regular(kind: int, path: str | Path) -> None:
+    """Reject all but regular files by their `st_mode`."""
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(kind):
@@ -96,6 +120,5 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: it cannot be read, or is a pipe or a device, which may have no end.
     """
-    require_regular(path)
-    with open(path, "rb") as handle:
+    with open_to_read(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

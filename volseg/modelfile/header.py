@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from volseg.config import Frozen
 from volseg.documents import DocumentError, parse_json
 from volseg.errors import InputError
+from volseg.files import open_to_read
 
 # Bytes of a header. One with 10 networks of 500 tensors each has less than 1 MiB.
 LARGEST_HEADER = 8 * 2**20
@@ -60,7 +61,7 @@ def read_header(path: Path) -> Header:
         InputError: no such file, not a .safetensors file, or one that is cut short.
     """
     try:
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             return _header(file)
     except FileNotFoundError as error:
         raise InputError(

@@ -28,6 +28,7 @@ from pydicom.dataset import Dataset
 from volseg.data.io.dicom.header import inflates_too_far
 from volseg.data.io.dicom.values import parsing, text
 from volseg.errors import InputError, UsageError
+from volseg.files import open_to_read
 from volseg.node.config import NodeConfig
 from volseg.node.errors import FullDiskError, ObjectError
 from volseg.node.queue import NAME, Queue
@@ -79,7 +80,7 @@ def _check_size(path: Path) -> None:
     Raises:
         InputError: see above.
     """
-    with open(path, "rb") as stream:
+    with open_to_read(path) as stream:
         if inflates_too_far(stream):
             raise InputError(f"{path} is compressed more than real images are; send it in another transfer syntax.")
 

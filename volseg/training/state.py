@@ -20,7 +20,7 @@ from torch import nn
 
 from volseg.config import TrainingConfig
 from volseg.errors import InputError
-from volseg.files import access_to, utf8_path
+from volseg.files import access_to, open_to_read, utf8_path
 from volseg.modelfile import save_tensors
 from volseg.training.moments import MUON, OptimiserFactory, build_optimiser, optimiser_name, restore_state, stored_state
 from volseg.training.optimisers import Muon
@@ -140,7 +140,7 @@ class TrainingState:
         """
         path = folder / FILE_NAME
         # The library calls a file that the disk cannot open a missing one.
-        with access_to(path, f"The checkpoint {path}"), open(path, "rb"):
+        with access_to(path, f"The checkpoint {path}"), open_to_read(path):
             pass
         try:
             if not path.is_file():

@@ -23,7 +23,7 @@ from volseg.data.io.formats import (
     without_result_files,
 )
 from volseg.errors import InputError
-from volseg.files import folders_below
+from volseg.files import folders_below, open_to_read
 from volseg.text import first_few
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def _may_be_dicom(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
         return True
-    with open(path, "rb") as stream:
+    with open_to_read(path) as stream:
         start = stream.read(132)
     # Without the magic of DICOM, a file is taken for a slice only if it has no suffix, or is named by a UID.
     return start[128:] == b"DICM" or ((not suffix or suffix[1:].isdecimal()) and begins_as_dicom(start))

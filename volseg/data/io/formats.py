@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from volseg.errors import UsageError
-from volseg.files import access_to
+from volseg.files import access_to, open_to_read
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MGH_SUFFIXES = (".mgz", ".mgh")
@@ -72,7 +72,7 @@ def is_dicom(path: Path) -> bool:
         return True
     if image_suffix(path) is not None or not path.is_file():
         return False
-    with access_to(path), open(path, "rb") as stream:
+    with access_to(path), open_to_read(path) as stream:
         return begins_as_dicom(stream.read(132))
 
 

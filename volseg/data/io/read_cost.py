@@ -14,6 +14,7 @@ from volseg.data.io.formats import ITK_SUFFIXES, image_suffix, is_dicom
 from volseg.data.io.readers.stored import UNREADABLE
 from volseg.data.io.readers.streams import most_bytes
 from volseg.errors import InputError
+from volseg.files import open_to_read
 
 # DICOM may be rescaled: 2 bytes per voxel in the files become 4, while the first 2, or 2 of a copy, are in memory.
 _DICOM_FACTOR = 3
@@ -59,7 +60,7 @@ def reading_bytes(path: Path, choice: Choice = ONLY) -> int:
 def _nibabel_bytes(path: Path, suffix: str) -> int:
     """The peak memory of reading a NIfTI or MGH file."""
     compressed = suffix in (".nii.gz", ".mgz")
-    with igzip.open(path) if compressed else open(path, "rb") as stream:
+    with igzip.open(path) if compressed else open_to_read(path) as stream:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
     kind = next((kind for at, magic, kind in _FORMATS if start.startswith(magic, at)), None)
     if kind is None:

@@ -26,7 +26,7 @@ from volseg.data.io.readers.nibabel_image import stored_from_nibabel
 from volseg.data.io.readers.stored import Stored, unreadable_as_input_error
 from volseg.data.io.readers.streams import most_bytes
 from volseg.errors import InputError
-from volseg.files import access_to
+from volseg.files import access_to, open_to_read
 
 _WHOSE = "the image or reference it belongs to"
 
@@ -346,7 +346,7 @@ def _read_file(path: Path, suffix: str | None) -> Stored:
         return itk_files.load(path)
     if suffix is None:
         raise InputError(f"{path} has no supported image format. Supported: {', '.join(SUFFIXES)}, or DICOM.")
-    with unreadable_as_input_error(str(path)), open(path, "rb") as raw:
+    with unreadable_as_input_error(str(path)), open_to_read(path) as raw:
         check_container(raw.read(544), suffix, str(path))
         raw.seek(0)
         compressed = suffix in (".nii.gz", ".mgz")
@@ -380,6 +380,6 @@ def _require_readable(path: Path) -> None:
         if not path.exists():
             raise InputError(f"{path} does not exist", "add it, or give another file", "missing file")
         if path.is_file():
-            open(path, "rb").close()
+            open_to_read(path).close()
         elif not path.is_dir():
             raise InputError(f"{path} is neither a file nor a folder", "give another file", "no file")

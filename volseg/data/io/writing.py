@@ -12,7 +12,7 @@ from volseg.data.io.checks import is_sheared
 from volseg.data.io.formats import ITK_SUFFIXES, MGH_SUFFIXES, image_suffix
 from volseg.data.io.reading import Scan
 from volseg.errors import InputError, UsageError, VolsegError
-from volseg.files import whole_file
+from volseg.files import open_to_read, whole_file
 
 _NIFTI_FIELDS = (
     *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -187,7 +187,7 @@ def _write_nibabel(image: Any, scan: Scan, path: Path, suffix: str) -> None:
                 image.to_stream(stream)
         else:
             image.to_stream(raw)
-    with igzip.open(path) if compressed else open(path, "rb") as stream:
+    with igzip.open(path) if compressed else open_to_read(path) as stream:
         written = image.header_class.from_fileobj(stream)
     affine = written.get_best_affine()
     if _same_format(written, scan.header):

@@ -263,6 +263,19 @@ def test_a_broken_link_to_a_slice_is_reported(tmp_path):
     )
 
 
+def test_a_pipe_among_slices_is_not_waited_for(tmp_path):
+    folder = series(tmp_path / "s")
+    os.mkfifo(folder / "a.dcm")
+    assert_volume(read(folder), ARRAY, AFFINE)
+    (folder / "z.dcm").symlink_to(folder / "a.dcm")
+    with pytest.raises(InputError) as caught:
+        read(folder)
+    assert str(caught.value) == (
+        f"{folder}: file 6 of 6 by name cannot be read: It is not a regular file; check its name, its permissions and "
+        "its disk."
+    )
+
+
 def test_an_unreadable_folder_of_slices_is_reported(tmp_path, monkeypatch):
     made = classic(ARRAY)
     write_all(tmp_path / "s" / "a", made[:3])

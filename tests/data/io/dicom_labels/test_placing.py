@@ -1,5 +1,7 @@
 """Which series labels belong to, and what is said where their UIDs are stale."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,18 @@ def test_a_structure_set_alone_is_rejected(tmp_path):
     folder = tmp_path / "a" / "b"
     with pytest.raises(GridError, match=r"neither in its folder nor in the folder above .*--like"):
         read_labels(square(), folder)
+
+
+def test_pipes_and_broken_links_beside_are_passed_over(tmp_path):
+    """A pipe without a writer would be waited for."""
+    series(tmp_path / "ct", SHAPE)
+    before = read_labels(square(), tmp_path).merged
+    os.mkfifo(tmp_path / "a.dcm")
+    (tmp_path / "b.dcm").symlink_to(tmp_path / "a.dcm")
+    (tmp_path / "c.dcm").symlink_to(tmp_path / "gone.dcm")
+    found = read_labels(square(), tmp_path).merged
+    assert np.array_equal(found.array, before.array)
+    assert found.array.any()
 
 
 def test_a_series_with_a_missing_slice_beside_is_rejected(tmp_path):

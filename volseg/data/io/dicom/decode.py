@@ -41,7 +41,7 @@ from volseg.data.io.dicom.header import Header
 from volseg.data.io.dicom.pixel_format import PixelFormat
 from volseg.data.io.dicom.values import text
 from volseg.errors import InputError
-from volseg.files import access_to
+from volseg.files import access_to, open_to_read
 
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _BY_GDCM = (*_LOSSY, JPEG2000, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless)
@@ -124,7 +124,7 @@ def _available(syntax: str) -> bool:
 def _frame_bytes(header: Header, index: int, where: str) -> bytes:
     """The compressed bytes of one frame: DICOM PS3.5 A.4."""
     chosen = _fragments(header, where)[index]
-    with access_to(header.path, where), open(header.path, "rb") as stream:
+    with access_to(header.path, where), open_to_read(header.path) as stream:
         parts = []
         for offset, length in chosen:
             stream.seek(offset)
@@ -147,7 +147,7 @@ def _fragments(header: Header, where: str) -> list[list[tuple[int, int]]]:
     """Offset and length of the fragments of every frame of a file."""
     assert header.offset is not None
     found = []
-    with access_to(header.path, where), open(header.path, "rb") as stream:
+    with access_to(header.path, where), open_to_read(header.path) as stream:
         stream.seek(header.offset)
         while (start := stream.read(8))[:4] == _ITEM:
             length = int.from_bytes(start[4:], "little")

@@ -22,7 +22,7 @@ from pydicom import dcmread
 from volseg.data.io.dicom.values import element, items, parsing, texts
 from volseg.data.io.formats import DICOM_SUFFIXES, content_of, image_suffix
 from volseg.errors import InputError, ResourceError
-from volseg.files import access_to, folders_below, is_hidden
+from volseg.files import access_to, folders_below, is_hidden, open_to_read
 from volseg.text import shows_names
 
 LARGEST_ZIP_BYTES = 16 * 2**30
@@ -152,7 +152,7 @@ def _unpacked(path: Path, folder: Path) -> dict[Path, str]:
     """Extract the files of a .zip into one folder, as numbers in the order of their names and with neutral suffixes."""
     names: dict[Path, str] = {}
     kinds: dict[str, int] = {}
-    with access_to(path), open(path, "rb") as stream:
+    with access_to(path), open_to_read(path) as stream:
         listed = _list_bytes(stream)
     if listed > MOST_MEMBERS * _ENTRY_BYTES:
         raise _unusable(path, f"has a list of files of {listed / 2**20:.0f} MiB")
@@ -288,7 +288,7 @@ def _unzipping(path: Path) -> Iterator[None]:
     except NotImplementedError as error:
         raise InputError(f"{path} needs a newer unzip program ({error}); unpack it and give the folder.") from error
     except _CORRUPT as error:
-        with access_to(path), open(path, "rb") as stream:
+        with access_to(path), open_to_read(path) as stream:
             start = stream.read(544)
         if start and not start.startswith(b"PK"):
             content, advice = content_of(start) or (

@@ -22,7 +22,7 @@ from volseg.data.io.dicom.files import DICOMDIR, MOST_TIMES, UNSUSPICIOUS_BYTES,
 from volseg.data.io.dicom.values import element, number, parsing, shown, tag_of, text
 from volseg.data.io.formats import DICOM_SUFFIXES, begins_as_dicom
 from volseg.errors import InputError
-from volseg.files import access_to, is_hidden
+from volseg.files import access_to, is_hidden, open_to_read
 
 # Keyword, offset, length and value representation of the pixels.
 Place: TypeAlias = tuple[str, int, int, str | None]
@@ -86,7 +86,7 @@ class Header:
         assert self.offset is not None
         if count < 0 and self.length is not None:
             count = max(self.length - start, 0)
-        with access_to(self.path, self.name), open(self.path, "rb") as stream:
+        with access_to(self.path, self.name), open_to_read(self.path) as stream:
             stream.seek(self.offset + start)
             return stream.read(count)
 
@@ -147,7 +147,7 @@ def read_header(path: Path, name: str, source: str = "") -> Header | Unusable:
     Raises:
         InputError: the system denies access to it.
     """
-    with access_to(path, f"{source}: {name}" if source else name), open(path, "rb") as stream:
+    with access_to(path, f"{source}: {name}" if source else name), open_to_read(path) as stream:
         start = stream.read(132)
         if not begins_as_dicom(start):
             return _not_dicom(path, name, start)
@@ -176,7 +176,7 @@ def read_object(path: Path, name: str) -> Header:
     Raises:
         InputError: it is cut short or corrupt, or the system denies access to it.
     """
-    with access_to(path, name), open(path, "rb") as stream:
+    with access_to(path, name), open_to_read(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if inflates_too_far(stream):
             raise InputError(f"{name} is compressed to less than a {MOST_TIMES}th of its size; export it again.")
@@ -237,7 +237,7 @@ def sop_class_of(path: Path, name: str = "") -> str:
     Raises:
         InputError: the system denies access to it.
     """
-    with access_to(path, name), open(path, "rb") as stream:
+    with access_to(path, name), open_to_read(path) as stream:
         start = stream.read(132)
         if not begins_as_dicom(start):
             return ""
@@ -338,7 +338,7 @@ def _not_dicom(path: Path, name: str, start: bytes) -> Unusable:
 
 def _class_in(path: Path) -> str:
     """The SOP class in the first bytes of a corrupt file; empty if it is missing or the file ends before it."""
-    with open(path, "rb") as stream:
+    with open_to_read(path) as stream:
         # The start of element (0002,0002), Media Storage SOP Class UID, in every file with the DICM prefix.
         _, found, rest = stream.read(1024).partition(b"\2\0\2\0UI")
     length = int.from_bytes(rest[:2], "little")

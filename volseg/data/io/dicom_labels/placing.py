@@ -6,7 +6,7 @@ are stale, and only if its voxels or contours then lie on the series' grid. Anot
 whatever the UIDs say; so is a series that nothing of these connects with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -166,8 +166,10 @@ def series_beside(path: Path, own: References, choice: Choice = ONLY) -> Target:
     )
 
 
-def _files_below(folder: Path) -> Any:
-    return (parent / name for parent, names in folders_below(folder) for name in sorted(names))
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and its sub-folders, not pipes and broken links, which are of no series."""
+    below = (parent / name for parent, names in folders_below(folder) for name in sorted(names))
+    return (file for file in below if file.is_file())
 
 
 def _best(found: Sequence[Series], own: References, path: Path) -> Series | None:

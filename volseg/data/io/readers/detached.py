@@ -17,7 +17,7 @@ from volseg.data.io.readers.decoding import TextStream, TrailingBytesError, deco
 from volseg.data.io.readers.streams import LARGEST_GZIP_RATIO, are_voxels, more_than_declared, not_used
 from volseg.data.io.readers.textheader import GZIP_MAGIC, shown
 from volseg.errors import InputError
-from volseg.files import access_to
+from volseg.files import access_to, open_to_read
 
 # bzip2 packs a run of 255 bytes into 5, and a block of 900,000 of those into 33 bytes at least.
 _LARGEST_BZIP2_RATIO = 1_500_000
@@ -67,7 +67,7 @@ def read_voxels(body: Body, source: str) -> tuple[np.ndarray, list[str]]:
     voxels = np.empty(count * len(body.files), body.dtype)
     warnings = []
     for number, file in enumerate(body.files):
-        with access_to(file), open(file, "rb") as raw:
+        with access_to(file), open_to_read(file) as raw:
             warnings += _read_part(raw, file, body, voxels[number * count : (number + 1) * count], source)
     if not body.dtype.isnative:
         voxels = voxels.byteswap(inplace=True).view(body.dtype.newbyteorder("="))
@@ -114,7 +114,7 @@ def _require_not_compressed(file: Path, body: Body, spare: int, source: str) -> 
     """Reject voxels that are declared as "raw" and are compressed: their size differs, and they begin as a stream."""
     if body.encoding != "raw" or not spare or body.skip or body.lines:
         return
-    with open(file, "rb") as stream:
+    with open_to_read(file) as stream:
         stream.seek(body.start)
         first = stream.read(2)
     # The two bytes of a zlib header, as one number, are a multiple of 31.

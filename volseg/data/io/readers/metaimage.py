@@ -33,7 +33,7 @@ from volseg.data.io.readers.textheader import (
     wrong,
 )
 from volseg.errors import InputError
-from volseg.files import access_to
+from volseg.files import access_to, open_to_read
 
 _DTYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
@@ -113,7 +113,7 @@ def files_of(path: Path) -> list[Path]:
 def _read_header(path: Path) -> _Header:
     """The header of a file, each key once."""
     source = str(path)
-    with access_to(path), open(path, "rb") as stream:
+    with access_to(path), open_to_read(path) as stream:
         start = stream.read(132)
         if b"=" not in start.split(b"\n")[0] or b"\0" in start.split(b"\n")[0]:
             raise not_of_this_kind(start, "a MetaImage file", source)
@@ -236,7 +236,7 @@ def _is_gzip(file: Path, start: int) -> bool:
     with access_to(file):
         if not file.is_file():
             return False
-        with open(file, "rb") as stream:
+        with open_to_read(file) as stream:
             stream.seek(max(start, 0))
             return stream.read(2) == GZIP_MAGIC
 

@@ -28,7 +28,7 @@ from volseg.data.io.readers.textheader import (
     wrong,
 )
 from volseg.errors import InputError
-from volseg.files import access_to
+from volseg.files import access_to, open_to_read
 
 _MAGIC = re.compile(rb"NRRD000([1-5])\r?\n")
 _TYPES = {
@@ -109,7 +109,7 @@ def files_of(path: Path) -> list[Path]:
 def _read_header(path: Path) -> _Header:
     """The header of a file, each field once."""
     source = str(path)
-    with access_to(path), open(path, "rb") as stream:
+    with access_to(path), open_to_read(path) as stream:
         start = stream.read(132)
         if not (magic := _MAGIC.match(start)):
             raise not_of_this_kind(start, "an NRRD file", source)

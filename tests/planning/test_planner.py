@@ -9,8 +9,9 @@ from volseg.config import PlanChoices
 from volseg.data.cases.dataset import Dataset, open_dataset
 from volseg.data.cases.labels import LabelSet
 from volseg.errors import ConfigError
+from volseg.planning.commented import plan_text
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, take_fingerprint
-from volseg.planning.planner import SET, make_plan, network_of_choices, plan_text, read_plan
+from volseg.planning.planner import SET, make_plan, network_of_choices, read_plan
 from volseg.planning.topology import feature_map_size
 
 

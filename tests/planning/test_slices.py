@@ -7,7 +7,8 @@ import pytest
 from tests.planning.test_planner import case, planned
 from volseg.config import Plan, PlanChoices
 from volseg.errors import ConfigError
-from volseg.planning.planner import SET, plan_text, read_plan
+from volseg.planning.commented import plan_text
+from volseg.planning.planner import SET, read_plan
 from volseg.planning.topology import feature_map_size
 
 SINGLE = [case((240, 256, 1), (0.8, 0.9, 5.0))] * 20

@@ -26,7 +26,7 @@ from volseg.documents import (
     read_yaml,
 )
 from volseg.errors import LONGEST, ConfigError, DatasetError, InputError, Problem, UsageError, VolsegError
-from volseg.planning.planner import plan_text
+from volseg.planning.commented import plan_text
 from volseg.text import whole_number
 
 

@@ -75,6 +75,8 @@ def _in_child(call: Callable[[], None], names: list[Path]) -> None:
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         _to_new_streams()
+        # Whatever the parent does at this signal, it ends the child.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
         limit = status("VmSize:") + ROOM
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -24,8 +24,8 @@ from volseg.errors import Stopped, UsageError
 from volseg.files import given_path
 from volseg.finetuning.source import start_settings
 from volseg.networks.own import NetworkFactory
+from volseg.planning.commented import plan_text
 from volseg.planning.fingerprint import take_fingerprint
-from volseg.planning.planner import plan_text
 from volseg.planning.summary import summary
 from volseg.progress import Progress, silent
 from volseg.training.losses import LOSSES, PlainLoss, require_partial_labels

@@ -6,13 +6,11 @@ R, A, S; all others in network order (D, H, W), where D is the through-plane axi
 
 import logging
 import math
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import yaml
 
 from volseg.config import Block, Label, NetworkConfig, Plan, PlanChoices, Triple, checked, read_yaml
 from volseg.data.cases.dataset import Dataset
@@ -80,82 +78,120 @@ def make_plan(
     Raises:
         ConfigError: choices that do not fit each other or the data.
     """
-    reasons: dict[str, str] = {}
+    reasons = _Reasons()
+    grid = _plan_grid(fingerprint, choices, reasons)
+    memory = planned_memory(choices, memory_gb, accelerated)
+    network, patch = _plan_network(dataset, grid, choices, accelerated, memory, reasons)
+    cases = len(fingerprint.cases)
+    voxels = math.prod(grid.median) * cases
+    mirroring = plan_mirroring(fingerprint, dataset.labels.values, bool(dataset.labels.parts), grid.order, choices)
+    mirror_axes = reasons.decide("mirror_axes", None, (mirroring.axes, mirroring.why_axes))
+    if grid.flat:
+        batch = slice_batch(network, patch, _map_values(choices, memory), voxels)
+        mirror_axes = tuple(axis for axis in mirror_axes if axis != 0)
+        reasons |= slice_reasons(choices)
+    else:
+        batch = plan_batch_size(network, patch, memory, voxels, accelerated)
+    batch_size = reasons.decide("batch_size", choices.batch_size, batch)
+    channels = reasons.decide("channels", None, plan_channels(fingerprint, choices))
+    document = {
+        "dataset": dataset.name,
+        "channels": channels,
+        "labels": reasons.decide("labels", None, plan_labels(dataset, fingerprint)),
+        "regions": bool(dataset.labels.parts),
+        "ignore": dataset.labels.ignore,
+        "axes": grid.order,
+        "dimensions": 2 if grid.flat else 3,
+        "crop": grid.crop,
+        **_resampling(choices, reasons),
+        "spacing_mm": grid.spacing,
+        "patch_size": patch,
+        "batch_size": batch_size,
+        "mirror_axes": mirror_axes,
+        "sides": mirroring.sides,
+        "steps": reasons.decide("steps", None, plan_steps(cases, batch_size)),
+        "scan_ranges": reasons.decide("scan_ranges", None, plan_scan_ranges(fingerprint, channels)),
+        "network": network,
+    }
+    if mirroring.sides:
+        reasons["sides"] = mirroring.why_sides
+    return checked(Plan, document, "The plan"), reasons
 
-    def decide(key: str, choice: T | None, derived: tuple[T, str]) -> T:
-        value, reasons[key] = derived if choice is None else (choice, SET)
+
+class _Reasons(dict[str, str]):
+    """Why each value of a plan is what it is, keyed as in the plan."""
+
+    def decide(self, key: str, choice: T | None, derived: tuple[T, str]) -> T:
+        """What the user has chosen, else what was derived; keeps the reason."""
+        value, self[key] = derived if choice is None else (choice, SET)
         return value
 
+
+class _Grid(NamedTuple):
+    """The network's grid.
+
+    Args:
+        order: the world axes that become D, H and W.
+        flat: whether slices are segmented one by one.
+        spacing: in mm.
+        crop: of the scans.
+        median: voxels of the median scan on this grid.
+    """
+
+    order: Triple
+    flat: bool
+    spacing: Spacing
+    crop: Literal["none", "nonzero"]
+    median: Triple
+
+
+def _plan_grid(fingerprint: Fingerprint, choices: PlanChoices, reasons: _Reasons) -> _Grid:
+    """Which axis is D, whether slices are segmented one by one, the spacing, and the crop."""
     target, why_spacing = _target_spacing(fingerprint)
     through_plane, reasons["axes"] = through_plane_axis(fingerprint, target)
     others = [axis for axis in range(3) if axis != through_plane]
     order: Triple = (through_plane, others[0], others[1])
     usual = _reordered(target, order)
     found = choose_dimensions(fingerprint, choices, choices.spacing_mm or usual, through_plane)
-    flat = decide("dimensions", choices.dimensions, found) == 2
+    flat = reasons.decide("dimensions", choices.dimensions, found) == 2
     if flat:
         usual, why_spacing = slice_spacing(fingerprint, usual, through_plane)
-    spacing = decide("spacing_mm", choices.spacing_mm, (usual, why_spacing))
-    crop = decide("crop", choices.crop, plan_crop(fingerprint))
-    median = median_shape(fingerprint, spacing, order, crop == "nonzero")
-    memory = planned_memory(choices, memory_gb, accelerated)
-    values = memory * MAP_VALUES_PER_GB[choices.encoder or "plain"]
-    block, reasons["network.block"] = _block(spacing, accelerated)
+    spacing = reasons.decide("spacing_mm", choices.spacing_mm, (usual, why_spacing))
+    crop = reasons.decide("crop", choices.crop, plan_crop(fingerprint))
+    return _Grid(order, flat, spacing, crop, median_shape(fingerprint, spacing, order, crop == "nonzero"))
+
+
+def _plan_network(
+    dataset: Dataset, grid: _Grid, choices: PlanChoices, accelerated: bool, memory: float, reasons: _Reasons
+) -> tuple[NetworkConfig, Triple]:
+    """The network, and the largest patch that fits the memory."""
+    values = _map_values(choices, memory)
+    block, reasons["network.block"] = _block(grid.spacing, accelerated)
     build = partial(
         network_config,
-        spacing_mm=spacing,
+        spacing_mm=grid.spacing,
         choices=choices,
         channels=len(dataset.channels),
         classes=len(dataset.labels.values) + (not dataset.labels.parts),
         width=32 if accelerated else 16,
-        block="conv3d" if flat else block,
+        block="conv3d" if grid.flat else block,
     )
-    seen, most = slice_limits(median, values, accelerated) if flat else (median, values)
-    patch = choices.patch_size or fit_patch(spacing, seen, build, most)
+    seen, most = slice_limits(grid.median, values, accelerated) if grid.flat else (grid.median, values)
+    patch = choices.patch_size or fit_patch(grid.spacing, seen, build, most)
     network = build(patch)
     _check_patch(patch, network)
-    reasons["patch_size"] = (
-        SET
-        if choices.patch_size
-        else f"the median scan has {sizes_text(median)} voxels; the largest patch that fits {memory:g} GB"
-    )
-    if little := little_seen(patch, seen, spacing):
+    largest = f"the median scan has {sizes_text(grid.median)} voxels; the largest patch that fits {memory:g} GB"
+    reasons["patch_size"] = SET if choices.patch_size else largest
+    if little := little_seen(patch, seen, grid.spacing):
         logger.warning("%s.", little)
         reasons["patch_size"] += f". {little}"
     _explain_network(network, choices, accelerated, reasons)
-    cases = len(fingerprint.cases)
-    voxels = math.prod(median) * cases
-    batch = plan_batch_size(network, patch, memory, voxels, accelerated)
-    mirroring = plan_mirroring(fingerprint, dataset.labels.values, bool(dataset.labels.parts), order, choices)
-    mirror_axes = decide("mirror_axes", None, (mirroring.axes, mirroring.why_axes))
-    if flat:
-        batch = slice_batch(network, patch, values, voxels)
-        mirror_axes = tuple(axis for axis in mirror_axes if axis != 0)
-        reasons |= slice_reasons(choices)
-    batch_size = decide("batch_size", choices.batch_size, batch)
-    channels = decide("channels", None, plan_channels(fingerprint, choices))
-    document = {
-        "dataset": dataset.name,
-        "channels": channels,
-        "labels": decide("labels", None, plan_labels(dataset, fingerprint)),
-        "regions": bool(dataset.labels.parts),
-        "ignore": dataset.labels.ignore,
-        "axes": order,
-        "dimensions": 2 if flat else 3,
-        "crop": crop,
-        **_resampling(choices, reasons),
-        "spacing_mm": spacing,
-        "patch_size": patch,
-        "batch_size": batch_size,
-        "mirror_axes": mirror_axes,
-        "sides": mirroring.sides,
-        "steps": decide("steps", None, plan_steps(cases, batch_size)),
-        "scan_ranges": decide("scan_ranges", None, plan_scan_ranges(fingerprint, channels)),
-        "network": network,
-    }
-    if mirroring.sides:
-        reasons["sides"] = mirroring.why_sides
-    return checked(Plan, document, "The plan"), reasons
+    return network, patch
+
+
+def _map_values(choices: PlanChoices, memory: float) -> float:
+    """How many values the feature maps of a patch may have in `memory` GB."""
+    return memory * MAP_VALUES_PER_GB[choices.encoder or "plain"]
 
 
 def planned_memory(choices: PlanChoices, memory_gb: float, accelerated: bool) -> float:
@@ -176,24 +212,6 @@ def network_of_choices(choices: PlanChoices) -> tuple[NetworkConfig, Triple]:
     network = network_config(choices.patch_size, choices.spacing_mm, choices)
     _check_patch(choices.patch_size, network)
     return network, choices.patch_size
-
-
-def plan_text(plan: Plan, reasons: dict[str, str], about: Iterable[str] = ()) -> str:
-    """A plan as YAML: the lines `about` the data as a header, and the reason for each value as a comment above it."""
-    about = (f"Plan for {plan.dataset}. Each comment is the reason for the value below it.", *about)
-    lines = [_comment(line) for line in about]
-    stored = plan.model_dump(mode="json", exclude_none=True)
-    network = stored.pop("network")
-    # Of what is stored only where it differs from older plans, the value is shown, too.
-    document = {key: stored.get(key, getattr(plan, key)) for key in type(plan).model_fields if key != "network"}
-    for key, value in document.items():
-        if value is None:
-            continue
-        lines += _yaml_lines(key, value, reasons.get(key))
-    lines += ["network:"]
-    for key, value in network.items():
-        lines += [f"  {line}" for line in _yaml_lines(key, value, reasons.get(f"network.{key}"))]
-    return "\n".join(lines) + "\n"
 
 
 def read_plan(path: Path) -> Plan:
@@ -335,23 +353,6 @@ def plan_labels(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[Label
     if dataset.labels.ignore is not None:
         reason += f"; voxels of value {dataset.labels.ignore} are excluded from the loss, patch sampling and metrics"
     return tuple(labels), reason
-
-
-def _yaml_lines(key: str, value: object, reason: str | None) -> list[str]:
-    """One entry of the plan's YAML, with its reason as a comment above it."""
-    # Lists of numbers on one line; a scalar must not become "{key: value}".
-    flow = None if isinstance(value, list) else False
-    options: dict[str, Any] = {"default_flow_style": flow, "sort_keys": False, "width": 110}
-    text = yaml.safe_dump({key: value}, allow_unicode=True, **options)
-    # YAML keeps marks of the direction of writing, which a terminal obeys.
-    if not text.replace("\n", "").isprintable():
-        text = yaml.safe_dump({key: value}, allow_unicode=False, **options)
-    return [*([_comment(reason)] if reason else []), *text.rstrip().split("\n")]
-
-
-def _comment(text: str) -> str:
-    """A YAML comment; line breaks in names and characters that YAML does not allow become spaces."""
-    return f"# {''.join(one if one.isprintable() else ' ' for one in text)}"
 
 
 def _reordered(values: Spacing, order: tuple[int, ...]) -> Spacing:

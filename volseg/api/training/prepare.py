@@ -30,8 +30,9 @@ from volseg.finetuning.start import FILE_NAME as START
 from volseg.finetuning.start import Start, read_start
 from volseg.networks import build_network, find_network
 from volseg.networks.own import build_own, check_own
+from volseg.planning.commented import plan_text
 from volseg.planning.fingerprint import Fingerprint, take_fingerprint
-from volseg.planning.planner import GPU_MEMORY_GB, make_plan, plan_text, read_plan
+from volseg.planning.planner import GPU_MEMORY_GB, make_plan, read_plan
 from volseg.planning.summary import summary
 from volseg.precision import choose_precision
 from volseg.training.losses import SegmentationLoss

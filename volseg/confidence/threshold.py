@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from volseg.confidence.estimate import logit
 
@@ -28,6 +28,6 @@ def low_threshold(expected: Sequence[float]) -> float | None:
     values = logit(np.array(expected, dtype=np.float64))
     median, count = np.median(values), len(values)
     deviation = NORMAL * np.median(np.abs(values - median))
-    deviations = max(DEVIATIONS, stats.t.ppf(CERTAINTY, count - 1) * np.sqrt(1 + 1 / count))
+    deviations = max(DEVIATIONS, stdtrit(count - 1, CERTAINTY) * np.sqrt(1 + 1 / count))
     lowest = min(median - deviations * deviation, np.quantile(values, MOST))
     return round(float(1 / (1 + np.exp(-lowest))), 6)

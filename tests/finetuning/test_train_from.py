@@ -25,7 +25,7 @@ from volseg.api.ensemble import ensemble
 from volseg.api.importing import import_nnunet
 from volseg.api.training import fit as fit_module
 from volseg.cli import app
-from volseg.config import Label
+from volseg.config import Label, load_config
 from volseg.config.training import FROM_MODEL
 from volseg.errors import InputError, Stopped, UsageError, VolsegError
 from volseg.files import sha256_of
@@ -137,7 +137,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_folder_is_made(phantom
 
 def test_the_page_of_the_configuration_states_the_values_of_runs_that_start_from_a_model():
     page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
-    for key, value in FROM_MODEL.items():
+    for key, value in (item for group in FROM_MODEL.values() for item in group.items()):
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
         assert row.endswith(f"With `--from` {value}, unless it is set |")
 
@@ -165,7 +165,7 @@ def test_the_card_and_info_have_the_ancestry_and_no_path(phantoms, source, renam
         .endswith(
             "--from run --label-map Ball=ball --set training.learning_rate=0.005 --set training.pull_to_model=5.0 "
             "--set training.warmup=0.1 "
-            "--set training.validations=0 --set training.workers=0"
+            "--set training.validations=0 --set training.workers=0 --set augmentation.warmup_epochs=0.0"
         )
     )
     assert "--from child --freeze encoder" in read_card(grandchild / "model.safetensors").training["command"]
@@ -186,6 +186,12 @@ def test_only_the_decoder_of_a_frozen_encoder_changes(phantoms, source, tmp_path
     old, new = load_file(source / "model.safetensors"), load_file(resumed / "model.safetensors")
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed == {name for name in old if not name.startswith("encoder.")}
+
+
+def test_every_patch_is_augmented_from_the_first_step_on_unless_it_is_set():
+    assert load_config(None).augmentation.warmup_epochs == 100
+    assert load_config(None).from_model().augmentation.warmup_epochs == 0
+    assert load_config(None, ["augmentation.warmup_epochs=7"]).from_model().augmentation.warmup_epochs == 7
 
 
 def test_a_lower_learning_rate_rises_longer_unless_they_are_set(phantoms, source, tmp_path):

@@ -189,8 +189,12 @@ class AugmentationConfig(Group):
     gamma_range: Range = (0.7, 1.5)
 
 
-# Of a run that starts from a model, where the user sets neither: large steps would undo what it has learned.
-FROM_MODEL = {"learning_rate": 5e-3, "warmup": 0.1, "pull_to_model": 5.0}
+# Of a run that starts from a model, where the user sets nothing else: large steps would undo what it has learned, and
+# it overfits a few cases from the first step on.
+FROM_MODEL: dict[str, dict[str, float]] = {
+    "training": {"learning_rate": 5e-3, "warmup": 0.1, "pull_to_model": 5.0},
+    "augmentation": {"warmup_epochs": 0.0},
+}
 
 
 class Config(Frozen):
@@ -202,6 +206,9 @@ class Config(Frozen):
 
     def from_model(self) -> Self:
         """The configuration of a run that starts from a model: `FROM_MODEL` where nothing was given."""
-        given = self.training.model_fields_set
-        changes = {key: value for key, value in FROM_MODEL.items() if key not in given}
-        return self.model_copy(update={"training": self.training.model_copy(update=changes)})
+        changes = {}
+        for name, values in FROM_MODEL.items():
+            group = getattr(self, name)
+            unset = {key: value for key, value in values.items() if key not in group.model_fields_set}
+            changes[name] = group.model_copy(update=unset)
+        return self.model_copy(update=changes)

@@ -46,9 +46,10 @@ def open_to_read(path: str | Path) -> BufferedReader:
     return open(path, "rb", opener=_open_regular)
 
 
-def _open_regular(path: str, flags: int) -> int:
-    """The descriptor of a regular file; a pipe without a writer would block if it were opened without the flag."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def _open_regular(path: str | Path, flags: int) -> int:
+    """A descriptor of a regular file, see `os.open`."""
+    # Else a pipe without a writer would block; Windows has neither.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
         _require_regular(os.fstat(descriptor).st_mode, path)
     except OSError:
@@ -87,14 +88,10 @@ def open_no_link(path: Path, flags: int) -> int:
     """
     if path.is_symlink():
         raise OSError(errno.ELOOP, "It is a link", str(path))
-    # Windows lacks the first two, which close the gap since the look and keep a pipe without a writer from blocking.
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    # Windows lacks the first, which closes the gap since the look.
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)
-    descriptor = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
-    return descriptor
+    return _open_regular(path, flags)
 
 
 def require_regular(path: Path) -> None:

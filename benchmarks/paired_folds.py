@@ -1,33 +1,72 @@
 """Out-of-fold Dice of two recipes on the same folds, paired by case: is the gain larger than chance?
 
-    python benchmarks/paired_folds.py --before RUN... --after RUN... [--what "..."] [--record]
+    python benchmarks/paired_folds.py --before RUN... --after RUN... [--data DATASET] [--what "..."] [--record]
 
 Reads run folders that `volseg train` has left, one per fold and recipe, all of one dataset and seed. A case counts with
-the mean Dice of its labels. The standard error is that of the mean of the paired differences. Needs volseg.
+the mean Dice of its labels. The standard error is that of the mean of the paired differences.
+
+A run with enough validation cases has component rules that were chosen on the cases that it scores. With `--data` all
+cases are segmented again, both recipes without rules; the last row adds to the second recipe the rules that are chosen
+on the cases of all other folds, as `volseg ensemble` chooses them on all folds. Needs volseg.
 """
 
 import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from common.record import publish, record_options, slug
 from common.results import Row, headline, table
+from precision import held_out
 
+from volseg import Segmenter
+from volseg.config import ComponentRule, Plan
+from volseg.data.cases.labels import table_of
+from volseg.data.io.reading import read_channels, read_label
+from volseg.evaluation.overlap import label_overlaps
 from volseg.modelfile import read_card
+from volseg.postprocessing.applying import postprocess
+from volseg.postprocessing.choosing import choose_rules
+from volseg.postprocessing.tally import tally
 
 Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A validation case as a run segments it without rules, and its reference; (I, J, K)."""
+
+    run: Path
+    plan: Plan
+    voxel_ml: float
+    labels: np.ndarray
+    reference: np.ndarray
+
+    def dice(self, rules: dict[str, ComponentRule]) -> dict[str, float]:
+        """The Dice of each label after rules; a label that neither image has is left out."""
+        labels, values = self.labels.copy(), {label.name: label.stored_values for label in self.plan.labels}
+        postprocess(labels, self.plan.labels, rules, self.voxel_ml)
+        found = label_overlaps(labels, self.reference, values, self.voxel_ml, self.plan.ignore)
+        return {name: one.dice for name, one in found.items() if one.dice is not None}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, nargs="+", required=True, metavar="RUN")
     parser.add_argument("--after", type=Path, nargs="+", required=True, metavar="RUN")
+    parser.add_argument("--data", type=Path, metavar="DATASET", help="segment its cases again, without rules")
     parser.add_argument("--what", default="", help="what differs, for the title")
     record_options(parser)
     options = parser.parse_args()
-    before, after = scores_of(options.before), scores_of(options.after)
+    if options.data:
+        first, second = segmented(options.before, options.data), segmented(options.after, options.data)
+        before, after = ({name: case.dice({}) for name, case in cases.items()} for cases in (first, second))
+        ruled = with_rules_of_other_folds(second)
+    else:
+        before, after, ruled = scores_of(options.before), scores_of(options.after), None
     if before.keys() != after.keys():
         parser.error(
             f"the cases differ: {', '.join(sorted(before.keys() ^ after.keys()))}; give runs of the same folds"
@@ -35,11 +74,14 @@ def main() -> None:
     labels = list(next(iter(before.values())))
     rows = [row(label, before, after, [label]) for label in labels] if labels[1:] else []
     rows.append(row("all labels", before, after, labels))
+    if ruled:
+        rows.append(row("all labels, after with rules", before, ruled, labels))
     card = read_card(options.after[0] / "model.safetensors")
     folds = sorted({read_card(run / "model.safetensors").training["fold"] for run in options.after})
     title = f"{card.training['dataset']}, folds {', '.join(map(str, folds))}: {options.what or 'two recipes'}"
+    columns = {"before": before, "after": after, **({"after with rules": ruled} if ruled else {})}
     cases: list[Row] = [
-        {"case": name, "before": round(mean(before[name], labels), 4), "after": round(mean(after[name], labels), 4)}
+        {"case": name, **{what: round(mean(scores[name], labels), 4) for what, scores in columns.items()}}
         for name in sorted(before)
     ]
     publish(
@@ -47,8 +89,36 @@ def main() -> None:
         f"paired-{slug(title)}",
         f"Out-of-fold Dice, {title}",
         [table(rows), table(cases, caption="Mean Dice of each case")],
-        [headline(title, "all labels", "mean gain")],
+        [headline(title, rows[-1]["label"], "mean gain")],
     )
+
+
+def segmented(runs: Sequence[Path], data: Path) -> dict[str, Segmented]:
+    """The validation cases of some runs, by name, segmented by the models without their rules."""
+    found = {}
+    for run in runs:
+        loaded = Segmenter.load(run / "model.safetensors", "cpu")
+        card = loaded.card.model_copy(update={"postprocessing": {}})
+        segmenter, plan = replace(loaded, card=card), card.plan
+        for case in held_out(data, card.training["fold"]):
+            result = segmenter(read_channels(case.images, len(plan.channels)))
+            geometry = result.scan.geometry
+            reference = case.own.read(read_label, case.label, geometry, None, table_of(plan)).channels[0]
+            found[case.name] = Segmented(run, plan, geometry.voxel_ml, result.labels, reference)
+    return found
+
+
+def with_rules_of_other_folds(cases: dict[str, Segmented]) -> Scores:
+    """The Dice of each case after the rules that the cases of all other folds choose."""
+    tried = {
+        name: tally(one.labels, one.reference, one.plan, one.voxel_ml).scores(one.plan.labels)
+        for name, one in cases.items()
+    }
+    dice = {}
+    for name, case in cases.items():
+        others = [tried[other] for other, one in cases.items() if one.run != case.run]
+        dice[name] = case.dice(choose_rules(others, case.plan.labels))
+    return dice
 
 
 def scores_of(runs: Sequence[Path]) -> Scores:

@@ -38,10 +38,10 @@ from volseg.config import Channel, ComponentRule, Label, NetworkConfig, Plan, Re
 from volseg.data.grid.preprocess import image_to_network
 from volseg.inference import budget
 from volseg.inference.labelling import Labeller
-from volseg.inference.postprocessing import postprocess
 from volseg.inference.quality import measure, scan_flags
 from volseg.inference.windows import Windows
 from volseg.modelfile import ModelCard
+from volseg.postprocessing.applying import postprocess
 
 STAGES = ("read", "prepare", "labels", "components", "write")
 CT_MEAN, CT_SD, CT_CLIP = 100.0, 150.0, (-1000.0, 3000.0)

@@ -13,7 +13,7 @@ RANKS = {
     "files": 1, "config": 1, "progress": 1,
     "device": 2, "precision": 2, "modelfile": 2,
     "data": 3, "networks": 3,
-    "transforms": 4,
+    "transforms": 4, "postprocessing": 4,
     "auditing": 5, "planning": 5, "training": 5, "inference": 5, "confidence": 5, "evaluation": 5, "report": 5,
     "interop": 5,
     "dicom": 5.5, "finetuning": 5.5, "suspicion": 5.5,
@@ -39,7 +39,7 @@ LAZY = {
     "data/io/reading.py", "data/io/read_cost.py", "data/io/folders.py", "data/io/writing.py",
     "api/describe.py", "data/grid/resample.py",
     "evaluation/distances.py", "evaluation/label_distances.py", "evaluation/lesions.py", "evaluation/statistics.py",
-    "inference/components.py", "cli/predict.py", "cli/train.py", "cli/evaluate.py", "cli/audit.py",
+    "postprocessing/components.py", "cli/predict.py", "cli/train.py", "cli/evaluate.py", "cli/audit.py",
     "cli/convert.py", "cli/models.py", "cli/machine.py",
     "cli/node.py",
 }  # fmt: skip

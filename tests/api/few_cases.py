@@ -2,9 +2,9 @@
 
 from volseg.cli import main
 from volseg.confidence import fitting
-from volseg.inference import postprocessing
+from volseg.postprocessing import choosing
 
 if __name__ == "__main__":
-    postprocessing.ENOUGH_CASES, postprocessing.LARGEST_LOSS = 1, 1.0
+    choosing.ENOUGH_CASES, choosing.LARGEST_LOSS = 1, 1.0
     fitting.FEWEST_CASES = 1
     main()

@@ -48,8 +48,8 @@ def shared(phantoms, tmp_path_factory):
 
 
 def test_the_run_of_two_processes_equals_that_of_one(phantoms, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("volseg.inference.postprocessing.ENOUGH_CASES", 1)
-    monkeypatch.setattr("volseg.inference.postprocessing.LARGEST_LOSS", 1.0)
+    monkeypatch.setattr("volseg.postprocessing.choosing.ENOUGH_CASES", 1)
+    monkeypatch.setattr("volseg.postprocessing.choosing.LARGEST_LOSS", 1.0)
     alone = train(phantoms, tmp_path / "alone", folds=2, steps=STEPS, overrides=OVERRIDES, device="cpu")
     assert len(metrics(alone)) == len(metrics(shared)) == STEPS
     for one, two in zip(metrics(alone), metrics(shared), strict=True):

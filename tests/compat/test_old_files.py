@@ -132,8 +132,8 @@ def test_an_old_model_says_the_same_of_a_scan(name, one_thread):
 
 def test_an_old_finished_run_is_done(one_thread, tmp_path, monkeypatch):
     # Its few validation cases would give no component rules today.
-    monkeypatch.setattr("volseg.inference.postprocessing.ENOUGH_CASES", 1)
-    monkeypatch.setattr("volseg.inference.postprocessing.LARGEST_LOSS", 1.0)
+    monkeypatch.setattr("volseg.postprocessing.choosing.ENOUGH_CASES", 1)
+    monkeypatch.setattr("volseg.postprocessing.choosing.LARGEST_LOSS", 1.0)
     copy = shutil.copytree(FINISHED, tmp_path / "run")
     # Its settings may be said again, with the keys they had.
     volseg.train(PHANTOMS, copy, overrides=SETTINGS, resume=True, device="cpu")

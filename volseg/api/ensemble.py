@@ -16,6 +16,7 @@ from volseg.modelfile import ModelCard, check_model_path, read_card, save_model,
 from volseg.networks import Ensemble, open_network
 from volseg.networks.own import NetworkFactory
 from volseg.planning.ranges import merge_scan_ranges
+from volseg.postprocessing.choosing import rules_of_folds
 from volseg.text import first_few
 
 Part = TypeVar("Part", Channel, Label)
@@ -46,8 +47,9 @@ def ensemble(
             intensity ranges of the training cases, batch size and steps.
         output: the model file, ending in .safetensors. Its card lists the training records and scores of the members;
             with one model per fold also the out-of-fold scores: each validation case is scored with the member that was
-            not trained on it. Its postprocessing is what all members agree on: a label keeps only its largest component
-            if all members do so, and the smallest component volume is the smallest of the members'.
+            not trained on it, and the postprocessing is chosen on all these cases (postprocessing.json beside each
+            member). Otherwise it is what all members agree on: a label keeps only its largest component if all members
+            do so, and the smallest component volume is the smallest of the members'.
         half: store the weights in float16, which halves the file size; `Segmenter.load` still chooses the precision of
             the computation. float16 has 11 significant bits, more than the 8 of bfloat16.
         overwrite: replace an existing `output`.
@@ -83,7 +85,7 @@ def ensemble(
         "name": f"{plan.dataset}-ensemble{len(cards)}",
         "plan": plan,
         "members": len(cards),
-        "postprocessing": _common_rules(cards),
+        "postprocessing": _rules(paths, cards, plan),
         "training": {
             "command": f"{command} --half" if half else command,
             "dataset": plan.dataset,
@@ -174,6 +176,12 @@ def _have_own_folds(cards: Sequence[ModelCard]) -> bool:
     """Whether each model was trained on a fold of its own."""
     folds = [card.training.get("fold") for card in cards]
     return all(isinstance(fold, int) for fold in folds) and len(set(folds)) == len(cards)
+
+
+def _rules(paths: Sequence[Path], cards: Sequence[ModelCard], plan: Plan) -> dict[str, ComponentRule]:
+    """The postprocessing rules: chosen on the validation cases of all folds, else what the members agree on."""
+    rules = rules_of_folds(paths, plan.labels) if _have_own_folds(cards) else None
+    return _common_rules(cards) if rules is None else rules
 
 
 def _common_rules(cards: Sequence[ModelCard]) -> dict[str, ComponentRule]:

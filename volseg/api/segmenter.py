@@ -43,7 +43,6 @@ from volseg.inference.budget import (
 )
 from volseg.inference.flight import in_flight
 from volseg.inference.labelling import Labeller, Wanted, both_sinks, probability_sink
-from volseg.inference.postprocessing import postprocess
 from volseg.inference.promises import promised
 from volseg.inference.quality import measure
 from volseg.inference.room import bytes_at_work, has_plenty, require_free, require_room_to_read
@@ -53,6 +52,7 @@ from volseg.modelfile import ModelCard, find_model, sha256_of_model
 from volseg.networks import open_network
 from volseg.networks.measured import window_bytes
 from volseg.networks.own import NetworkFactory
+from volseg.postprocessing.applying import postprocess
 from volseg.precision import choose_precision, precision_name
 from volseg.progress import Progress, silent
 from volseg.suspicion.examine import doubt, examine

@@ -23,11 +23,15 @@ from volseg.evaluation.label_distances import SurfaceOptions
 from volseg.evaluation.overlap import label_overlaps
 from volseg.evaluation.pairs import Pair, Pairs
 from volseg.evaluation.report import Measures, as_measures, evaluate_pairs, summarise, without, write_report
+from volseg.files import write_text
 from volseg.inference.budget import windows_at_once
 from volseg.inference.labelling import Labeller
-from volseg.inference.postprocessing import choose_rules, postprocess, tally
 from volseg.inference.windows import Windows
+from volseg.postprocessing.applying import postprocess
+from volseg.postprocessing.choosing import FILE_NAME, CaseScores, RuleScores, choose_rules
+from volseg.postprocessing.tally import Tally, tally
 from volseg.progress import Progress
+from volseg.text import printable
 from volseg.training.loop import Validate
 from volseg.training.ranks import Ranks
 
@@ -93,8 +97,9 @@ def validate_from_files(
 ) -> dict[str, Any]:
     """Segment the original scans with the saved model into RUN/validation, and score the written label images.
 
-    The postprocessing rules are chosen on these cases and applied to the label images before they are scored. Each rank
-    segments its shard of the scans; rank 0 scores all of them and writes validation.json and .csv.
+    The postprocessing rules are chosen on these cases and applied to the label images before they are scored; what they
+    are chosen from is written to RUN/postprocessing.json. Each rank segments its shard of the scans; rank 0 scores all
+    of them and writes validation.json and .csv.
 
     Args:
         segmenter: the saved model.
@@ -110,35 +115,40 @@ def validate_from_files(
     plan = segmenter.card.plan
     pairs = [Pair(case.name, run / "validation" / f"{case.name}.nii.gz", case.label, case.own) for case in cases]
     shard = ranks.shard(list(zip(cases, pairs, strict=True)))
-    counts = {}
+    # Labels that are kept from another model have no reference here.
+    kept = {label.name: label.value for label in plan.labels if label.name not in data.labels.values}
+    tallies = {}
     for done, (case, pair) in enumerate(shard):
         progress("validate", done / len(shard), case.name)
-        result = segmenter(read_channels(case.images, len(data.channels)))
-        # Without a JSON record, because it would refer to a model file that does not have its scores yet.
-        write_labels(result.labels, result.scan, pair.prediction)
-        if not plan.regions:
-            geometry = result.scan.geometry
-            reference = case.own.read(read_label, pair.reference, geometry, None, table_of(plan)).channels[0]
-            unknown = case.own.missing(data.labels.stored)
-            counts[case.name] = tally(result.labels, reference, plan, geometry.voxel_ml, unknown)
-    # Labels that are kept from another model have no reference here.
-    scored = [label for label in plan.labels if label.name in data.labels.values]
-    kept = [label.value for label in plan.labels if label not in scored]
-    # All ranks get the same component counts in the same order, so they choose the same rules.
-    counts = ranks.gather(counts)
-    rules = {} if plan.regions else choose_rules([counts[case.name] for case in cases], scored)
+        tallies[case.name] = _segment(segmenter, data, case, pair, kept)
+    # All ranks get the same scores in the same order, so they choose the same rules.
+    scores = ranks.gather({name: one.scores(plan.labels) for name, one in tallies.items()})
+    rules = choose_rules([scores[case.name] for case in cases], plan.labels)
     logger.info("Postprocessing: %s", rules_in_words(rules))
     for case, pair in shard if rules else ():
         written = read_label(pair.prediction)
         labels = np.array(written.channels[0])
-        postprocess(labels, plan.labels, rules, counts[case.name].voxel_ml)
+        postprocess(labels, plan.labels, rules, tallies[case.name].voxel_ml)
         write_labels(labels, written, pair.prediction)
+    every = tuple(CaseScores(case=printable(case.name), labels=scores[case.name]) for case in cases)
+    ranks.on_first_rank(lambda: write_text(run / FILE_NAME, RuleScores(cases=every).model_dump_json()))
     ranks.wait()
-    scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, kept, run, progress))
+    means = ranks.on_first_rank(lambda: _score(pairs, rules, data, list(kept.values()), run, progress))
     card = segmenter.card.model_copy(update={"postprocessing": rules})
-    without = {label.name for label in plan.labels if label not in scored}
-    calibration = calibrate(replace(segmenter, card=card), cases, run, progress, ranks, without)
-    return {"postprocessing": rules, "scores": scores, "calibration": calibration}
+    calibration = calibrate(replace(segmenter, card=card), cases, run, progress, ranks, kept)
+    return {"postprocessing": rules, "scores": means, "calibration": calibration}
+
+
+def _segment(segmenter: Segmenter, data: Dataset, case: TrainingCase, pair: Pair, kept: Collection[str]) -> Tally:
+    """Segment the scan of a case, write the labels, and count their components; nobody looked for `kept` labels."""
+    plan = segmenter.card.plan
+    result = segmenter(read_channels(case.images, len(data.channels)))
+    # Without a JSON record, because it would refer to a model file that does not have its scores yet.
+    write_labels(result.labels, result.scan, pair.prediction)
+    geometry = result.scan.geometry
+    reference = case.own.read(read_label, pair.reference, geometry, None, table_of(plan)).channels[0]
+    unknown = {*kept, *case.own.missing(data.labels.stored)}
+    return tally(result.labels, reference, plan, geometry.voxel_ml, unknown)
 
 
 def _score(

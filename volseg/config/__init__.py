@@ -16,6 +16,7 @@ from volseg.config.plan import (
     ScanRanges,
     Sides,
     exchanged_order,
+    may_have_rules,
     rules_in_words,
 )
 from volseg.config.training import AugmentationConfig, Config, PlanChoices, TrainingConfig
@@ -73,6 +74,7 @@ __all__ = [
     "exchanged_order",
     "known_name",
     "load_config",
+    "may_have_rules",
     "read_yaml",
     "rules_in_words",
 ]

@@ -1,7 +1,7 @@
 """The plan: all choices made before training, and everything that prediction needs besides the weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -109,6 +109,21 @@ class Label(Frozen):
     def stored_values(self) -> tuple[int, ...]:
         """The values of the label in label images: a region's parts, else its own."""
         return self.parts or (self.value,)
+
+
+def may_have_rules(labels: Sequence[Label]) -> tuple[Label, ...]:
+    """The labels whose components may be removed: no other label reaches beyond what is removed.
+
+    These are all plain labels, and the regions that contain every region they overlap, such as a whole tumour.
+    """
+    found: list[Label] = []
+    for label in labels:
+        own = set(label.stored_values)
+        others = [set(other.stored_values) for other in labels]
+        taken = any(own & set(earlier.stored_values) for earlier in found)
+        if not taken and all(other <= own or other.isdisjoint(own) for other in others):
+            found.append(label)
+    return tuple(found)
 
 
 class ComponentRule(Frozen):

@@ -11,7 +11,7 @@ import numpy as np
 
 from volseg.config import ABSOLUTE, Channel, Label
 from volseg.data.grid.geometry import volume_of
-from volseg.inference.components import SLAB_VOXELS, merge, outermost_first, slabs
+from volseg.postprocessing.components import SLAB_VOXELS, merge, outermost_first, slabs
 
 LabelFlag: TypeAlias = Literal[
     "empty",

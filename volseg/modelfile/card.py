@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from volseg.config import CUSTOM, ComponentRule, Frozen, Name, Plan, checked
+from volseg.config import CUSTOM, ComponentRule, Frozen, Name, Plan, checked, may_have_rules
 from volseg.documents import BrokenDocumentError, DocumentError, parse_json
 from volseg.errors import ConfigError, InputError, UsageError
 from volseg.files import access_to, require_writable, sha256_of
@@ -106,7 +106,7 @@ class ModelCard(Frozen):
         default_factory=dict, description="data, licence, cases, steps, seconds, seed"
     )
     postprocessing: dict[str, ComponentRule] = Field(
-        default_factory=dict, description="by label name; chosen on the validation cases, none for regions"
+        default_factory=dict, description="by label name; chosen on the validation cases"
     )
     scores: Annotated[dict[str, Any], _fits(_AllScores)] = Field(
         default_factory=dict, description="on the validation cases, after postprocessing"
@@ -137,8 +137,12 @@ class ModelCard(Frozen):
             raise ValueError(
                 f"postprocessing has rules for {first_few(sorted(unknown))}, but the plan has no such label"
             )
-        if self.plan.regions and self.postprocessing:
-            raise ValueError("regions overlap, so postprocessing rules are not supported for them")
+        nested = self.postprocessing.keys() - {label.name for label in may_have_rules(self.plan.labels)}
+        if nested:
+            raise ValueError(
+                f"postprocessing has rules for {first_few(sorted(nested))}, but other regions reach beyond what they "
+                "would remove"
+            )
         records = [record for record in (self.training.get("members"), self.scores.get("members")) if record]
         if any(len(record) != self.members for record in records):
             raise ValueError(f"training and scores have records of other numbers of members than {self.members}")

@@ -22,9 +22,9 @@ from volseg.device import memory_errors
 from volseg.files import writing
 from volseg.inference.budget import MemoryEstimate, plan_chunks
 from volseg.inference.labelling import Labeller
-from volseg.inference.postprocessing import postprocess
 from volseg.inference.promises import promised
 from volseg.inference.stream import stream_order
+from volseg.postprocessing.applying import postprocess
 
 
 class Grid(NamedTuple):

@@ -27,9 +27,9 @@ from volseg.documents import read_json, read_or
 from volseg.errors import InputError
 from volseg.evaluation.overlap import label_overlaps
 from volseg.files import write_text
-from volseg.inference.postprocessing import postprocess
 from volseg.inference.stream import stream_order
 from volseg.modelfile.calibration import Calibration
+from volseg.postprocessing.applying import postprocess
 from volseg.progress import Progress
 from volseg.text import printable
 from volseg.training.ranks import Ranks

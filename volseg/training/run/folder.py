@@ -26,7 +26,9 @@ from volseg.training.state import has_checkpoint, reached
 logger = logging.getLogger(__name__)
 
 # The scores of the model in the folder.
-SCORES = ("validation.json", "calibration.json", "validation.csv", "report.html", "validation")
+SCORES = (
+    "validation.json", "calibration.json", "postprocessing.json", "validation.csv", "report.html", "validation",
+)  # fmt: skip
 # Locked by the process that trains in the folder. It is never removed: that would let a second process in.
 LOCK = ".lock"
 # The file that makes a folder a run; the last to be removed.

@@ -4,10 +4,11 @@ Slabs are consecutive planes of an image, and neighbouring slabs share a plane. 
 its slab components; those of neighbouring slabs that share a voxel belong to the same component of the image.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from volseg.config import ComponentRule
 from volseg.data.grid.connected import numbered_components
@@ -158,12 +159,26 @@ def kept(components: np.ndarray, rules: Mapping[int, ComponentRule], voxel_ml: f
     return keeps
 
 
+def value_table(stored: Mapping[int, Sequence[int]], dtype: DTypeLike) -> np.ndarray:
+    """A table for `slabs`, (65536,) or (256,): the value for each stored value, 0 for all others.
+
+    Args:
+        stored: the stored values that count as a value, by it; no stored value twice.
+        dtype: uint16 or uint8, that of the values.
+    """
+    table = np.zeros(np.iinfo(dtype).max + 1, dtype)
+    for value, parts in stored.items():
+        table[list(parts)] = value
+    return table
+
+
 def keep_components(
     labels: np.ndarray,
     rules: Mapping[int, ComponentRule],
     voxel_ml: float,
     slab_voxels: int = SLAB_VOXELS,
     max_bytes: int | None = None,
+    stored: Mapping[int, Sequence[int]] | None = None,
 ) -> dict[int, int]:
     """Set the voxels of components that the rules drop to background, in place.
 
@@ -175,9 +190,10 @@ def keep_components(
         voxel_ml: volume of a voxel in millilitres.
         slab_voxels: voxels per slab.
         max_bytes: memory limit for slab components; None for no limit.
+        stored: the stored values that count as a value of `rules`, such as the parts of a region; None: itself alone.
 
     Returns:
-        The number of voxels that each value of `rules` lost.
+        The number of voxels that each stored value lost.
 
     Raises:
         ResourceError: the slab components need more than `max_bytes`; `labels` are unchanged.
@@ -185,12 +201,13 @@ def keep_components(
     if not rules:
         return {}
     image = outermost_first(labels)
+    stored = stored or {value: (value,) for value in rules}
     # Labels without a rule are background, which saves their components.
-    table = np.zeros(np.iinfo(labels.dtype).max + 1, labels.dtype)
-    table[list(rules)] = list(rules)
+    table = value_table(stored, labels.dtype)
     found = list(_limited(max_bytes, ((slab.components, slab.touching) for slab in slabs(image, slab_voxels, table))))
     components, group = merge_slabs(found)
     drops = ~kept(components, rules, voxel_ml)
+    lost = np.zeros(len(table), np.int64)
     ends = np.cumsum([slab_components.shape[1] for slab_components, _ in found])
     for planes, dropped in zip(_spans(image, slab_voxels), np.split(drops[group], ends[:-1]), strict=True):
         if dropped.any():
@@ -198,9 +215,10 @@ def keep_components(
             cleared = dropped[numbered_components(slab, 26)[0]]
             # The shared plane is left to the next slab, whose components keep their numbers only while it is unchanged.
             own = slice(len(slab) - (planes.stop < len(image)))
-            image[planes][:, *inside][own][cleared[own]] = 0
-    values, voxels = components[:2, drops]
-    return {value: int(voxels[values == value].sum()) for value in rules}
+            values = image[planes][:, *inside][own]
+            lost += np.bincount(values[cleared[own]], minlength=len(lost))
+            values[cleared[own]] = 0
+    return {part: int(lost[part]) for parts in stored.values() for part in parts}
 
 
 def _limited(max_bytes: int | None, found: Iterable[SlabComponents]) -> Iterator[SlabComponents]:

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from volseg.config import ComponentRule
 from volseg.errors import ResourceError
-from volseg.inference.components import COMPONENT_BYTES, keep_components, slabs
+from volseg.postprocessing.components import COMPONENT_BYTES, keep_components, slabs
 
 RULES = {
     1: ComponentRule(largest_only=True),

@@ -16,9 +16,11 @@ from volseg.config import ComponentRule, Label, rules_in_words
 from volseg.data.cases.phantom import write_phantoms
 from volseg.errors import ResourceError
 from volseg.evaluation.overlap import label_overlaps
-from volseg.inference import components, postprocessing
-from volseg.inference.postprocessing import SIZES_ML, Tally, choose_rules, postprocess, tally
 from volseg.modelfile import load_model, read_card, save_model
+from volseg.postprocessing import choosing, components
+from volseg.postprocessing.applying import postprocess
+from volseg.postprocessing.choosing import RuleScores, choose_rules
+from volseg.postprocessing.tally import CANDIDATES, SIZES_ML, Tally, tally
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BALL, ROD = tiny_plan().labels
@@ -51,6 +53,10 @@ def test_dice_from_a_tally_is_that_of_the_image_after_the_rule(seed, order, igno
         assert counted.dice(label.value, rule) == overlap[label.name].dice
 
 
+def rules_for(cases: list[Tally]) -> dict[str, ComponentRule]:
+    return choose_rules([case.scores(ORGAN) for case in cases], ORGAN)
+
+
 def found(*components: tuple[int, int], true: int) -> Tally:
     """A case of 1 mm3 voxels with components of label 1, as (voxels, correct voxels)."""
     sizes, correct = zip(*components, strict=True) if components else ((), ())
@@ -59,7 +65,7 @@ def found(*components: tuple[int, int], true: int) -> Tally:
 
 def test_small_components_give_the_mildest_size_that_drops_them() -> None:
     # The first has 2 * 900 of 1000 + 1000 and a component of 20; the second has nothing to drop.
-    rules = choose_rules([found((1000, 900), (20, 0), true=1000), found((500, 500), true=500)] * 5, ORGAN)
+    rules = rules_for([found((1000, 900), (20, 0), true=1000), found((500, 500), true=500)] * 5)
     assert list(rules) == ["organ"]
     assert rules["organ"].model_dump() == pytest.approx(
         {
@@ -73,14 +79,14 @@ def test_small_components_give_the_mildest_size_that_drops_them() -> None:
 
 def test_components_that_no_size_separates_give_the_largest_only() -> None:
     # The wrong component of the first case is larger than the correct one of the second.
-    rules = choose_rules([found((1000, 900), (700, 0), true=1000), found((600, 600), true=600)] * 5, ORGAN)
+    rules = rules_for([found((1000, 900), (700, 0), true=1000), found((600, 600), true=600)] * 5)
     assert (rules["organ"].smallest_ml, rules["organ"].largest_only) == (0, True)
     assert rules["organ"].dice_after == pytest.approx((0.9 + 1) / 2)
 
 
 def test_an_absent_label_needs_a_size_and_others_the_largest_as_well() -> None:
     cases = [found((50, 0), true=0), found((1000, 900), (700, 0), true=1000), found((600, 600), true=600)]
-    rule = choose_rules(cases * 4, ORGAN)["organ"]
+    rule = rules_for(cases * 4)["organ"]
     assert (rule.smallest_ml, rule.largest_only) == (0.1, True)
     # A case without the label in both images does not count.
     assert (rule.dice_before, rule.dice_after) == pytest.approx(((0 + 1800 / 2700 + 1) / 3, (0.9 + 1) / 2))
@@ -100,14 +106,14 @@ def test_an_absent_label_needs_a_size_and_others_the_largest_as_well() -> None:
     ],
 )
 def test_where_nothing_helps_there_is_no_rule(cases: list[Tally]) -> None:
-    assert choose_rules(cases * 10, ORGAN) == {}
+    assert rules_for(cases * 10) == {}
 
 
 def test_few_cases_give_no_rule() -> None:
     cases = [found((1000, 900), (20, 0), true=1000)] * 10
-    assert choose_rules(cases, ORGAN)
+    assert rules_for(cases)
     # Cases without the label say nothing about it.
-    assert choose_rules([*cases[:9], found(true=0), found(true=0)], ORGAN) == {}
+    assert rules_for([*cases[:9], found(true=0), found(true=0)]) == {}
 
 
 def test_a_rule_by_which_one_case_loses_much_is_none() -> None:
@@ -115,7 +121,7 @@ def test_a_rule_by_which_one_case_loses_much_is_none() -> None:
     gaining = [found((1000, 1000), (300, 0), true=1000)] * 20
     for second, chosen in ((80, True), (120, False)):
         losing = found((1000, 1000), (second, second), true=1000 + second)
-        assert bool(choose_rules([*gaining, losing], ORGAN)) == chosen
+        assert bool(rules_for([*gaining, losing])) == chosen
 
 
 def test_sizes_are_tried_from_small_to_large() -> None:
@@ -152,8 +158,8 @@ def run(phantoms, tmp_path_factory) -> Path:
     """So few steps that the network still labels small false components."""
     overrides = [*TINY, "training.workers=0"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postprocessing, "ENOUGH_CASES", 2)
-        patch.setattr(postprocessing, "LARGEST_LOSS", 1.0)
+        patch.setattr(choosing, "ENOUGH_CASES", 2)
+        patch.setattr(choosing, "LARGEST_LOSS", 1.0)
         return train(
             phantoms, tmp_path_factory.mktemp("runs") / "run", folds=2, steps=12, overrides=overrides, device="cpu"
         )
@@ -189,6 +195,21 @@ def test_a_run_stores_the_rules_that_helped_with_the_scores_before_and_after(run
             assert rules[name].dice_after > rules[name].dice_before
         else:
             assert before["labels"][name] == after["labels"][name]
+
+
+def test_a_run_keeps_the_dice_of_each_case_after_every_rule(run, phantoms, plain) -> None:
+    document = RuleScores.model_validate_json((run / "postprocessing.json").read_text())
+    assert document.cases
+    for case in document.cases:
+        raw = plain(phantoms / "imagesTr" / f"{case.case}.nii.gz")
+        reference = load(phantoms / "labelsTr" / f"{case.case}.nii.gz")
+        assert case.labels.keys() == {"ball", "rod"}
+        for label in (BALL, ROD):
+            for rule, dice in zip(CANDIDATES, case.labels[label.name], strict=True):
+                cleaned = raw.labels.copy()
+                postprocess(cleaned, (BALL, ROD), {label.name: rule}, raw.scan.geometry.voxel_ml)
+                overlap = label_overlaps(cleaned, reference, {label.name: label.value}, 1.0, None)
+                assert dice == overlap[label.name].dice
 
 
 def test_prediction_applies_the_stored_rules_and_records_them(run, phantoms, plain, tmp_path) -> None:
@@ -234,7 +255,7 @@ def test_info_shows_the_rules_of_the_model_and_of_the_run(run) -> None:
 
 
 def test_a_case_in_which_nobody_looked_for_a_label_decides_nothing_about_it(monkeypatch) -> None:
-    monkeypatch.setattr(postprocessing, "ENOUGH_CASES", 2)
+    monkeypatch.setattr(choosing, "ENOUGH_CASES", 2)
     labels = np.zeros((4, 4, 4), np.uint8)
     labels[0, 0], labels[3, 3, 3] = 1, 1
     reference = np.zeros_like(labels)
@@ -245,5 +266,6 @@ def test_a_case_in_which_nobody_looked_for_a_label_decides_nothing_about_it(monk
     assert unknown.unknown == {1}
     assert unknown.dice(1, ComponentRule()) is None
     assert known.dice(1, ComponentRule()) == pytest.approx(8 / 9)
-    assert choose_rules([known, unknown], plan.labels) == {}
-    assert list(choose_rules([known, known, unknown], plan.labels)) == ["ball"]
+    one, none = known.scores(plan.labels), unknown.scores(plan.labels)
+    assert choose_rules([one, none], plan.labels) == {}
+    assert list(choose_rules([one, one, none], plan.labels)) == ["ball"]

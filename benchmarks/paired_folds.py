@@ -30,7 +30,7 @@ from volseg.evaluation.overlap import label_overlaps
 from volseg.modelfile import read_card
 from volseg.postprocessing.applying import postprocess
 from volseg.postprocessing.choosing import choose_rules
-from volseg.postprocessing.tally import tally
+from volseg.postprocessing.tally import rule_scores
 
 Scores = dict[str, dict[str, float]]
 
@@ -44,13 +44,14 @@ class Segmented:
     voxel_ml: float
     labels: np.ndarray
     reference: np.ndarray
+    unknown: Sequence[str]
 
     def dice(self, rules: dict[str, ComponentRule]) -> dict[str, float]:
         """The Dice of each label after rules; a label that neither image has is left out."""
         labels, values = self.labels.copy(), {label.name: label.stored_values for label in self.plan.labels}
         postprocess(labels, self.plan.labels, rules, self.voxel_ml)
         found = label_overlaps(labels, self.reference, values, self.voxel_ml, self.plan.ignore)
-        return {name: one.dice for name, one in found.items() if one.dice is not None}
+        return {name: one.dice for name, one in found.items() if one.dice is not None and name not in self.unknown}
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
     title = f"{card.training['dataset']}, folds {', '.join(map(str, folds))}: {options.what or 'two recipes'}"
     columns = {"before": before, "after": after, **({"after with rules": ruled} if ruled else {})}
     cases: list[Row] = [
-        {"case": name, **{what: round(mean(scores[name], labels), 4) for what, scores in columns.items()}}
+        {"case": name, **{what: mean_or_none(scores[name], labels) for what, scores in columns.items()}}
         for name in sorted(before)
     ]
     publish(
@@ -104,20 +105,20 @@ def segmented(runs: Sequence[Path], data: Path) -> dict[str, Segmented]:
             result = segmenter(read_channels(case.images, len(plan.channels)))
             geometry = result.scan.geometry
             reference = case.own.read(read_label, case.label, geometry, None, table_of(plan)).channels[0]
-            found[case.name] = Segmented(run, plan, geometry.voxel_ml, result.labels, reference)
+            unknown = case.own.missing([label.name for label in plan.labels])
+            found[case.name] = Segmented(run, plan, geometry.voxel_ml, result.labels, reference, unknown)
     return found
 
 
 def with_rules_of_other_folds(cases: dict[str, Segmented]) -> Scores:
     """The Dice of each case after the rules that the cases of all other folds choose."""
     tried = {
-        name: tally(one.labels, one.reference, one.plan, one.voxel_ml).scores(one.plan.labels)
-        for name, one in cases.items()
+        name: rule_scores(one.labels, one.reference, one.plan, one.voxel_ml, one.unknown) for name, one in cases.items()
     }
     dice = {}
     for name, case in cases.items():
         others = [tried[other] for other, one in cases.items() if one.run != case.run]
-        dice[name] = case.dice(choose_rules(others, case.plan.labels))
+        dice[name] = case.dice(choose_rules(others, case.plan.labels).rules)
     return dice
 
 
@@ -143,6 +144,11 @@ def row(what: str, before: Scores, after: Scores, labels: Sequence[str]) -> Row:
         "standard error": round(statistics.stdev(gains) / len(gains) ** 0.5, 4),
         "cases that gain": sum(gain > 0 for gain in gains),
     }
+
+
+def mean_or_none(dice: dict[str, float], labels: Sequence[str]) -> float | None:
+    """The mean in four decimals; None for a case without any label."""
+    return round(mean(dice, labels), 4) if dice else None
 
 
 def mean(dice: dict[str, float], labels: Sequence[str]) -> float:

@@ -20,7 +20,7 @@ from volseg.modelfile import load_model, read_card, save_model
 from volseg.postprocessing import choosing, components
 from volseg.postprocessing.applying import postprocess
 from volseg.postprocessing.choosing import RuleScores, choose_rules
-from volseg.postprocessing.tally import CANDIDATES, SIZES_ML, Tally, tally
+from volseg.postprocessing.tally import CANDIDATES, SIZES_ML, Scores, rule_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BALL, ROD = tiny_plan().labels
@@ -32,10 +32,9 @@ ORGAN = (Label(name="organ", value=1),)
     seed=st.integers(0, 10_000),
     order=st.sampled_from(["C", "F"]),
     ignore=st.sampled_from([None, 3]),
-    smallest=st.integers(0, 6),
-    largest_only=st.booleans(),
+    candidate=st.integers(0, len(CANDIDATES) - 1),
 )
-def test_dice_from_a_tally_is_that_of_the_image_after_the_rule(seed, order, ignore, smallest, largest_only) -> None:
+def test_dice_after_a_rule_is_that_of_the_image_after_the_rule(seed, order, ignore, candidate) -> None:
     generator = np.random.default_rng(seed)
     labels, reference = (
         (generator.integers(1, top, (7, 8, 9)) * (generator.random((7, 8, 9)) < 0.15))
@@ -44,23 +43,28 @@ def test_dice_from_a_tally_is_that_of_the_image_after_the_rule(seed, order, igno
         for top in (3, 4)
     )
     plan = tiny_plan(ignore=ignore)
-    counted = tally(labels, reference, plan, 0.002)
-    rule = ComponentRule(smallest_ml=smallest * 0.002, largest_only=largest_only)
+    scores = rule_scores(labels, reference, plan, 0.002)
     for label in plan.labels:
         cleaned = labels.copy()
-        postprocess(cleaned, plan.labels, {label.name: rule}, 0.002)
+        postprocess(cleaned, plan.labels, {label.name: CANDIDATES[candidate]}, 0.002)
         overlap = label_overlaps(cleaned, reference, {label.name: label.value}, 0.002, ignore)
-        assert counted.dice(label.value, rule) == overlap[label.name].dice
+        assert scores[label.name][candidate] == overlap[label.name].dice
 
 
-def rules_for(cases: list[Tally]) -> dict[str, ComponentRule]:
-    return choose_rules([case.scores(ORGAN) for case in cases], ORGAN)
+def rules_for(cases: list[Scores]) -> dict[str, ComponentRule]:
+    return choose_rules(cases, ORGAN).rules
 
 
-def found(*components: tuple[int, int], true: int) -> Tally:
-    """A case of 1 mm3 voxels with components of label 1, as (voxels, correct voxels)."""
-    sizes, correct = zip(*components, strict=True) if components else ((), ())
-    return Tally(np.array([[1] * len(sizes), sizes, sizes, correct], np.int64), {1: true}, 0.001)
+def found(*components: tuple[int, int], true: int) -> Scores:
+    """A case of 1 mm3 voxels with components of an organ, as (voxels, correct voxels)."""
+    dice = []
+    for rule in CANDIDATES:
+        large = [one for one in components if one[0] >= 1000 * rule.smallest_ml]
+        largest = max(large, default=(0, 0))[0]
+        kept = [one for one in large if one[0] == largest or not rule.largest_only]
+        sizes = sum(voxels for voxels, _ in kept) + true
+        dice.append(2 * sum(correct for _, correct in kept) / sizes if sizes else None)
+    return {"organ": tuple(dice)}
 
 
 def test_small_components_give_the_mildest_size_that_drops_them() -> None:
@@ -105,7 +109,7 @@ def test_an_absent_label_needs_a_size_and_others_the_largest_as_well() -> None:
         [],
     ],
 )
-def test_where_nothing_helps_there_is_no_rule(cases: list[Tally]) -> None:
+def test_where_nothing_helps_there_is_no_rule(cases: list[Scores]) -> None:
     assert rules_for(cases * 10) == {}
 
 
@@ -203,9 +207,10 @@ def test_a_run_keeps_the_dice_of_each_case_after_every_rule(run, phantoms, plain
     for case in document.cases:
         raw = plain(phantoms / "imagesTr" / f"{case.case}.nii.gz")
         reference = load(phantoms / "labelsTr" / f"{case.case}.nii.gz")
-        assert case.labels.keys() == {"ball", "rod"}
+        scores = case.scores()
+        assert scores.keys() == {"ball", "rod"}
         for label in (BALL, ROD):
-            for rule, dice in zip(CANDIDATES, case.labels[label.name], strict=True):
+            for rule, dice in zip(CANDIDATES, scores[label.name], strict=True):
                 cleaned = raw.labels.copy()
                 postprocess(cleaned, (BALL, ROD), {label.name: rule}, raw.scan.geometry.voxel_ml)
                 overlap = label_overlaps(cleaned, reference, {label.name: label.value}, 1.0, None)
@@ -261,11 +266,11 @@ def test_a_case_in_which_nobody_looked_for_a_label_decides_nothing_about_it(monk
     reference = np.zeros_like(labels)
     reference[0, 0] = 1
     plan = tiny_plan()
-    known = tally(labels, reference, plan, 0.001)
-    unknown = tally(labels, np.zeros_like(labels), plan, 0.001, ["ball"])
-    assert unknown.unknown == {1}
-    assert unknown.dice(1, ComponentRule()) is None
-    assert known.dice(1, ComponentRule()) == pytest.approx(8 / 9)
-    one, none = known.scores(plan.labels), unknown.scores(plan.labels)
-    assert choose_rules([one, none], plan.labels) == {}
-    assert list(choose_rules([one, one, none], plan.labels)) == ["ball"]
+    known = rule_scores(labels, reference, plan, 0.001)
+    unknown = rule_scores(labels, np.zeros_like(labels), plan, 0.001, ["ball"])
+    assert set(unknown["ball"]) == {None}
+    assert known["ball"][0] == pytest.approx(8 / 9)
+    assert choose_rules([known, unknown], plan.labels).rules == {}
+    chosen = choose_rules([known, known, unknown], plan.labels)
+    assert list(chosen.rules) == ["ball"]
+    assert chosen.scores == {"ball": {"dice": 1.0, "cases": 2}, "rod": {"dice": None, "cases": 0}}

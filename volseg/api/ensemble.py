@@ -16,7 +16,7 @@ from volseg.modelfile import ModelCard, check_model_path, read_card, save_model,
 from volseg.networks import Ensemble, open_network
 from volseg.networks.own import NetworkFactory
 from volseg.planning.ranges import merge_scan_ranges
-from volseg.postprocessing.choosing import rules_of_folds
+from volseg.postprocessing.choosing import Chosen, choose_rules_of_folds
 from volseg.text import first_few
 
 Part = TypeVar("Part", Channel, Label)
@@ -75,6 +75,8 @@ def ensemble(
         _check_fits(path, card, paths[0], cards[0])
     members = Ensemble([open_network(path, network)[1] for path in paths])
     plan = _merge_plans([card.plan for card in cards])
+    are_folds = _have_own_folds(cards)
+    chosen = choose_rules_of_folds(paths, plan.labels) if are_folds else None
     # Names instead of paths, which differ between machines.
     command = shlex.join(["volseg", "ensemble", *(card.name for card in cards), "--output", "MODEL"])
     records = [
@@ -85,15 +87,15 @@ def ensemble(
         "name": f"{plan.dataset}-ensemble{len(cards)}",
         "plan": plan,
         "members": len(cards),
-        "postprocessing": _rules(paths, cards, plan),
+        "postprocessing": _common_rules(cards) if chosen is None else chosen.rules,
         "training": {
             "command": f"{command} --half" if half else command,
             "dataset": plan.dataset,
             "licence": cards[0].training.get("licence"),
             "members": records,
         },
-        "scores": {"members": [card.scores for card in cards], **_out_of_fold_scores(cards)},
-        "calibration": pooled(paths) if _have_own_folds(cards) else None,
+        "scores": {"members": [card.scores for card in cards], **_out_of_fold_scores(cards, chosen)},
+        "calibration": pooled(paths) if are_folds else None,
     }
     card = checked(ModelCard, document, "The ensemble", InputError)
     save_model(output, card, _to_half(members.state_dict()) if half else members.state_dict())
@@ -152,10 +154,11 @@ def _merge_plans(plans: Sequence[Plan]) -> Plan:
     return plans[0].model_copy(update={"channels": channels, "labels": labels, "scan_ranges": scans})
 
 
-def _out_of_fold_scores(cards: Sequence[ModelCard]) -> dict[str, Any]:
+def _out_of_fold_scores(cards: Sequence[ModelCard], chosen: Chosen | None) -> dict[str, Any]:
     """Mean Dice per label over the validation cases of all folds, and the mean over labels.
 
-    Each case is scored with the member that was not trained on it. Empty unless all have scores and folds of their own.
+    Each case is scored with the member that was not trained on it, after the rules chosen for the ensemble; without
+    such rules after those of the member. Empty unless all have scores and folds of their own.
     """
     # A model from someone else may have scores of other labels than its own.
     scored = all(card.scores.get("labels", {}).keys() == cards[0].scores.get("labels", {}).keys() for card in cards)
@@ -165,7 +168,10 @@ def _out_of_fold_scores(cards: Sequence[ModelCard]) -> dict[str, Any]:
     for label in cards[0].scores.get("labels", {}):
         found = [card.scores["labels"][label] for card in cards]
         rows = [row for row in found if row["cases"] and row["dice"] is not None]
-        if cases := sum(row["cases"] for row in rows):
+        if chosen and label in chosen.scores:
+            if chosen.scores[label]["cases"]:
+                labels[label] = chosen.scores[label]
+        elif cases := sum(row["cases"] for row in rows):
             labels[label] = {"dice": sum(row["dice"] * row["cases"] for row in rows) / cases, "cases": cases}
     if not labels:
         return {}
@@ -178,16 +184,10 @@ def _have_own_folds(cards: Sequence[ModelCard]) -> bool:
     return all(isinstance(fold, int) for fold in folds) and len(set(folds)) == len(cards)
 
 
-def _rules(paths: Sequence[Path], cards: Sequence[ModelCard], plan: Plan) -> dict[str, ComponentRule]:
-    """The postprocessing rules: chosen on the validation cases of all folds, else what the members agree on."""
-    rules = rules_of_folds(paths, plan.labels) if _have_own_folds(cards) else None
-    return _common_rules(cards) if rules is None else rules
-
-
 def _common_rules(cards: Sequence[ModelCard]) -> dict[str, ComponentRule]:
     """The postprocessing rules of the ensemble: they keep every component that the rule of a member keeps.
 
-    They have no Dice before and after, because the ensemble has not been scored.
+    They have no Dice before and after, because no cases were scored with them.
     """
     rules = {}
     for label in cards[0].plan.labels:

@@ -29,7 +29,7 @@ from volseg.inference.labelling import Labeller
 from volseg.inference.windows import Windows
 from volseg.postprocessing.applying import postprocess
 from volseg.postprocessing.choosing import FILE_NAME, CaseScores, RuleScores, choose_rules
-from volseg.postprocessing.tally import Tally, tally
+from volseg.postprocessing.tally import SIZES_ML, Scores, rule_scores
 from volseg.progress import Progress
 from volseg.text import printable
 from volseg.training.loop import Validate
@@ -117,30 +117,37 @@ def validate_from_files(
     shard = ranks.shard(list(zip(cases, pairs, strict=True)))
     # Labels that are kept from another model have no reference here.
     kept = {label.name: label.value for label in plan.labels if label.name not in data.labels.values}
-    tallies = {}
+    found, voxel_ml = {}, {}
     for done, (case, pair) in enumerate(shard):
         progress("validate", done / len(shard), case.name)
-        tallies[case.name] = _segment(segmenter, data, case, pair, kept)
+        found[case.name], voxel_ml[case.name] = _segment(segmenter, data, case, pair, kept)
     # All ranks get the same scores in the same order, so they choose the same rules.
-    scores = ranks.gather({name: one.scores(plan.labels) for name, one in tallies.items()})
-    rules = choose_rules([scores[case.name] for case in cases], plan.labels)
+    found = ranks.gather(found)
+    rules, _ = choose_rules([found[case.name] for case in cases], plan.labels)
     logger.info("Postprocessing: %s", rules_in_words(rules))
     for case, pair in shard if rules else ():
         written = read_label(pair.prediction)
         labels = np.array(written.channels[0])
-        postprocess(labels, plan.labels, rules, tallies[case.name].voxel_ml)
+        postprocess(labels, plan.labels, rules, voxel_ml[case.name])
         write_labels(labels, written, pair.prediction)
-    every = tuple(CaseScores(case=printable(case.name), labels=scores[case.name]) for case in cases)
-    ranks.on_first_rank(lambda: write_text(run / FILE_NAME, RuleScores(cases=every).model_dump_json()))
+    if ranks.first:
+        every = tuple(CaseScores.of(printable(case.name), found[case.name]) for case in cases)
+        write_text(run / FILE_NAME, RuleScores(smallest_ml=SIZES_ML, cases=every).model_dump_json())
     ranks.wait()
-    means = ranks.on_first_rank(lambda: _score(pairs, rules, data, list(kept.values()), run, progress))
+    scores = ranks.on_first_rank(lambda: _score(pairs, rules, data, list(kept.values()), run, progress))
     card = segmenter.card.model_copy(update={"postprocessing": rules})
     calibration = calibrate(replace(segmenter, card=card), cases, run, progress, ranks, kept)
-    return {"postprocessing": rules, "scores": means, "calibration": calibration}
+    return {"postprocessing": rules, "scores": scores, "calibration": calibration}
 
 
-def _segment(segmenter: Segmenter, data: Dataset, case: TrainingCase, pair: Pair, kept: Collection[str]) -> Tally:
-    """Segment the scan of a case, write the labels, and count their components; nobody looked for `kept` labels."""
+def _segment(
+    segmenter: Segmenter, data: Dataset, case: TrainingCase, pair: Pair, kept: Collection[str]
+) -> tuple[Scores, float]:
+    """Segment the scan of a case and write the labels.
+
+    Returns:
+        The Dice after each candidate rule, None of `kept` labels, which have no reference; the volume of a voxel, mL.
+    """
     plan = segmenter.card.plan
     result = segmenter(read_channels(case.images, len(data.channels)))
     # Without a JSON record, because it would refer to a model file that does not have its scores yet.
@@ -148,7 +155,7 @@ def _segment(segmenter: Segmenter, data: Dataset, case: TrainingCase, pair: Pair
     geometry = result.scan.geometry
     reference = case.own.read(read_label, pair.reference, geometry, None, table_of(plan)).channels[0]
     unknown = {*kept, *case.own.missing(data.labels.stored)}
-    return tally(result.labels, reference, plan, geometry.voxel_ml, unknown)
+    return rule_scores(result.labels, reference, plan, geometry.voxel_ml, unknown), geometry.voxel_ml
 
 
 def _score(

@@ -16,7 +16,7 @@ from volseg.config.plan import (
     ScanRanges,
     Sides,
     exchanged_order,
-    may_have_rules,
+    labels_by_rule,
     rules_in_words,
 )
 from volseg.config.training import AugmentationConfig, Config, PlanChoices, TrainingConfig
@@ -73,8 +73,8 @@ __all__ = [
     "distinct_names",
     "exchanged_order",
     "known_name",
+    "labels_by_rule",
     "load_config",
-    "may_have_rules",
     "read_yaml",
     "rules_in_words",
 ]

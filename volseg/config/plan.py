@@ -111,19 +111,29 @@ class Label(Frozen):
         return self.parts or (self.value,)
 
 
-def may_have_rules(labels: Sequence[Label]) -> tuple[Label, ...]:
-    """The labels whose components may be removed: no other label reaches beyond what is removed.
+def labels_by_rule(labels: Sequence[Label]) -> dict[str, tuple[Label, ...]]:
+    """The labels that may have a rule for their components, by name: each with the labels inside it.
 
-    These are all plain labels, and the regions that contain every region they overlap, such as a whole tumour.
+    These are all plain labels, and the regions that no other region contains or overlaps only in part, such as a whole
+    tumour: a component of it is removed with everything in it.
+
+    Returns:
+        In the order of `labels`: the label itself, then those whose stored values are all among its own.
     """
-    found: list[Label] = []
-    for label in labels:
-        own = set(label.stored_values)
-        others = [set(other.stored_values) for other in labels]
-        taken = any(own & set(earlier.stored_values) for earlier in found)
-        if not taken and all(other <= own or other.isdisjoint(own) for other in others):
-            found.append(label)
-    return tuple(found)
+    owner: dict[int, str] = {}
+    inside: dict[str, list[Label]] = {}
+    cut: set[str | None] = set()
+    for label in sorted(labels, key=lambda one: -len(set(one.stored_values))):
+        owners = {owner.get(value) for value in label.stored_values}
+        if owners == {None}:
+            inside[label.name] = [label]
+        elif len(owners) > 1:
+            cut |= owners
+        else:
+            inside.get(owner[label.stored_values[0]], []).append(label)
+        for value in label.stored_values:
+            owner.setdefault(value, label.name)
+    return {one.name: tuple(inside[one.name]) for one in labels if one.name in inside and one.name not in cut}
 
 
 class ComponentRule(Frozen):
@@ -135,7 +145,7 @@ class ComponentRule(Frozen):
     smallest_ml: Volume = Field(0.0, description="smallest volume that is kept, mL")
     largest_only: bool = Field(False, description="keep only the largest of these; all of several equally large ones")
     dice_before: float | None = Field(
-        None, description="mean Dice of the label on the validation cases without the rule"
+        None, description="mean Dice of the label on the validation cases without the rule; of folds, out of fold"
     )
     dice_after: float | None = Field(None, description="the same with the rule")
 

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from volseg.config import CUSTOM, ComponentRule, Frozen, Name, Plan, checked, may_have_rules
+from volseg.config import CUSTOM, ComponentRule, Frozen, Name, Plan, checked, labels_by_rule
 from volseg.documents import BrokenDocumentError, DocumentError, parse_json
 from volseg.errors import ConfigError, InputError, UsageError
 from volseg.files import access_to, require_writable, sha256_of
@@ -137,11 +137,11 @@ class ModelCard(Frozen):
             raise ValueError(
                 f"postprocessing has rules for {first_few(sorted(unknown))}, but the plan has no such label"
             )
-        nested = self.postprocessing.keys() - {label.name for label in may_have_rules(self.plan.labels)}
-        if nested:
+        unsafe = self.postprocessing.keys() - labels_by_rule(self.plan.labels).keys() if self.postprocessing else ()
+        if unsafe:
             raise ValueError(
-                f"postprocessing has rules for {first_few(sorted(nested))}, but other regions reach beyond what they "
-                "would remove"
+                f"postprocessing has rules for {first_few(sorted(unsafe))}, but another region contains it or overlaps "
+                "it in part"
             )
         records = [record for record in (self.training.get("members"), self.scores.get("members")) if record]
         if any(len(record) != self.members for record in records):

@@ -1,22 +1,21 @@
 """Component rules are chosen on the validation cases: of one run, or of all folds of a cross-validation.
 
 A rule is stored only for a label that enough cases have, whose mean Dice it raises, and where no case loses much: what
-helps a few validation cases by chance may remove a second lesion from every patient after them.
+helps a few validation cases by chance may remove a second lesion from every patient after them. The same holds for the
+regions inside a region: the rule may not cost them anything on average, nor much in any case.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from volseg.config import ComponentRule, Frozen, Label, checked, may_have_rules
-from volseg.config.values import Name
-from volseg.documents import read_json, read_or
-from volseg.errors import InputError
-from volseg.postprocessing.tally import CANDIDATES, SIZES_ML
+from volseg.config import ComponentRule, Frozen, Label, Name, labels_by_rule
+from volseg.modelfile.beside import documents_beside
+from volseg.postprocessing.tally import CANDIDATES, SIZES_ML, Scores
+from volseg.text import first_few
 
 # The least gain in mean Dice: less does not show in four decimals.
 GAIN = 1e-4
@@ -26,60 +25,80 @@ LARGEST_LOSS = 0.05
 # In the folder of a run.
 FILE_NAME = "postprocessing.json"
 
-# Of a case, by label name: the Dice after each of `CANDIDATES`, None where neither image has the label.
-Scores: TypeAlias = Mapping[str, Sequence[float | None]]
-
 _Dice = Annotated[float, Field(ge=0, le=1)]
 
 
 class CaseScores(Frozen):
-    """The Dice of a validation case after each candidate rule, by label name."""
+    """The Dice of a validation case after each candidate rule, by label name; one number where no rule changes it."""
 
-    case: Name
-    labels: Annotated[
-        dict[
-            Name,
-            Annotated[tuple[_Dice | None, ...], Field(min_length=len(CANDIDATES), max_length=len(CANDIDATES))],
-        ],
-        Field(max_length=10_000),
-    ]
+    case: str = Field(max_length=4096)
+    labels: Annotated[dict[Name, Annotated[tuple[_Dice | None, ...], Field(min_length=1)]], Field(max_length=10_000)]
+
+    @classmethod
+    def of(cls, case: str, scores: Scores) -> "CaseScores":
+        """The document of these scores."""
+        return cls(case=case, labels={name: dice[:1] if len(set(dice)) == 1 else dice for name, dice in scores.items()})
+
+    def scores(self) -> Scores:
+        """With a number for each candidate."""
+        return {name: dice * len(CANDIDATES) if len(dice) == 1 else dice for name, dice in self.labels.items()}
 
 
 class RuleScores(Frozen):
     """postprocessing.json of a run: kept beside the model so that an ensemble chooses its rules on all folds."""
 
-    smallest_ml: tuple[float, ...] = Field(SIZES_ML, description="candidates; then each with the largest only")
+    smallest_ml: tuple[float, ...] = Field(description="candidates; then each with the largest component only")
     cases: Annotated[tuple[CaseScores, ...], Field(max_length=100_000)]
 
+    @model_validator(mode="after")
+    def _check_numbers(self) -> Self:
+        expected = {1, 2 * len(self.smallest_ml)}
+        for case in self.cases:
+            if wrong := [name for name, dice in case.labels.items() if len(dice) not in expected]:
+                raise ValueError(f"{case.case} has not one number or {max(expected)} for {first_few(wrong)}")
+        return self
 
-def choose_rules(cases: Sequence[Scores], labels: Sequence[Label]) -> dict[str, ComponentRule]:
-    """The rule of each label that profits from one, by name, with its mean Dice before and after.
+
+class Chosen(NamedTuple):
+    """Rules, and what they make of the cases that they are chosen on.
+
+    Args:
+        rules: by label name, with the mean Dice before and after.
+        scores: by name of each label that may have a rule or lies inside one: `dice`, the mean after the rules, None
+            if no case has it; `cases`, how many have it.
+    """
+
+    rules: dict[str, ComponentRule]
+    scores: dict[str, dict[str, Any]]
+
+
+def choose_rules(cases: Sequence[Mapping[str, Sequence[float | None]]], labels: Sequence[Label]) -> Chosen:
+    """The rule of each label that profits from one.
 
     Candidates are volumes from small to large, then keeping the largest component only, in addition to the best volume.
     Each has to be better than the best so far by `GAIN`, so that of equally good rules the mildest is chosen. A label
     that fewer than `ENOUGH_CASES` have gets no rule, nor does a candidate count by which a case loses more than
-    `LARGEST_LOSS`.
+    `LARGEST_LOSS` of this label or of one inside it, or by which the mean of one inside it falls.
 
     Args:
-        cases: the scores of the validation cases.
-        labels: those to choose rules for; others than `may_have_rules` gives have none.
+        cases: the scores of each validation case, see `volseg.postprocessing.tally.Scores`.
+        labels: of the model.
     """
-    chosen = {}
-    for label in may_have_rules(labels):
-        by_rule = list(zip(*(case[label.name] for case in cases if label.name in case), strict=True))
-        if not by_rule or sum(dice is not None for dice in by_rule[0]) < ENOUGH_CASES:
-            continue
-        means, best = [_mean(dice) for dice in by_rule], 0
-        for candidate in range(1, len(SIZES_ML)):
-            best = _better(candidate, best, means, by_rule)
-        best = _better(best + len(SIZES_ML), best, means, by_rule)
-        if means[best] > means[0]:
-            scores = {"dice_before": means[0], "dice_after": means[best]}
-            chosen[label.name] = CANDIDATES[best].model_copy(update=scores)
+    chosen = Chosen({}, {})
+    for name, inside in labels_by_rule(labels).items():
+        tables = {label.name: list(zip(*(case[label.name] for case in cases), strict=True)) for label in inside}
+        best = _best(list(tables.values())) if cases else 0
+        for label, table in tables.items():
+            after = table[best] if table else ()
+            count = sum(dice is not None for dice in after)
+            chosen.scores[label] = {"dice": _mean(after) if count else None, "cases": count}
+        if best:
+            means = {"dice_before": _mean(tables[name][0]), "dice_after": _mean(tables[name][best])}
+            chosen.rules[name] = CANDIDATES[best].model_copy(update=means)
     return chosen
 
 
-def rules_of_folds(models: Iterable[Path], labels: Sequence[Label]) -> dict[str, ComponentRule] | None:
+def choose_rules_of_folds(models: Sequence[Path], labels: Sequence[Label]) -> Chosen | None:
     """The rules of an ensemble, chosen on the validation cases of all its members, each a fold of its own.
 
     Args:
@@ -87,29 +106,43 @@ def rules_of_folds(models: Iterable[Path], labels: Sequence[Label]) -> dict[str,
         labels: of the ensemble.
 
     Returns:
-        None where a member has no such file.
+        None where a member has no such file, or one of other candidates or labels, or two of them a case in common.
 
     Raises:
-        InputError: a postprocessing.json cannot be read, or was made with other candidates.
+        InputError: a postprocessing.json cannot be read.
     """
-    files = [model.with_name(FILE_NAME) for model in models]
-    if not all(file.exists() for file in files):
+    documents = documents_beside(models, FILE_NAME, RuleScores)
+    if documents is None or any(document.smallest_ml != SIZES_ML for document in documents):
         return None
-    cases: list[Scores] = []
-    for file in files:
-        advice = "Finish the run again: volseg train --resume --finish."
-        document = read_or(InputError, partial(read_json, times=4), file, "readable JSON", advice)
-        found = checked(RuleScores, document, str(file), InputError)
-        if found.smallest_ml != SIZES_ML:
-            raise InputError(f"{file} has scores of other volumes than {', '.join(map(str, SIZES_ML))} mL. {advice}")
-        cases += [case.labels for case in found.cases]
-    return choose_rules(cases, labels)
+    found = [case for document in documents for case in document.cases]
+    expected = {label.name for inside in labels_by_rule(labels).values() for label in inside}
+    if len({case.case for case in found}) < len(found) or any(case.labels.keys() != expected for case in found):
+        return None
+    return choose_rules([case.scores() for case in found], labels)
 
 
-def _better(candidate: int, best: int, means: Sequence[float], by_rule: Sequence[Sequence[float | None]]) -> int:
-    """The candidate if it gains enough over the best so far and no case loses much by it, else the best so far."""
-    gains = means[candidate] > means[best] + GAIN
-    return candidate if gains and _largest_loss(by_rule[0], by_rule[candidate]) <= LARGEST_LOSS else best
+def _best(tables: Sequence[Sequence[Sequence[float | None]]]) -> int:
+    """The best candidate for a label, 0 if none is better than no rule.
+
+    Args:
+        tables: the Dice by candidate and case of the label, and of each one inside it.
+    """
+    own = tables[0]
+    if sum(dice is not None for dice in own[0]) < ENOUGH_CASES:
+        return 0
+    best = 0
+    for candidate in range(1, len(SIZES_ML)):
+        best = _better(candidate, best, tables)
+    return _better(best + len(SIZES_ML), best, tables)
+
+
+def _better(candidate: int, best: int, tables: Sequence[Sequence[Sequence[float | None]]]) -> int:
+    """The candidate if it gains enough over the best so far and costs no case or label much, else the best so far."""
+    own, *others = tables
+    gains = _mean(own[candidate]) > _mean(own[best]) + GAIN
+    costs = any(_mean(other[candidate]) < _mean(other[0]) - GAIN for other in others)
+    loses = any(_largest_loss(table[0], table[candidate]) > LARGEST_LOSS for table in tables)
+    return candidate if gains and not costs and not loses else best
 
 
 def _mean(dice: Sequence[float | None]) -> float:

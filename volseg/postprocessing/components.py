@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from volseg.config import ComponentRule
 from volseg.data.grid.connected import numbered_components
@@ -159,14 +158,13 @@ def kept(components: np.ndarray, rules: Mapping[int, ComponentRule], voxel_ml: f
     return keeps
 
 
-def value_table(stored: Mapping[int, Sequence[int]], dtype: DTypeLike) -> np.ndarray:
-    """A table for `slabs`, (65536,) or (256,): the value for each stored value, 0 for all others.
+def value_table(stored: Mapping[int, Sequence[int]]) -> np.ndarray:
+    """A table for `slabs`, (65536,) uint16, from the values of a label image to those of labels; 0 for all others.
 
     Args:
-        stored: the stored values that count as a value, by it; no stored value twice.
-        dtype: uint16 or uint8, that of the values.
+        stored: by value of a label, the values in label images that it stands for; none of them twice.
     """
-    table = np.zeros(np.iinfo(dtype).max + 1, dtype)
+    table = np.zeros(1 << 16, np.uint16)
     for value, parts in stored.items():
         table[list(parts)] = value
     return table
@@ -190,10 +188,10 @@ def keep_components(
         voxel_ml: volume of a voxel in millilitres.
         slab_voxels: voxels per slab.
         max_bytes: memory limit for slab components; None for no limit.
-        stored: the stored values that count as a value of `rules`, such as the parts of a region; None: itself alone.
+        stored: by value, the values in the image that it stands for, such as the parts of a region; None: itself.
 
     Returns:
-        The number of voxels that each stored value lost.
+        The number of voxels that each of these values in the image lost.
 
     Raises:
         ResourceError: the slab components need more than `max_bytes`; `labels` are unchanged.
@@ -203,7 +201,7 @@ def keep_components(
     image = outermost_first(labels)
     stored = stored or {value: (value,) for value in rules}
     # Labels without a rule are background, which saves their components.
-    table = value_table(stored, labels.dtype)
+    table = value_table(stored)
     found = list(_limited(max_bytes, ((slab.components, slab.touching) for slab in slabs(image, slab_voxels, table))))
     components, group = merge_slabs(found)
     drops = ~kept(components, rules, voxel_ml)

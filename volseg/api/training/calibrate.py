@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -16,18 +15,17 @@ from volseg.confidence.fitting import fit
 from volseg.confidence.records import FILE_NAME, TEMPERATURES, LabelRecord, Records, ScanRecord
 from volseg.confidence.reliability import ReliabilityObserver
 from volseg.confidence.sums import Sums, SumsObserver
-from volseg.config import Plan, checked
+from volseg.config import Plan
 from volseg.data.cases.dataset import TrainingCase
 from volseg.data.cases.labels import table_of
 from volseg.data.grid.geometry import Geometry, GridMap
 from volseg.data.grid.preprocess import image_to_network, label_to_network, training_target
 from volseg.data.io.reading import read_channels, read_label
 from volseg.device import memory_errors
-from volseg.documents import read_json, read_or
-from volseg.errors import InputError
 from volseg.evaluation.overlap import label_overlaps
 from volseg.files import write_text
 from volseg.inference.stream import stream_order
+from volseg.modelfile.beside import documents_beside
 from volseg.modelfile.calibration import Calibration
 from volseg.postprocessing.applying import postprocess
 from volseg.progress import Progress
@@ -93,14 +91,12 @@ def pooled(models: Sequence[Path]) -> Calibration | None:
     Raises:
         InputError: a calibration.json cannot be read.
     """
-    files = [model.with_name(FILE_NAME) for model in models]
-    if not all(file.exists() for file in files):
+    documents = documents_beside(models, FILE_NAME, Records)
+    if documents is None:
         return None
     scans: list[ScanRecord] = []
-    for member, file in enumerate(files):
-        read, advice = partial(read_json, times=4), "Finish the run again: volseg train --resume --finish."
-        document = read_or(InputError, read, file, "readable JSON", advice)
-        scans += of_member(checked(Records, document, str(file), InputError).scans, member)
+    for member, document in enumerate(documents):
+        scans += of_member(document.scans, member)
     return fit(scans, out_of_fold=True) if len({tuple(scan.labels) for scan in scans}) == 1 else None
 
 

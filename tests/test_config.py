@@ -217,7 +217,7 @@ def test_a_rule_in_words(values, words):
         *(
             (f"augmentation.{name}", accepted, rejected)
             for name in ("rotation", "scaling", "mirror", "noise", "blur", "brightness", "contrast", "low_resolution",
-                         "gamma", "gamma_inverted")
+                         "gamma", "gamma_inverted", "channel_dropout")
             for accepted, rejected in (("0", "-1e-9"), ("1", "1.001"))
         ),
         ("plan.batch_size", "1", "0"),

@@ -25,6 +25,7 @@ OFF = dict.fromkeys(
         "low_resolution",
         "gamma",
         "gamma_inverted",
+        "channel_dropout",
     ],
     0.0,
 )
@@ -116,7 +117,7 @@ def test_cropping_only_flips_whatever_the_probabilities():
     assert flips / 60 == pytest.approx(0.5, abs=0.2)
 
 
-@pytest.mark.parametrize("name", sorted(set(OFF) - {"rotation", "scaling", "mirror"}))
+@pytest.mark.parametrize("name", sorted(set(OFF) - {"rotation", "scaling", "mirror", "channel_dropout"}))
 def test_each_intensity_step_changes_the_image_and_not_the_label(name):
     out = augmentation(small_plan(), only(**{name: 1.0})).set_random_state(1)(case())
     assert not torch.equal(out["image"], patch_of("image"))
@@ -228,3 +229,35 @@ def test_every_probability_and_range_arrives_in_its_step():
         assert (step.gamma, step.inverted) == ((0.6, 1.6), inverts)
     assert own is more[0]
     assert warp.config == config
+
+
+TWO = {
+    "channels": (Channel(name="CT"), Channel(name="PET")),
+    "network": small_plan().network.model_copy(update={"in_channels": 2}),
+}
+
+
+@pytest.mark.parametrize("make", [augmentation, cropping])
+def test_channel_dropout_sets_one_of_several_channels_to_0(make):
+    plan = small_plan(**TWO)
+    expected = make(plan, only())(case(2))
+    pipeline = make(plan, only(channel_dropout=0.5))
+    pipeline.set_random_state(seed=0)
+    kept = []
+    for _ in range(200):
+        found = pipeline(case(2))
+        assert torch.equal(found["label"], expected["label"])
+        same = [torch.equal(*pair) for pair in zip(found["image"], expected["image"], strict=True)]
+        assert all(one or not channel.any() for one, channel in zip(same, found["image"], strict=True))
+        kept.append(tuple(same))
+    assert (False, False) not in kept
+    # Binomial, three standard deviations.
+    assert abs(kept.count((True, True)) - 100) < 22
+    assert abs(kept.count((True, False)) - kept.count((False, True))) < 31
+
+
+def test_a_single_channel_is_never_dropped():
+    pipeline = augmentation(small_plan(), only(channel_dropout=1.0))
+    assert torch.equal(pipeline(case())["image"], augmentation(small_plan(), only())(case())["image"])
+    names = [type(step).__name__ for step in pipeline.transforms]
+    assert "RandChannelDropoutd" not in names

@@ -187,6 +187,9 @@ class AugmentationConfig(Group):
     gamma: float = Field(0.3, ge=0, le=1)
     gamma_inverted: float = Field(0.1, ge=0, le=1)
     gamma_range: Range = (0.7, 1.5)
+    channel_dropout: float = Field(
+        0.3, ge=0, le=1, description="one of several channels is set to 0; also in patches that are not augmented yet"
+    )
 
 
 # Of a run that starts from a model, where the user sets nothing else: large steps would undo what it has learned, and

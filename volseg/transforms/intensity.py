@@ -129,6 +129,24 @@ class RandLowResolutiond(_RandImaged):
         return at_low_resolution(image, zooms)
 
 
+class RandChannelDropoutd(_RandImaged):
+    """Set one channel, chosen at random, to 0.
+
+    A network that sees each channel missing now and then does not rely on one of them alone, such as on the uptake in
+    PET of a tumour that in another patient has none.
+
+    Args:
+        keys: images (C, D, H, W) of several channels.
+        prob: probability of doing so.
+    """
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """The image without one of its channels."""
+        image = image.clone()
+        image[self.R.randint(len(image))] = 0
+        return image
+
+
 def gamma_corrected(image: torch.Tensor, gammas: np.ndarray, inverted: bool = False) -> torch.Tensor:
     """Raise each channel, scaled to 0 to 1 by its own extremes, to a power; its mean and standard deviation stay.
 

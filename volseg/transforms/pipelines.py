@@ -16,7 +16,7 @@ from monai.transforms import (
 
 from volseg.config import AugmentationConfig, Plan
 from volseg.transforms.checked import CheckedPatch
-from volseg.transforms.intensity import RandBlurd, RandGammad, RandLowResolutiond
+from volseg.transforms.intensity import RandBlurd, RandChannelDropoutd, RandGammad, RandLowResolutiond
 from volseg.transforms.network_grid import ImageToNetworkd, LabelToNetworkd, ReadCased
 from volseg.transforms.spatial import RandAffinePatchd, augments_in_plane
 
@@ -58,9 +58,14 @@ def preprocessing(plan: Plan) -> Compose:
 
 
 def cropping(plan: Plan, config: AugmentationConfig) -> Compose:
-    """The pipeline for patches without augmentation: only cropping and flips; input and output as in `augmentation`."""
+    """The pipeline for patches without augmentation: only cropping, flips and channel dropout, as in `augmentation`."""
     only_flips = config.model_copy(update={"rotation": 0.0, "scaling": 0.0})
-    return SharedRandomCompose([RandAffinePatchd(("image", "label"), plan, only_flips, mode=("bilinear", "nearest"))])
+    return SharedRandomCompose(
+        [
+            RandAffinePatchd(("image", "label"), plan, only_flips, mode=("bilinear", "nearest")),
+            *_channel_dropout(plan, config),
+        ]
+    )
 
 
 def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transform] = ()) -> Compose:
@@ -91,6 +96,7 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
             ),
             RandGammad("image", prob=config.gamma_inverted, gamma=config.gamma_range, inverted=True),
             RandGammad("image", prob=config.gamma, gamma=config.gamma_range),
+            *_channel_dropout(plan, config),
             *more,
             *([CheckedPatch(plan)] if more else []),
             EnsureTyped("image", track_meta=False),
@@ -98,3 +104,8 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
         # Else a list of several samples, as of RandCropByPosNegLabeld, would pass every check one by one.
         map_items=False,
     )
+
+
+def _channel_dropout(plan: Plan, config: AugmentationConfig) -> list[Transform]:
+    """Channel dropout, where a patch keeps a channel."""
+    return [RandChannelDropoutd("image", prob=config.channel_dropout)] if len(plan.channels) > 1 else []

@@ -54,7 +54,7 @@ AUGMENTATION = {
     "gamma": 0.3,
     "gamma_inverted": 0.1,
     "gamma_range": (0.7, 1.5),
-    "channel_dropout": 0.3,
+    "channel_dropout": 0.0,
 }
 PLAN_CHOICES = (
     "dimensions", "spacing_mm", "patch_size", "batch_size", "memory_gb", "normalisation", "crop", "image_resampling",

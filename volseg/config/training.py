@@ -188,7 +188,7 @@ class AugmentationConfig(Group):
     gamma_inverted: float = Field(0.1, ge=0, le=1)
     gamma_range: Range = (0.7, 1.5)
     channel_dropout: float = Field(
-        0.3, ge=0, le=1, description="one of several channels is set to 0; also in patches that are not augmented yet"
+        0.0, ge=0, le=1, description="one of several channels is set to 0; also in patches that are not augmented yet"
     )
 
 

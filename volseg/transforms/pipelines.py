@@ -107,5 +107,6 @@ def augmentation(plan: Plan, config: AugmentationConfig, more: Sequence[Transfor
 
 
 def _channel_dropout(plan: Plan, config: AugmentationConfig) -> list[Transform]:
-    """Channel dropout, where a patch keeps a channel."""
-    return [RandChannelDropoutd("image", prob=config.channel_dropout)] if len(plan.channels) > 1 else []
+    """Channel dropout, if it is wanted and leaves a channel."""
+    wanted = config.channel_dropout > 0 and len(plan.channels) > 1
+    return [RandChannelDropoutd("image", prob=config.channel_dropout)] if wanted else []

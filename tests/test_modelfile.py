@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.pipeline import tiny_plan, write_model
-from volseg.config import ComponentRule
+from volseg.config import ComponentRule, Label
 from volseg.errors import InputError
 from volseg.modelfile import ModelCard, load_model, read_card, save_model
 
@@ -37,12 +37,14 @@ def test_a_file_from_before_postprocessing_has_none(tmp_path):
     ("regions", "name", "words"),
     [
         (False, "liver", "postprocessing has rules for liver, but the plan has no such label"),
-        (True, "rod", "regions overlap"),
+        (True, "rod", "postprocessing has rules for rod, but another region contains it"),
     ],
 )
-def test_rules_without_a_label_are_rejected(tmp_path, regions, name, words):
+def test_rules_without_a_label_or_inside_another_region_are_rejected(tmp_path, regions, name, words):
     network = tiny_plan().network.model_copy(update={"classes": 2 if regions else 3})
-    card = ModelCard(name="tiny", plan=tiny_plan(regions=regions, network=network))
+    nested = (Label(name="ball", value=1, parts=(1, 2)), Label(name="rod", value=2, parts=(2,)))
+    labels = nested if regions else tiny_plan().labels
+    card = ModelCard(name="tiny", plan=tiny_plan(regions=regions, network=network, labels=labels))
     save_model(
         tmp_path / "m.safetensors",
         card.model_copy(update={"postprocessing": {name: ComponentRule(largest_only=True)}}),

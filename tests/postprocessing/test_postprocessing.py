@@ -88,6 +88,15 @@ def test_components_that_no_size_separates_give_the_largest_only() -> None:
     assert rules["organ"].dice_after == pytest.approx((0.9 + 1) / 2)
 
 
+def test_the_largest_component_needs_no_size_that_gains_nothing_more() -> None:
+    """A size drops the small false components; then the largest drops them and a large one: a size is left out."""
+    cases = [found((1000, 900), (20, 0), true=1000), found((1000, 900), (700, 0), true=1000)]
+    cases += [found((800, 800), true=800)]
+    rule = rules_for(cases * 4)["organ"]
+    assert (rule.smallest_ml, rule.largest_only) == (0, True)
+    assert rule.dice_after == pytest.approx((0.9 + 0.9 + 1) / 3)
+
+
 def test_an_absent_label_needs_a_size_and_others_the_largest_as_well() -> None:
     cases = [found((50, 0), true=0), found((1000, 900), (700, 0), true=1000), found((600, 600), true=600)]
     rule = rules_for(cases * 4)["organ"]

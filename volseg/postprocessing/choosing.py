@@ -75,10 +75,11 @@ class Chosen(NamedTuple):
 def choose_rules(cases: Sequence[Mapping[str, Sequence[float | None]]], labels: Sequence[Label]) -> Chosen:
     """The rule of each label that profits from one.
 
-    Candidates are volumes from small to large, then keeping the largest component only, in addition to the best volume.
-    Each has to be better than the best so far by `GAIN`, so that of equally good rules the mildest is chosen. A label
-    that fewer than `ENOUGH_CASES` have gets no rule, nor does a candidate count by which a case loses more than
-    `LARGEST_LOSS` of this label or of one inside it, or by which the mean of one inside it falls.
+    Candidates are volumes from small to large, then keeping the largest component only, in addition to the best volume
+    or, if that is as good, to a smaller one or none. Each has to be better than the best so far by `GAIN`, so that of
+    equally good rules the mildest is chosen. A label that fewer than `ENOUGH_CASES` have gets no rule, nor does a
+    candidate count by which a case loses more than `LARGEST_LOSS` of this label or of one inside it, or by which the
+    mean of one inside it falls.
 
     Args:
         cases: the scores of each validation case, see `volseg.postprocessing.tally.Scores`.
@@ -130,19 +131,28 @@ def _best(tables: Sequence[Sequence[Sequence[float | None]]]) -> int:
     own = tables[0]
     if sum(dice is not None for dice in own[0]) < ENOUGH_CASES:
         return 0
-    best = 0
-    for candidate in range(1, len(SIZES_ML)):
+    best, sizes = 0, len(SIZES_ML)
+    for candidate in range(1, sizes):
         best = _better(candidate, best, tables)
-    return _better(best + len(SIZES_ML), best, tables)
+    largest = _better(best + sizes, best, tables)
+    if largest == best:
+        return best
+    # A volume that gains nothing more is left out: a patient whose only lesion is smaller would be left with none.
+    means = [_mean(dice) for dice in own]
+    as_good = (one for one in range(sizes, largest) if means[one] >= means[largest] - GAIN and _is_safe(one, tables))
+    return next(as_good, largest)
 
 
 def _better(candidate: int, best: int, tables: Sequence[Sequence[Sequence[float | None]]]) -> int:
-    """The candidate if it gains enough over the best so far and costs no case or label much, else the best so far."""
-    own, *others = tables
-    gains = _mean(own[candidate]) > _mean(own[best]) + GAIN
-    costs = any(_mean(other[candidate]) < _mean(other[0]) - GAIN for other in others)
-    loses = any(_largest_loss(table[0], table[candidate]) > LARGEST_LOSS for table in tables)
-    return candidate if gains and not costs and not loses else best
+    """The candidate if it gains enough over the best so far and is safe, else the best so far."""
+    gains = _mean(tables[0][candidate]) > _mean(tables[0][best]) + GAIN
+    return candidate if gains and _is_safe(candidate, tables) else best
+
+
+def _is_safe(candidate: int, tables: Sequence[Sequence[Sequence[float | None]]]) -> bool:
+    """Whether no case loses much by a candidate, and the labels inside lose nothing on average."""
+    costs = any(_mean(inside[candidate]) < _mean(inside[0]) - GAIN for inside in tables[1:])
+    return not costs and all(_largest_loss(table[0], table[candidate]) <= LARGEST_LOSS for table in tables)
 
 
 def _mean(dice: Sequence[float | None]) -> float:
